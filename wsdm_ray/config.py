@@ -1,0 +1,350 @@
+"""Every option of every job: frozen dataclasses that check themselves. They import neither torch nor ray.
+
+The resolved config of a run is written beside its output. A field's docstring is its help on the command line.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from wsdm_ray.errors import ConfigError
+
+__all__ = [
+    "ArenaConfig",
+    "Columns",
+    "EvaluateConfig",
+    "HeadConfig",
+    "LoraConfig",
+    "OptimizerConfig",
+    "PrepareConfig",
+    "QuantizeConfig",
+    "QuickstartConfig",
+    "ScoreConfig",
+    "TextConfig",
+    "TrainConfig",
+    "to_dict",
+]
+
+Orders = Literal["both", "ab", "ba"]
+Layout = Literal["padded", "packed", "shared"]
+Precision = Literal["auto", "fp32", "bf16", "bnb-int8", "nf4"]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain values, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def check(condition: bool, option: str, value: object, remedy: str) -> None:
+    """Raise `ConfigError` that names the option, its value and what it takes."""
+    if not condition:
+        raise ConfigError(f"--{option.replace('_', '-')} {value}: must be {remedy}")
+
+
+def check_paths(**paths: str | tuple[str, ...]) -> None:
+    for option, value in paths.items():
+        check(bool(value) and all(value), option, value or "(empty)", "given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The names that an input gives to the canonical columns."""
+
+    id: str = "id"
+    prompt: str = "prompt"
+    response_a: str = "response_a"
+    response_b: str = "response_b"
+    winner: str = "winner"
+    prob_a: str = "prob_a"
+    model_a: str = "model_a"
+    model_b: str = "model_b"
+    language: str = "language"
+    source: str = "source"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """How a pair becomes tokens."""
+
+    prompt_tag: str = "<prompt>: "
+    """Text before the prompt."""
+    first_tag: str = "\n\n<response_a>: "
+    """Text before the response that stands first."""
+    second_tag: str = "\n\n<response_b>: "
+    """Text before the response that stands second."""
+    max_tokens: int = 2048
+    """The most tokens of one ordering, with tags, bos and eos."""
+    truncation: Literal["balanced", "left"] = "balanced"
+    """balanced: each segment has its own budget and keeps its head and tail. left: cut from the left end of the whole."""
+    prompt_share: float = 0.25
+    """balanced: the share of the text budget that is the prompt's when the answers could use all of it."""
+
+    def __post_init__(self) -> None:
+        check(self.max_tokens >= 32, "text.max_tokens", self.max_tokens, "at least 32")
+        check(0 < self.prompt_share < 1, "text.prompt_share", self.prompt_share, "between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """What turns the last token's hidden state into two logits (first response wins, second wins)."""
+
+    kind: Literal["mlp", "linear"] = "mlp"
+    """mlp: dropout, linear to half the width, dropout, GELU, linear (the recipe's). linear: one bias-free linear."""
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        check(0 <= self.dropout < 1, "head.dropout", self.dropout, "in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """The low-rank adapter."""
+
+    r: int = 64
+    """Rank."""
+    alpha: float = 64
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: float = 0.05
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the linear layers that get an adapter."""
+
+    def __post_init__(self) -> None:
+        check(self.r >= 1, "lora.r", self.r, "at least 1")
+        check(self.alpha > 0, "lora.alpha", self.alpha, "above 0")
+        check(0 <= self.dropout < 1, "lora.dropout", self.dropout, "in [0, 1)")
+        check(bool(self.targets), "lora.targets", self.targets, "at least one layer name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule."""
+
+    kind: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit keeps its state in 8 bit (bitsandbytes)."""
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_fraction: float = 0.025
+    """Share of the steps over which the learning rate rises linearly."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How it falls afterwards."""
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        check(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "above 0")
+        check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
+        check(0 <= self.warmup_fraction <= 1, "optimizer.warmup_fraction", self.warmup_fraction, "in [0, 1]")
+        check(self.max_grad_norm > 0, "optimizer.max_grad_norm", self.max_grad_norm, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArenaConfig:
+    """Synthetic votes with a known best accuracy."""
+
+    output: str
+    """Folder for the shards and run.json."""
+    rows: int = 5_000
+    seed: int = 0
+    lengths: Literal["real", "short"] = "real"
+    """real: median about 1,000 tokens a triple with a long tail. short: about a tenth of that."""
+    restart: bool = False
+    """Delete what the output folder holds and start over."""
+
+    def __post_init__(self) -> None:
+        check_paths(output=self.output)
+        check(self.rows >= 1, "rows", self.rows, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Raw votes to canonical shards."""
+
+    input: tuple[str, ...]
+    """Parquet, JSONL or CSV files, folders of them, or globs."""
+    output: str
+    """Folder for train/, valid/ and run.json."""
+    valid_fraction: float = 0.1
+    """Share of the rows whose prompt groups go to valid."""
+    seed: int = 0
+    """Decides which prompt groups go to valid."""
+    ties: Literal["drop", "soft"] = "drop"
+    """drop: leave ties out, counted. soft: keep them with prob_a 0.5."""
+    columns: Columns = field(default_factory=Columns)
+    """The input's own column names, where they differ."""
+    make_ids: bool = False
+    """Make ids from file name and row number where the input has none."""
+    shard_rows: int = 20_000
+    """Rows of one output file."""
+    restart: bool = False
+    """Delete what the output folder holds and start over."""
+
+    def __post_init__(self) -> None:
+        check_paths(input=self.input, output=self.output)
+        check(0 <= self.valid_fraction < 1, "valid_fraction", self.valid_fraction, "in [0, 1)")
+        check(self.shard_rows >= 1, "shard_rows", self.shard_rows, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeConfig:
+    """One quantized checkpoint from a base model."""
+
+    base: str
+    """Folder of a Hugging Face model with its tokenizer."""
+    output: str
+    adapter: str | None = None
+    """Checkpoint folder of `train` whose adapter and head are merged in first."""
+    precision: Literal["int8", "nf4", "bf16"] = "int8"
+    restart: bool = False
+    """Delete what the output folder holds and start over."""
+
+    def __post_init__(self) -> None:
+        check_paths(base=self.base, output=self.output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Fine-tune a classifier on votes."""
+
+    base: str
+    """Folder of a Hugging Face model, quantized or not, with its tokenizer."""
+    train: tuple[str, ...]
+    """Canonical shards: files, folders or globs."""
+    output: str
+    """Folder for the classifier and its checkpoints."""
+    valid: tuple[str, ...] = ()
+    """Canonical shards that training never sees."""
+    num_workers: int = 1
+    seed: int = 0
+    epochs: float = 1.0
+    """Passes over the train rows."""
+    max_steps: int | None = None
+    """Stop after so many optimizer steps."""
+    pairs_per_step: int = 16
+    """Pairs of one optimizer step over all workers, whatever their number."""
+    orders: Orders = "both"
+    """both: each pair in both orderings within the same step."""
+    layout: Layout = "padded"
+    token_budget: int = 16_384
+    """The most tokens of one forward pass on one worker."""
+    micro_batches: int | None = None
+    """The fewest forward passes of a step over all workers; by default one a worker. Fix it to get the same
+    numbers from another number of workers."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of activations: bf16 where the GPU has it, else fp32."""
+    quantization: Literal["auto", "int8", "nf4", "none"] = "auto"
+    """Of the frozen base; auto keeps what the folder holds and makes an unquantized one int8."""
+    gradient_checkpointing: bool = False
+    """Trade time for memory."""
+    text: TextConfig = field(default_factory=TextConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    checkpoint_steps: int = 200
+    """Optimizer steps between checkpoints; the last step always makes one."""
+    max_failures: int = 3
+    """How often dead workers are replaced before the job fails."""
+    restart: bool = False
+    """Delete what the output folder holds and start over."""
+
+    def __post_init__(self) -> None:
+        check_paths(base=self.base, train=self.train, output=self.output)
+        check(self.num_workers >= 1, "num_workers", self.num_workers, "at least 1")
+        check(self.epochs > 0, "epochs", self.epochs, "above 0")
+        check(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
+        check(self.pairs_per_step >= 1, "pairs_per_step", self.pairs_per_step, "at least 1")
+        check(
+            self.micro_batches is None or self.micro_batches >= 1,
+            "micro_batches",
+            self.micro_batches,
+            "at least 1",
+        )
+        check(self.checkpoint_steps >= 1, "checkpoint_steps", self.checkpoint_steps, "at least 1")
+        check(self.max_failures >= 0, "max_failures", self.max_failures, "0 or more")
+        check_token_budget(self.token_budget, self.text.max_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Score every row of a parquet data set."""
+
+    model: tuple[str, ...]
+    """Checkpoint folder of `train` or `quantize`; more than one is averaged."""
+    input: tuple[str, ...]
+    """Parquet files, folders or globs with the columns id, prompt, response_a, response_b."""
+    output: str
+    """Folder for part-NNNNNN.parquet and run.json."""
+    base: str | None = None
+    """Where the base model is, if not where it was in training."""
+    orders: Orders = "both"
+    precision: Precision = "auto"
+    """auto: bnb-int8 on a GPU, fp32 (dequantized, adapter merged) on a CPU."""
+    layout: Layout | Literal["auto"] = "auto"
+    token_budget: int = 16_384
+    """The most tokens of one forward pass."""
+    unit_rows: int = 2_000
+    """Rows of one work unit: one output file, the unit of commit and resume."""
+    replicas: int | None = None
+    """Processes that hold a model; by default one a GPU, or one on a machine without."""
+    logits: bool = False
+    """Add the columns logit_ab and logit_ba: log-odds that response_a wins, before any temperature."""
+    columns: Columns = field(default_factory=Columns)
+    """The input's own column names, where they differ."""
+    dry_run: bool = False
+    """Print the plan and leave."""
+    restart: bool = False
+    """Delete what the output folder holds and start over."""
+
+    def __post_init__(self) -> None:
+        check_paths(model=self.model, input=self.input, output=self.output)
+        check(self.unit_rows >= 1, "unit_rows", self.unit_rows, "at least 1")
+        check(self.token_budget >= 64, "token_budget", self.token_budget, "at least 64")
+        check(self.replicas is None or self.replicas >= 1, "replicas", self.replicas, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Compare predictions with votes."""
+
+    predictions: str
+    """Output folder of `score`."""
+    votes: tuple[str, ...]
+    """Canonical shards with the votes: files, folders or globs."""
+    output: str
+    """Folder for metrics.json and report.html."""
+    bootstrap: int = 1_000
+    """Resamples behind each interval."""
+    seed: int = 0
+    columns: Columns = field(default_factory=Columns)
+    """The votes' own column names, where they differ."""
+
+    def __post_init__(self) -> None:
+        check_paths(predictions=self.predictions, votes=self.votes, output=self.output)
+        check(self.bootstrap >= 20, "bootstrap", self.bootstrap, "at least 20")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """The whole flow on synthetic votes, on one CPU machine."""
+
+    output: str = "quickstart"
+    rows: int = 8_000
+    """Votes to make."""
+    seed: int = 0
+    num_workers: int = 2
+    restart: bool = False
+    """Delete what the output folder holds and start over."""
+
+    def __post_init__(self) -> None:
+        check_paths(output=self.output)
+        check(self.rows >= 200, "rows", self.rows, "at least 200")
+        check(self.num_workers >= 1, "num_workers", self.num_workers, "at least 1")
+
+
+def check_token_budget(token_budget: int, max_tokens: int) -> None:
+    """Both orderings of the longest pair must fit one forward pass."""
+    check(
+        token_budget >= 2 * max_tokens,
+        "token_budget",
+        token_budget,
+        f"at least twice max_tokens ({max_tokens})",
+    )

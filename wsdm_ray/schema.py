@@ -1,0 +1,63 @@
+"""The names, types and orderings that every other module relies on. Not covered: how rows are read (`wsdm_ray.data`)."""
+
+import enum
+
+import pyarrow as pa
+
+__all__ = [
+    "CANONICAL_TYPES",
+    "MODEL_A",
+    "MODEL_B",
+    "PAIR_COLUMNS",
+    "RESPONSES",
+    "Ordering",
+    "orderings_of",
+    "predictions_schema",
+]
+
+MODEL_A = "model_a"
+MODEL_B = "model_b"
+
+RESPONSES = ("response_a", "response_b")
+PAIR_COLUMNS = ("id", "prompt", *RESPONSES)
+
+CANONICAL_TYPES: dict[str, pa.DataType] = {
+    "prompt": pa.string(),
+    "response_a": pa.string(),
+    "response_b": pa.string(),
+    "winner": pa.string(),
+    "prob_a": pa.float64(),
+    "model_a": pa.string(),
+    "model_b": pa.string(),
+    "language": pa.string(),
+    "source": pa.string(),
+}
+"""Arrow types of the canonical columns but `id`, which is int64 or string, as its input had it."""
+
+
+class Ordering(enum.IntEnum):
+    """In which order the two responses stand in the text. A probability is of the *given* response_a either way."""
+
+    AB = 0
+    BA = 1
+
+
+def orderings_of(orders: str) -> tuple[Ordering, ...]:
+    """The orderings that `both`, `ab` or `ba` names."""
+    return {"both": (Ordering.AB, Ordering.BA), "ab": (Ordering.AB,), "ba": (Ordering.BA,)}[orders]
+
+
+def predictions_schema(id_type: pa.DataType) -> pa.Schema:
+    """Arrow schema of a predictions file whose input has ids of `id_type`."""
+    return pa.schema(
+        [
+            ("id", id_type),
+            ("prob_a", pa.float32()),
+            ("winner", pa.string()),
+            ("prob_a_ab", pa.float32()),
+            ("prob_a_ba", pa.float32()),
+            ("tokens", pa.int32()),
+            ("cut_tokens", pa.int32()),
+            ("error", pa.string()),
+        ]
+    )

@@ -1,0 +1,304 @@
+"""The one place that touches files: list, read and write atomically, on a disk, S3 or GCS.
+
+Every path is a plain path, `s3://bucket/key` or `gs://bucket/key`. A file that has its final name is whole: local files
+are written beside it and renamed, an object appears with the last byte of its put. Not covered: what the bytes mean.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import posixpath
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from wsdm_ray.errors import DataError, StorageError
+
+__all__ = [
+    "delete_folder",
+    "exists",
+    "file_identity",
+    "filesystem",
+    "is_remote",
+    "join",
+    "list_files",
+    "local_copy",
+    "open_parquet",
+    "open_read",
+    "read_json",
+    "sha256_of_files",
+    "upload_folder",
+    "write_atomic",
+    "write_json",
+    "write_parquet",
+]
+
+SCHEMES = ("s3://", "gs://", "gcs://")
+
+
+def is_remote(path: str) -> bool:
+    """Whether `path` is an object store's URL. Raises `StorageError` for a scheme that is not supported."""
+    if "://" not in path:
+        return False
+    if not path.startswith((*SCHEMES, "file://", "memory://")):
+        raise StorageError(f"{path}: unknown scheme; use a local path, s3:// or gs://")
+    return not path.startswith("file://")
+
+
+def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of `path` and the path within it. Listings are never cached: other processes write beside us."""
+    if not is_remote(path):
+        return LocalFileSystem(), os.path.abspath(path.removeprefix("file://"))
+    options = {} if path.startswith("memory://") else {"use_listings_cache": False}
+    with errors_for(path):
+        return fsspec.core.url_to_fs(path, **options)
+
+
+def join(folder: str, *names: str) -> str:
+    """`folder/name/...`, for any of the three kinds of path."""
+    return posixpath.join(folder, *names)
+
+
+@contextlib.contextmanager
+def errors_for(path: str) -> Iterator[None]:
+    """Turn whatever a store raises into one `StorageError` line that names `path` and the remedy."""
+    try:
+        yield
+    except (StorageError, DataError):
+        raise
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"{path}: not found; check the path" + (" and the bucket" if is_remote(path) else "")
+        ) from error
+    except PermissionError as error:
+        raise StorageError(f"{path}: permission denied; check the credentials or the file's owner") from error
+    except OSError as error:
+        raise StorageError(f"{path}: {reason(error)}") from error
+    except Exception as error:
+        # s3fs, gcsfs and their clients raise errors of many unrelated types for a wrong key, bucket or endpoint.
+        if not is_remote(path):
+            raise
+        raise StorageError(
+            f"{path}: {reason(error)}; check the bucket, the credentials and the endpoint"
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error's own words; never longer than 200 characters."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+def exists(path: str) -> bool:
+    """Whether a file or a folder stands at `path`."""
+    fs, inner = filesystem(path)
+    with errors_for(path):
+        return bool(fs.exists(inner))
+
+
+def list_files(paths: Sequence[str] | str, suffixes: tuple[str, ...] = (".parquet",)) -> list[str]:
+    """Files that `paths` (files, folders or globs) name, each with its scheme, sorted within each path.
+
+    Folders are searched to any depth for names that end with one of `suffixes`; names that begin with `_` or `.` are
+    left out, as Spark and Hadoop do. A file that is named itself is taken whatever its ending.
+
+    Raises:
+        StorageError: a path that does not exist, or matches nothing.
+    """
+    found: list[str] = []
+    for path in [paths] if isinstance(paths, str) else paths:
+        fs, inner = filesystem(path)
+        with errors_for(path):
+            if fs.isfile(inner):
+                names = [inner]
+            elif any(character in inner for character in "*?["):
+                names = [name for name in fs.glob(inner) if fs.isfile(name)]
+            elif fs.isdir(inner):
+                names = [
+                    name for name in fs.find(inner) if name.endswith(suffixes) and not hidden(name, inner)
+                ]
+            else:
+                raise StorageError(
+                    f"{path}: not found; check the path" + (" and the bucket" if is_remote(path) else "")
+                )
+        if not names:
+            raise StorageError(f"{path}: holds no file that ends with {' or '.join(suffixes)}")
+        scheme = path.split("://", 1)[0] + "://" if is_remote(path) else ""
+        found += [scheme + name.removeprefix(scheme) for name in sorted(names)]
+    return list(dict.fromkeys(found))
+
+
+def hidden(name: str, root: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in posixpath.relpath(name, root).split("/"))
+
+
+def file_identity(path: str) -> dict[str, Any]:
+    """What tells one version of a file from another without reading it: size, and ETag or modification time."""
+    fs, inner = filesystem(path)
+    with errors_for(path):
+        info = fs.info(inner)
+    stamp = next(
+        (info[key] for key in ("ETag", "etag", "md5Hash", "mtime", "created") if info.get(key)), None
+    )
+    return {"path": path, "bytes": info["size"], "version": str(stamp)}
+
+
+@contextlib.contextmanager
+def open_read(path: str) -> Iterator[IO[bytes]]:
+    """A binary file open for reading."""
+    fs, inner = filesystem(path)
+    with errors_for(path), fs.open(inner, "rb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
+    """A parquet file open for reading.
+
+    Raises:
+        DataError: the file is not parquet.
+        StorageError: it cannot be read.
+    """
+    with open_read(path) as file:
+        try:
+            opened = pq.ParquetFile(file, memory_map=False)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{path}: not a parquet file ({reason(error)})") from error
+        with opened:
+            yield opened
+
+
+def read_json(path: str) -> Any:
+    """The value of a JSON file. Raises `DataError` where it is not JSON."""
+    with open_read(path) as file:
+        data = file.read()
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({reason(error)})") from error
+
+
+def write_atomic(path: str, write: Callable[[IO[bytes]], object]) -> None:
+    """Write the file at `path` by `write(file)`; it is there whole or not at all, also when the machine stops."""
+    fs, inner = filesystem(path)
+    with errors_for(path):
+        if is_remote(path):
+            buffer = io.BytesIO()
+            write(buffer)
+            fs.pipe_file(inner, buffer.getvalue())
+            return
+        os.makedirs(os.path.dirname(inner), exist_ok=True)
+        beside = os.path.join(os.path.dirname(inner), f".{os.path.basename(inner)}.{uuid.uuid4().hex}.tmp")
+        try:
+            with open(beside, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, inner)
+            sync_folder(os.path.dirname(inner))
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(beside)
+
+
+def sync_folder(folder: str) -> None:
+    """Make a rename in `folder` survive a power cut; some network file systems have no such call."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: str, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    data = json.dumps(value, indent=2, ensure_ascii=False, default=str).encode() + b"\n"
+    write_atomic(path, lambda file: file.write(data))
+
+
+def write_parquet(path: str, table: pa.Table, *, row_group_rows: int = 2_000) -> None:
+    """Write `table` as one zstd parquet file, atomically: the same table gives the same bytes."""
+    write_atomic(
+        path, lambda file: pq.write_table(table, file, compression="zstd", row_group_size=row_group_rows)
+    )
+
+
+def delete_folder(path: str) -> None:
+    """Delete a folder and all in it; nothing happens where there is none."""
+    fs, inner = filesystem(path)
+    with errors_for(path), contextlib.suppress(FileNotFoundError):
+        fs.rm(inner, recursive=True)
+
+
+def upload_folder(local: str, target: str, *, last: str) -> None:
+    """Copy the files of the flat folder `local` into `target`, each atomically, the one named `last` after all others.
+
+    Whoever waits for `last` therefore never sees a folder that is half there.
+    """
+    names = sorted(name for name in os.listdir(local) if os.path.isfile(os.path.join(local, name)))
+    for name in sorted(names, key=lambda name: name == last):
+        source = os.path.join(local, name)
+        if is_remote(target):
+            fs, inner = filesystem(join(target, name))
+            with errors_for(target):
+                fs.put_file(source, inner)  # multipart for large files; visible only when complete
+        else:
+            with open(source, "rb") as file:
+                write_atomic(
+                    join(target, name), lambda out, file=file: shutil.copyfileobj(file, out, 1 << 22)
+                )
+
+
+def local_copy(folder: str) -> str:
+    """A local folder with the files of `folder`; a remote one is fetched once a node and version into the cache.
+
+    The cache is `$WSDM_RAY_CACHE`, else `wsdm_ray` in the system's folder for temporary files. Processes of one node
+    that ask at the same time may fetch twice; the first to finish wins and nobody sees half a folder.
+    """
+    if not is_remote(folder):
+        if not os.path.isdir(folder):
+            raise StorageError(f"{folder}: no such folder")
+        return os.path.abspath(folder.removeprefix("file://"))
+    fs, inner = filesystem(folder)
+    with errors_for(folder):
+        names = sorted(fs.find(inner))
+    if not names:
+        raise StorageError(f"{folder}: not found; check the path and the bucket")
+    scheme = folder.split("://", 1)[0] + "://"
+    identity = json.dumps(
+        [file_identity(scheme + name.removeprefix(scheme)) for name in names], sort_keys=True
+    )
+    cache = os.environ.get("WSDM_RAY_CACHE") or os.path.join(tempfile.gettempdir(), "wsdm_ray")
+    target = os.path.join(cache, hashlib.sha256(identity.encode()).hexdigest()[:32])
+    if os.path.isdir(target):
+        return target
+    os.makedirs(cache, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as work, errors_for(folder):
+        for name in names:
+            fs.get_file(name, os.path.join(work, os.path.basename(name)))
+        with contextlib.suppress(OSError):  # another process was first
+            os.rename(work, target)
+            os.makedirs(work)  # what the context manager expects to remove
+    return target
+
+
+def sha256_of_files(paths: Sequence[str]) -> str:
+    """One SHA-256 (hexadecimal) over the names and bytes of local files, in the order given."""
+    total = hashlib.sha256()
+    for path in paths:
+        with Path(path).open("rb") as file:
+            total.update(
+                f"{os.path.basename(path)}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode()
+            )
+    return total.hexdigest()
