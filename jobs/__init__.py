@@ -1,1 +1,1 @@
-"""The command lines: `python -m jobs.NAME`. Each parses its options, calls wsdm_ray and leaves with an exit status."""
+"""The command lines, `python -m jobs.NAME`: parse the options, call wsdm_ray, leave with an exit status."""

@@ -1,6 +1,6 @@
 """Every option of every job: frozen dataclasses that check themselves. They import neither torch nor ray.
 
-The resolved config of a run is written beside its output. A field's docstring is its help on the command line.
+The resolved config of a run is written beside its output. A field's docstring is its help text.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ class TextConfig:
     max_tokens: int = 2048
     """The most tokens of one ordering, with tags, bos and eos."""
     truncation: Literal["balanced", "left"] = "balanced"
-    """balanced: each segment has its own budget and keeps its head and tail. left: cut from the left end of the whole."""
+    """balanced: each segment has its own budget and keeps head and tail. left: cut the whole from its left end."""
     prompt_share: float = 0.25
     """balanced: the share of the text budget that is the prompt's when the answers could use all of it."""
 
@@ -89,7 +89,7 @@ class HeadConfig:
     """What turns the last token's hidden state into two logits (first response wins, second wins)."""
 
     kind: Literal["mlp", "linear"] = "mlp"
-    """mlp: dropout, linear to half the width, dropout, GELU, linear (the recipe's). linear: one bias-free linear."""
+    """mlp: dropout, linear to half the width, dropout, GELU, linear. linear: one bias-free linear."""
     dropout: float = 0.1
 
     def __post_init__(self) -> None:

@@ -8,8 +8,8 @@
     ├── RunMismatchError         an output folder belongs to another run
     └── ClusterError             the cluster cannot run what was asked
 
-A message names what, where and the remedy, on one line. Anything else that is raised is a defect of this package and
-keeps its traceback.
+A message names what, where and the remedy, on one line. Anything else that is raised is a defect of this
+package and keeps its traceback.
 """
 
 __all__ = [

@@ -1,4 +1,7 @@
-"""The names, types and orderings that every other module relies on. Not covered: how rows are read (`wsdm_ray.data`)."""
+"""The names, types and orderings that every other module relies on.
+
+Not covered: how rows are read (`wsdm_ray.data`).
+"""
 
 import enum
 
@@ -36,7 +39,7 @@ CANONICAL_TYPES: dict[str, pa.DataType] = {
 
 
 class Ordering(enum.IntEnum):
-    """In which order the two responses stand in the text. A probability is of the *given* response_a either way."""
+    """Which response stands first in the text. A probability is of the *given* response_a either way."""
 
     AB = 0
     BA = 1

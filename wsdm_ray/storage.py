@@ -1,7 +1,8 @@
 """The one place that touches files: list, read and write atomically, on a disk, S3 or GCS.
 
-Every path is a plain path, `s3://bucket/key` or `gs://bucket/key`. A file that has its final name is whole: local files
-are written beside it and renamed, an object appears with the last byte of its put. Not covered: what the bytes mean.
+Every path is a plain path, `s3://bucket/key` or `gs://bucket/key`. A file that has its final name is whole: a
+local one is written beside it and renamed, an object appears with the last byte of its put. Not covered: what the
+bytes mean.
 """
 
 import contextlib
@@ -56,7 +57,7 @@ def is_remote(path: str) -> bool:
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of `path` and the path within it. Listings are never cached: other processes write beside us."""
+    """The file system of `path` and the path within it; listings are not cached, as others write beside us."""
     if not is_remote(path):
         return LocalFileSystem(), os.path.abspath(path.removeprefix("file://"))
     options = {} if path.startswith("memory://") else {"use_listings_cache": False}
@@ -85,7 +86,7 @@ def errors_for(path: str) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"{path}: {reason(error)}") from error
     except Exception as error:
-        # s3fs, gcsfs and their clients raise errors of many unrelated types for a wrong key, bucket or endpoint.
+        # s3fs, gcsfs and their clients raise unrelated types for a wrong key, bucket or endpoint.
         if not is_remote(path):
             raise
         raise StorageError(
@@ -109,8 +110,8 @@ def exists(path: str) -> bool:
 def list_files(paths: Sequence[str] | str, suffixes: tuple[str, ...] = (".parquet",)) -> list[str]:
     """Files that `paths` (files, folders or globs) name, each with its scheme, sorted within each path.
 
-    Folders are searched to any depth for names that end with one of `suffixes`; names that begin with `_` or `.` are
-    left out, as Spark and Hadoop do. A file that is named itself is taken whatever its ending.
+    Folders are searched to any depth for names that end with one of `suffixes`; names that begin with `_` or
+    `.` are left out, as Spark and Hadoop do. A file that is named itself is taken whatever its ending.
 
     Raises:
         StorageError: a path that does not exist, or matches nothing.
@@ -143,7 +144,7 @@ def hidden(name: str, root: str) -> bool:
 
 
 def file_identity(path: str) -> dict[str, Any]:
-    """What tells one version of a file from another without reading it: size, and ETag or modification time."""
+    """What tells one version of a file from another unread: size, and ETag or modification time."""
     fs, inner = filesystem(path)
     with errors_for(path):
         info = fs.info(inner)
@@ -189,7 +190,7 @@ def read_json(path: str) -> Any:
 
 
 def write_atomic(path: str, write: Callable[[IO[bytes]], object]) -> None:
-    """Write the file at `path` by `write(file)`; it is there whole or not at all, also when the machine stops."""
+    """Write the file at `path` by `write(file)`: it is there whole or not at all, also after a power cut."""
     fs, inner = filesystem(path)
     with errors_for(path):
         if is_remote(path):
@@ -200,7 +201,7 @@ def write_atomic(path: str, write: Callable[[IO[bytes]], object]) -> None:
         os.makedirs(os.path.dirname(inner), exist_ok=True)
         beside = os.path.join(os.path.dirname(inner), f".{os.path.basename(inner)}.{uuid.uuid4().hex}.tmp")
         try:
-            with open(beside, "wb") as file:
+            with Path(beside).open("wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -242,7 +243,7 @@ def delete_folder(path: str) -> None:
 
 
 def upload_folder(local: str, target: str, *, last: str) -> None:
-    """Copy the files of the flat folder `local` into `target`, each atomically, the one named `last` after all others.
+    """Copy the files of the flat folder `local` into `target`, each atomically, the one named `last` at the end.
 
     Whoever waits for `last` therefore never sees a folder that is half there.
     """
@@ -254,17 +255,17 @@ def upload_folder(local: str, target: str, *, last: str) -> None:
             with errors_for(target):
                 fs.put_file(source, inner)  # multipart for large files; visible only when complete
         else:
-            with open(source, "rb") as file:
+            with Path(source).open("rb") as file:
                 write_atomic(
                     join(target, name), lambda out, file=file: shutil.copyfileobj(file, out, 1 << 22)
                 )
 
 
 def local_copy(folder: str) -> str:
-    """A local folder with the files of `folder`; a remote one is fetched once a node and version into the cache.
+    """A local folder with the files of `folder`; a remote one is fetched into the cache, once a node and version.
 
-    The cache is `$WSDM_RAY_CACHE`, else `wsdm_ray` in the system's folder for temporary files. Processes of one node
-    that ask at the same time may fetch twice; the first to finish wins and nobody sees half a folder.
+    The cache is `$WSDM_RAY_CACHE`, else `wsdm_ray` in the system's folder for temporary files. Processes of one
+    node that ask at the same time may fetch twice; the first to finish wins and nobody sees half a folder.
     """
     if not is_remote(folder):
         if not os.path.isdir(folder):
