@@ -26,6 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 from wsdm_ray.errors import DataError, StorageError
 
 __all__ = [
+    "delete_file",
     "delete_folder",
     "exists",
     "file_identity",
@@ -233,6 +234,13 @@ def write_parquet(path: str, table: pa.Table, *, row_group_rows: int = 2_000) ->
     write_atomic(
         path, lambda file: pq.write_table(table, file, compression="zstd", row_group_size=row_group_rows)
     )
+
+
+def delete_file(path: str) -> None:
+    """Delete a file; nothing happens where there is none."""
+    fs, inner = filesystem(path)
+    with errors_for(path), contextlib.suppress(FileNotFoundError):
+        fs.rm_file(inner)
 
 
 def delete_folder(path: str) -> None:

@@ -1,0 +1,111 @@
+"""An output folder belongs to one run."""
+
+from pathlib import Path
+
+import pytest
+
+from wsdm_ray.config import ArenaConfig
+from wsdm_ray.errors import ConfigError, RunMismatchError, StorageError
+from wsdm_ray.runs import changes, check_outside, finish_run, identities, open_run, options
+
+OPTIONS = {"options": {"seed": 0, "columns": {"id": "id"}}, "inputs": {"a.parquet": {"bytes": 1}}}
+
+
+def test_same_run_is_found_again_once_it_is_finished(tmp_path):
+    folder = str(tmp_path / "new" / "folder")
+    assert open_run(folder, "prepare", OPTIONS, restart=False) is None
+    (Path(folder) / "part-000000.parquet").write_bytes(b"half")
+    assert open_run(folder, "prepare", OPTIONS, restart=False) is None, "unfinished, and its own"
+    run = finish_run(folder, "prepare", OPTIONS, {"rows": (1, 2)})
+    assert run["rows"] == [1, 2]
+    assert open_run(folder, "prepare", OPTIONS, restart=False) == run
+    assert sorted(path.name for path in Path(folder).iterdir()) == ["part-000000.parquet", "run.json"]
+
+
+def test_another_run_is_refused_by_the_names_of_what_changed(tmp_path):
+    folder = str(tmp_path)
+    finish_run(folder, "prepare", OPTIONS, {})
+    other = {"options": {"seed": 1, "columns": {"id": "key"}}, "inputs": {"b.parquet": {"bytes": 1}}}
+    with pytest.raises(RunMismatchError) as caught:
+        open_run(folder, "prepare", other, restart=False)
+    message = str(caught.value)
+    for part in (
+        folder,
+        "options.seed: 0 -> 1",
+        'options.columns.id: "id" -> "key"',
+        "inputs.a.parquet: gone",
+        "inputs.b.parquet: new",
+        "--restart",
+    ):
+        assert part in message
+    with pytest.raises(RunMismatchError, match='job: "prepare" -> "arena"'):
+        open_run(folder, "arena", OPTIONS, restart=False)
+
+
+def test_restart_deletes_what_was_there(tmp_path):
+    folder = str(tmp_path)
+    finish_run(folder, "prepare", OPTIONS, {})
+    (tmp_path / "part-000007.parquet").write_bytes(b"old")
+    assert open_run(folder, "prepare", {"seed": 2}, restart=True) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["_run.json"]
+
+
+def test_leftovers_of_a_job_that_does_not_resume_are_deleted(tmp_path):
+    folder = str(tmp_path)
+    open_run(folder, "arena", {"seed": 1}, restart=False)
+    (tmp_path / "part-000007.parquet").write_bytes(b"old")
+    with pytest.raises(RunMismatchError, match="seed: 1 -> 2"):
+        open_run(folder, "arena", {"seed": 2}, restart=False)
+    assert open_run(folder, "arena", {"seed": 2}, restart=False, resumes=False) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["_run.json"]
+
+
+@pytest.mark.parametrize("name", ["holiday.jpg", "part-000000.parquet", ".hidden"])
+def test_files_of_no_run_are_refused_even_with_restart(tmp_path, name):
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(RunMismatchError, match=f"holds {name}, which no run of arena left"):
+        open_run(str(tmp_path), "arena", {}, restart=True)
+    assert (tmp_path / name).exists()
+
+
+def test_run_json_of_another_program_is_refused(tmp_path):
+    (tmp_path / "run.json").write_text('{"distance_km": 10}')
+    with pytest.raises(RunMismatchError, match="choose another --output"):
+        open_run(str(tmp_path), "arena", {}, restart=True)
+
+
+def test_output_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="is a file; give a folder"):
+        open_run(str(tmp_path / "file"), "arena", {}, restart=False)
+
+
+def test_long_lists_of_changes_are_cut():
+    assert changes({}, {str(i): i for i in range(7)})[-1] == "and 2 more"
+
+
+def test_output_around_an_input_is_refused(tmp_path):
+    check_outside(str(tmp_path / "data"), [str(tmp_path / "data.parquet"), str(tmp_path / "database" / "x")])
+    with pytest.raises(ConfigError, match=r"holds the input .*votes.parquet; choose another folder"):
+        check_outside(str(tmp_path), [str(tmp_path / "raw" / "votes.parquet")])
+
+
+def test_options_leave_out_what_does_not_decide_the_output():
+    assert options(ArenaConfig(output="x", restart=True)) == {"rows": 5000, "seed": 0, "lengths": "real"}
+
+
+def test_identity_changes_with_the_file(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("1")
+    before = identities([str(path)])
+    path.write_text("12")
+    assert list(before) == [str(path)]
+    assert identities([str(path)]) != before
+
+
+def test_memory_file_system(tmp_path):
+    folder = f"memory://runs/{tmp_path.name}"
+    assert open_run(folder, "arena", {"seed": 1}, restart=False) is None
+    run = finish_run(folder, "arena", {"seed": 1}, {})
+    assert open_run(folder, "arena", {"seed": 1}, restart=False) == run
+    assert open_run(folder, "arena", {"seed": 2}, restart=True) is None

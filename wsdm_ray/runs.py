@@ -1,0 +1,186 @@
+"""An output folder belongs to one run: the same run finds its work again, another one is refused.
+
+    open_run    at the start: is the folder empty, this run's own (finished or not), or somebody else's?
+    finish_run  at the end: write run.json, whose presence says that the run is finished
+
+While a run is under way its folder holds `_run.json` (the job and its fingerprint), so that whatever else
+stands there is known to be its own. A fingerprint is a dict of everything that decides the output: options,
+inputs, models. Not covered: what a job does with an unfinished run of its own (resume it, or write it anew),
+and two processes that run the same command at the same time.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from wsdm_ray import storage
+from wsdm_ray.config import to_dict
+from wsdm_ray.errors import ConfigError, RunMismatchError, StorageError
+
+__all__ = [
+    "RUN_FILE",
+    "STARTED_FILE",
+    "changes",
+    "check_outside",
+    "finish_run",
+    "identities",
+    "open_run",
+    "options",
+    "versions",
+]
+
+RUN_FILE = "run.json"
+STARTED_FILE = "_run.json"
+
+SHOWN_CHANGES = 5
+
+
+def open_run(
+    output: str, job: str, fingerprint: Mapping[str, Any], restart: bool, *, resumes: bool = True
+) -> dict[str, Any] | None:
+    """run.json of this very run where it is finished already; else None, and the folder is this run's.
+
+    Args:
+        output: the folder, which need not exist.
+        job: name of the job, such as `prepare`.
+        fingerprint: JSON-like values of everything that decides the output.
+        restart: delete what an earlier run left in the folder first.
+        resumes: whether the job continues an unfinished run of its own. Where it does not, the leftovers of
+            an unfinished run of the same job are deleted, whatever its options were.
+
+    Raises:
+        RunMismatchError: the folder belongs to another run (the changes are named), or holds files of no run.
+        StorageError: the folder is a file, or cannot be read or written.
+    """
+    mine = plain({"job": job, "fingerprint": fingerprint})
+    names = names_in(output)
+    finished = RUN_FILE in names
+    marker = RUN_FILE if finished else STARTED_FILE
+    earlier = storage.read_json(storage.join(output, marker)) if marker in names else None
+    is_run = isinstance(earlier, dict) and {"job", "fingerprint"} <= earlier.keys()
+    if names and not is_run:
+        raise RunMismatchError(
+            f"{output}: holds {names[0]}, which no run of {job} left there; choose another --output, "
+            "or empty the folder"
+        )
+    if is_run:
+        changed = changes({key: earlier[key] for key in ("job", "fingerprint")}, mine)
+        leftovers = not finished and not resumes and earlier["job"] == job
+        if restart or leftovers:
+            storage.delete_folder(output)
+        elif changed:
+            raise RunMismatchError(
+                f"{output}: belongs to another run of {earlier['job']}; changed: {'; '.join(changed)}. "
+                "Give the same options again, choose another --output, or add --restart to delete it and "
+                "start over"
+            )
+        else:
+            return earlier if finished else None
+    storage.write_json(storage.join(output, STARTED_FILE), mine)
+    return None
+
+
+def finish_run(
+    output: str, job: str, fingerprint: Mapping[str, Any], content: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write run.json, after everything else is in its place, and return what it holds.
+
+    Args:
+        content: what the run has to tell; it stands beside `job`, `fingerprint` and `versions`.
+    """
+    run = plain({"job": job, **content, "versions": versions(), "fingerprint": fingerprint})
+    storage.write_json(storage.join(output, RUN_FILE), run)
+    storage.delete_file(storage.join(output, STARTED_FILE))
+    return run
+
+
+def options(config: Any, *, leave_out: Sequence[str] = ("output", "restart")) -> dict[str, Any]:
+    """The options of a config that decide what comes out, as plain values."""
+    return {name: value for name, value in plain(to_dict(config)).items() if name not in leave_out}
+
+
+def identities(files: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Size and version of each file by its path: what a fingerprint keeps of its inputs."""
+    found = (storage.file_identity(path) for path in files)
+    return {identity.pop("path"): identity for identity in found}
+
+
+def check_outside(output: str, files: Sequence[str]) -> None:
+    """Raise `ConfigError` where an input lies within the output folder, which `--restart` would delete."""
+    folder = comparable(output).rstrip("/") + "/"
+    for path in files:
+        if comparable(path).startswith(folder):
+            raise ConfigError(f"--output {output}: holds the input {path}; choose another folder")
+
+
+def comparable(path: str) -> str:
+    return path if storage.is_remote(path) else os.path.realpath(path.removeprefix("file://"))
+
+
+def changes(earlier: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two JSON-like values, as `name: old -> new`; after five, only how many more."""
+    found = list(differences(earlier, now, name))
+    more = len(found) - SHOWN_CHANGES
+    return found[:SHOWN_CHANGES] + ([f"and {more} more"] if more > 0 else [])
+
+
+def differences(earlier: Any, now: Any, name: str) -> Iterator[str]:
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        for key in {**earlier, **now}:
+            inner = key if name in ("", "fingerprint") else f"{name}.{key}"
+            if key not in now:
+                yield f"{inner}: gone"
+            elif key not in earlier:
+                yield f"{inner}: new"
+            else:
+                yield from differences(earlier[key], now[key], inner)
+    elif earlier != now:
+        yield f"{name}: {shown(earlier)} -> {shown(now)}"
+
+
+def shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def plain(value: Any) -> Any:
+    """The value as it comes back from JSON: tuples are lists, keys are strings."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def names_in(folder: str) -> list[str]:
+    """Sorted names of what stands in a folder; none where there is no such folder."""
+    fs, inner = storage.filesystem(folder)
+    inner = inner.rstrip("/")
+    with storage.errors_for(folder):
+        try:
+            if fs.isfile(inner):
+                raise StorageError(f"{folder}: is a file; give a folder")
+            found = [str(name).rstrip("/") for name in fs.ls(inner, detail=False)]
+        except FileNotFoundError:
+            return []
+    return sorted(os.path.basename(name) for name in found if name != inner)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that shape an output, those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in (
+        "wsdm_ray",
+        "numpy",
+        "pyarrow",
+        "ftfy",
+        "ray",
+        "torch",
+        "transformers",
+        "peft",
+        "bitsandbytes",
+    ):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
