@@ -1,0 +1,68 @@
+"""What every job shares: parse the command line, run, say on one line what went wrong, leave with a status."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from wsdm_ray.errors import WsdmRayError
+from wsdm_ray.telemetry import set_up_logging
+
+__all__ = ["main"]
+
+Config = TypeVar("Config")
+
+INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
+
+
+def main(
+    run: Callable[[Config], object], config_type: type[Config], argv: Sequence[str] | None = None
+) -> int:
+    """The exit status of `run(config)`, with the config read from the command line.
+
+    0: done. 1: failed, with one line on standard error for what a user can mend and a traceback for a defect.
+    2: wrong arguments. 130: interrupted.
+
+    Args:
+        config_type: a frozen dataclass of `wsdm_ray.config`; each field is an option (`--valid-fraction`).
+        argv: the arguments; by default those of the process.
+    """
+    set_up_logging()
+    try:
+        try:
+            config = tyro.cli(config_type, prog=program_name(), args=argv, description=config_type.__doc__)
+        except SystemExit as leaving:  # --help, or arguments that tyro has explained already
+            return leaving.code if isinstance(leaving.code, int) else 2
+        run(config)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from what is finished", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        known = user_error(error)
+        if known is None:
+            raise  # a defect: Python prints the traceback and leaves with 1
+        print(f"error: {known}", file=sys.stderr)
+        return known.exit_status
+    return 0
+
+
+def user_error(error: BaseException) -> WsdmRayError | None:
+    """The `WsdmRayError` that `error` is or was raised from, as when Ray brings it back from a worker."""
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        if isinstance(found, WsdmRayError):
+            # Ray's copy is of a class made on the spot whose text is the worker's traceback.
+            cause = getattr(found, "cause", None)
+            return cause if isinstance(cause, WsdmRayError) else found
+        seen.add(id(found))
+        cause = getattr(found, "cause", None)
+        found = cause if isinstance(cause, BaseException) else found.__cause__
+    return None
+
+
+def program_name() -> str:
+    name = os.path.splitext(os.path.basename(sys.argv[0]))[0]
+    return f"python -m jobs.{name}"
