@@ -1,0 +1,276 @@
+"""The checkpoint folder: plain Hugging Face or PEFT files, and `wsdm_ray.json`, which says how they belong together.
+
+    adapter   adapter_config.json, adapter_model.safetensors (adapter and head), tokenizer; needs its base
+    full      config.json, model.safetensors (with the head), tokenizer
+    base      the same without a head: what `quantize` makes of a model that was not trained yet
+
+`wsdm_ray.json` is written last, so a folder that has one is whole. Safetensors only; no code from a folder is run.
+"""
+
+import dataclasses
+import json
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from wsdm_ray.config import HeadConfig, TextConfig, to_dict
+from wsdm_ray.errors import ConfigError, ModelError
+from wsdm_ray.modeling.classifier import device_and_dtype, inner, load_network, quiet
+from wsdm_ray.runs import versions
+from wsdm_ray.storage import local_copy, sha256_of_files
+
+__all__ = [
+    "MANIFEST",
+    "Manifest",
+    "folder_digest",
+    "load_classifier",
+    "read_manifest",
+    "resolve_precision",
+    "save_classifier",
+]
+
+MANIFEST = "wsdm_ray.json"
+TOKENIZER_FILES = re.compile(
+    r"(tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\..*|merges\.txt)"
+)
+LABEL_ORDER = ("first response wins", "second response wins")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of `wsdm_ray.json`."""
+
+    kind: Literal["adapter", "full", "base"]
+    base: str | None = None
+    """Where the base was in training (kind adapter)."""
+    base_digest: str | None = None
+    quantization: Literal["int8", "nf4", "none"] = "none"
+    """Of the base as it was trained on, or of the folder's own weights."""
+    head: HeadConfig | None = None
+    text: TextConfig = field(default_factory=TextConfig)
+    orders: str = "both"
+    """Orderings trained on."""
+    label_order: tuple[str, str] = LABEL_ORDER
+    temperature: float = 1.0
+    tokenizer_digest: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def folder_digest(folder: str) -> str:
+    """SHA-256 of a model folder's weights and the files that say how to use them.
+
+    Raises:
+        ModelError: there are no safetensors in the folder.
+    """
+    root = Path(folder)
+    weights = sorted(root.glob("*.safetensors"))
+    if not weights:
+        others = ", ".join(sorted(path.name for path in root.glob("*.bin"))) or "none"
+        raise ModelError(
+            f"{folder}: no .safetensors weights (other weights: {others}); save the model as safetensors"
+        )
+    files = [root / name for name in ("config.json", "adapter_config.json", MANIFEST, "tokenizer.json")]
+    return sha256_of_files([str(path) for path in [*files, *weights] if path.is_file()])
+
+
+def tokenizer_digest(folder: str | Path) -> str:
+    return sha256_of_files([str(Path(folder) / "tokenizer.json")])
+
+
+def read_manifest(folder: str, *, need_head: bool = True) -> Manifest:
+    """The checked manifest of a local checkpoint folder.
+
+    Raises:
+        ModelError: the folder has no manifest or no tokenizer, or (where `need_head`) no head.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise ModelError(
+            f"{folder}: no {MANIFEST}; this is no folder of `train` or `quantize`, or it is not complete"
+        )
+    try:
+        values = json.loads(path.read_text())
+        head = values.pop("head")
+        manifest = Manifest(
+            head=HeadConfig(**head) if head else None, text=TextConfig(**values.pop("text")), **values
+        )  # fmt: skip
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path}: not readable by this version ({error})") from error
+    if not (Path(folder) / "tokenizer.json").is_file():
+        raise ModelError(f"{folder}: no tokenizer.json; copy the tokenizer files it was trained with")
+    if tokenizer_digest(folder) != manifest.tokenizer_digest:
+        raise ModelError(
+            f"{folder}: tokenizer.json is not the one it was trained with; restore the original file"
+        )
+    if need_head and manifest.head is None:
+        raise ModelError(f"{folder}: a base without a head; train it first")
+    return manifest
+
+
+def save_classifier(network: nn.Module, tokenizer_folder: str, folder: str, manifest: Manifest) -> None:
+    """Write a checkpoint folder; the manifest's tokenizer digest and versions are filled in here."""
+    root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    # PEFT would ask the hub for the base's vocabulary where it may save embeddings.
+    options = {"save_embedding_layers": False} if manifest.kind == "adapter" else {}
+    network.save_pretrained(root, safe_serialization=True, **options)  # pyright: ignore[reportCallIssue]
+    (root / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    if manifest.kind == "adapter":
+        path = root / "adapter_config.json"
+        settings = json.loads(path.read_text()) | {"base_model_name_or_path": manifest.base}
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True))
+    for path in Path(tokenizer_folder).iterdir():
+        if TOKENIZER_FILES.fullmatch(path.name) and path.is_file():
+            shutil.copyfile(path, root / path.name)
+    filled = dataclasses.replace(manifest, tokenizer_digest=tokenizer_digest(root), versions=versions())
+    (root / MANIFEST).write_text(json.dumps(to_dict(filled), indent=2, ensure_ascii=False) + "\n")
+
+
+def resolve_precision(precision: str, device: str, manifest: Manifest) -> str:
+    """What `auto` means for a checkpoint on a device, and that what was asked for is possible.
+
+    Raises:
+        ConfigError: the weights are quantized in another way than was asked for.
+    """
+    as_trained = {"int8": "bnb-int8", "nf4": "nf4", "none": "bf16"}[manifest.quantization]
+    if precision == "auto":
+        precision = "fp32" if device == "cpu" else as_trained
+    if precision in ("bnb-int8", "nf4") and manifest.quantization != "none" and precision != as_trained:
+        raise ConfigError(
+            f"--precision {precision}: the weights are stored as {as_trained}; use it, fp32 or bf16"
+        )
+    if precision == "bf16":
+        device_and_dtype("bf16", device)
+    return precision
+
+
+def load_classifier(
+    folder: str,
+    *,
+    precision: str = "auto",
+    device: str | None = None,
+    base: str | None = None,
+    verify: bool = True,
+) -> tuple[nn.Module, Manifest]:
+    """A network ready to score, from a checkpoint folder (local or remote).
+
+    With `fp32` or `bf16` the weights are dequantized and the adapter is merged, in float32; otherwise the base stays
+    quantized as it was trained and the adapter stands beside it.
+
+    Args:
+        base: where the base is, if not where the manifest says.
+        verify: compare the base's digest with the manifest's (reads all of its weights).
+
+    Raises:
+        ModelError: a part is missing or does not fit.
+        ConfigError: the precision is not to be had.
+    """
+    folder = local_copy(folder)
+    manifest = read_manifest(folder)
+    assert manifest.head is not None
+    device = device_and_dtype("auto", device)[0]
+    precision = resolve_precision(precision, device, manifest)
+    merge = precision in ("fp32", "bf16")
+    final = device_and_dtype(precision if merge else "auto", device)[1]
+    weights = local_base(folder, manifest, base, verify) if manifest.kind == "adapter" else folder
+    asked = {"bnb-int8": "int8", "nf4": "nf4"}.get(precision, "none")
+    network: Any = load_network(
+        weights,
+        manifest.head,
+        seed=0,
+        device=device,
+        dtype=torch.float32 if merge else final,
+        quantization=asked,
+    )
+    if merge and manifest.quantization != "none":
+        network = network.dequantize(dtype=torch.float32)
+    if manifest.kind == "adapter":
+        network = load_adapter(network, folder)
+        if merge:
+            network = network.merge_and_unload()
+    else:
+        load_head(network, folder)
+    if final != torch.float32 and merge:
+        head = network.score
+        network.to(final)
+        network.score = head.float()
+    return network.requires_grad_(False).eval(), manifest
+
+
+def local_base(folder: str, manifest: Manifest, base: str | None, verify: bool) -> str:
+    """The local folder of an adapter's base, whose digest fits."""
+    assert manifest.base is not None
+    where = base or manifest.base
+    try:
+        local = local_copy(where)
+    except OSError as error:
+        raise ModelError(f"{folder}: its base {where} cannot be had ({error}); use --base FOLDER") from error
+    if verify and (found := folder_digest(local)) != manifest.base_digest:
+        raise ModelError(
+            f"{folder}: was trained on a base with digest {str(manifest.base_digest)[:12]}, but {where} has "
+            f"{found[:12]}; use --base with the base it was trained on"
+        )
+    return local
+
+
+def tensor_shapes(path: Path, prefix: str) -> dict[str, tuple[int, ...]]:
+    """Name without `prefix` to shape, of the tensors of a safetensors file whose names begin with it."""
+    with safe_open(path, "pt") as file:
+        return {
+            name.removeprefix(prefix): tuple(file.get_slice(name).get_shape())
+            for name in file.keys()  # noqa: SIM118  (not a dict)
+            if name.startswith(prefix)
+        }
+
+
+def check_head(folder: str, head: nn.Module, found: dict[str, tuple[int, ...]]) -> None:
+    """Raise `ModelError` where stored head tensors are not those of `head`."""
+    expected = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+    if not found:
+        raise ModelError(
+            f"{folder}: has no head; it needs the tensors {', '.join('score.' + name for name in expected)}"
+        )
+    if found != expected:
+        raise ModelError(f"{folder}: its head {found} does not fit this base, which needs {expected}")
+
+
+def load_adapter(network: nn.Module, folder: str) -> nn.Module:
+    """`network` with the adapter and the head of a checkpoint folder."""
+    import peft
+
+    quiet()
+    path = Path(folder) / "adapter_model.safetensors"
+    if not path.is_file():
+        raise ModelError(f"{folder}: no adapter_model.safetensors; the checkpoint is not complete")
+    check_head(folder, network.get_submodule("score"), tensor_shapes(path, "base_model.model.score."))
+    try:
+        wrapped = peft.PeftModel.from_pretrained(network, folder)  # pyright: ignore[reportArgumentType]
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"{folder}: its adapter does not fit the base ({str(error).splitlines()[0]})"
+        ) from error
+    return wrapped
+
+
+def load_head(network: nn.Module, folder: str) -> None:
+    """Fill the head of `network` from a full checkpoint folder."""
+    head = network.get_submodule("score")
+    files = sorted(Path(folder).glob("*.safetensors"))
+    found = {name: (path, shape) for path in files for name, shape in tensor_shapes(path, "score.").items()}
+    check_head(folder, head, {name: shape for name, (_, shape) in found.items()})
+    tensors = {name: load_file(path)[f"score.{name}"] for name, (path, _) in found.items()}
+    head.load_state_dict(tensors)
+
+
+def head_of(network: nn.Module) -> nn.Module:
+    """The head, without PEFT's wrapper."""
+    score = inner(network).score
+    return score.modules_to_save[score.active_adapter] if hasattr(score, "modules_to_save") else score

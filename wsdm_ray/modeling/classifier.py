@@ -1,0 +1,194 @@
+"""A backbone with a head that says which of two responses wins.
+
+The network is what `AutoModelForSequenceClassification` makes, with its `score` replaced by our head, so that plain
+transformers and PEFT can load what is saved. Only the last token of each ordering reaches the head.
+"""
+
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from wsdm_ray.config import HeadConfig, LoraConfig
+from wsdm_ray.errors import ConfigError, ModelError
+from wsdm_ray.modeling.attention import attention_implementation, dense_masks
+from wsdm_ray.packing.layouts import Layout
+
+__all__ = [
+    "FAMILIES",
+    "add_lora",
+    "device_and_dtype",
+    "first_wins",
+    "inner",
+    "load_network",
+    "make_head",
+    "ordering_logits",
+    "trainable_parameters",
+]
+
+FAMILIES = ("gemma2", "gemma3_text", "llama", "qwen2", "qwen3")
+"""`model_type` of the supported families."""
+
+
+def make_head(config: HeadConfig, width: int, seed: int) -> nn.Module:
+    """A new float32 head for hidden states of `width`; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.kind == "linear":
+            return nn.Linear(width, 2, bias=False)
+        return nn.Sequential(
+            nn.Dropout(config.dropout),
+            nn.Linear(width, width // 2),
+            nn.Dropout(config.dropout),
+            nn.GELU(),
+            nn.Linear(width // 2, 2),
+        )
+
+
+def load_network(
+    folder: str, head: HeadConfig, *, seed: int, device: str, dtype: torch.dtype, quantization: str
+) -> nn.Module:
+    """The frozen backbone of a model folder with a new head.
+
+    Args:
+        dtype: of everything that is not quantized, but the head, which is float32.
+        quantization: `int8`, `nf4` or `none`; a folder that is quantized already stays as it is.
+
+    Raises:
+        ModelError: the folder is no model of a supported family, or its weights are not safetensors.
+    """
+    quiet()
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: no usable config.json ({error})") from error
+    if config.model_type not in FAMILIES:
+        raise ModelError(f"{folder}: model type {config.model_type} is not one of {', '.join(FAMILIES)}")
+    stored = getattr(config, "quantization_config", None)
+    options: dict[str, Any] = {}
+    if stored is None and quantization != "none":
+        options["quantization_config"] = bitsandbytes_config(quantization, dtype)
+    try:
+        network = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=2, dtype=dtype, attn_implementation=attention_implementation(config),
+            device_map={"": device}, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options,
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]})") from error
+    network.requires_grad_(False)
+    network.config.use_cache = False
+    network.score = make_head(head, network.config.get_text_config().hidden_size, seed).to(device)
+    return network.eval()
+
+
+def bitsandbytes_config(quantization: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
+    """The bitsandbytes options of `int8` or `nf4`."""
+    if quantization == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def add_lora(network: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
+    """`network` wrapped by PEFT: a new adapter on the layers that `config` names, and a head that trains whole.
+
+    Raises:
+        ConfigError: a target names no layer.
+    """
+    import peft
+
+    leaves = {
+        name.rsplit(".", 1)[-1]
+        for name, module in network.model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    missing = [target for target in config.targets if target not in leaves]
+    if missing:
+        raise ConfigError(
+            f"--lora.targets {' '.join(missing)}: no such layer; there are {', '.join(sorted(leaves))}"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        wrapped = peft.get_peft_model(
+            network,
+            peft.LoraConfig(
+                task_type="SEQ_CLS", r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, bias="none",
+                target_modules=list(config.targets), modules_to_save=["score"],
+            ),
+        )  # fmt: skip
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return wrapped
+
+
+def inner(network: nn.Module) -> Any:
+    """The sequence-classification model, without PEFT's wrapper; adapters work inside its layers."""
+    return network.get_base_model() if hasattr(network, "get_base_model") else network
+
+
+def ordering_logits(network: nn.Module, layout: Layout) -> torch.Tensor:
+    """Logits of each ordering of a pass: float32 [S, 2], (first response wins, second wins).
+
+    A device with bfloat16 weights computes under autocast, so that float32 adapters meet them in one type.
+    """
+    model = inner(network)
+    backbone = model.model
+    embedding = backbone.get_input_embeddings().weight
+    device, dtype = embedding.device, embedding.dtype
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        hidden = backbone(
+            input_ids=torch.from_numpy(layout.tokens_BT).to(device),
+            position_ids=torch.from_numpy(layout.positions_BT).to(device),
+            attention_mask=dense_masks(layout, model.config, dtype, device),
+            use_cache=False,
+        ).last_hidden_state
+    last = hidden.flatten(0, 1)[torch.from_numpy(layout.last_S).to(device)]
+    with torch.autocast(device.type, enabled=False):
+        return model.score(last.float()).float()
+
+
+def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Name to parameter of all that trains, in a fixed order."""
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def first_wins(logits_S2: torch.Tensor) -> torch.Tensor:
+    """Log-odds that the response that stands first wins: float32 [S]."""
+    return logits_S2[:, 0] - logits_S2[:, 1]
+
+
+def quiet() -> None:
+    """Silence what transformers prints on every load: progress bars, and that `score` is new (it is replaced)."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def device_and_dtype(precision: str, device: str | None = None) -> tuple[str, torch.dtype]:
+    """The device of this process, and the type of activations that `precision` (auto, fp32, bf16) means on it.
+
+    Raises:
+        ConfigError: the machine lacks the precision.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if precision == "fp32" or (precision == "auto" and device == "cpu"):
+        return device, torch.float32
+    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        if precision == "auto":
+            return device, torch.float32
+        name = torch.cuda.get_device_name()
+        raise ConfigError(f"--precision {precision}: {name} has no bfloat16; use --precision fp32")
+    return device, torch.bfloat16
+
+
+def set_threads(threads: int | None) -> None:
+    """Bound the CPU threads of this process's products."""
+    if threads:
+        torch.set_num_threads(max(int(threads), 1))

@@ -1,0 +1,101 @@
+"""Cut pairs into forward passes by a token budget.
+
+A plan is a list of int64 arrays of pair indices, one array a forward pass. Every pair stands in exactly one of them with
+all its orderings. Plans depend on lengths and options alone, so the same rows always give the same plan.
+
+What a pass costs, in tokens, padding included:
+
+    padded   orderings x pairs x longest ordering
+    packed   sum of all orderings
+    shared   sum of prompts (once a pair) and of all orderings' remainders
+"""
+
+from bisect import bisect_left, insort
+
+import numpy as np
+
+__all__ = ["pair_tokens", "pass_tokens", "plan_passes", "plan_passes_at_least"]
+
+
+def pair_tokens(layout: str, prefix_N: np.ndarray, suffix_N: np.ndarray, num_orderings: int) -> np.ndarray:
+    """Tokens that each pair takes in `layout` before padding: int64 [N].
+
+    Args:
+        prefix_N: int [N], tokens of what both orderings share (the prompt).
+        suffix_N: int [N], tokens of the rest of one ordering.
+    """
+    shared = prefix_N + num_orderings * suffix_N
+    return np.asarray(shared if layout == "shared" else num_orderings * (prefix_N + suffix_N), np.int64)
+
+
+def pass_tokens(layout: str, tokens: np.ndarray) -> int:
+    """What a pass of pairs with these `pair_tokens` costs in `layout`."""
+    if not len(tokens):
+        return 0
+    return int(len(tokens) * tokens.max() if layout == "padded" else tokens.sum())
+
+
+def plan_passes(layout: str, tokens_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
+    """A plan whose passes each cost at most `token_budget`.
+
+    Args:
+        tokens_N: `pair_tokens` of each pair, int [N].
+
+    Raises:
+        ValueError: a pair alone is over the budget.
+    """
+    over = np.flatnonzero(tokens_N > token_budget)
+    if len(over):
+        raise ValueError(
+            f"pair {over[0]} takes {tokens_N[over[0]]} tokens, over the budget of {token_budget}"
+        )
+    return (
+        plan_sorted(tokens_N, token_budget) if layout == "padded" else plan_best_fit(tokens_N, token_budget)
+    )
+
+
+def plan_sorted(tokens_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
+    """Longest first, cut where the next pair, padded to the pass's longest, would go over the budget."""
+    order = np.argsort(-tokens_N, kind="stable")
+    passes, start = [], 0
+    while start < len(order):
+        count = max(int(token_budget // max(int(tokens_N[order[start]]), 1)), 1)
+        passes.append(order[start : start + count])
+        start += count
+    return passes
+
+
+def plan_best_fit(tokens_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
+    """Best-fit decreasing bin packing: each pair, longest first, goes where it leaves the least room."""
+    passes: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, pass), sorted
+    for pair in np.argsort(-tokens_N, kind="stable").tolist():
+        need = int(tokens_N[pair])
+        found = bisect_left(room, (need, -1))
+        if found == len(room):
+            passes.append([pair])
+            insort(room, (token_budget - need, len(passes) - 1))
+        else:
+            left, number = room.pop(found)
+            passes[number].append(pair)
+            insort(room, (left - need, number))
+    return [np.asarray(pairs, np.int64) for pairs in passes]
+
+
+def plan_passes_at_least(
+    layout: str, tokens_N: np.ndarray, token_budget: int, least: int
+) -> list[np.ndarray]:
+    """A plan within `token_budget` with `least` passes or more, so that each of several workers has one.
+
+    There are fewer where there are fewer pairs. The budget is lowered by tenths until the count is reached.
+    """
+    budget, longest = token_budget, int(tokens_N.max(initial=1))
+    plan = plan_passes(layout, tokens_N, budget)
+    while len(plan) < min(least, len(tokens_N)) and budget > longest:
+        budget = max(int(budget * 0.9), longest)
+        plan = plan_passes(layout, tokens_N, budget)
+    while len(plan) < min(least, len(tokens_N)):  # pairs of one length
+        largest = max(range(len(plan)), key=lambda index: len(plan[index]))
+        half = len(plan[largest]) // 2
+        plan[largest : largest + 1] = [plan[largest][:half], plan[largest][half:]]
+    return plan

@@ -1,0 +1,1 @@
+"""Probabilities for pairs: engine (torch, no ray), replica, plan, pipeline (Ray Data)."""

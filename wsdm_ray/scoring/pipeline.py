@@ -1,0 +1,268 @@
+"""Scoring on Ray Data: plan the units, encode them, score and commit each, and account for all of them.
+
+Unit k is read and encoded by a task, scored by a replica and written as `part-k` in one atomic put; only a row of counts
+comes back. What is there when a run starts is not done again. Not covered: how a unit is scored (`replica`, `engine`).
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+
+from wsdm_ray.config import ScoreConfig, to_dict
+from wsdm_ray.errors import ClusterError, ConfigError, DataError
+from wsdm_ray.modeling.checkpoint import folder_digest, local_base, read_manifest, resolve_precision
+from wsdm_ray.runs import check_outside, finish_run, identities, open_run, options
+from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan, part_name
+from wsdm_ray.scoring.replica import COUNTS, ModelSpec, Replica, ReplicaOptions, encode_unit, to_bytes
+from wsdm_ray.storage import is_remote, join, list_files, local_copy, open_parquet
+from wsdm_ray.telemetry import human, logger, track_rows
+
+__all__ = ["score"]
+
+READER_CPUS = (
+    0.5  # a fraction, so that readers fit beside replicas; not a replica's share, or Ray Data fuses the two
+)
+REPLICA_CPUS = 1
+SAMPLED_ROWS = 200
+
+
+def score(config: ScoreConfig) -> dict[str, Any]:
+    """Score every row of the input; returns what run.json holds.
+
+    Raises:
+        DataError, ModelError, ConfigError: what was asked for cannot be done, found before anything runs.
+        RunMismatchError: the output folder belongs to another run.
+        ClusterError: one replica does not fit the cluster beside one reader.
+    """
+    started = time.monotonic()
+    files = list_files(config.input)
+    check_outside(config.output, files)
+    models, digests = check_models(config)
+    plan = make_plan(files, config.unit_rows, config.columns)
+    if config.dry_run:
+        return describe(plan, models, config)
+    replicas, on_gpu = fit_cluster(config.replicas)
+    settings = replica_options(config, plan, models, replicas, on_gpu)
+    fingerprint = {
+        "options": options(
+            config, leave_out=("output", "restart", "dry_run", "replicas", "base", "model", "input")
+        )
+        | {"precision": settings.precision, "layout": settings.layout},
+        "models": digests,
+        "inputs": identities(files),
+    }
+    earlier = open_run(config.output, "score", fingerprint, config.restart)
+    if earlier:
+        logger.info("score: %s is complete already (%d rows)", config.output, earlier["counts"]["rows"])
+        return earlier
+    committed = committed_units(config.output)
+    todo = [unit for unit in plan.units if unit.number not in committed]
+    fresh = run_units(todo, plan, settings, config, replicas, on_gpu)
+    counts = account(plan, config.output, committed, fresh)
+    seconds = time.monotonic() - started
+    run = finish_run(
+        config.output,
+        "score",
+        fingerprint,
+        {
+            "config": to_dict(config),
+            "counts": counts,
+            "throughput": throughput(fresh, seconds) | {"replicas": replicas, "gpu": on_gpu},
+        },
+    )
+    logger.info(
+        "score: %d rows in %s, %d with an error, %d cut; %.0f s, %s pairs/s",
+        counts["rows"], config.output, counts["errors"], counts["cut"], seconds, human(sum(r["rows"] for r in fresh) / seconds),
+    )  # fmt: skip
+    return run
+
+
+def check_models(config: ScoreConfig) -> tuple[tuple[ModelSpec, ...], list[dict[str, Any]]]:
+    """The models, and digests of all that decides their output. Every part is checked to be there and to fit."""
+    models, digests = [], []
+    for folder in config.model:
+        local = local_copy(folder)
+        manifest = read_manifest(local)
+        if config.token_budget < 2 * manifest.text.max_tokens:
+            raise ConfigError(
+                f"--token-budget {config.token_budget}: must be at least twice the {manifest.text.max_tokens} tokens "
+                f"that one ordering may have in {folder}"
+            )
+        if manifest.kind == "adapter":
+            local_base(local, manifest, config.base, verify=True)
+        shared = folder if is_remote(folder) else local
+        models.append(ModelSpec(shared, config.base, manifest))
+        digests.append({"digest": folder_digest(local), "base_digest": manifest.base_digest})
+    return tuple(models), digests
+
+
+def fit_cluster(asked: int | None) -> tuple[int, bool]:
+    """How many replicas to run, and whether each holds a GPU.
+
+    Raises:
+        ClusterError: they do not fit the cluster's nodes beside one reader, so that the run would wait for ever.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    cpus = sum(node.get("CPU", 0) for node in nodes)
+    # A machine without GPU runs one replica over all of its cores: products in one process share the weights' cache.
+    wanted = asked or max(gpus, 1)
+    room = sum(
+        min(node.get("CPU", 0) // REPLICA_CPUS, node.get("GPU", 0) if gpus else np.inf) for node in nodes
+    )
+    if wanted > room or wanted * REPLICA_CPUS + READER_CPUS > cpus:
+        kind = f"{REPLICA_CPUS} CPU and 1 GPU" if gpus else f"{REPLICA_CPUS} CPU"
+        raise ClusterError(
+            f"the cluster has {cpus:g} CPUs and {gpus} GPUs: too small for {wanted} replicas of {kind} beside one reader "
+            f"of {READER_CPUS} CPU; add nodes" + (" or lower --replicas" if wanted > 1 else "")
+        )
+    return wanted, gpus > 0
+
+
+def replica_options(
+    config: ScoreConfig, plan: ScorePlan, models: tuple[ModelSpec, ...], replicas: int, on_gpu: bool
+) -> ReplicaOptions:
+    """What each replica is told, with every `auto` resolved."""
+    device = "cuda" if on_gpu else "cpu"
+    precisions = (
+        {resolve_precision(config.precision, "cpu", model.manifest) for model in models}
+        if not on_gpu
+        else {config.precision}
+    )
+    return ReplicaOptions(
+        models=models,
+        output=config.output,
+        id_type=plan.id_type,
+        orders=config.orders,
+        precision=precisions.pop() if device == "cpu" else config.precision,
+        layout="padded" if config.layout == "auto" else config.layout,
+        token_budget=config.token_budget,
+        logits=config.logits,
+        threads=None if on_gpu else max(int(ray.cluster_resources().get("CPU", 1)) // replicas, 1),
+    )
+
+
+def run_units(
+    units: Sequence[WorkUnit],
+    plan: ScorePlan,
+    settings: ReplicaOptions,
+    config: ScoreConfig,
+    replicas: int,
+    on_gpu: bool,
+) -> list[dict[str, Any]]:
+    """Score and commit `units`; returns the counts of each, in the order in which they finished."""
+    reports: list[dict[str, Any]] = []
+    with track_rows("score", plan.rows, plan.rows - sum(unit.rows for unit in units)) as progress:
+        for report in reports_of(units, settings, config, min(replicas, max(len(units), 1)), on_gpu):
+            progress.advance(report["rows"], report["passed_tokens"])
+            reports.append(report)
+    return reports
+
+
+def reports_of(
+    units: Sequence[WorkUnit], settings: ReplicaOptions, config: ScoreConfig, replicas: int, on_gpu: bool
+) -> Iterator[dict[str, Any]]:
+    """The dataset itself: units -> encoded -> counts, a row each, as they come."""
+    if not units:
+        return
+    quiet_ray_data()
+    models, columns = settings.models, config.columns
+
+    def encode(batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        unit = units[int(batch["index"][0])]
+        return {"unit": [unit.number], "encoded": [to_bytes(encode_unit(unit, models, columns))]}
+
+    dataset = (
+        ray.data.from_items([{"index": index} for index in range(len(units))], override_num_blocks=len(units))
+        .map_batches(encode, batch_size=1, num_cpus=READER_CPUS)
+        .map_batches(
+            Replica,
+            fn_constructor_args=(settings,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=replicas),
+            num_cpus=REPLICA_CPUS,
+            num_gpus=1 if on_gpu else None,
+        )
+    )
+    yield from dataset.iter_rows()
+
+
+def quiet_ray_data() -> None:
+    """Leave progress to us: Ray Data's own bars and execution logs say nothing of pairs or tokens."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def committed_units(output: str) -> dict[int, str]:
+    """Number to path of the parts that are there already."""
+    try:
+        files = list_files(output)
+    except OSError:  # no part yet
+        return {}
+    return {int(name[5:11]): path for path in files if (name := path.rsplit("/", 1)[-1]).startswith("part-")}
+
+
+def account(
+    plan: ScorePlan, output: str, committed: dict[int, str], fresh: Sequence[dict[str, Any]]
+) -> dict[str, int]:
+    """Counts over all parts. Raises `DataError` unless every input row is in exactly one of them."""
+    by_unit = {report["unit"]: report for report in fresh}
+    for number, path in committed.items():
+        with open_parquet(path) as file:
+            by_unit[number] = json.loads(file.metadata.metadata[COUNTS])
+    wrong = [unit for unit in plan.units if by_unit.get(unit.number, {}).get("rows") != unit.rows]
+    if wrong:
+        raise DataError(
+            f"{join(output, part_name(wrong[0].number))}: missing or not of {wrong[0].rows} rows; delete it and run again"
+        )
+    return {name: sum(int(by_unit[unit.number][name]) for unit in plan.units) for name in ("rows", "errors", "cut", "tokens")} | {
+        "units": len(plan.units), "resumed_units": len(committed)
+    }  # fmt: skip
+
+
+def throughput(fresh: Sequence[dict[str, Any]], seconds: float) -> dict[str, float]:
+    """Speed of this run's own share; `busy` is the time within replicas, without start-up."""
+    rows, busy = sum(report["rows"] for report in fresh), sum(report["seconds"] for report in fresh)
+    processes = max(len({report["process"] for report in fresh}), 1)
+    return {
+        "seconds": round(seconds, 2),
+        "pairs_per_second": round(rows / max(seconds, 1e-9), 2),
+        "busy_seconds": round(busy, 2),
+        "busy_pairs_per_second": round(rows * processes / max(busy, 1e-9), 2),
+        "padded_tokens": int(sum(report["passed_tokens"] for report in fresh)),
+    }
+
+
+def describe(plan: ScorePlan, models: Sequence[ModelSpec], config: ScoreConfig) -> dict[str, Any]:
+    """The plan in figures, tokens by a sample of rows."""
+    step = max(len(plan.units) // 4, 1)
+    sampled = []
+    for unit in plan.units[::step][:4]:
+        few = WorkUnit(unit.number, unit.path, unit.start, min(unit.rows, SAMPLED_ROWS // 4))
+        table = encode_unit(few, models[:1], config.columns)
+        prefix, suffix = (table.column(name).combine_chunks() for name in ("prefix_0", "suffix_ab_0"))
+        lengths = np.diff(prefix.offsets.to_numpy()) + np.diff(suffix.offsets.to_numpy())
+        sampled.append(np.stack([lengths, table.column("cut_0").to_numpy() > 0]))
+    tokens, cut = np.concatenate(sampled, axis=1)
+    orderings = 2 if config.orders == "both" else 1
+    figures = {
+        "rows": plan.rows,
+        "units": len(plan.units),
+        "models": len(models),
+        "orderings": orderings,
+        "sampled_rows": len(tokens),
+        "tokens_per_ordering": round(float(tokens.mean()), 1),
+        "cut_share": round(float(cut.mean()), 4),
+        "tokens": int(tokens.mean() * plan.rows * orderings * len(models)),
+    }
+    for name, value in figures.items():
+        print(f"{name.replace('_', ' '):>20}  {value:,}")
+    return figures

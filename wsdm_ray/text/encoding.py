@@ -1,0 +1,144 @@
+"""Pairs to token ids: each text is tokenized once, and both orderings are made of the same ids.
+
+One ordering is  bos · prompt tag · prompt · first tag · one response · second tag · the other · eos.
+The part up to the prompt's end is the prefix, which both orderings share; the rest is the suffix.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from wsdm_ray.config import TextConfig
+from wsdm_ray.errors import ModelError
+from wsdm_ray.packing.ragged import Ragged
+from wsdm_ray.text.normalize import fix_text
+from wsdm_ray.text.truncation import balanced_budgets, head_and_tail
+
+__all__ = ["EncodedPairs", "PairEncoder"]
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """N pairs as token ids.
+
+    prefix: what both orderings begin with. suffix_ab, suffix_ba: the rest of each ordering; both of one length.
+    cut_tokens_N: int32, tokens that truncation left out of one ordering.
+    """
+
+    prefix: Ragged
+    suffix_ab: Ragged
+    suffix_ba: Ragged
+    cut_tokens_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.prefix)
+
+    @property
+    def tokens_N(self) -> np.ndarray:
+        """Tokens of one ordering, int64 [N]."""
+        return self.prefix.lengths + self.suffix_ab.lengths
+
+
+class PairEncoder:
+    """Encodes pairs with the tokenizer of a model folder.
+
+    Only `tokenizer.json`, `tokenizer_config.json` and `config.json` are read, so a process that has no model and no
+    torch can encode. Strings of special tokens inside a text are encoded as the text they are.
+    """
+
+    def __init__(self, folder: str, config: TextConfig):
+        self.config = config
+        self.tokenizer = load_tokenizer(folder)
+        self.eos_id = eos_id_of(folder, self.tokenizer)
+        first = self.tokenizer.encode("", add_special_tokens=True).ids[:1]
+        # A tokenizer that starts every text with a token of its own (Gemma's bos) does so for us too.
+        self.bos = np.asarray([id for id in first if id != self.eos_id], np.int32)
+        self.prompt_tag, self.first_tag, self.second_tag = (
+            self.ids_of([tag])[0] for tag in (config.prompt_tag, config.first_tag, config.second_tag)
+        )
+        fixed = len(self.bos) + len(self.prompt_tag) + len(self.first_tag) + len(self.second_tag) + 1
+        self.room = config.max_tokens - fixed
+        if self.room < 3:
+            raise ModelError(
+                f"{folder}: tags take {fixed} of max_tokens {config.max_tokens}; raise max_tokens"
+            )
+
+    def ids_of(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+
+    def encode(
+        self, prompts: Sequence[str], responses_a: Sequence[str], responses_b: Sequence[str]
+    ) -> EncodedPairs:
+        """Encode N pairs; no text may be null."""
+        number = len(prompts)
+        ids = self.ids_of([fix_text(text) for text in (*prompts, *responses_a, *responses_b)])
+        prompt, a, b = ids[:number], ids[number : 2 * number], ids[2 * number :]
+        lengths = [np.asarray([len(ids) for ids in segment], np.int64) for segment in (prompt, a, b)]
+        cut = np.maximum(sum(lengths) - self.room, 0)
+        if self.config.truncation == "balanced":
+            budgets = balanced_budgets(*lengths, self.room, self.config.prompt_share)
+            prompt, a, b = (
+                [head_and_tail(ids, keep) for ids, keep in zip(segment, budget.tolist(), strict=True)]
+                for segment, budget in zip((prompt, a, b), budgets, strict=True)
+            )
+            cut = sum(lengths) - sum(budgets)
+            from_left = np.zeros(number, np.int64)
+        else:
+            from_left = cut
+        prefixes, suffixes_ab, suffixes_ba = [], [], []
+        for i, drop in enumerate(from_left.tolist()):
+            prefix = np.concatenate([self.prompt_tag, prompt[i]])
+            prefixes.append(np.concatenate([self.bos, prefix[drop:]]))
+            drop = max(drop - len(prefix), 0)
+            suffixes_ab.append(self.suffix(a[i], b[i])[drop:])
+            suffixes_ba.append(self.suffix(b[i], a[i])[drop:])
+        return EncodedPairs(
+            *(Ragged.from_lists(lists) for lists in (prefixes, suffixes_ab, suffixes_ba)),
+            cut.astype(np.int32),
+        )
+
+    def suffix(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return np.concatenate([self.first_tag, first, self.second_tag, second, [self.eos_id]]).astype(
+            np.int32
+        )
+
+
+def load_tokenizer(folder: str) -> Tokenizer:
+    """The fast tokenizer of a model folder, set to treat special-token strings in a text as text."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{folder}: no tokenizer.json; save the model's tokenizer there "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise ModelError(f"{path}: not a tokenizer ({error})") from error
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def eos_id_of(folder: str, tokenizer: Tokenizer) -> int:
+    """The eos id by tokenizer_config.json, else by config.json."""
+    for name, key in (("tokenizer_config.json", "eos_token"), ("config.json", "eos_token_id")):
+        path = Path(folder) / name
+        value = json.loads(path.read_text()).get(key) if path.is_file() else None
+        value = (
+            value[0]
+            if isinstance(value, list)
+            else value.get("content")
+            if isinstance(value, dict)
+            else value
+        )
+        id = tokenizer.token_to_id(value) if isinstance(value, str) else value
+        if id is not None:
+            return id
+    raise ModelError(f"{folder}: no eos token in tokenizer_config.json or config.json")
