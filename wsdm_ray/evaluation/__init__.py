@@ -1,0 +1,1 @@
+"""Predictions against votes: metrics, calibration, report. Arrays only: neither torch nor ray."""

@@ -1,0 +1,316 @@
+"""How well probabilities match votes, with bootstrap intervals. Pure functions on arrays.
+
+Shape suffixes: N rows, G groups of rows that share a prompt, K row-wise figures, B resamples of one block.
+
+Throughout, `prob` is the predicted probability that response_a wins, and `label` is what people said: 1 for
+response_a, 0 for response_b, anything between for a soft label (0.5 is a tie). A soft label counts as that
+share of a vote for response_a and the rest of it for response_b. What is not defined is None, never NaN.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "ECE_BINS",
+    "EPSILON",
+    "CalibrationBins",
+    "agreement",
+    "area_under_curve",
+    "bootstrap_intervals",
+    "calibration_bins",
+    "cross_entropy",
+    "expected_calibration_error",
+    "flips",
+    "length_bins",
+    "majority_baseline",
+    "measure",
+    "one_sided_baseline",
+    "position_shift",
+    "squared_error",
+    "wilson_interval",
+]
+
+Floats = NDArray[np.float64]
+
+EPSILON = 1e-7
+"""Probabilities are moved into [EPSILON, 1 - EPSILON] before a logarithm: float32 cannot say more near 1."""
+
+ECE_BINS = 15
+
+BLOCK_ELEMENTS = 1 << 17
+"""Numbers of one block of resamples, small enough for a processor's cache."""
+
+
+def agreement(prob_N: Floats, label_N: Floats) -> Floats:
+    """Expected agreement of the predicted winner with the vote, by row; its mean is the accuracy.
+
+    The predicted winner is response_a above 0.5 and response_b below; exactly 0.5 is a coin flip and scores
+    0.5, so that swapping the two responses of every row changes nothing.
+
+    Args:
+        prob_N: float64 (N,), in [0, 1].
+        label_N: float64 (N,), in [0, 1].
+
+    Returns:
+        float64 (N,): `label` where response_a is predicted, `1 - label` where response_b is.
+    """
+    return np.where(prob_N > 0.5, label_N, np.where(prob_N < 0.5, 1 - label_N, 0.5))
+
+
+def cross_entropy(prob_N: Floats, label_N: Floats) -> Floats:
+    """Cross entropy of label and prediction in nats, by row; its mean is the log loss. Float64 (N,)."""
+    clipped_N = np.clip(prob_N, EPSILON, 1 - EPSILON)
+    return -(label_N * np.log(clipped_N) + (1 - label_N) * np.log1p(-clipped_N))
+
+
+def squared_error(prob_N: Floats, label_N: Floats) -> Floats:
+    """Squared difference of prediction and label, by row; its mean is the Brier score. Float64 (N,)."""
+    return (prob_N - label_N) ** 2
+
+
+def position_shift(prob_ab_N: Floats, prob_ba_N: Floats) -> Floats:
+    """What standing first adds to a response's probability, by row; its mean is the position bias.
+
+    Both are probabilities of the given response_a, which stands first in `ab` and second in `ba`, so half
+    their difference is positive where the first response is favoured. NaN where an ordering was not run.
+    """
+    return (prob_ab_N - prob_ba_N) / 2
+
+
+def flips(prob_ab_N: Floats, prob_ba_N: Floats) -> Floats:
+    """1 where the two orderings name different winners, by row; the mean is the flip rate. NaN as above."""
+    product_N = (prob_ab_N - 0.5) * (prob_ba_N - 0.5)
+    return np.where(np.isnan(product_N), np.nan, product_N < 0)
+
+
+class SortedRows(NamedTuple):
+    """Rows in order of their probability, with what a weighted AUC needs."""
+
+    order: NDArray[np.intp]
+    label: Floats
+    starts: NDArray[np.intp]
+    """Where each distinct probability begins."""
+
+
+def sort_rows(prob_N: Floats, label_N: Floats) -> SortedRows:
+    order_N = np.argsort(prob_N, kind="stable")
+    sorted_N = prob_N[order_N]
+    starts_D = np.flatnonzero(np.concatenate(([True], sorted_N[1:] != sorted_N[:-1])))
+    return SortedRows(order_N, label_N[order_N], starts_D)
+
+
+def weighted_auc(rows: SortedRows, weight_BN: Floats) -> Floats:
+    """AUC under each set of row weights (in sorted order), float64 (B,); NaN where a class has no weight."""
+    positive_BD = np.add.reduceat(weight_BN * rows.label, rows.starts, axis=1)
+    negative_BD = np.add.reduceat(weight_BN * (1 - rows.label), rows.starts, axis=1)
+    below_BD = np.cumsum(negative_BD, axis=1) - negative_BD / 2
+    total_B = positive_BD.sum(axis=1) * negative_BD.sum(axis=1)
+    wins_B = np.einsum("bd,bd->b", positive_BD, below_BD)
+    return np.divide(wins_B, total_B, out=np.full_like(total_B, np.nan), where=total_B > 0)
+
+
+def area_under_curve(prob_N: Floats, label_N: Floats) -> float | None:
+    """Area under the ROC curve, or None where the votes all name one side.
+
+    Each row counts as a positive of weight `label` and a negative of weight `1 - label`; equal probabilities
+    count half. For hard votes this is the usual AUC (Mann-Whitney).
+    """
+    value = weighted_auc(sort_rows(prob_N, label_N), np.ones((1, len(prob_N))))[0]
+    return None if math.isnan(value) else float(value)
+
+
+class CalibrationBins(NamedTuple):
+    """Rows by predicted probability: float64 arrays, one element a bin that holds any row."""
+
+    rows: Floats
+    predicted: Floats
+    """Mean predicted probability of response_a."""
+    observed: Floats
+    """Mean label: the share of votes for response_a."""
+
+
+def calibration_bins(prob_N: Floats, label_N: Floats, bins: int = ECE_BINS) -> CalibrationBins:
+    """Up to `bins` bins of equal mass. Rows with the same probability share a bin, so bins can be fewer."""
+    edges = np.quantile(prob_N, np.linspace(0, 1, bins + 1)[1:-1])
+    bin_N = np.searchsorted(edges, prob_N, side="right")
+    rows, predicted, observed = (np.bincount(bin_N, weights) for weights in (None, prob_N, label_N))
+    kept = rows > 0
+    return CalibrationBins(
+        rows[kept].astype(np.float64), predicted[kept] / rows[kept], observed[kept] / rows[kept]
+    )
+
+
+def expected_calibration_error(prob_N: Floats, label_N: Floats, bins: int = ECE_BINS) -> float:
+    """Mean distance of predicted probability and share of votes, over `bins` bins of equal mass.
+
+    Of response_a's probability, not of the winner's confidence (Nguyen and O'Connor, 2015). It is never
+    negative, so with few rows it is above zero for a perfect model too.
+    """
+    held = calibration_bins(prob_N, label_N, bins)
+    return float(np.average(np.abs(held.predicted - held.observed), weights=held.rows))
+
+
+def wilson_interval(share: Floats, rows: Floats) -> tuple[Floats, Floats]:
+    """Both ends of the 95 % interval of a share of `rows` votes (Wilson, 1927), always within 0..1."""
+    z = 1.959964
+    centre = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
+    half = z / (1 + z**2 / rows) * np.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
+    return centre - half, centre + half
+
+
+def resampled_counts(num_groups: int, resamples: int, block: int, seed: int) -> Iterator[Floats]:
+    """How often each group is drawn in each resample, in blocks of float64 (B, G)."""
+    random = np.random.default_rng(seed)
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        drawn = random.integers(0, num_groups, (size, num_groups))
+        drawn += np.arange(size)[:, None] * num_groups
+        counts = np.bincount(drawn.ravel(), minlength=size * num_groups)
+        yield counts.reshape(size, num_groups).astype(np.float64)
+
+
+def percentiles(values: Floats) -> list[float] | None:
+    defined = values[np.isfinite(values)]
+    return [float(value) for value in np.percentile(defined, (2.5, 97.5))] if len(defined) else None
+
+
+def bootstrap_intervals(
+    values_NK: Floats,
+    groups_N: NDArray[Any],
+    *,
+    resamples: int,
+    seed: int,
+    ranked: tuple[Floats, Floats] | None = None,
+) -> list[list[float] | None]:
+    """95 % percentile intervals of the means of row-wise figures, and of the AUC.
+
+    Whole groups are drawn with replacement (a cluster bootstrap), because votes on one prompt are not
+    independent of each other. Without repeated prompts it is the bootstrap by rows.
+
+    Args:
+        values_NK: float64 (N, K); NaN where a row has no such figure.
+        groups_N: (N,), equal where rows share a prompt.
+        resamples: number of resamples.
+        seed: of the resampling.
+        ranked: probabilities and labels, each float64 (N,), to get an interval of their AUC as last element.
+
+    Returns:
+        `[low, high]` for each of the K figures (and the AUC); None where fewer than two groups define it.
+    """
+    unique, group_N = np.unique(groups_N, return_inverse=True)
+    num_groups, num_rows = len(unique), len(group_N)
+    if num_groups < 2:
+        return [None] * (values_NK.shape[1] + (ranked is not None))
+    known_NK = ~np.isnan(values_NK)
+    sums_GK, sizes_GK = (
+        np.stack([np.bincount(group_N, column, minlength=num_groups) for column in columns.T], axis=1)
+        for columns in (np.where(known_NK, values_NK, 0.0), known_NK.astype(np.float64))
+    )
+    rows = sort_rows(*ranked) if ranked else None
+    means: list[Floats] = []
+    areas: list[Floats] = []
+    for counts_BG in resampled_counts(num_groups, resamples, max(1, BLOCK_ELEMENTS // num_rows), seed):
+        size_BK = counts_BG @ sizes_GK
+        means.append(
+            np.divide(counts_BG @ sums_GK, size_BK, out=np.full_like(size_BK, np.nan), where=size_BK > 0)
+        )
+        if rows:
+            areas.append(weighted_auc(rows, counts_BG[:, group_N[rows.order]]))
+    intervals = [percentiles(column) for column in np.concatenate(means).T]
+    return [*intervals, percentiles(np.concatenate(areas))] if rows else intervals
+
+
+def mean_or_none(values_N: Floats) -> float | None:
+    defined = values_N[~np.isnan(values_N)]
+    return float(defined.mean()) if len(defined) else None
+
+
+def measure(
+    prob_N: Floats,
+    label_N: Floats,
+    prob_ab_N: Floats,
+    prob_ba_N: Floats,
+    groups_N: NDArray[Any],
+    *,
+    resamples: int = 1_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Every figure of one set of rows.
+
+    Args:
+        prob_N, label_N: float64 (N,) in [0, 1], N at least 1.
+        prob_ab_N, prob_ba_N: float64 (N,), probability of the given response_a in each ordering; NaN where
+            that ordering was not run.
+        groups_N: (N,), equal where rows share a prompt.
+        resamples, seed: of the bootstrap.
+
+    Returns:
+        `rows`, then `accuracy` (expected agreement, 0..1), `log_loss` (nats), `brier`, `position_bias` (in
+        probability; positive: the response that stands first is favoured), `flip_rate` (0..1) and `auc`, each
+        with its `…_ci95` of `[low, high]`, and `ece` (15 bins of equal mass). None where not defined: `auc`
+        of one class only, the two of position where no row was scored in both orderings.
+    """
+    figures = {
+        "accuracy": agreement(prob_N, label_N),
+        "log_loss": cross_entropy(prob_N, label_N),
+        "brier": squared_error(prob_N, label_N),
+        "position_bias": position_shift(prob_ab_N, prob_ba_N),
+        "flip_rate": flips(prob_ab_N, prob_ba_N),
+    }
+    intervals = bootstrap_intervals(
+        np.stack(list(figures.values()), axis=1),
+        groups_N,
+        resamples=resamples,
+        seed=seed,
+        ranked=(prob_N, label_N),
+    )
+    means = {name: mean_or_none(values) for name, values in figures.items()}
+    means["auc"] = area_under_curve(prob_N, label_N)
+    measured: dict[str, Any] = {"rows": len(prob_N)}
+    for (name, value), interval in zip(means.items(), intervals, strict=True):
+        measured |= {name: value, f"{name}_ci95": interval}
+    return measured | {"ece": expected_calibration_error(prob_N, label_N)}
+
+
+def entropy(share: float) -> float:
+    """Log loss, in nats, of always answering with the share that is right: the best of any constant."""
+    return -sum(part * math.log(part) for part in (share, 1 - share) if part > 0)
+
+
+def one_sided_baseline(
+    favours_a_N: Floats, label_N: Floats, groups_N: NDArray[Any], *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """A rule that names a winner: its accuracy, and the log loss of the one confidence that suits it best.
+
+    The confidence is fitted on the same rows, which flatters the rule a little.
+
+    Args:
+        favours_a_N: float64 (N,), above 0 where the rule names response_a, below 0 for response_b, else 0.
+        label_N, groups_N, resamples, seed: as for `measure`.
+    """
+    named_N = np.sign(favours_a_N) / 2 + 0.5
+    right_N = agreement(named_N, label_N)
+    (interval,) = bootstrap_intervals(right_N[:, None], groups_N, resamples=resamples, seed=seed)
+    decided_N = named_N != 0.5
+    share = float(right_N[decided_N].mean()) if decided_N.any() else 0.5
+    log_loss = decided_N.mean() * entropy(share) + (1 - decided_N.mean()) * math.log(2)
+    return {"accuracy": float(right_N.mean()), "accuracy_ci95": interval, "log_loss": float(log_loss)}
+
+
+def majority_baseline(label_N: Floats) -> dict[str, Any]:
+    """Always the side that wins more often in these very votes, with that share as its probability."""
+    share = float(label_N.mean())
+    return {"accuracy": max(share, 1 - share), "log_loss": entropy(share)}
+
+
+def length_bins(tokens_N: Floats) -> list[str | None]:
+    """The length bin of each row, `256-511`, or None for NaN; by powers of two, so that runs compare."""
+    power_N = np.floor(np.log2(np.maximum(tokens_N, 1)))
+    return [
+        None if math.isnan(power) else f"{1 << int(power)}-{(2 << int(power)) - 1}"
+        for power in power_N.tolist()
+    ]
