@@ -1,0 +1,151 @@
+"""What a row's label means, what its texts are once mended, and why a row cannot be used.
+
+Texts go through ftfy (mojibake, line ends, HTML entities, control characters such as NUL, lone surrogates).
+Nothing else is changed: special-token strings, right-to-left marks and all scripts stay. Not covered: rows that
+are duplicates of other rows (`splitting`).
+"""
+
+import re
+import unicodedata
+from typing import Literal
+
+import ftfy
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from wsdm_ray.errors import DataError
+from wsdm_ray.schema import MODEL_A, MODEL_B
+
+__all__ = ["REASONS", "WINNERS", "clean_texts", "drop_reasons", "fix_text", "labels", "normalized"]
+
+REASONS = (
+    "null_text",
+    "empty_prompt",
+    "empty_response",
+    "tie",
+    "identical_responses",
+    "duplicate",
+    "conflicting_duplicate",
+)
+"""Why a row is left out; a row has the first reason that applies."""
+
+WINNERS = {
+    **dict.fromkeys(("model_a", "winner_a", "winner_model_a", "response_a", "a"), 1.0),
+    **dict.fromkeys(("model_b", "winner_b", "winner_model_b", "response_b", "b"), 0.0),
+    **dict.fromkeys(
+        ("tie", "winner_tie", "draw", "tie (bothbad)", "tie (both bad)", "both_bad", "both bad", "bothbad"),
+        0.5,
+    ),
+}
+"""Spellings of a winner, in lower case, and the probability of response_a that each stands for."""
+
+TEXTS = ("prompt", "response_a", "response_b")
+
+NOT_PLAIN = "[^\t\n\x0c\x20-\x25\x27-\x7e]"
+"""What ftfy might change in ASCII: control characters, line ends with CR, escapes, `&` of HTML entities."""
+
+
+def labels(table: pa.Table, path: str, ties: Literal["drop", "soft"]) -> tuple[pa.Table, np.ndarray]:
+    """The table with canonical `winner` and `prob_a`, and which of its rows are ties to drop.
+
+    A soft label wins over a winner. With `ties="soft"` a tie becomes `prob_a` 0.5.
+
+    Returns:
+        The table, whose `winner` is model_a, model_b or null and whose `prob_a` is there if any row needs it; and
+        a bool array of one value a row.
+
+    Raises:
+        DataError: a winner of unknown spelling, a soft label outside 0..1, a row with neither; with the first id.
+    """
+    rows = len(table)
+    no_winner, no_prob = pa.nulls(rows, pa.string()), pa.nulls(rows, pa.float64())
+    winner = table["winner"].combine_chunks() if "winner" in table.column_names else no_winner
+    soft = table["prob_a"].combine_chunks() if "prob_a" in table.column_names else no_prob
+
+    prob = soft.to_numpy(zero_copy_only=False)
+    given = soft.is_valid().to_numpy(zero_copy_only=False)
+    bad = given & ~((prob >= 0) & (prob <= 1))
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(f"{path}: prob_a {prob[row]} (id {table['id'][row]}) is not within 0..1")
+
+    spelled = pc.utf8_lower(pc.utf8_trim_whitespace(winner))
+    spelled = pc.if_else(pc.equal(spelled, ""), pa.scalar(None, pa.string()), spelled)
+    names = pc.unique(spelled).to_pylist()
+    unknown = [name for name in names if name is not None and name not in WINNERS]
+    if unknown:
+        row = pc.index(spelled, unknown[0]).as_py()
+        raise DataError(
+            f"{path}: unknown winner {winner[row].as_py()!r} (id {table['id'][row]}); "
+            "give model_a, model_b or tie (or one of their usual spellings)"
+        )
+    voted = np.array([np.nan if name is None else WINNERS[name] for name in spelled.to_pylist()])
+    if (~given & np.isnan(voted)).any():
+        row = int((~given & np.isnan(voted)).argmax())
+        raise DataError(f"{path}: neither winner nor prob_a (id {table['id'][row]}); every row needs a label")
+
+    tie = ~given & (voted == 0.5)
+    table = put(
+        table,
+        "winner",
+        pa.array(np.where(voted == 1, MODEL_A, MODEL_B), mask=np.isin(voted, (0, 1), invert=True)),
+    )
+    if given.any() or (ties == "soft" and tie.any()):
+        table = put(table, "prob_a", pa.array(np.where(tie, 0.5, prob), mask=~(given | tie)))
+    return table, tie & (ties == "drop")
+
+
+def put(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    if name in table.column_names:
+        return table.set_column(table.column_names.index(name), name, column)
+    return table.append_column(name, column)
+
+
+def clean_texts(table: pa.Table) -> tuple[pa.Table, int]:
+    """The table with its three texts mended (null stays null), and how many texts changed by that."""
+    changed = 0
+    for name in TEXTS:
+        column = table[name].combine_chunks()
+        plain = pc.and_(pc.string_is_ascii(column), pc.invert(pc.match_substring_regex(column, NOT_PLAIN)))
+        rows = np.flatnonzero(~plain.fill_null(True).to_numpy(zero_copy_only=False))
+        if not len(rows):
+            continue
+        texts = column.to_pylist()
+        before = [texts[row] for row in rows]
+        for row in rows:
+            texts[row] = fix_text(texts[row])
+        changed += sum(texts[row] != old for row, old in zip(rows, before, strict=True))
+        table = put(table, name, pa.array(texts, pa.string()))
+    return table, changed
+
+
+def fix_text(text: str) -> str:
+    """ftfy's repair of one text."""
+    return ftfy.fix_text(text)
+
+
+def drop_reasons(table: pa.Table, tie: np.ndarray) -> np.ndarray:
+    """Index into `REASONS` of the first reason to drop each row for itself, -1 where there is none (int8)."""
+    null, blank = {}, {}
+    for name in TEXTS:
+        null[name] = table[name].is_null().to_numpy()
+        blank[name] = pc.equal(pc.utf8_trim_whitespace(table[name]), "").fill_null(False).to_numpy()
+    applies = {
+        "null_text": null["prompt"] | null["response_a"] | null["response_b"],
+        "empty_prompt": blank["prompt"],
+        "empty_response": blank["response_a"] | blank["response_b"],
+        "tie": tie,
+        "identical_responses": pc.equal(table["response_a"], table["response_b"]).fill_null(False).to_numpy(),
+    }
+    codes = [REASONS.index(name) for name in applies]
+    return np.select(list(applies.values()), codes, default=-1).astype(np.int8)
+
+
+SPACES = re.compile(r"\s+")
+
+
+def normalized(prompt: str) -> str:
+    """The prompt in NFKC and case-folded, with runs of white space as one space: what makes two prompts the same."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", prompt).casefold())
+    return SPACES.sub(" ", folded).strip()

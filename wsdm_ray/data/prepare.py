@@ -1,0 +1,240 @@
+"""Raw votes to canonical shards: read, clean, drop, split by prompt group, write.
+
+Two passes in bounded memory. The first cleans every row and spills it to a temporary file on the local disk; of
+each row only 57 bytes stay in memory (digests of id, prompt and pair, and the label). Once it is known which rows
+are duplicates and which prompts go to valid, the second pass writes train/ and valid/ from the spilled rows.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from wsdm_ray import storage
+from wsdm_ray.config import PrepareConfig
+from wsdm_ray.data.cleaning import REASONS, clean_texts, drop_reasons, labels
+from wsdm_ray.data.shards import write_shards
+from wsdm_ray.data.sources import list_inputs, read_rows
+from wsdm_ray.data.splitting import choose_valid, digests, duplicate_reasons, first_repeated, pair_digests
+from wsdm_ray.errors import DataError
+from wsdm_ray.runs import check_outside, finish_run, identities, open_run, options
+from wsdm_ray.schema import MODEL_A
+from wsdm_ray.telemetry import logger
+
+__all__ = ["prepare"]
+
+
+def prepare(config: PrepareConfig) -> dict[str, Any]:
+    """Write DIR/train, DIR/valid and then DIR/run.json; returns what run.json holds.
+
+    A folder that holds this very run already is left as it is.
+
+    Raises:
+        DataError: an input is not what it should be; the message names file, column or id, and the remedy.
+        StorageError: a path is missing or unreadable.
+        RunMismatchError: the output folder belongs to another run.
+    """
+    files = list_inputs(config.input)
+    check_outside(config.output, files)
+    fingerprint = {
+        "options": options(config, leave_out=("input", "output", "restart")),
+        "inputs": identities(files),
+    }
+    done = open_run(config.output, "prepare", fingerprint, config.restart, resumes=False)
+    if done:
+        logger.info("prepare: %s is finished already, nothing to do", config.output)
+        show(done["counts"])
+        return done
+    with tempfile.TemporaryDirectory(prefix="wsdm_ray_prepare_") as folder:
+        spill = Spill(Path(folder) / "rows.arrow")
+        survey = first_pass(files, config, spill)
+        reasons = duplicate_reasons(survey.pairs, survey.prob)
+        kept = reasons < 0
+        survey.dropped.update(REASONS[code] for code in reasons[~kept])
+        check_some_kept(survey, int(kept.sum()))
+        valid = np.zeros(len(kept), bool)
+        valid[kept] = choose_valid(survey.prompts[kept], config.valid_fraction, config.seed)
+        counts = count(survey, kept, valid)
+        for split, mask in (("train", kept & ~valid), ("valid", valid)):
+            if mask.any():
+                tables = spill.rows(mask)
+                write_shards(storage.join(config.output, split), spill.schema(), tables, config.shard_rows)
+    content = {"config": options(config, leave_out=("restart",)), "counts": counts}
+    run = finish_run(config.output, "prepare", fingerprint, content)
+    show(counts)
+    return run
+
+
+class Survey:
+    """What the first pass remembers: of every row its id, of every row that may be kept its prompt, pair, label."""
+
+    def __init__(self) -> None:
+        self.input_rows = self.texts_fixed = 0
+        self.dropped: Counter[str] = Counter()
+        self.parts: list[tuple[np.ndarray, ...]] = []
+        self.ids: list[np.ndarray] = []
+
+    def close(self) -> None:
+        self.prompts, self.pairs, self.prob = (
+            np.concatenate(column) for column in zip(*self.parts, strict=True)
+        )
+        self.parts = []
+
+
+def first_pass(files: list[str], config: PrepareConfig, spill: "Spill") -> Survey:
+    """Read, label and clean every row; spill those that may be kept."""
+    survey = Survey()
+    for path in files:
+        for table in read_rows(path, config.columns, make_ids=config.make_ids):
+            survey.input_rows += len(table)
+            survey.ids.append(digests(table["id"].to_pylist()))
+            table, tie = labels(table, path, config.ties)
+            table, fixed = clean_texts(table)
+            survey.texts_fixed += fixed
+            reasons = drop_reasons(table, tie)
+            survey.dropped.update(REASONS[code] for code in reasons[reasons >= 0])
+            table = table.filter(pa.array(reasons < 0))
+            survey.parts.append(pair_digests(table, prob_of(table)))
+            spill.add(table, path)
+    if not survey.input_rows:
+        raise DataError(f"{', '.join(config.input)}: no rows")
+    check_ids(survey, files, config)
+    survey.close()
+    return survey
+
+
+def prob_of(table: pa.Table) -> np.ndarray:
+    """The label of each row as a probability of response_a (N,)."""
+    won = np.array([winner == MODEL_A for winner in table["winner"].to_pylist()], float)
+    if "prob_a" not in table.column_names:
+        return won
+    soft = table["prob_a"].to_numpy()
+    return np.where(np.isnan(soft), won, soft)
+
+
+def check_ids(survey: Survey, files: list[str], config: PrepareConfig) -> None:
+    """Raise `DataError` for an id that two input rows share."""
+    ids, survey.ids = np.concatenate(survey.ids), []
+    row = first_repeated(ids)
+    if row is None:
+        return
+    earlier = int((ids == ids[row]).argmax())
+    places = []
+    for wanted in (earlier, row):
+        start = 0
+        for path, table in (
+            (path, table)
+            for path in files
+            for table in read_rows(path, config.columns, make_ids=config.make_ids)
+        ):
+            if wanted < start + len(table):
+                places.append((table["id"][wanted - start].as_py(), path))
+                break
+            start += len(table)
+    raise DataError(
+        f"{places[1][1]}: the id {places[1][0]!r} is there twice (first in {places[0][1]}); ids must be unique"
+    )
+
+
+def check_some_kept(survey: Survey, kept: int) -> None:
+    if not kept:
+        why = ", ".join(f"{name} {survey.dropped[name]:,}" for name in REASONS if survey.dropped[name])
+        raise DataError(f"all {survey.input_rows:,} input rows were dropped ({why}); nothing to write")
+
+
+def count(survey: Survey, kept: np.ndarray, valid: np.ndarray) -> dict[str, Any]:
+    """The counts of run.json. Nothing is lost unnamed: input rows = kept rows + dropped rows."""
+    counts = {
+        "input_rows": survey.input_rows,
+        "kept": {"train": int((kept & ~valid).sum()), "valid": int(valid.sum())},
+        "dropped": {name: survey.dropped[name] for name in REASONS},
+        "prompt_groups": {
+            "train": len(np.unique(survey.prompts[kept & ~valid])),
+            "valid": len(np.unique(survey.prompts[valid])),
+        },
+        "texts_fixed": survey.texts_fixed,
+    }
+    assert counts["input_rows"] == sum(counts["kept"].values()) + sum(counts["dropped"].values())
+    return counts
+
+
+def show(counts: dict[str, Any]) -> None:
+    """Tell the counts on the screen, one a line."""
+    logger.info("%12s input rows", f"{counts['input_rows']:,}")
+    for name, rows in counts["dropped"].items():
+        logger.info("%12s dropped: %s", f"{rows:,}", name)
+    for split, rows in counts["kept"].items():
+        logger.info(
+            "%12s kept in %s/, %s prompt groups", f"{rows:,}", split, f"{counts['prompt_groups'][split]:,}"
+        )
+    logger.info("%12s texts mended", f"{counts['texts_fixed']:,}")
+    if not counts["kept"]["valid"]:
+        logger.warning("no rows in valid: --valid-fraction is 0, or there are too few prompt groups")
+
+
+class Spill:
+    """Tables on the local disk, each as an Arrow stream of its own, since files may differ in their other columns."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.places: list[tuple[int, int]] = []  # where each table begins, and its rows
+        self.schemas: dict[pa.Schema, str] = {}  # and the first file that has it
+        self.path.touch()
+
+    def add(self, table: pa.Table, source: str) -> None:
+        """Append a table that came from the file `source`."""
+        table = table.replace_schema_metadata(None)
+        self.schemas.setdefault(table.schema, source)
+        with pa.OSFile(str(self.path), "ab") as file:
+            self.places.append((self.path.stat().st_size, len(table)))
+            with pa.ipc.new_stream(file, table.schema) as writer:
+                writer.write_table(table)
+
+    def schema(self) -> pa.Schema:
+        """One schema for all rows. Raises `DataError` for a column of types that do not go together."""
+        fields: dict[str, tuple[pa.Field, str]] = {}
+        for schema, source in self.schemas.items():
+            for field in schema:
+                if field.name not in fields:
+                    fields[field.name] = (field, source)
+                    continue
+                known, first = fields[field.name]
+                try:
+                    merged = pa.unify_schemas(
+                        [pa.schema([known]), pa.schema([field])], promote_options="permissive"
+                    )
+                except pa.ArrowException as error:
+                    raise DataError(
+                        f"column {field.name!r} is {known.type} in {first} but {field.type} in {source}; "
+                        "make the two files agree, or prepare them apart"
+                    ) from error
+                fields[field.name] = (merged.field(0), first)
+        order = [field.name for schema in self.schemas for field in schema]
+        return pa.schema([fields[name][0].with_nullable(True) for name in dict.fromkeys(order)])
+
+    def rows(self, mask: np.ndarray) -> Iterator[pa.Table]:
+        """The rows where `mask` (one value for each row that was added) is true, in order, in one schema."""
+        schema = self.schema()
+        start = 0
+        with pa.OSFile(str(self.path), "rb") as file:
+            for place, rows in self.places:
+                here = mask[start : start + rows]
+                start += rows
+                if not here.any():
+                    continue
+                file.seek(place)
+                with pa.ipc.open_stream(file) as reader:
+                    table = reader.read_all().filter(pa.array(here))
+                yield pa.table(
+                    [
+                        table[field.name].cast(field.type)
+                        if field.name in table.column_names
+                        else pa.nulls(len(table), field.type)
+                        for field in schema
+                    ],
+                    schema=schema,
+                )

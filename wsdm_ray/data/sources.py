@@ -1,0 +1,268 @@
+"""Files of votes to a stream of Arrow tables with the canonical columns.
+
+Parquet, JSON lines (.jsonl, .ndjson, .json) and CSV. Every table has `id`, the three texts and `winner`, `prob_a`,
+the model names, `language` and `source` where the file has them, then the file's other columns as they are. Whatever
+is wrong with a file is a `DataError` that names the file, the line where there are lines, and the column. Not
+covered: what the values mean (`cleaning`).
+"""
+
+import csv
+import dataclasses
+import json
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from ftfy.fixes import fix_surrogates
+
+from wsdm_ray import storage
+from wsdm_ray.config import Columns
+from wsdm_ray.errors import DataError
+from wsdm_ray.schema import CANONICAL_TYPES, PAIR_COLUMNS
+
+__all__ = ["list_inputs", "read_rows", "read_tables"]
+
+FOLDER_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv")
+"""What a folder is searched for. Not .json: folders of runs hold run.json."""
+LINES_SUFFIXES = (".jsonl", ".ndjson", ".json")
+
+BATCH_ROWS = 1_000
+BATCH_BYTES = 32 << 20
+
+TEXTS = ("prompt", "response_a", "response_b")
+
+
+def list_inputs(paths: Sequence[str]) -> list[str]:
+    """Files that `paths` (files, folders, globs) name. Raises `StorageError` where there are none."""
+    return storage.list_files(paths, FOLDER_SUFFIXES)
+
+
+def read_rows(path: str, columns: Columns, *, make_ids: bool = False) -> Iterator[pa.Table]:
+    """The rows of one file, in order, in tables with canonical names and types.
+
+    Args:
+        columns: the names that the file gives to the canonical columns.
+        make_ids: give each row the id FILESTEM-ROW (counted from 0) where the file has no id column.
+
+    Raises:
+        DataError: the file cannot be parsed; a column is missing or of a wrong type; an id is null.
+        StorageError: the file cannot be read.
+    """
+    done = 0
+    for table in read_tables(path):
+        if done == 0:
+            check_columns(table.column_names, path, columns, make_ids)
+        yield canonical(table, path, columns, done)
+        done += len(table)
+
+
+def read_tables(path: str) -> Iterator[pa.Table]:
+    """The rows of one file as it is, in tables of bounded size that are never empty."""
+    name = path.lower()
+    read = (
+        read_lines if name.endswith(LINES_SUFFIXES) else read_csv if name.endswith(".csv") else read_parquet
+    )
+    for table in read(path):
+        if len(table):
+            yield table
+
+
+def read_parquet(path: str) -> Iterator[pa.Table]:
+    with storage.open_parquet(path) as file:
+        size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+        rows = max(1, min(BATCH_ROWS, BATCH_BYTES * file.metadata.num_rows // max(size, 1)))
+        done = 0
+        try:
+            for batch in file.iter_batches(batch_size=rows):
+                batch.validate(full=True)  # among others, that strings are UTF-8
+                done += len(batch)
+                yield pa.Table.from_batches([batch])
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            raise DataError(f"{path}: cannot be read after row {done} ({storage.reason(error)})") from error
+
+
+def read_lines(path: str) -> Iterator[pa.Table]:
+    rows: list[dict[str, Any]] = []
+    size = first = number = 0
+    with storage.open_read(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            first = first if rows else number
+            rows.append(parse_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, path, number))
+            size += len(line)
+            if len(rows) == BATCH_ROWS or size >= BATCH_BYTES:
+                yield table_of(rows, path, f"{first}-{number}")
+                rows, size = [], 0
+    if rows:
+        yield table_of(rows, path, f"{first}-{number}")
+
+
+ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def parse_line(line: bytes, path: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}:{number}: not JSON ({storage.reason(error)}); one object a line is needed"
+        ) from error
+    if not isinstance(row, dict):
+        raise DataError(f"{path}:{number}: a JSON {type(row).__name__}, but one object a line is needed")
+    # Escapes can spell half a character, which no file could hold: pairs are joined, halves become U+FFFD.
+    return whole_characters(row) if ESCAPED_SURROGATE.search(line) else row
+
+
+def whole_characters(value: Any) -> Any:
+    if isinstance(value, str):
+        return fix_surrogates(value)
+    if isinstance(value, list):
+        return [whole_characters(item) for item in value]
+    if isinstance(value, dict):
+        return {fix_surrogates(key): whole_characters(item) for key, item in value.items()}
+    return value
+
+
+def table_of(rows: list[dict[str, Any]], path: str, lines: str) -> pa.Table:
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        try:
+            columns[name] = pa.array([row.get(name) for row in rows])
+        except (pa.ArrowException, OverflowError) as error:
+            raise DataError(
+                f"{path}:{lines}: column {name!r} mixes types ({storage.reason(error)})"
+            ) from error
+    return pa.table(columns)
+
+
+def read_csv(path: str) -> Iterator[pa.Table]:
+    csv.field_size_limit(2**31 - 1)  # the default fails at 128 kB
+    with storage.open_read(path) as file:
+        reader = csv.reader(decoded(file, path))
+        try:
+            header = next(reader, [])
+            if len(set(header)) < len(header):
+                twice = next(name for name in header if header.count(name) > 1)
+                raise DataError(f"{path}: the header names the column {twice!r} twice")
+            rows: list[list[str]] = []
+            size = 0
+            for row in reader:
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise DataError(
+                        f"{path}:{reader.line_num}: {len(row)} fields, but the header has {len(header)}"
+                    )
+                rows.append(row)
+                size += sum(map(len, row))
+                if len(rows) == BATCH_ROWS or size >= BATCH_BYTES:
+                    yield pa.table(
+                        [pa.array(column, pa.string()) for column in zip(*rows, strict=True)], header
+                    )
+                    rows, size = [], 0
+            if rows:
+                yield pa.table([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], header)
+        except csv.Error as error:
+            raise DataError(f"{path}:{reader.line_num}: not CSV ({error})") from error
+
+
+def decoded(lines, path: str) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def check_columns(names: list[str], path: str, columns: Columns, make_ids: bool) -> None:
+    """Raise `DataError` for a column that is needed, or was named on the command line, and is not there."""
+    there = f"there are: {', '.join(names)}"
+    defaults = Columns()
+    for field in dataclasses.fields(columns):
+        name = getattr(columns, field.name)
+        option = f"--columns.{field.name.replace('_', '-')}=NAME"
+        if names.count(name) > 1:
+            raise DataError(f"{path}: has the column {name!r} {names.count(name)} times")
+        if name in names:
+            continue
+        if field.name == "id":
+            if not make_ids:
+                raise DataError(
+                    f"{path}: no column {name!r} for the ids; give {option} or --make-ids; {there}"
+                )
+        elif field.name in TEXTS or name != getattr(defaults, field.name):
+            raise DataError(f"{path}: no column {name!r}; give {option}; {there}")
+    if columns.winner not in names and columns.prob_a not in names:
+        raise DataError(
+            f"{path}: no column {columns.winner!r} or {columns.prob_a!r} with the votes; "
+            f"give --columns.winner=NAME or --columns.prob-a=NAME; {there}"
+        )
+
+
+def canonical(table: pa.Table, path: str, columns: Columns, first_row: int) -> pa.Table:
+    """The same rows with the canonical columns first, in canonical types, then the others.
+
+    A column that bears a canonical name but was not chosen for it passes through as `input_NAME`.
+    """
+    chosen = {getattr(columns, name): name for name in (*PAIR_COLUMNS, *CANONICAL_TYPES)}
+    found = {}
+    for name in table.column_names:
+        if name in chosen:
+            found[chosen[name]] = table[name]
+    if "id" not in found:
+        stem = posixpath.splitext(posixpath.basename(path))[0]
+        found["id"] = pa.chunked_array(
+            [[f"{stem}-{row}" for row in range(first_row, first_row + len(table))]], pa.string()
+        )
+    out = {"id": ids_of(found["id"], path, first_row)}
+    for name, kind in CANONICAL_TYPES.items():
+        if name in found:
+            out[name] = typed(found[name], name, kind, path)
+        elif name in TEXTS:  # a key that no object of this batch has
+            out[name] = pa.chunked_array([pa.nulls(len(table), kind)])
+    for name in table.column_names:
+        if name not in chosen:
+            out[f"input_{name}" if name in out or name in CANONICAL_TYPES else name] = table[name]
+    return pa.table(out)
+
+
+def ids_of(column: pa.ChunkedArray, path: str, first_row: int) -> pa.ChunkedArray:
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    missing = pc.is_null(column)
+    if is_text(kind):  # an empty field is how CSV writes null
+        column = column.cast(pa.string())
+        missing = pc.or_kleene(missing, pc.equal(column, "").fill_null(False))
+    row = pc.index(missing, True).as_py()
+    if row >= 0:
+        raise DataError(f"{path}: row {first_row + row} (counted from 0) has no id")
+    if is_text(kind):
+        return column
+    if pa.types.is_integer(kind):
+        try:
+            return column.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{path}: an id does not fit 64 bits ({storage.reason(error)})") from error
+    raise DataError(f"{path}: ids are {kind}; they must be integers or strings")
+
+
+def typed(column: pa.ChunkedArray, name: str, kind: pa.DataType, path: str) -> pa.ChunkedArray:
+    value_type = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if name in TEXTS and not is_text(value_type) and not pa.types.is_null(value_type):
+        raise DataError(f"{path}: column {name!r} holds {value_type}, but text is needed")
+    if kind == pa.float64() and is_text(value_type):
+        blank = pc.equal(pc.utf8_trim_whitespace(column), "")
+        column = pc.if_else(blank, pa.scalar(None, column.type), column)
+    try:
+        return column.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(f"{path}: column {name!r} is not {kind} ({storage.reason(error)})") from error
+
+
+def is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

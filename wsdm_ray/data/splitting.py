@@ -1,0 +1,109 @@
+"""Which rows are duplicates, and which prompt groups go to valid: pure functions on digests.
+
+A digest is 16 bytes of BLAKE2b; many of them are a numpy array of dtype S16.
+"""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+
+from wsdm_ray.data.cleaning import REASONS, normalized
+
+__all__ = ["DIGEST", "choose_valid", "digests", "duplicate_reasons", "first_repeated", "pair_digests"]
+
+DIGEST = np.dtype("S16")
+
+SAME_LABEL = 1e-9
+"""Soft labels that differ by less are the same: 1 - (1 - p) is not p to the last bit."""
+
+
+def digests(values: list) -> np.ndarray:
+    """Digests of strings or integers (N,)."""
+    return np.array([digest(str(value)) for value in values], DIGEST)
+
+
+def digest(*texts: str) -> bytes:
+    total = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        data = text.encode()
+        total.update(len(data).to_bytes(8, "little"))
+        total.update(data)
+    return total.digest()
+
+
+def pair_digests(table: pa.Table, prob_a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What tells prompts and pairs apart, whichever way round the two responses stand.
+
+    Args:
+        table: N rows with cleaned texts.
+        prob_a: label of each row (N,).
+
+    Returns:
+        Digests of the normalized prompts (N,), digests of the pairs (N,), and the labels of the responses in sorted
+        order (N,), so that the same pair the other way round with the opposite vote is the same thing.
+    """
+    prompts, pairs, swapped = [], [], []
+    for prompt, a, b in zip(
+        *(table[name].to_pylist() for name in ("prompt", "response_a", "response_b")), strict=True
+    ):
+        prompt = normalized(prompt)
+        prompts.append(digest(prompt))
+        swapped.append(a > b)
+        pairs.append(digest(prompt, min(a, b), max(a, b)))
+    return np.array(prompts, DIGEST), np.array(pairs, DIGEST), np.where(swapped, 1 - prob_a, prob_a)
+
+
+def duplicate_reasons(pairs: np.ndarray, prob: np.ndarray) -> np.ndarray:
+    """Index into `REASONS` of each row that repeats an earlier one or contradicts another, else -1 (N, int8).
+
+    The first of several copies with the same label stays. Of copies with different labels none does.
+
+    Args:
+        pairs: digests from `pair_digests` (N,).
+        prob: labels in sorted order, from `pair_digests` (N,).
+    """
+    _, first, group = np.unique(pairs, return_index=True, return_inverse=True)
+    low, high = np.full(len(first), np.inf), np.full(len(first), -np.inf)
+    np.minimum.at(low, group, prob)
+    np.maximum.at(high, group, prob)
+    conflict = (high - low > SAME_LABEL)[group]
+    repeated = first[group] != np.arange(len(pairs))
+    codes = [REASONS.index("conflicting_duplicate"), REASONS.index("duplicate")]
+    return np.select([conflict, repeated], codes, default=-1).astype(np.int8)
+
+
+def first_repeated(values: np.ndarray) -> int | None:
+    """Index of the first value that was there before; None where all are different."""
+    _, first = np.unique(values, return_index=True)
+    if len(first) == len(values):
+        return None
+    seen = np.zeros(len(values), bool)
+    seen[first] = True
+    return int((~seen).argmax())
+
+
+def choose_valid(prompts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Which rows go to valid: whole prompt groups, in the order of a hash, until the fraction is reached (N, bool).
+
+    A group that would make valid more than twice as large as asked for, or leave train empty, is passed over.
+
+    Args:
+        prompts: digests of the normalized prompts (N,).
+    """
+    groups, group, sizes = np.unique(prompts, return_inverse=True, return_counts=True)
+    salt = str(seed).encode()
+    ranks = np.array(
+        [hashlib.blake2b(name, digest_size=16, key=salt).digest() for name in groups.tolist()], DIGEST
+    )
+    wanted = fraction * len(prompts)
+    most = min(2 * int(np.ceil(wanted)), len(prompts) - 1)
+    taken = np.zeros(len(groups), bool)
+    reached = 0
+    for index in np.argsort(ranks, kind="stable").tolist():
+        if reached >= wanted:
+            break
+        if reached + sizes[index] <= most:
+            taken[index] = True
+            reached += int(sizes[index])
+    return taken[group]

@@ -1,0 +1,83 @@
+"""Canonical votes in memory: what training and its evaluation read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from wsdm_ray.errors import DataError
+from wsdm_ray.schema import MODEL_A, MODEL_B, RESPONSES
+from wsdm_ray.storage import list_files, open_parquet
+
+__all__ = ["Votes", "read_votes"]
+
+TEXTS = ("prompt", *RESPONSES)
+
+
+@dataclass(frozen=True)
+class Votes:
+    """N votes: `table` has id, prompt, response_a, response_b; prob_a_N is float64, a winner being 1 or 0."""
+
+    table: pa.Table
+    prob_a_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def texts(self, rows: np.ndarray) -> tuple[list[str], list[str], list[str]]:
+        """Prompts, responses a and responses b of `rows` (int [n]), in that order."""
+        taken = self.table.take(pa.array(rows, pa.int64()))
+        prompts, a, b = (taken.column(name).to_pylist() for name in TEXTS)
+        return prompts, a, b
+
+
+def read_votes(paths: Sequence[str]) -> Votes:
+    """All votes of canonical shards, in file order.
+
+    Raises:
+        DataError: a column is missing, a text is null, a vote is neither model_a, model_b nor a soft label in 0..1, or
+            there are no rows. The first row at fault is named by its id.
+    """
+    tables, labels = [], []
+    for path in list_files(paths):
+        with open_parquet(path) as file:
+            names = file.schema_arrow.names
+            missing = [name for name in ("id", *TEXTS) if name not in names]
+            if missing or not {"winner", "prob_a"} & set(names):
+                what = ", ".join(missing) or "winner or prob_a"
+                raise DataError(f"{path}: no column {what}; make canonical shards with `python -m jobs.prepare`")
+            table = file.read([name for name in ("id", *TEXTS, "winner", "prob_a") if name in names])
+        for name in TEXTS:
+            if table.column(name).null_count:
+                row = int(np.argmax(table.column(name).is_null().to_numpy()))
+                raise DataError(f"{path}: {name} of id {table['id'][row]} is null; run `python -m jobs.prepare`")
+        labels.append(prob_a_of(path, table))
+        tables.append(table.select(["id", *TEXTS]))
+    if not sum(len(table) for table in tables):
+        raise DataError(f"{paths[0]}: holds no votes")
+    try:
+        return Votes(pa.concat_tables(tables, promote_options="permissive"), np.concatenate(labels))
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"{paths[0]}: files of different types ({error}); prepare them in one run") from error
+
+
+def prob_a_of(path: str, table: pa.Table) -> np.ndarray:
+    """The label of each row: float64 [N] in 0..1. A soft label wins over a winner."""
+    labels = np.full(len(table), np.nan)
+    if "winner" in table.column_names:
+        winners = np.asarray(table.column("winner").to_pylist(), object)
+        labels = np.select([winners == MODEL_A, winners == MODEL_B], [1.0, 0.0], np.nan)
+    if "prob_a" in table.column_names:
+        soft = table.column("prob_a").to_numpy().astype(np.float64)
+        given = table.column("prob_a").is_valid().to_numpy()
+        labels = np.where(given, soft, labels)
+    wrong = np.flatnonzero(~((labels >= 0) & (labels <= 1)))
+    if len(wrong):
+        row = table.slice(int(wrong[0]), 1).to_pylist()[0]
+        told = ", ".join(f"{name} {row[name]!r}" for name in ("winner", "prob_a") if name in row)
+        raise DataError(
+            f"{path}: id {row['id']} has {told}; winner must be {MODEL_A} or {MODEL_B}, prob_a in 0..1 "
+            "(run `python -m jobs.prepare`)"
+        )
+    return labels
