@@ -1,4 +1,4 @@
-"""What every job shares: parse the command line, run, say on one line what went wrong, leave with a status."""
+"""What every job shares: parse the options, run, say on one line what went wrong, leave with a status."""
 
 import os
 import sys

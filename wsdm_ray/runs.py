@@ -60,13 +60,14 @@ def open_run(
     finished = RUN_FILE in names
     marker = RUN_FILE if finished else STARTED_FILE
     earlier = storage.read_json(storage.join(output, marker)) if marker in names else None
-    is_run = isinstance(earlier, dict) and {"job", "fingerprint"} <= earlier.keys()
-    if names and not is_run:
+    if not isinstance(earlier, dict) or not {"job", "fingerprint"} <= earlier.keys():
+        earlier = None
+    if names and earlier is None:
         raise RunMismatchError(
             f"{output}: holds {names[0]}, which no run of {job} left there; choose another --output, "
             "or empty the folder"
         )
-    if is_run:
+    if earlier is not None:
         changed = changes({key: earlier[key] for key in ("job", "fingerprint")}, mine)
         leftovers = not finished and not resumes and earlier["job"] == job
         if restart or leftovers:

@@ -1,7 +1,9 @@
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions at import)
 """The arena: synthetic votes in eight languages whose best reachable accuracy is known.
 
-Somebody asks (a capital, a sum, a list, some code, a fact from notes), two simulated models answer, and a vote
-is drawn. The utility of an answer is
+Somebody asks (a capital, a sum, a list, some code, a fact from notes), two simulated models answer, and a
+vote is drawn. The utility of an answer is
 
     u = 2.0 care + 1.0 polite + 0.6 correct - 3.0 refusal - 2.5 wrong_language + 0.8 ln(1 + sentences)
 
@@ -10,9 +12,10 @@ about the answer. A refusal has neither care nor correctness. The voter prefers 
 
     p = 0.02 + 0.96 sigmoid(u_a - u_b)
 
-so 4 % of the votes are coin flips. Everything in u can be read off the texts, so no classifier can expect to do
-better than p: the mean of max(p, 1 - p) is the best accuracy, the mean entropy of p the best log loss, exact for
-the rows that were made. Row i is a function of (seed, lengths, i) alone: a longer run extends a shorter one.
+so 4 % of the votes are coin flips. Everything in u can be read off the texts, so no classifier can expect to
+do better than p: the mean of max(p, 1 - p) is the best accuracy, the mean entropy of p the best log loss,
+exact for the rows that were made. Row i is a function of (seed, lengths, i) alone: a longer run extends a
+shorter one.
 
 Not covered: texts that make sense to read; they are put together from few phrases (`arena_phrases`).
 """
@@ -137,7 +140,7 @@ def arena_batches(rows: int, seed: int = 0, lengths: Lengths = "real") -> Iterat
 
 
 def arena_block(block: int, seed: int, lengths: Lengths) -> pa.Table:
-    """The `BLOCK_ROWS` votes of one block: the facts are drawn (R rows by 2 answers), then the texts written."""
+    """The `BLOCK_ROWS` votes of a block: draw the facts (R rows by 2 answers), then write the texts."""
     shape = SHAPES[lengths]
     R = BLOCK_ROWS
     rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, block]))

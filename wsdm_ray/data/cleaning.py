@@ -1,8 +1,10 @@
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions at import)
 """What a row's label means, what its texts are once mended, and why a row cannot be used.
 
 Texts go through ftfy (mojibake, line ends, HTML entities, control characters such as NUL, lone surrogates).
-Nothing else is changed: special-token strings, right-to-left marks and all scripts stay. Not covered: rows that
-are duplicates of other rows (`splitting`).
+Nothing else is changed: special-token strings, right-to-left marks and all scripts stay. Not covered: rows
+that are duplicates of other rows (`splitting`).
 """
 
 import re
@@ -52,11 +54,12 @@ def labels(table: pa.Table, path: str, ties: Literal["drop", "soft"]) -> tuple[p
     A soft label wins over a winner. With `ties="soft"` a tie becomes `prob_a` 0.5.
 
     Returns:
-        The table, whose `winner` is model_a, model_b or null and whose `prob_a` is there if any row needs it; and
-        a bool array of one value a row.
+        The table, whose `winner` is model_a, model_b or null and whose `prob_a` is there if any row needs it;
+        and a bool array of one value a row.
 
     Raises:
-        DataError: a winner of unknown spelling, a soft label outside 0..1, a row with neither; with the first id.
+        DataError: a winner of unknown spelling, a soft label outside 0..1, a row with neither; it names the
+            first id.
     """
     rows = len(table)
     no_winner, no_prob = pa.nulls(rows, pa.string()), pa.nulls(rows, pa.float64())
@@ -146,6 +149,6 @@ SPACES = re.compile(r"\s+")
 
 
 def normalized(prompt: str) -> str:
-    """The prompt in NFKC and case-folded, with runs of white space as one space: what makes two prompts the same."""
+    """The prompt in NFKC, case-folded, each run of white space one space: what makes two prompts the same."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", prompt).casefold())
     return SPACES.sub(" ", folded).strip()

@@ -1,8 +1,9 @@
 """Raw votes to canonical shards: read, clean, drop, split by prompt group, write.
 
-Two passes in bounded memory. The first cleans every row and spills it to a temporary file on the local disk; of
-each row only 57 bytes stay in memory (digests of id, prompt and pair, and the label). Once it is known which rows
-are duplicates and which prompts go to valid, the second pass writes train/ and valid/ from the spilled rows.
+Two passes in bounded memory. The first cleans every row and spills it to a temporary file on the local disk;
+of each row only 56 bytes stay in memory (digests of id, prompt and pair, and the label). Once it is known
+which rows are duplicates and which prompts go to valid, the second pass writes train/ and valid/ from the
+spilled rows.
 """
 
 import tempfile
@@ -70,7 +71,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
 
 class Survey:
-    """What the first pass remembers: of every row its id, of every row that may be kept its prompt, pair, label."""
+    """What the first pass remembers: every row's id; prompt, pair and label of every row that may be kept."""
 
     def __init__(self) -> None:
         self.input_rows = self.texts_fixed = 0
@@ -123,21 +124,18 @@ def check_ids(survey: Survey, files: list[str], config: PrepareConfig) -> None:
     if row is None:
         return
     earlier = int((ids == ids[row]).argmax())
-    places = []
-    for wanted in (earlier, row):
-        start = 0
-        for path, table in (
-            (path, table)
-            for path in files
-            for table in read_rows(path, config.columns, make_ids=config.make_ids)
-        ):
-            if wanted < start + len(table):
-                places.append((table["id"][wanted - start].as_py(), path))
-                break
-            start += len(table)
-    raise DataError(
-        f"{places[1][1]}: the id {places[1][0]!r} is there twice (first in {places[0][1]}); ids must be unique"
-    )
+    (_, first_path), (name, path) = (locate(wanted, files, config) for wanted in (earlier, row))
+    raise DataError(f"{path}: the id {name!r} is there twice (first in {first_path}); ids must be unique")
+
+
+def locate(row: int, files: list[str], config: PrepareConfig) -> tuple[Any, str]:
+    """Id and file of an input row; it reads the inputs again, as no error needs this but one."""
+    for path in files:
+        for table in read_rows(path, config.columns, make_ids=config.make_ids):
+            if row < len(table):
+                return table["id"][row].as_py(), path
+            row -= len(table)
+    raise AssertionError("the inputs have fewer rows than a moment ago")
 
 
 def check_some_kept(survey: Survey, kept: int) -> None:
@@ -177,7 +175,7 @@ def show(counts: dict[str, Any]) -> None:
 
 
 class Spill:
-    """Tables on the local disk, each as an Arrow stream of its own, since files may differ in their other columns."""
+    """Tables on the local disk, each an Arrow stream of its own, since files may differ in other columns."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -1,9 +1,11 @@
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions at import)
 """Files of votes to a stream of Arrow tables with the canonical columns.
 
-Parquet, JSON lines (.jsonl, .ndjson, .json) and CSV. Every table has `id`, the three texts and `winner`, `prob_a`,
-the model names, `language` and `source` where the file has them, then the file's other columns as they are. Whatever
-is wrong with a file is a `DataError` that names the file, the line where there are lines, and the column. Not
-covered: what the values mean (`cleaning`).
+Parquet, JSON lines (.jsonl, .ndjson, .json) and CSV. Every table has `id`, the three texts and `winner`,
+`prob_a`, the model names, `language` and `source` where the file has them, then the file's other columns as
+they are. Whatever is wrong with a file is a `DataError` that names the file, the line where there are lines,
+and the column. Not covered: what the values mean (`cleaning`).
 """
 
 import csv
@@ -170,6 +172,10 @@ def read_csv(path: str) -> Iterator[pa.Table]:
                 yield pa.table([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], header)
         except csv.Error as error:
             raise DataError(f"{path}:{reader.line_num}: not CSV ({error})") from error
+
+
+def table_of_fields(rows: list[list[str]], header: list[str]) -> pa.Table:
+    return pa.table([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], header)
 
 
 def decoded(lines, path: str) -> Iterator[str]:

@@ -40,8 +40,8 @@ def pair_digests(table: pa.Table, prob_a: np.ndarray) -> tuple[np.ndarray, np.nd
         prob_a: label of each row (N,).
 
     Returns:
-        Digests of the normalized prompts (N,), digests of the pairs (N,), and the labels of the responses in sorted
-        order (N,), so that the same pair the other way round with the opposite vote is the same thing.
+        Digests of the normalized prompts (N,), digests of the pairs (N,), and the labels of the responses in
+        sorted order (N,), so that the same pair the other way round with the opposite vote is the same thing.
     """
     prompts, pairs, swapped = [], [], []
     for prompt, a, b in zip(
@@ -84,7 +84,7 @@ def first_repeated(values: np.ndarray) -> int | None:
 
 
 def choose_valid(prompts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Which rows go to valid: whole prompt groups, in the order of a hash, until the fraction is reached (N, bool).
+    """Which rows go to valid (N, bool): whole prompt groups, by the order of a hash, until there are enough.
 
     A group that would make valid more than twice as large as asked for, or leave train empty, is passed over.
 
