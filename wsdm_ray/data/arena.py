@@ -5,7 +5,7 @@
 Somebody asks (a capital, a sum, a list, some code, a fact from notes), two simulated models answer, and a
 vote is drawn. The utility of an answer is
 
-    u = 2.0 care + 1.0 polite + 0.6 correct - 3.0 refusal - 2.5 wrong_language + 0.8 ln(1 + sentences)
+    u = 2.0 care + 1.0 polite + 0.4 correct - 3.0 refusal - 2.5 wrong_language + 0.6 ln(1 + sentences)
 
 with care in {-1, 0, 1} (sloppy, plain, careful), the others 0 or 1, and `sentences` the number of sentences
 about the answer. A refusal has neither care nor correctness. The voter prefers response_a with probability
@@ -83,15 +83,15 @@ SHAPES: dict[str, LengthShape] = {
 MODELS = (
     # name, correct, careful, sloppy, polite, refusal, wrong language, verbosity (factor)
     ("aspen-large", 0.92, 0.70, 0.05, 0.70, 0.03, 0.01, 1.40),
-    ("aspen-small", 0.75, 0.45, 0.20, 0.65, 0.04, 0.04, 1.20),
-    ("birch-chat", 0.80, 0.40, 0.25, 0.85, 0.06, 0.05, 1.00),
-    ("cedar-9b", 0.78, 0.35, 0.30, 0.40, 0.05, 0.06, 0.90),
-    ("cedar-9b-safe", 0.78, 0.35, 0.30, 0.75, 0.22, 0.05, 0.80),
-    ("elm-base", 0.45, 0.10, 0.65, 0.10, 0.02, 0.15, 0.90),
-    ("fir-mono", 0.85, 0.55, 0.15, 0.50, 0.03, 0.22, 1.00),
-    ("hazel-terse", 0.90, 0.30, 0.15, 0.20, 0.03, 0.03, 0.45),
-    ("juniper-verbose", 0.60, 0.40, 0.30, 0.60, 0.03, 0.05, 2.00),
-    ("larch-mini", 0.40, 0.15, 0.55, 0.45, 0.10, 0.12, 0.70),
+    ("aspen-small", 0.75, 0.45, 0.20, 0.65, 0.04, 0.02, 1.20),
+    ("birch-chat", 0.80, 0.40, 0.25, 0.85, 0.06, 0.03, 1.00),
+    ("cedar-9b", 0.78, 0.35, 0.30, 0.40, 0.05, 0.04, 0.90),
+    ("cedar-9b-safe", 0.78, 0.35, 0.30, 0.75, 0.22, 0.03, 0.80),
+    ("elm-base", 0.45, 0.10, 0.65, 0.10, 0.02, 0.09, 0.90),
+    ("fir-mono", 0.85, 0.55, 0.15, 0.50, 0.03, 0.13, 1.00),
+    ("hazel-terse", 0.90, 0.30, 0.15, 0.20, 0.03, 0.02, 0.45),
+    ("juniper-verbose", 0.60, 0.40, 0.30, 0.60, 0.03, 0.03, 2.00),
+    ("larch-mini", 0.40, 0.15, 0.55, 0.45, 0.10, 0.07, 0.70),
 )
 TOKENS_PER_CHARACTER = {language.name: language.tokens_per_character for language in LANGUAGES}
 TRAITS = np.array([model[1:] for model in MODELS])
@@ -102,10 +102,10 @@ def utility(care, polite, correct, refusal, wrong_language, sentences):
     return (
         2.0 * care
         + 1.0 * polite
-        + 0.6 * correct
+        + 0.4 * correct
         - 3.0 * refusal
         - 2.5 * wrong_language
-        + 0.8 * np.log1p(sentences)
+        + 0.6 * np.log1p(sentences)
     )
 
 

@@ -11,15 +11,15 @@ import re
 import unicodedata
 from typing import Literal
 
-import ftfy
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from wsdm_ray.errors import DataError
 from wsdm_ray.schema import MODEL_A, MODEL_B
+from wsdm_ray.text.normalize import fix_text
 
-__all__ = ["REASONS", "WINNERS", "clean_texts", "drop_reasons", "fix_text", "labels", "normalized"]
+__all__ = ["REASONS", "WINNERS", "clean_texts", "drop_reasons", "labels", "normalized"]
 
 REASONS = (
     "null_text",
@@ -121,11 +121,6 @@ def clean_texts(table: pa.Table) -> tuple[pa.Table, int]:
         changed += sum(texts[row] != old for row, old in zip(rows, before, strict=True))
         table = put(table, name, pa.array(texts, pa.string()))
     return table, changed
-
-
-def fix_text(text: str) -> str:
-    """ftfy's repair of one text."""
-    return ftfy.fix_text(text)
 
 
 def drop_reasons(table: pa.Table, tie: np.ndarray) -> np.ndarray:
