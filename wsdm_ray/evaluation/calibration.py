@@ -20,9 +20,8 @@ TEMPERATURES = (0.05, 20.0)
 
 
 def log_odds(prob_N: Floats) -> Floats:
-    """`log(p / (1 - p))`, float64 (N,), of probabilities kept `EPSILON` away from 0 and 1."""
-    clipped_N = np.clip(prob_N, EPSILON, 1 - EPSILON)
-    return np.log(clipped_N) - np.log1p(-clipped_N)
+    """`log(p / (1 - p))`, float64 (N,), with no logarithm of less than `EPSILON`."""
+    return np.log(np.maximum(prob_N, EPSILON)) - np.log(np.maximum(1 - prob_N, EPSILON))
 
 
 def sigmoid(logit_N: Floats) -> Floats:
@@ -46,7 +45,7 @@ def fit_temperature(prob_N: Floats, label_N: Floats) -> float:
     low, high = np.log(1 / np.array(TEMPERATURES[::-1]))
     for _ in range(50):
         middle = (low + high) / 2
-        if np.mean((sigmoid(np.exp(middle) * logit_N) - label_N) * logit_N) < 0:
+        if np.mean((sigmoid(np.exp(middle) * logit_N) - label_N) * logit_N) <= 0:
             low = middle
         else:
             high = middle

@@ -168,17 +168,22 @@ def print_headline(metrics: dict[str, Any], output: str) -> None:
     for row in table_rows(metrics):
         ends = row["accuracy_ci95"]
         table.add_row(
-            f"{row['name']} ({row['note']})",
+            f"{row['name']}, {row['note']}" if row["kind"] else row["name"],
             percent(row["accuracy"]),
             f"{percent(ends[0])} to {percent(ends[1])}" if ends else "",
             decimals(row["log_loss"]),
         )
+    position = (
+        f"position bias {decimals(metrics['position_bias'])}, flips {percent(metrics['flip_rate'])} %"
+        if metrics["flip_rate"] is not None
+        else "one ordering only"
+    )
     before, after = metrics["calibration"]["before"], metrics["calibration"]["after"]
     lines = [
         f"{metrics['rows']:,} rows, {metrics['errors']:,} left out with an error",
         f"AUC {decimals(metrics['auc'])}, calibration error {decimals(before['ece'])}"
         + (f" ({decimals(after['ece'])} after temperature)" if after else "")
-        + f", position bias {decimals(metrics['position_bias'])}, flips {percent(metrics['flip_rate'])} %",
+        + f", {position}",
         f"report: {join(output, 'report.html')}",
     ]
     console = Console(markup=False, highlight=False, soft_wrap=True)

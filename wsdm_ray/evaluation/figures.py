@@ -59,9 +59,8 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
     return Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>').format(x1, y1, x2, y2, kind)
 
 
-def text(x: float, y: float, content: str, kind: str = "", turn: bool = False) -> Markup:
-    rotate = Markup(' transform="rotate(-90 {} {})"').format(x, y) if turn else ""
-    return Markup('<text x="{}" y="{}" class="{}"{}>{}</text>').format(x, y, kind, rotate, content)
+def text(x: float, y: float, content: str, kind: str) -> Markup:
+    return Markup('<text x="{}" y="{}" class="{}">{}</text>').format(x, y, kind, content)
 
 
 def svg(height: float, description: str, parts: Iterable[Markup]) -> Markup:
@@ -80,7 +79,7 @@ def x_axis(axis: Axis, top: float, bottom: float, ticks: Iterable[tuple[float, s
 def y_axis(axis: Axis, left: float, right: float, ticks: Iterable[tuple[float, str]], title: str) -> Markup:
     parts = [line(left, axis.at(at), right, axis.at(at), "grid") for at, _ in ticks]
     parts += [text(left - 6, axis.at(at) + 4, label, "end") for at, label in ticks]
-    parts.append(text(12, (axis.start + axis.end) / 2, title, "middle title", turn=True))
+    parts.append(text(4, axis.end - 13, title, "title"))  # level, above: a turned one is hard to read
     return Markup("").join(parts)
 
 
@@ -104,11 +103,11 @@ def number(value: float) -> str:
 
 def reliability_figure(bins: CalibrationBins, calibrated: CalibrationBins | None, prob_N: Floats) -> Markup:
     """Share of votes for A against its predicted probability, above the histogram of the predictions."""
-    x, y = Axis(0, 1, 50, 396), Axis(0, 1, 300, 10)
+    x, y = Axis(0, 1, 50, 396), Axis(0, 1, 316, 26)
     low, high = wilson_interval(np.clip(bins.observed, 0, 1), bins.rows)
     parts = [
-        x_axis(x, 10, 300, share_ticks(), ""),
-        y_axis(y, 50, 396, share_ticks(), "votes for A"),
+        x_axis(x, 26, 316, share_ticks(), ""),
+        y_axis(y, 50, 396, share_ticks(), "share of votes for A"),
         line(x.at(0), y.at(0), x.at(1), y.at(1), "ref"),
     ]
     if calibrated:
@@ -127,34 +126,34 @@ def reliability_figure(bins: CalibrationBins, calibrated: CalibrationBins | None
             )
         )
     counts, edges = np.histogram(prob_N, bins=40, range=(0, 1))
-    below = Axis(0, max(int(counts.max()), 1), 378, 326)
+    below = Axis(0, max(int(counts.max()), 1), 396, 344)
     parts += [
         bars(x, below, counts.tolist(), edges.tolist()),
-        line(50, 378, 396, 378, "base"),
-        text(44, 334, number(counts.max()), "end"),
-        text(44, 381, "0", "end"),
-        text(12, 352, "rows", "middle title", turn=True),
-        text(223, 400, "predicted probability of A", "middle title"),
+        line(50, 396, 396, 396, "base"),
+        text(44, 352, number(counts.max()), "end"),
+        text(44, 399, "0", "end"),
+        text(44, 376, "rows", "end title"),
+        text(223, 418, "predicted probability of A", "middle title"),
     ]
     pairs = "; ".join(f"{at:.0%} {seen:.0%}" for at, seen in zip(bins.predicted, bins.observed, strict=True))
     described = (
         f"Reliability diagram: {len(bins.rows)} groups of about {bins.rows.mean():,.0f} rows."
         f" Predicted against voted: {pairs}."
     )
-    return svg(410, described, parts)
+    return svg(426, described, parts)
 
 
 def position_figure(prob_ab_N: Floats, prob_ba_N: Floats) -> Markup:
     """Map of the probability of A when it stands first (x) and when it stands second (y)."""
-    x, y, cells = Axis(0, 1, 50, 396), Axis(0, 1, 356, 10), 30
+    x, y, cells = Axis(0, 1, 50, 396), Axis(0, 1, 372, 26), 30
     counts, *_ = np.histogram2d(prob_ab_N, prob_ba_N, bins=cells, range=((0, 1), (0, 1)))
     edges = np.linspace(0, 1, cells + 1).tolist()
     # By square root: a few full corners would make everything else invisible.
     shade = np.ceil(np.sqrt(counts / counts.max()) * LEVELS).astype(int)
     side = round(346 / cells, 1)
     parts = [
-        x_axis(x, 10, 356, share_ticks(), "probability of A, A first"),
-        y_axis(y, 50, 396, share_ticks(), "probability of A, A second"),
+        x_axis(x, 26, 372, share_ticks(), "probability of A when A stands first"),
+        y_axis(y, 50, 396, share_ticks(), "probability of A when A stands second"),
     ]
     for level in range(1, LEVELS + 1):
         path = "".join(
@@ -164,10 +163,10 @@ def position_figure(prob_ab_N: Floats, prob_ba_N: Floats) -> Markup:
         parts.append(Markup('<path d="{}" class="bar" opacity="{}"/>').format(path, round(level / LEVELS, 2)))
     parts += [
         line(x.at(0), y.at(0), x.at(1), y.at(1), "ref"),
-        line(x.at(0.5), 10, x.at(0.5), 356, "half"),
+        line(x.at(0.5), 26, x.at(0.5), 372, "half"),
         line(50, y.at(0.5), 396, y.at(0.5), "half"),
-        text(390, 348, "first is favoured", "end note"),
-        text(56, 25, "second is favoured", "note"),
+        text(390, 364, "first is favoured", "end note"),
+        text(56, 41, "second is favoured", "note"),
     ]
     shares = [
         float(np.mean((prob_ab_N > 0.5) & (prob_ba_N < 0.5))),
@@ -177,7 +176,7 @@ def position_figure(prob_ab_N: Floats, prob_ba_N: Floats) -> Markup:
         "Density of the probability of A when it stands first against when it stands second."
         f" In {shares[0]:.1%} of the rows whichever stands first wins, in {shares[1]:.1%} the second."
     )
-    return svg(396, described, parts)
+    return svg(412, described, parts)
 
 
 def estimates_figure(estimates: Sequence[Estimate], overall: float, what: str) -> Markup:
@@ -217,11 +216,11 @@ def histogram_figure(
 ) -> Markup:
     """Number of rows by value; `ticks` are (position, label), so that the scale may be a logarithm."""
     counts, _ = np.histogram(values_N, bins=edges)
-    x, y = Axis(float(edges[0]), float(edges[-1]), 50, 394), Axis(0, max(int(counts.max()), 1), 190, 14)
+    x, y = Axis(float(edges[0]), float(edges[-1]), 50, 394), Axis(0, max(int(counts.max()), 1), 196, 26)
     parts = [
         y_axis(y, 50, 394, [(at, number(at)) for at in nice_ticks(0, y.high, 5)], "rows"),
         bars(x, y, counts.tolist(), edges.tolist()),
-        line(50, 190, 394, 190, "base"),
-        x_axis(x, 190, 194, ticks, title),
+        line(50, 196, 394, 196, "base"),
+        x_axis(x, 196, 200, ticks, title),
     ]
-    return svg(236, described, parts)
+    return svg(242, described, parts)

@@ -88,7 +88,7 @@ def read_predictions(folder: str) -> pa.Table:
     unexplained = pc.and_(pc.is_null(table["prob_a"], nan_is_null=True), pc.is_null(table["error"]))
     if count := pc.sum(unexplained).as_py():
         raise DataError(
-            f"{folder}: {count:,} rows have neither prob_a nor error ({ids_where(table, unexplained)});"
+            f"{folder}: rows with neither prob_a nor error: {count:,} ({ids_where(table, unexplained)});"
             " score them again"
         )
     for name in ("prob_a", "prob_a_ab", "prob_a_ba"):
@@ -110,7 +110,7 @@ def read_votes(paths: Sequence[str], columns: Columns) -> pa.Table:
     where = ", ".join(paths)
     table = concatenate(where, tables)
     for name in ("label", "best_prob_a"):
-        check_probabilities(where, table, name, shown=columns.prob_a if name == "label" else name)
+        check_probabilities(where, table, name, title=columns.prob_a if name == "label" else name)
     return table
 
 
@@ -234,8 +234,10 @@ def join_by_id(predictions: pa.Table, votes: pa.Table) -> Joined:
     )
 
 
-def read_pairs(paths: Sequence[str], columns: Columns, ids: Iterable[Any]) -> dict[Any, dict[str, str]]:
+def read_pairs(paths: Sequence[str], columns: Columns, ids: Sequence[Any]) -> dict[Any, dict[str, str]]:
     """`prompt`, `response_a` and `response_b` of a few ids; only row groups that hold one are read."""
+    if not ids:
+        return {}
     wanted = pa.array(ids)
     names = {name: getattr(columns, name) for name in ("prompt", "response_a", "response_b")}
     found: dict[Any, dict[str, str]] = {}
@@ -314,18 +316,18 @@ def concatenate(where: str, tables: list[pa.Table]) -> pa.Table:
     if table is None or not table.num_rows:
         raise DataError(f"{where}: no rows")
     if table["id"].null_count:
-        raise DataError(f"{where}: {table['id'].null_count:,} ids are null; every row needs its own id")
+        raise DataError(f"{where}: null ids: {table['id'].null_count:,}; every row needs its own id")
     counts = pc.value_counts(table["id"])
     repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
         raise DataError(
-            f"{where}: {len(repeated):,} ids appear more than once ({shown(repeated)});"
+            f"{where}: ids that appear more than once: {len(repeated):,} ({shown(repeated)});"
             " every row needs its own id"
         )
     return table
 
 
-def check_probabilities(where: str, table: pa.Table, name: str, shown: str | None = None) -> None:
+def check_probabilities(where: str, table: pa.Table, name: str, title: str | None = None) -> None:
     column = table[name]
     outside = pc.fill_null(
         pc.invert(pc.and_(pc.greater_equal(column, 0), pc.less_equal(column, 1))), False
@@ -333,6 +335,6 @@ def check_probabilities(where: str, table: pa.Table, name: str, shown: str | Non
     if count := pc.sum(outside).as_py():
         value = column.filter(outside)[0].as_py()
         raise DataError(
-            f"{where}: {count:,} values of {shown or name} are not within 0..1"
+            f"{where}: values of {title or name} outside 0..1: {count:,}"
             f" ({value}; {ids_where(table, outside)})"
         )

@@ -37,7 +37,7 @@ __all__ = [
 Floats = NDArray[np.float64]
 
 EPSILON = 1e-7
-"""Probabilities are moved into [EPSILON, 1 - EPSILON] before a logarithm: float32 cannot say more near 1."""
+"""No logarithm is of less than this, for `p` and for `1 - p` alike: float32 cannot say more near 1."""
 
 ECE_BINS = 15
 
@@ -63,8 +63,8 @@ def agreement(prob_N: Floats, label_N: Floats) -> Floats:
 
 def cross_entropy(prob_N: Floats, label_N: Floats) -> Floats:
     """Cross entropy of label and prediction in nats, by row; its mean is the log loss. Float64 (N,)."""
-    clipped_N = np.clip(prob_N, EPSILON, 1 - EPSILON)
-    return -(label_N * np.log(clipped_N) + (1 - label_N) * np.log1p(-clipped_N))
+    log_a_N, log_b_N = (np.log(np.maximum(side_N, EPSILON)) for side_N in (prob_N, 1 - prob_N))
+    return -(label_N * log_a_N + (1 - label_N) * log_b_N)
 
 
 def squared_error(prob_N: Floats, label_N: Floats) -> Floats:
@@ -278,7 +278,7 @@ def measure(
 
 def entropy(share: float) -> float:
     """Log loss, in nats, of always answering with the share that is right: the best of any constant."""
-    return -sum(part * math.log(part) for part in (share, 1 - share) if part > 0)
+    return sum(-part * math.log(part) for part in (share, 1 - share) if part > 0)
 
 
 def one_sided_baseline(
@@ -308,9 +308,9 @@ def majority_baseline(label_N: Floats) -> dict[str, Any]:
 
 
 def length_bins(tokens_N: Floats) -> list[str | None]:
-    """The length bin of each row, `256-511`, or None for NaN; by powers of two, so that runs compare."""
-    power_N = np.floor(np.log2(np.maximum(tokens_N, 1)))
+    """The length bin of each row, `257-512`, or None for NaN; by powers of two, so that runs compare."""
+    power_N = np.ceil(np.log2(np.maximum(tokens_N, 2)))
     return [
-        None if math.isnan(power) else f"{1 << int(power)}-{(2 << int(power)) - 1}"
+        None if math.isnan(power) else f"{(1 << int(power) >> 1) + 1}-{1 << int(power)}"
         for power in power_N.tolist()
     ]

@@ -25,26 +25,27 @@ from wsdm_ray.evaluation.metrics import calibration_bins
 
 __all__ = ["confident_mistakes", "render_report", "visible"]
 
-HEAD_CHARACTERS = 400
+HEAD_CHARACTERS = 280
 """What the report shows of a text at once."""
 MOST_CHARACTERS = 6_000
 """What it holds of one: a page of ten pairs of 5 MB answers must still open on a phone."""
 MOST_LINES = 12
-"""Lines of the figure by language; metrics.json has them all."""
+"""Lines of a figure by language, length or source; metrics.json has them all."""
+LEAST_ROWS = 20
+"""Of such a line."""
 MOST_SETTINGS = 80
 
-# Controls become their pictures; marks that would reorder the text around them become their names.
-UNSAFE = (
-    {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-    | {127: "␡"}
-    | dict.fromkeys((*range(0x80, 0xA0), *range(0xD800, 0xE000)), "\N{REPLACEMENT CHARACTER}")
-    | {code: f"⟨U+{code:04X}⟩" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+# Controls, and marks that would reorder the text around them, become their names; UTF-8 has no surrogates.
+CONTROLS = (*range(9), 11, 12, *range(14, 32), *range(0x7F, 0xA0))
+REORDERING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+UNSAFE: dict[int, str] = {code: f"⟨U+{code:04X}⟩" for code in CONTROLS + REORDERING} | dict.fromkeys(
+    range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}"
 )
 
 
 def visible(text: str) -> str:
     """`text` with control characters, lone surrogates and bidirectional overrides made visible."""
-    return text.replace("\r\n", "\n").translate(UNSAFE)
+    return text.translate(UNSAFE)
 
 
 def confident_mistakes(
@@ -87,6 +88,10 @@ def render_report(
         figures=figures(metrics, joined, calibrated_N),
         rows_of_table=table_rows(metrics),
         mistakes=[shown_mistake(mistake) for mistake in mistakes],
+        slices_left_out={
+            key: len(metrics[key]) - len(shown_slices(metrics[key]))
+            for key in ("by_language", "by_length", "by_source")
+        },
         settings=flatten(run)[:MOST_SETTINGS],
         cut_share=known_share(joined.cut_tokens > 0, joined.cut_tokens),
     )
@@ -120,9 +125,14 @@ def slices_figure(metrics: dict[str, Any], key: str, what: str) -> Markup | None
             one["accuracy"],
             one["accuracy_ci95"],
         )
-        for name, one in list(metrics[key].items())[:MOST_LINES]
+        for name, one in shown_slices(metrics[key]).items()
     ]
     return estimates_figure(estimates, metrics["accuracy"], what) if estimates else None
+
+
+def shown_slices(slices: dict[str, Any]) -> dict[str, Any]:
+    """The first slices that are large enough for a figure: the interval of a tiny one would set its scale."""
+    return dict([item for item in slices.items() if item[1]["rows"] >= LEAST_ROWS][:MOST_LINES])
 
 
 def lengths_figure(tokens_N: NDArray[np.float64]) -> Markup:
@@ -152,7 +162,7 @@ def table_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     rows = [
         {"name": "These predictions", "note": "as given", "kind": "own"} | metrics,
         {"name": "The longer answer wins", "note": "by characters"} | longer,
-        {"name": "Always the side that wins more", "note": "in these votes"} | majority,
+        {"name": "Always the majority side", "note": "of these votes"} | majority,
     ]
     if after:
         temperature = {
@@ -165,7 +175,7 @@ def table_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         )
     if metrics["best_accuracy"] is not None:
         best = {"accuracy": metrics["best_accuracy"], "log_loss": metrics["best_log_loss"]}
-        rows.insert(0, {"name": "The best possible", "note": "the truth is known"} | best)
+        rows.insert(0, {"name": "The best possible", "note": "truth known"} | best)
     return [{"accuracy_ci95": None, "kind": ""} | row for row in rows]
 
 

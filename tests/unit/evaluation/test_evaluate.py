@@ -1,0 +1,220 @@
+import json
+import logging
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wsdm_ray.config import EvaluateConfig
+from wsdm_ray.evaluation.evaluate import evaluate
+from wsdm_ray.evaluation.report import HEAD_CHARACTERS, MOST_CHARACTERS, confident_mistakes, excerpt, visible
+
+Rows = dict[str, list[Any]]
+Write = Callable[..., EvaluateConfig]
+
+HOSTILE = (
+    "</div></article><script>alert(1)</script><img src=https://example.com/x onerror=alert(1)>"
+    "\x00\x1b[31m \N{RIGHT-TO-LEFT OVERRIDE}abc {{ 7 * 7 }} {% raw %} <|im_end|> " + "w" * 400
+)
+
+
+class Page(HTMLParser):
+    """The tags of a page, the attributes that load something, and whether tags are balanced."""
+
+    VOID = frozenset({"meta"})
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.loads: list[tuple[str, str | None]] = []
+        self.headings: list[int] = []
+        self.drawings: list[dict[str, str | None]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.loads += [
+            pair for pair in attrs if pair[0] in {"src", "href", "xlink:href", "action", "srcset", "data"}
+        ]
+        self.loads += [pair for pair in attrs if pair[0].startswith("on")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag in {"h1", "h2", "h3", "h4"}:
+            self.headings.append(int(tag[1]))
+        if tag == "svg":
+            self.drawings.append(dict(attrs))
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def page_of(config: EvaluateConfig) -> tuple[str, Page]:
+    text = Path(config.output, "report.html").read_text()
+    page = Page(text)
+    assert not page.open
+    return text, page
+
+
+def refuse_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def test_metrics_json_keeps_its_contract(on_disk: Write, predictions: Rows, votes: Rows, capsys):
+    config = on_disk(predictions, votes | {"best_prob_a": np.random.default_rng(1).random(60).tolist()})
+    returned = evaluate(config)
+    written = json.loads(Path(config.output, "metrics.json").read_text(), parse_constant=refuse_constant)
+    assert written == returned
+    promised = {
+        *(
+            "rows",
+            "accuracy",
+            "accuracy_ci95",
+            "log_loss",
+            "auc",
+            "brier",
+            "ece",
+            "position_bias",
+            "flip_rate",
+        ),
+    }
+    assert promised <= written.keys()
+    for slices in (written["by_language"], written["by_length"]):
+        assert sum(one["rows"] for one in slices.values()) == 60
+        assert all(promised <= one.keys() for one in slices.values())
+    assert list(written["by_length"]) == sorted(
+        written["by_length"], key=lambda name: int(name.split("-")[0])
+    )
+    assert written["errors"] == 0
+    assert written["calibration"]["temperature"] > 0
+    assert written["calibration"]["before"].keys() == written["calibration"]["after"].keys()
+    assert written["calibration"]["before"]["log_loss"] == written["log_loss"]
+    assert written["share_of_best"] == pytest.approx(
+        (written["accuracy"] - 0.5) / (written["best_accuracy"] - 0.5), abs=1e-4
+    ) or (written["best_accuracy"] <= 0.5)
+    assert written["config"]["votes"] == list(config.votes)
+    screen = capsys.readouterr().out
+    assert "The longer answer wins" in screen
+    assert "The best possible" in screen
+    assert f"{config.output}/report.html" in screen
+
+
+def test_the_same_bytes_again(on_disk: Write, predictions: Rows, votes: Rows):
+    config = on_disk(predictions, votes)
+    written = []
+    for _ in range(2):
+        evaluate(config)
+        written.append([Path(config.output, name).read_bytes() for name in ("metrics.json", "report.html")])
+    assert written[0] == written[1]
+
+
+def test_best_probabilities_close_all_of_the_distance(on_disk: Write, predictions: Rows, votes: Rows):
+    best = [0.9 if winner == "model_a" else 0.1 for winner in votes["winner"]]
+    metrics = evaluate(on_disk(predictions | {"prob_a": best}, votes | {"best_prob_a": best}))
+    assert metrics["share_of_best"] == metrics["best_accuracy"] == 1
+    assert metrics["best_log_loss"] == pytest.approx(metrics["log_loss"], abs=1e-6)
+
+
+def test_errors_are_said_loudly(on_disk: Write, predictions: Rows, votes: Rows, caplog, capsys):
+    errors = ["<b>too</b> long", *[None] * 59]
+    change = {"error": errors, "prob_a": [None, *predictions["prob_a"][1:]]}
+    config = on_disk(predictions | change, votes)
+    with caplog.at_level(logging.WARNING, "wsdm_ray"):
+        metrics = evaluate(config)
+    assert metrics["rows"] == 59
+    assert metrics["errors"] == 1
+    assert metrics["error_reasons"] == {"<b>too</b> long": 1}
+    assert "1 of 60 rows carry an error and are left out" in caplog.text
+    assert "59 rows, 1 left out with an error" in capsys.readouterr().out
+    text, _ = page_of(config)
+    assert "1 of 60 rows have no probability" in text
+    assert "&lt;b&gt;too&lt;/b&gt; long" in text
+
+
+def test_hostile_text_stays_text(on_disk: Write, predictions: Rows, votes: Rows):
+    everywhere = {
+        name: [HOSTILE + str(row) for row in range(60)] for name in ("prompt", "response_a", "response_b")
+    }
+    everywhere |= {"language": [HOSTILE] * 60, "source": [HOSTILE] * 60, "id": everywhere["prompt"]}
+    config = on_disk(predictions | {"id": everywhere["prompt"]}, votes | everywhere)
+    Path(config.predictions, "run.json").write_text(json.dumps({HOSTILE: HOSTILE, "many": [HOSTILE] * 9}))
+    evaluate(config)
+    text, page = page_of(config)
+    assert not {"script", "img", "iframe", "object", "link", "b>"} & set(page.tags)
+    assert not page.loads
+    assert "&lt;script&gt;alert(1)" in text
+    assert "49" not in {
+        word.strip() for word in text.split("abc")[1][:12].split()
+    }  # no template in data runs
+    assert not {"\x00", "\x1b", "\N{RIGHT-TO-LEFT OVERRIDE}"} & set(text)
+    assert "⟨U+0000⟩⟨U+001B⟩" in text
+
+
+def test_the_page_stands_alone(on_disk: Write, predictions: Rows, votes: Rows):
+    config = on_disk(predictions, votes)
+    evaluate(config)
+    text, page = page_of(config)
+    assert not page.loads
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "default-src 'none'" in text
+    assert 'name="viewport"' in text
+    # Headings go down one level at a time, and every drawing has words for those who cannot see it.
+    assert page.headings[0] == 1
+    assert all(after - before <= 1 for before, after in zip(page.headings, page.headings[1:], strict=False))
+    assert len(page.drawings) == 6
+    assert all(drawing["role"] == "img" and drawing["aria-label"] for drawing in page.drawings)
+
+
+def test_only_what_is_known_is_shown(on_disk: Write, votes: Rows):
+    """One ordering, no languages, no token counts, one vote: the page still stands."""
+    one = {name: column[:1] for name, column in votes.items() if name != "language"}
+    config = on_disk({"id": [0], "prob_a": [0.75], "prob_a_ab": [0.75]}, one)
+    metrics = evaluate(config)
+    assert (
+        metrics["position_bias"] is metrics["flip_rate"] is metrics["auc"] is metrics["accuracy_ci95"] is None
+    )
+    assert metrics["by_language"] == metrics["by_length"] == {}
+    assert metrics["best_accuracy"] is metrics["calibration"]["after"] is None
+    _, page = page_of(config)
+    assert len(page.drawings) == 1
+
+
+def test_soft_votes(on_disk: Write, predictions: Rows, votes: Rows):
+    soft = np.random.default_rng(2).random(60).tolist()
+    metrics = evaluate(
+        on_disk(predictions, {name: votes[name] for name in votes if name != "winner"} | {"prob_a": soft})
+    )
+    right = [
+        share if prob > 0.5 else 1 - share for prob, share in zip(predictions["prob_a"], soft, strict=True)
+    ]
+    assert metrics["accuracy"] == pytest.approx(np.mean(right), abs=1e-6)
+
+
+def test_the_most_confident_mistakes_come_first():
+    prob = np.array([0.9, 0.2, 0.99, 0.4, 0.5, 0.8])
+    label = np.array([0.0, 1.0, 1.0, 1.0, 1.0, 0.5])
+    assert confident_mistakes(prob, label) == [0, 1, 3]
+    assert confident_mistakes(prob, label, most=2) == [0, 1]
+
+
+def test_long_texts_are_cut_and_say_so():
+    cut = excerpt("Prompt", "x" * (MOST_CHARACTERS + 5))
+    assert len(cut["head"]) == HEAD_CHARACTERS
+    assert len(cut["head"]) + len(cut["rest"]) == MOST_CHARACTERS
+    assert cut["left_out"] == 5
+    assert excerpt("Prompt", "short") == {"title": "Prompt", "head": "short", "rest": "", "left_out": 0}
+
+
+def test_visible():
+    assert visible("a\tb\n\x07\x85\ud800\N{LEFT-TO-RIGHT ISOLATE}") == "a\tb\n⟨U+0007⟩⟨U+0085⟩\ufffd⟨U+2066⟩"
+    assert visible("\N{RIGHT-TO-LEFT MARK}עברית") == "\N{RIGHT-TO-LEFT MARK}עברית"

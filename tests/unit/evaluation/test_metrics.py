@@ -1,0 +1,191 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_score
+
+from wsdm_ray.evaluation.metrics import (
+    agreement,
+    area_under_curve,
+    bootstrap_intervals,
+    calibration_bins,
+    cross_entropy,
+    expected_calibration_error,
+    flips,
+    length_bins,
+    majority_baseline,
+    measure,
+    one_sided_baseline,
+    position_shift,
+    squared_error,
+    wilson_interval,
+)
+
+# In steps of 2 ** -24, so that 1 - p is exact, and with it the symmetry of the two responses.
+probabilities = st.integers(0, 1 << 24).map(lambda steps: steps / (1 << 24))
+rows = st.lists(
+    st.tuples(probabilities, st.sampled_from([0.0, 1.0, 0.5, 0.25]), probabilities, probabilities),
+    min_size=1,
+    max_size=40,
+).map(lambda rows: np.array(rows, dtype=np.float64).T)
+
+
+def test_hand_worked_figures():
+    prob, label = np.array([0.8, 0.4, 0.5, 0.9]), np.array([1.0, 1.0, 0.0, 0.25])
+    assert agreement(prob, label).tolist() == [1, 0, 0.5, 0.25]
+    expected = [
+        -math.log(0.8),
+        -math.log(0.4),
+        -math.log(0.5),
+        -0.25 * math.log(0.9) - 0.75 * math.log(0.1),
+    ]
+    np.testing.assert_allclose(cross_entropy(prob, label), expected, rtol=1e-12)
+    np.testing.assert_allclose(squared_error(prob, label), [0.04, 0.36, 0.25, 0.4225], rtol=1e-12)
+    # Weights of wins: 0.8 -> 1, 0.4 -> 1, 0.9 -> 0.25; of losses: 0.5 -> 1, 0.9 -> 0.75.
+    # 0.8 is above 0.5, 0.4 above nothing, 0.9 above 0.5 and beside 0.9, each by the products of the weights.
+    assert area_under_curve(prob, label) == pytest.approx((1 + 0.25 + 0.25 * 0.75 / 2) / (2.25 * 1.75))
+
+
+def test_position_figures():
+    ab, ba = np.array([0.7, 0.6, 0.2, 0.5, 0.9]), np.array([0.5, 0.2, 0.4, 0.1, np.nan])
+    np.testing.assert_allclose(position_shift(ab, ba), [0.1, 0.2, -0.1, 0.2, np.nan])
+    assert flips(ab, ba)[:4].tolist() == [0, 1, 0, 0]
+    measured = measure(ab, np.ones(5), ab, ba, np.arange(5), resamples=20)
+    assert measured["position_bias"] == pytest.approx(0.1)
+    assert measured["flip_rate"] == 0.25
+
+
+def test_same_as_scikit_learn():
+    random = np.random.default_rng(0)
+    prob, label = random.random(500).round(2), (random.random(500) < 0.5).astype(float)
+    prob = np.where(prob == 0.5, 0.51, prob).clip(0.01, 0.99)
+    measured = measure(prob, label, prob, prob, np.arange(500), resamples=20)
+    assert measured["accuracy"] == pytest.approx(accuracy_score(label, prob > 0.5))
+    assert measured["log_loss"] == pytest.approx(log_loss(label, prob))
+    assert measured["brier"] == pytest.approx(brier_score_loss(label, prob))
+    assert measured["auc"] == pytest.approx(roc_auc_score(label, prob))
+
+
+def test_soft_auc_is_that_of_weighted_copies():
+    random = np.random.default_rng(1)
+    prob, label = random.random(200).round(1), random.random(200)
+    twice, sides = np.tile(prob, 2), np.repeat([1, 0], 200)
+    expected = roc_auc_score(sides, twice, sample_weight=np.concatenate([label, 1 - label]))
+    assert area_under_curve(prob, label) == pytest.approx(expected)
+
+
+@given(rows)
+@settings(max_examples=60, deadline=None)
+def test_swapping_the_responses_changes_nothing(values):
+    prob, label, ab, ba = values
+    groups = np.arange(len(prob))
+    given_way = measure(prob, label, ab, ba, groups, resamples=20)
+    swapped = measure(1 - prob, 1 - label, 1 - ba, 1 - ab, groups, resamples=20)
+    for name in ("accuracy", "log_loss", "brier", "auc", "flip_rate", "position_bias"):
+        # Sums of at most 40 float64 values, of at most 16 each. None, where not defined, compares as itself.
+        expected = given_way[name]
+        assert swapped[name] == (expected and pytest.approx(expected, rel=1e-12, abs=1e-12)), name
+
+
+def test_calibration_bins_have_equal_mass_and_keep_ties_together():
+    prob = np.arange(30) / 30
+    bins = calibration_bins(prob, np.ones(30))
+    assert bins.rows.tolist() == [2] * 15
+    np.testing.assert_allclose(bins.predicted[0], 0.5 / 30)
+    half = np.full(1000, 0.5)
+    label = np.tile([1.0, 0.0], 500)
+    assert calibration_bins(half, label).rows.tolist() == [1000]
+    assert expected_calibration_error(half, label) == 0
+
+
+def test_calibration_error_by_hand():
+    prob, label = np.array([0.1, 0.1, 0.8, 0.8]), np.array([0.0, 1.0, 1.0, 1.0])
+    assert expected_calibration_error(prob, label) == pytest.approx((0.4 + 0.2) / 2)
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_one_class_has_no_auc(label):
+    prob = np.array([0.2, 0.7, 0.6])
+    measured = measure(prob, np.full(3, label), prob, prob, np.arange(3), resamples=20)
+    assert measured["auc"] is None
+    assert measured["auc_ci95"] is None
+    assert measured["accuracy_ci95"] is not None
+
+
+def test_one_row_has_no_interval():
+    one, none = np.array([0.75]), np.array([np.nan])
+    measured = measure(one, np.ones(1), one, none, np.zeros(1), resamples=20)
+    assert measured["rows"] == 1
+    assert measured["accuracy"] == 1
+    assert measured["accuracy_ci95"] is None
+    assert measured["position_bias"] is None
+    assert measured["flip_rate"] is None
+
+
+def test_certain_and_wrong_is_finite():
+    assert cross_entropy(np.array([1.0, 0.0]), np.array([0.0, 1.0])).max() < 17
+
+
+def test_interval_covers_and_narrows():
+    """A mean of 2,000 Bernoulli(0.7): the interval is close to the normal one, 0.7 +- 1.96 * 0.01025."""
+    values = (np.random.default_rng(0).random(2000) < 0.7).astype(float)
+    (interval,) = bootstrap_intervals(values[:, None], np.arange(2000), resamples=1000, seed=0)
+    assert interval is not None
+    low, high = interval
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * 0.01025, rel=0.1)
+
+
+def test_rows_of_one_prompt_are_drawn_together():
+    """Ten copies of each row say no more than one: the interval must not shrink."""
+    values = (np.random.default_rng(0).random(200) < 0.7).astype(float)
+    (once,) = bootstrap_intervals(values[:, None], np.arange(200), resamples=500, seed=0)
+    (copies,) = bootstrap_intervals(
+        np.repeat(values, 10)[:, None], np.repeat(np.arange(200), 10), resamples=500, seed=0
+    )
+    np.testing.assert_allclose(once, copies, rtol=1e-12)
+
+
+def test_intervals_follow_the_seed():
+    values = np.random.default_rng(0).random((50, 1))
+    first, again, other = (
+        bootstrap_intervals(values, np.arange(50), resamples=100, seed=seed) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_auc_interval_is_near_hanley_and_mcneil():
+    random = np.random.default_rng(3)
+    label = np.repeat([1.0, 0.0], 400)
+    prob = 1 / (1 + np.exp(-(random.normal(size=800) + label)))
+    area = roc_auc_score(label, prob)
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    error = math.sqrt((area * (1 - area) + 399 * (q1 - area**2) + 399 * (q2 - area**2)) / 400**2)
+    low, high = measure(prob, label, prob, prob, np.arange(800), resamples=500)["auc_ci95"]
+    # 500 resamples give the width to within about 7 %; the formula is itself an approximation.
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.2)
+
+
+def test_wilson_interval():
+    low, high = wilson_interval(np.array([0.0, 0.5]), np.array([10.0, 100.0]))
+    np.testing.assert_allclose(low, [0, 0.4038], atol=1e-4)  # the published values for 0/10 and 50/100
+    np.testing.assert_allclose(high, [0.2775, 0.5962], atol=1e-4)
+
+
+def test_baselines():
+    label = np.array([1.0, 0.0, 1.0, 1.0])
+    longer = one_sided_baseline(np.array([1.0, -1.0, -1.0, 0.0]), label, np.arange(4), resamples=20, seed=0)
+    assert longer["accuracy"] == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+    share = 2 / 3
+    entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    assert longer["log_loss"] == pytest.approx((3 * entropy + math.log(2)) / 4)
+    assert majority_baseline(label)["accuracy"] == 0.75
+    assert majority_baseline(np.zeros(3)) == {"accuracy": 1.0, "log_loss": 0}
+
+
+def test_length_bins():
+    tokens = np.array([0.0, 1, 2, 3, 256, 257, 2048, np.nan])
+    assert length_bins(tokens) == ["2-2", "2-2", "2-2", "3-4", "129-256", "257-512", "1025-2048", None]
