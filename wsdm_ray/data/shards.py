@@ -1,6 +1,7 @@
 """A stream of tables to a folder of canonical shards, in memory that grows with neither rows nor shards."""
 
 from collections.abc import Iterable, Iterator
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ __all__ = ["ROW_GROUP_ROWS", "write_shards"]
 
 ROW_GROUP_ROWS = 2_000
 ROW_GROUP_BYTES = 64 << 20
-"""Rows of one row group end here even where there are few of them; a single larger row still makes one."""
+"""A row group is closed after the table that brings it to this size, however few its rows."""
 
 
 def write_shards(folder: str, schema: pa.Schema, tables: Iterable[pa.Table], shard_rows: int) -> list[int]:
@@ -25,15 +26,13 @@ def write_shards(folder: str, schema: pa.Schema, tables: Iterable[pa.Table], sha
     while group is not None:
         counts.append(0)
 
-        def write(file) -> None:
+        def write(file: IO[bytes]) -> None:
             nonlocal group
             with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-                while group is not None and counts[-1] + len(group) <= shard_rows:
+                while group is not None and counts[-1] < shard_rows:
                     writer.write_table(group, row_group_size=max(1, len(group)))
                     counts[-1] += len(group)
                     group = next(groups, None)
-                    if counts[-1] == shard_rows:
-                        break
 
         storage.write_atomic(storage.join(folder, f"part-{len(counts) - 1:06d}.parquet"), write)
     return counts
@@ -46,13 +45,11 @@ def row_groups(tables: Iterable[pa.Table], shard_rows: int) -> Iterator[pa.Table
     for table in tables:
         start = 0
         while start < len(table):
-            room = min(ROW_GROUP_ROWS, shard_rows - done % shard_rows) - rows
-            piece = table.slice(start, room)
-            if len(piece) > 1 and size + piece.nbytes > ROW_GROUP_BYTES:
-                piece = piece.slice(0, max(1, len(piece) // 2))
+            most = min(ROW_GROUP_ROWS, shard_rows - done % shard_rows)
+            piece = table.slice(start, most - rows)
             waiting.append(piece)
             start, rows, size = start + len(piece), rows + len(piece), size + piece.nbytes
-            if rows == min(ROW_GROUP_ROWS, shard_rows - done % shard_rows) or size >= ROW_GROUP_BYTES:
+            if rows == most or size >= ROW_GROUP_BYTES:
                 yield pa.concat_tables(waiting)
                 done += rows
                 waiting, rows, size = [], 0, 0

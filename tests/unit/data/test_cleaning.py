@@ -1,0 +1,117 @@
+"""Labels, texts and reasons to drop a row."""
+
+import ftfy
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from wsdm_ray.data.cleaning import REASONS, clean_texts, drop_reasons, labels, normalized
+from wsdm_ray.errors import DataError
+
+
+def votes(**columns) -> pa.Table:
+    rows = len(next(iter(columns.values())))
+    table = {"id": [f"v{row}" for row in range(rows)]}
+    for name in ("prompt", "response_a", "response_b"):
+        table[name] = pa.array(columns.pop(name, [f"{name} {row}" for row in range(rows)]), pa.string())
+    types = {"winner": pa.string(), "prob_a": pa.float64()}
+    return pa.table({**table, **{name: pa.array(column, types[name]) for name, column in columns.items()}})
+
+
+def test_spellings_of_winners():
+    spellings = ["model_a", "winner_b", "A", " b ", "WINNER_A", "response_b"]
+    table, tie = labels(votes(winner=spellings), "f", "drop")
+    assert table["winner"].to_pylist() == ["model_a", "model_b"] * 3
+    assert not tie.any()
+    assert "prob_a" not in table.column_names
+
+
+def test_ties_are_dropped_or_soft():
+    table = votes(winner=["tie", "a", "Tie (bothbad)"])
+    _, tie = labels(table, "f", "drop")
+    assert tie.tolist() == [True, False, True]
+    table, tie = labels(table, "f", "soft")
+    assert not tie.any()
+    assert table["winner"].to_pylist() == [None, "model_a", None]
+    assert table["prob_a"].to_pylist() == [0.5, None, 0.5]
+
+
+def test_a_soft_label_wins_over_a_winner():
+    table, tie = labels(votes(winner=["b", "tie", None, ""], prob_a=[0.9, 0.2, 0.0, 1.0]), "f", "drop")
+    assert table["prob_a"].to_pylist() == [0.9, 0.2, 0.0, 1.0]
+    assert table["winner"].to_pylist() == ["model_b", None, None, None]
+    assert not tie.any()
+
+
+def test_a_prob_a_column_of_nulls_changes_nothing():
+    table, _ = labels(votes(winner=["a", "b"], prob_a=[None, None]), "f", "drop")
+    assert table["winner"].to_pylist() == ["model_a", "model_b"]
+    assert table["prob_a"].to_pylist() == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"winner": ["a", "Alice", "Bob"]},
+            r"f: unknown winner 'Alice' \(id v1\); give model_a, model_b or tie",
+        ),
+        ({"winner": ["a", None]}, r"f: neither winner nor prob_a \(id v1\); every row needs a label"),
+        ({"winner": ["a", "x"], "prob_a": [0.5, 0.5]}, r"unknown winner 'x' \(id v1\)"),
+        ({"prob_a": [0.5, 1.5, -1.0]}, r"f: prob_a 1.5 \(id v1\) is not within 0..1"),
+        ({"prob_a": [-0.01, 2.0]}, r"f: prob_a -0.01 \(id v0\) is not within 0..1"),
+        ({"prob_a": [0.5, float("nan")]}, r"f: prob_a nan \(id v1\) is not within 0..1"),
+        ({"prob_a": [0.5, None]}, r"neither winner nor prob_a \(id v1\)"),
+    ],
+)
+def test_bad_labels_are_named_with_the_first_id(columns, message):
+    with pytest.raises(DataError, match=message):
+        labels(votes(**columns), "f", "drop")
+
+
+def cleaned(texts: list[str | None]) -> list[str | None]:
+    return clean_texts(votes(prompt=texts))[0]["prompt"].to_pylist()
+
+
+def test_texts_are_mended_and_null_stays_null():
+    texts = ["plain", None, "schÃ¶n", "a\r\nb", "nul\x00byte", "x &amp; y", "\x1b[31mred"]
+    table, changed = clean_texts(votes(prompt=texts))
+    assert table["prompt"].to_pylist() == ["plain", None, "schön", "a\nb", "nulbyte", "x & y", "red"]
+    assert changed == 5
+
+
+@pytest.mark.parametrize(
+    "text", ["<eos> <|im_start|>user <bos>", "אב\u200fגד\u202e", "日本語 🙂", "tab\tand\nline", ""]
+)
+def test_other_texts_stay(text):
+    assert cleaned([text]) == [text]
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=127)))
+@example("\x0c\t\n &lt; \x1b[0m \r \x7f \x00")
+def test_the_short_way_for_ascii_is_exact(text):
+    assert cleaned([text]) == [ftfy.fix_text(text)]
+
+
+@given(st.text())
+def test_the_short_way_is_exact_for_any_text(text):
+    assert cleaned([text, "x"]) == [ftfy.fix_text(text), "x"]
+
+
+def test_reasons_come_in_order():
+    table = votes(
+        prompt=[None, " ", "p", "p", "p", "p", None],
+        response_a=["a", "a", "\n", "a", "same", "a", ""],
+        response_b=["b", "b", "b", "b", "same", "b", "b"],
+    )
+    tie = np.array([False, True, True, True, True, False, True])
+    names = [REASONS[code] if code >= 0 else None for code in drop_reasons(table, tie)]
+    assert names == ["null_text", "empty_prompt", "empty_response", "tie", "tie", None, "null_text"]
+    assert REASONS[drop_reasons(table, np.zeros(7, bool))[4]] == "identical_responses"
+
+
+def test_normalized():
+    assert normalized("  Straße\u3000ＡＢＣ \n x ") == "strasse abc x"
+    assert normalized("ﬁne") == "fine"

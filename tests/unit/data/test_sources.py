@@ -1,0 +1,221 @@
+"""Reading: three formats, any column names, and messages that name the place."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from wsdm_ray.config import Columns
+from wsdm_ray.data import sources
+from wsdm_ray.data.sources import list_inputs, read_rows
+from wsdm_ray.errors import DataError, StorageError
+
+ROW = {"id": "1", "prompt": "p", "response_a": "a", "response_b": "b", "winner": "model_a"}
+
+
+def read(path: Path, columns: Columns | None = None, **options) -> pa.Table:
+    return pa.concat_tables(
+        list(read_rows(str(path), columns or Columns(), **options)), promote_options="permissive"
+    )
+
+
+def write_lines(path: Path, *rows: dict | str | bytes) -> Path:
+    lines = [row if isinstance(row, (str, bytes)) else json.dumps(row) for row in rows]
+    path.write_bytes(b"\n".join(line.encode() if isinstance(line, str) else line for line in lines))
+    return path
+
+
+def write_parquet(path: Path, rows: list[dict], **types: pa.DataType) -> Path:
+    table = pa.Table.from_pylist(rows)
+    for name, kind in types.items():
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(kind))
+    pq.write_table(table, path)
+    return path
+
+
+def test_the_three_formats_hold_the_same(tmp_path):
+    rows = [ROW, {**ROW, "id": "2", "prompt": 'Quote " and\nnew line, comma', "winner": "tie"}]
+    write_lines(tmp_path / "x.jsonl", *rows, "")
+    write_parquet(tmp_path / "x.parquet", rows)
+    header = ",".join(ROW)
+    quoted = '2,"Quote "" and\nnew line, comma",a,b,tie'
+    (tmp_path / "x.csv").write_text(f"\ufeff{header}\n1,p,a,b,model_a\n{quoted}\n\n", newline="")
+    tables = [read(tmp_path / f"x.{ending}") for ending in ("jsonl", "parquet", "csv")]
+    assert tables[0].to_pylist() == rows
+    assert tables[0].equals(tables[1])
+    assert tables[0].equals(tables[2])
+
+
+@pytest.mark.parametrize("kind", [pa.int32(), pa.int64(), pa.uint16()])
+def test_integer_ids_stay_integers(tmp_path, kind):
+    path = write_parquet(tmp_path / "x.parquet", [{**ROW, "id": 7}], id=kind)
+    assert read(path)["id"].type == pa.int64()
+
+
+def test_large_and_dictionary_strings_become_strings(tmp_path):
+    kinds = {
+        "id": pa.large_string(),
+        "prompt": pa.large_string(),
+        "winner": pa.dictionary(pa.int8(), pa.string()),
+    }
+    table = read(write_parquet(tmp_path / "x.parquet", [ROW], **kinds))
+    assert table.to_pylist() == [ROW]
+    assert {str(field.type) for field in table.schema} == {"string"}
+
+
+def test_other_columns_pass_through_after_the_canonical_ones(tmp_path):
+    path = write_parquet(tmp_path / "x.parquet", [{"turns": 2, **ROW, "tags": ["x", "y"]}])
+    assert read(path).to_pylist() == [{**ROW, "turns": 2, "tags": ["x", "y"]}]
+    assert read(path).column_names == [*ROW, "turns", "tags"]
+
+
+def test_columns_can_be_mapped(tmp_path):
+    row = {"key": 3, "question": "q", "chosen": "x", "rejected": "y", "vote": "a", "prompt": "another"}
+    path = write_parquet(tmp_path / "x.parquet", [row])
+    columns = Columns(id="key", prompt="question", response_a="chosen", response_b="rejected", winner="vote")
+    assert read(path, columns).to_pylist() == [
+        {
+            "id": 3,
+            "prompt": "q",
+            "response_a": "x",
+            "response_b": "y",
+            "winner": "a",
+            "input_prompt": "another",
+        }
+    ]
+
+
+def test_made_ids_count_from_the_first_row_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BATCH_ROWS", 2)
+    rows = [{name: ROW[name] for name in ROW if name != "id"}] * 5
+    path = write_lines(tmp_path / "votes.2024.jsonl", *rows)
+    assert read(path, make_ids=True)["id"].to_pylist() == [f"votes.2024-{row}" for row in range(5)]
+
+
+def test_half_characters_become_whole(tmp_path):
+    line = json.dumps(ROW).replace('"p"', r'"\ud83d\ude00 \ud800 \\ud800"')
+    path = write_lines(tmp_path / "x.jsonl", line, {**ROW, "id": "2", "prompt": "nul \x00 byte"})
+    assert read(path)["prompt"].to_pylist() == ["😀 \ufffd \\ud800", "nul \x00 byte"]
+
+
+def test_hostile_texts_survive(tmp_path):
+    texts = ["nul\x00byte", "אב\u200fגד\u202e", "<eos> <|im_start|>", "x" * 5_000_000, "a\u2028b\x85c"]
+    rows = [{**ROW, "id": str(number), "prompt": text} for number, text in enumerate(texts)]
+    write_parquet(tmp_path / "x.parquet", rows)
+    write_lines(tmp_path / "x.jsonl", *rows)
+    lines = "\n".join(f"{row['id']},{row['prompt']},a,b,a" for row in rows)
+    (tmp_path / "x.csv").write_text(f"{','.join(ROW)}\n{lines}\n", newline="")
+    for ending in ("parquet", "jsonl", "csv"):
+        assert read(tmp_path / f"x.{ending}")["prompt"].to_pylist() == texts
+
+
+def test_numbers_of_csv(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("id,prompt,response_a,response_b,prob_a\n1,p,a,b,0.25\n2,p,a,b,\n")
+    assert read(path)["prob_a"].to_pylist() == [0.25, None]
+
+
+def test_missing_keys_are_null(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BATCH_ROWS", 1)
+    path = write_lines(tmp_path / "x.jsonl", ROW, {"id": "2", "response_a": "a", "extra": 1})
+    assert read(path)["prompt"].to_pylist() == ["p", None]
+    assert read(path)["extra"].to_pylist() == [None, 1]
+
+
+def test_folders_hold_no_run_json(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    write_lines(tmp_path / "b.jsonl", ROW)
+    write_parquet(tmp_path / "a.parquet", [ROW])
+    assert [Path(path).name for path in list_inputs([str(tmp_path)])] == ["a.parquet", "b.jsonl"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StorageError, match="holds no file that ends with"):
+        list_inputs([str(tmp_path / "empty")])
+    with pytest.raises(StorageError, match="gone: not found; check the path"):
+        list_inputs([str(tmp_path / "gone")])
+
+
+WITHOUT_PROMPT = {name: value for name, value in ROW.items() if name != "prompt"}
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "message"),
+    [
+        (
+            WITHOUT_PROMPT,
+            Columns(),
+            r"x.parquet: no column 'prompt'; give --columns.prompt=NAME; there are: id, response_a",
+        ),
+        (ROW, Columns(response_a="first"), r"no column 'first'; give --columns.response-a=NAME"),
+        (ROW, Columns(language="lang"), r"no column 'lang'; give --columns.language=NAME"),
+        (ROW, Columns(id="key"), r"no column 'key' for the ids; give --columns.id=NAME or --make-ids"),
+        (
+            ROW,
+            Columns(winner="vote"),
+            r"no column 'vote'; give --columns.winner=NAME",
+        ),
+        (
+            {**WITHOUT_PROMPT, "prompt": 5},
+            Columns(),
+            r"x.parquet: column 'prompt' holds int64, but text is needed",
+        ),
+        ({**ROW, "id": None}, Columns(), r"x.parquet: row 0 \(counted from 0\) has no id"),
+        ({**ROW, "id": 0.5}, Columns(), r"x.parquet: ids are double; they must be integers or strings"),
+        ({**ROW, "prob_a": "high"}, Columns(), r"column 'prob_a' is not double .*high"),
+        ({**ROW, "winner": ["a"]}, Columns(), r"column 'winner' is not string"),
+    ],
+)
+def test_wrong_columns(tmp_path, row, columns, message):
+    with pytest.raises(DataError, match=message):
+        read(write_parquet(tmp_path / "x.parquet", [row]), columns)
+
+
+def test_no_votes(tmp_path):
+    row = {name: ROW[name] for name in ROW if name != "winner"}
+    with pytest.raises(
+        DataError, match=r"no column 'winner' or 'prob_a' with the votes; give --columns.winner=NAME"
+    ):
+        read(write_parquet(tmp_path / "x.parquet", [row]))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("x.parquet", b"not parquet at all", r"x.parquet: not a parquet file"),
+        ("x.parquet", b"", r"x.parquet: not a parquet file"),
+        ("x.txt", b"hello", r"x.txt: not a parquet file"),
+        ("x.jsonl", b'{"id": 1}\n{"id": \n', r"x.jsonl:2: not JSON .*one object a line is needed"),
+        ("x.json", b"[\n{}\n]", r"x.json:1: not JSON"),
+        ("x.json", b'[{"id": 1}]', r"x.json:1: a JSON list, but one object a line is needed"),
+        ("x.jsonl", b"\n[" * 100_000, r"x.jsonl:2: not JSON"),
+        ("x.jsonl", b"[" * 100_000, r"x.jsonl:1: not JSON"),
+        ("x.jsonl", b'{"id": "\xff"}', r"x.jsonl:1: not UTF-8 \(invalid start byte at byte 8\)"),
+        ("x.jsonl", b'{"x": 1}\n{"x": "y"}', r"x.jsonl:1-2: column 'x' mixes types"),
+        ("x.jsonl", b'{"x": 1000000000000000000000}', r"x.jsonl:1-1: column 'x' mixes types"),
+        ("x.csv", b"id,prompt\n1,p\n2,p,q\n", r"x.csv:3: 3 fields, but the header has 2"),
+        ("x.csv", b"id,prompt,id\n1,p,2\n", r"x.csv: the header names the column 'id' twice"),
+        ("x.csv", b"id\n\xff\n", r"x.csv:2: not UTF-8"),
+    ],
+)
+def test_files_that_cannot_be_parsed(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / name)
+
+
+def test_a_damaged_parquet_file(tmp_path):
+    path = write_parquet(tmp_path / "x.parquet", [{**ROW, "prompt": f"p{i * 7919}"} for i in range(1_000)])
+    data = bytearray(path.read_bytes())
+    data[100:3_000] = bytes(2_900)
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match=r"x.parquet: cannot be read after row 0"):
+        read(path)
+
+
+def test_strings_that_are_not_utf8(tmp_path):
+    table = pa.Table.from_pylist([ROW])
+    broken = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff"))
+    pq.write_table(table.set_column(1, "prompt", broken), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x.parquet: cannot be read after row 0 .*UTF8"):
+        read(tmp_path / "x.parquet")

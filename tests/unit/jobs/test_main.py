@@ -1,0 +1,121 @@
+"""The command line of every job: options in, one line and a status out."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs._main import main
+from wsdm_ray.config import ArenaConfig, PrepareConfig
+from wsdm_ray.errors import ConfigError, DataError
+
+ROOT = Path(__file__).parents[3]
+ARENA = ["--output", "x"]
+
+
+def raising(error: BaseException):
+    def run(config):
+        raise error
+
+    return run
+
+
+def test_options_reach_the_config():
+    seen = []
+    arguments = ["--input", "a", "b", "--output", "x", "--valid-fraction", "0.2", "--make-ids"]
+    arguments.append("--columns.prompt=question")
+    assert main(seen.append, PrepareConfig, arguments) == 0
+    config = seen[0]
+    assert (config.input, config.valid_fraction, config.columns.prompt) == (("a", "b"), 0.2, "question")
+    assert config.make_ids
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--output"),
+        (["--output", "x", "--rows", "many"], "many"),
+        (["--output", "x", "--rows", "0"], "must be at least 1"),
+        (["--output", "x", "--rwos", "3"], "--rows"),
+    ],
+)
+def test_wrong_arguments(capsys, arguments, message):
+    assert main(print, ArenaConfig, arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_help(capsys):
+    assert main(print, ArenaConfig, ["--help"]) == 0
+    assert "median about 1,000 tokens a triple" in " ".join(capsys.readouterr().out.replace("│", "").split())
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (DataError("x.parquet: no\nrows"), 1, "error: x.parquet: no rows\n"),
+        (ConfigError("--rows 0: must be at least 1"), 2, "error: --rows 0: must be at least 1\n"),
+    ],
+)
+def test_errors_of_the_user_take_one_line(capsys, error, status, line):
+    assert main(raising(error), ArenaConfig, ARENA) == status
+    assert capsys.readouterr().err == line
+
+
+def test_an_error_within_another_is_found(capsys):
+    outer = RuntimeError("a worker failed")
+    outer.__cause__ = DataError("x: no rows")
+    assert main(raising(outer), ArenaConfig, ARENA) == 1
+    assert capsys.readouterr().err == "error: x: no rows\n"
+
+
+def test_an_error_that_ray_brings_back_is_unwrapped(capsys):
+    class CopyError(DataError):
+        """As Ray makes it: both a Ray error and the user's, whose text is a traceback."""
+
+        def __init__(self, cause):
+            super().__init__("ray::worker() Traceback (most recent call last) ...")
+            self.cause = cause
+
+    assert main(raising(CopyError(DataError("x: no rows"))), ArenaConfig, ARENA) == 1
+    assert capsys.readouterr().err == "error: x: no rows\n"
+
+
+def test_an_interrupt(capsys):
+    assert main(raising(KeyboardInterrupt()), ArenaConfig, ARENA) == 130
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        main(raising(ZeroDivisionError()), ArenaConfig, ARENA)
+
+
+def job(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"jobs.{name}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_arena_then_prepare(tmp_path):
+    arena, data = str(tmp_path / "arena"), str(tmp_path / "data")
+    done = job("arena", "--output", arena, "--rows", "500", "--lengths", "short")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "best accuracy 0.8" in done.stderr
+    done = job("prepare", "--input", arena, "--output", data)
+    assert done.returncode == 0
+    assert "500 input rows" in done.stderr
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"train", "valid", "run.json"}
+    done = job("prepare", "--input", arena, "--output", data)
+    assert done.returncode == 0
+    assert "nothing to do" in done.stderr
+    done = job("prepare", "--input", arena, "--output", data, "--seed", "1")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {data}: belongs to another run")
+    assert len(done.stderr.splitlines()) == 1
