@@ -37,7 +37,7 @@ def main(
             return leaving.code if isinstance(leaving.code, int) else 2
         run(config)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what is finished", file=sys.stderr)
+        print("interrupted; the same command again finishes the work", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         known = user_error(error)

@@ -78,7 +78,7 @@ def main() -> None:
                         f"{folder}/{lengths}{rows}-{repeat}-data",
                     )
                     runs["arena"].append(run(ARENA, arena, str(rows), lengths))
-                    # Most of prepare's time is ftfy's, by the character: many long rows would tell nothing new.
+                    # Most of the time of prepare is ftfy, by the character: many long rows tell nothing new.
                     if lengths == "short" or rows == min(options.rows):
                         runs["prepare"].append(run(PREPARE, arena, data))
                         shutil.rmtree(data)

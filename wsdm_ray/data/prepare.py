@@ -187,7 +187,7 @@ class Spill:
         """Append a table that came from the file `source`."""
         table = table.replace_schema_metadata(None)
         self.schemas.setdefault(table.schema, source)
-        with pa.OSFile(str(self.path), "ab") as file:
+        with storage.errors_for(str(self.path)), pa.OSFile(str(self.path), "ab") as file:
             self.places.append((self.path.stat().st_size, len(table)))
             with pa.ipc.new_stream(file, table.schema) as writer:
                 writer.write_table(table)
@@ -227,12 +227,17 @@ class Spill:
                 file.seek(place)
                 with pa.ipc.open_stream(file) as reader:
                     table = reader.read_all().filter(pa.array(here))
-                yield pa.table(
-                    [
-                        table[field.name].cast(field.type)
-                        if field.name in table.column_names
-                        else pa.nulls(len(table), field.type)
-                        for field in schema
-                    ],
-                    schema=schema,
-                )
+                yield pa.table([column_of(table, field) for field in schema], schema=schema)
+
+
+def column_of(table: pa.Table, field: pa.Field) -> pa.Array | pa.ChunkedArray:
+    """The column of a table in the type that it has in the output; nulls where the table has none."""
+    if field.name not in table.column_names:
+        return pa.nulls(len(table), field.type)
+    try:
+        return table[field.name].cast(field.type)
+    except pa.ArrowException as error:
+        raise DataError(
+            f"column {field.name!r} is {table[field.name].type} in one file and {field.type} in another, and a "
+            f"value does not survive the change ({storage.reason(error)})"
+        ) from error

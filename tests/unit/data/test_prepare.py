@@ -188,6 +188,12 @@ def test_columns_of_types_that_do_not_go_together(tmp_path):
     ]
     with pytest.raises(DataError, match=r"column 'turns' is int64 in .*a.parquet but string in .*b.parquet"):
         prepare(config(tmp_path, *inputs))
+    inputs = [
+        write(tmp_path / "a.parquet", [vote(0, turns=2**60 + 1)]),
+        write(tmp_path / "b.parquet", [vote(1, turns=0.5)]),
+    ]
+    with pytest.raises(DataError, match=r"column 'turns' is int64 in one file and double in another"):
+        prepare(config(tmp_path, *inputs))
     inputs[1] = write(tmp_path / "b.parquet", [vote(1, id=5)])
     with pytest.raises(DataError, match=r"column 'id' is string in .*a.parquet but int64 in .*b.parquet"):
         prepare(config(tmp_path, *inputs))
