@@ -238,6 +238,6 @@ def column_of(table: pa.Table, field: pa.Field) -> pa.Array | pa.ChunkedArray:
         return table[field.name].cast(field.type)
     except pa.ArrowException as error:
         raise DataError(
-            f"column {field.name!r} is {table[field.name].type} in one file and {field.type} in another, and a "
-            f"value does not survive the change ({storage.reason(error)})"
+            f"column {field.name!r} is {table[field.name].type} in one file and {field.type} in another, "
+            f"and a value does not survive the change ({storage.reason(error)})"
         ) from error
