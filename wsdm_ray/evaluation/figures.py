@@ -97,10 +97,6 @@ def share_ticks(step: float = 0.25) -> list[tuple[float, str]]:
     return [(at, f"{at:.0%}".replace("%", " %")) for at in np.arange(0, 1 + step / 2, step).tolist()]
 
 
-def number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1 or value == 0 else f"{value:g}"
-
-
 def reliability_figure(bins: CalibrationBins, calibrated: CalibrationBins | None, prob_N: Floats) -> Markup:
     """Share of votes for A against its predicted probability, above the histogram of the predictions."""
     x, y = Axis(0, 1, 50, 396), Axis(0, 1, 316, 26)
@@ -130,7 +126,7 @@ def reliability_figure(bins: CalibrationBins, calibrated: CalibrationBins | None
     parts += [
         bars(x, below, counts.tolist(), edges.tolist()),
         line(50, 396, 396, 396, "base"),
-        text(44, 352, number(counts.max()), "end"),
+        text(44, 352, f"{counts.max():,}", "end"),
         text(44, 399, "0", "end"),
         text(44, 376, "rows", "end title"),
         text(223, 418, "predicted probability of A", "middle title"),
@@ -186,8 +182,8 @@ def estimates_figure(estimates: Sequence[Estimate], overall: float, what: str) -
     ends = [end for estimate in estimates for end in (estimate.interval or [estimate.value])]
     low = max(0.0, math.floor(min([*ends, overall, 0.5]) * 20 - 0.2) / 20)
     high = min(1.0, math.ceil(max([*ends, overall, 0.5]) * 20 + 0.2) / 20)
-    x = Axis(low, high, 112, 356)
-    ticks = [(at, f"{at * 100:g} %") for at in nice_ticks(low, high, 5)]
+    x = Axis(low, high, 134, 356)
+    ticks = [(at, f"{at * 100:g} %") for at in nice_ticks(low, high)]
     parts = [
         x_axis(x, top, bottom, ticks, "accuracy"),
         line(x.at(0.5), top, x.at(0.5), bottom, "half"),
@@ -204,7 +200,7 @@ def estimates_figure(estimates: Sequence[Estimate], overall: float, what: str) -
             Markup('<circle cx="{}" cy="{}" r="4.5" class="mark"><title>{}</title></circle>').format(
                 x.at(estimate.value), y, f"{estimate.label}: {estimate.value:.1%} of {estimate.rows:,} rows"
             ),
-            text(102, y + 4, shown, "end label"),
+            text(124, y + 4, shown, "end label"),
             text(414, y + 4, f"{estimate.rows:,}", "end"),
         ]
     listed = "; ".join(f"{one.label} {one.value:.1%} of {one.rows:,}" for one in estimates)
@@ -218,7 +214,7 @@ def histogram_figure(
     counts, _ = np.histogram(values_N, bins=edges)
     x, y = Axis(float(edges[0]), float(edges[-1]), 50, 394), Axis(0, max(int(counts.max()), 1), 196, 26)
     parts = [
-        y_axis(y, 50, 394, [(at, number(at)) for at in nice_ticks(0, y.high, 5)], "rows"),
+        y_axis(y, 50, 394, [(at, f"{at:,.0f}") for at in nice_ticks(0, y.high) if at == int(at)], "rows"),
         bars(x, y, counts.tolist(), edges.tolist()),
         line(50, 196, 394, 196, "base"),
         x_axis(x, 196, 200, ticks, title),

@@ -138,7 +138,7 @@ def shown_slices(slices: dict[str, Any]) -> dict[str, Any]:
 def lengths_figure(tokens_N: NDArray[np.float64]) -> Markup:
     high = max(float(tokens_N.max()), 1.0)
     described = f"Histogram of tokens of one ordering: median {np.median(tokens_N):,.0f}, most {high:,.0f}."
-    ticks = [(at, f"{at:,.0f}") for at in nice_ticks(0, high, 5)]
+    ticks = [(at, f"{at:,.0f}") for at in nice_ticks(0, high)]
     return histogram_figure(tokens_N, np.linspace(0, high, 41), ticks, "tokens of one ordering", described)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jobs._main import main
 from wsdm_ray.config import EvaluateConfig
 from wsdm_ray.evaluation.evaluate import evaluate
 from wsdm_ray.evaluation.report import HEAD_CHARACTERS, MOST_CHARACTERS, confident_mistakes, excerpt, visible
@@ -112,6 +113,15 @@ def test_the_output_may_be_an_object_store(on_disk: Write, predictions: Rows, vo
     metrics = evaluate(config)
     assert read_json("memory://bucket/report/metrics.json") == metrics
     assert exists("memory://bucket/report/report.html")
+
+
+def test_the_command_line(on_disk: Write, predictions: Rows, votes: Rows, capsys):
+    config = on_disk(predictions, votes)
+    line = ["--predictions", config.predictions, "--output", config.output, "--bootstrap", "20", "--votes"]
+    assert main(evaluate, EvaluateConfig, [*line, config.votes[0]]) == 0
+    assert Path(config.output, "metrics.json").exists()
+    assert main(evaluate, EvaluateConfig, [*line, "nowhere.parquet"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: nowhere.parquet: not found; check the path"
 
 
 def test_the_same_bytes_again(on_disk: Write, predictions: Rows, votes: Rows):
