@@ -26,6 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 from wsdm_ray.errors import DataError, StorageError
 
 __all__ = [
+    "absolute",
     "delete_file",
     "delete_folder",
     "exists",
@@ -64,6 +65,11 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     options = {} if path.startswith("memory://") else {"use_listings_cache": False}
     with errors_for(path):
         return fsspec.core.url_to_fs(path, **options)
+
+
+def absolute(path: str) -> str:
+    """`path` as any process of this machine understands it; a remote one is so already."""
+    return path if is_remote(path) else filesystem(path)[1]
 
 
 def join(folder: str, *names: str) -> str:
@@ -278,7 +284,7 @@ def local_copy(folder: str) -> str:
     if not is_remote(folder):
         if not os.path.isdir(folder):
             raise StorageError(f"{folder}: no such folder")
-        return os.path.abspath(folder.removeprefix("file://"))
+        return absolute(folder)
     fs, inner = filesystem(folder)
     with errors_for(folder):
         names = sorted(fs.find(inner))

@@ -46,12 +46,16 @@ def read_votes(paths: Sequence[str]) -> Votes:
             missing = [name for name in ("id", *TEXTS) if name not in names]
             if missing or not {"winner", "prob_a"} & set(names):
                 what = ", ".join(missing) or "winner or prob_a"
-                raise DataError(f"{path}: no column {what}; make canonical shards with `python -m jobs.prepare`")
+                raise DataError(
+                    f"{path}: no column {what}; make canonical shards with `python -m jobs.prepare`"
+                )
             table = file.read([name for name in ("id", *TEXTS, "winner", "prob_a") if name in names])
         for name in TEXTS:
             if table.column(name).null_count:
                 row = int(np.argmax(table.column(name).is_null().to_numpy()))
-                raise DataError(f"{path}: {name} of id {table['id'][row]} is null; run `python -m jobs.prepare`")
+                raise DataError(
+                    f"{path}: {name} of id {table['id'][row]} is null; run `python -m jobs.prepare`"
+                )
         labels.append(prob_a_of(path, table))
         tables.append(table.select(["id", *TEXTS]))
     if not sum(len(table) for table in tables):

@@ -30,10 +30,12 @@ __all__ = [
     "MANIFEST",
     "Manifest",
     "folder_digest",
+    "load_adapter_weights",
     "load_classifier",
     "read_manifest",
     "resolve_precision",
     "save_classifier",
+    "stored_quantization",
 ]
 
 MANIFEST = "wsdm_ray.json"
@@ -79,6 +81,26 @@ def folder_digest(folder: str) -> str:
         )
     files = [root / name for name in ("config.json", "adapter_config.json", MANIFEST, "tokenizer.json")]
     return sha256_of_files([str(path) for path in [*files, *weights] if path.is_file()])
+
+
+def stored_quantization(folder: str, asked: str) -> Literal["int8", "nf4", "none"]:
+    """How a base will be held: as its folder stores it, else as asked for (`auto` is int8).
+
+    Raises:
+        ConfigError: the folder is quantized in another way than was asked for.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder}: no config.json; this is no model folder")
+    settings = json.loads(path.read_text()).get("quantization_config")
+    if settings is None:
+        return {"auto": "int8", "int8": "int8", "nf4": "nf4", "none": "none"}[asked]  # pyright: ignore[reportReturnType]
+    stored = "int8" if settings.get("load_in_8bit") else "nf4"
+    if asked not in ("auto", stored):
+        raise ConfigError(
+            f"--quantization {asked}: {folder} is stored as {stored}; use auto, or an unquantized base"
+        )
+    return stored
 
 
 def tokenizer_digest(folder: str | Path) -> str:
@@ -258,6 +280,16 @@ def load_adapter(network: nn.Module, folder: str) -> nn.Module:
             f"{folder}: its adapter does not fit the base ({str(error).splitlines()[0]})"
         ) from error
     return wrapped
+
+
+def load_adapter_weights(network: nn.Module, folder: str) -> None:
+    """Overwrite the adapter and the head of a network that has them by those of a checkpoint folder, exactly."""
+    import peft
+
+    weights = load_file(Path(folder) / "adapter_model.safetensors")
+    found = peft.set_peft_model_state_dict(network, weights)
+    if found.unexpected_keys:
+        raise ModelError(f"{folder}: its adapter has {found.unexpected_keys[0]}, which this run has not")
 
 
 def load_head(network: nn.Module, folder: str) -> None:

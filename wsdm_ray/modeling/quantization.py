@@ -3,7 +3,6 @@
 import tempfile
 from typing import Any
 
-import torch
 import transformers
 
 from wsdm_ray.config import QuantizeConfig, to_dict

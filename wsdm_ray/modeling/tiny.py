@@ -29,7 +29,9 @@ def make_tokenizer(folder: str, texts: Iterable[str], vocabulary: int) -> None:
     )
     tokenizer.train_from_iterator(texts, trainer)
     bos = tokenizer.token_to_id("<bos>")
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", bos)]
+    )
     named = {f"{token.strip('<>')}_token": token for token in SPECIAL}
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
 

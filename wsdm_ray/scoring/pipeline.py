@@ -20,7 +20,7 @@ from wsdm_ray.modeling.checkpoint import folder_digest, local_base, read_manifes
 from wsdm_ray.runs import check_outside, finish_run, identities, open_run, options
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan, part_name
 from wsdm_ray.scoring.replica import COUNTS, ModelSpec, Replica, ReplicaOptions, encode_unit, to_bytes
-from wsdm_ray.storage import is_remote, join, list_files, local_copy, open_parquet
+from wsdm_ray.storage import absolute, is_remote, join, list_files, local_copy, open_parquet
 from wsdm_ray.telemetry import human, logger, track_rows
 
 __all__ = ["score"]
@@ -137,7 +137,7 @@ def replica_options(
     )
     return ReplicaOptions(
         models=models,
-        output=config.output,
+        output=absolute(config.output),
         id_type=plan.id_type,
         orders=config.orders,
         precision=precisions.pop() if device == "cpu" else config.precision,

@@ -1,0 +1,42 @@
+"""Which rows belong to which optimizer step, and which worker runs which pass: functions of the seed and the step alone.
+
+So a run that starts again at step k sees exactly the rows it would have seen, on any number of workers.
+"""
+
+import math
+
+import numpy as np
+
+__all__ = ["num_steps", "share_passes", "step_rows", "steps_per_epoch"]
+
+
+def steps_per_epoch(rows: int, pairs_per_step: int) -> int:
+    """Optimizer steps that see each of `rows` once; the last may be smaller."""
+    return math.ceil(rows / pairs_per_step)
+
+
+def num_steps(rows: int, pairs_per_step: int, epochs: float, max_steps: int | None) -> int:
+    """Optimizer steps of a whole run."""
+    steps = max(math.ceil(epochs * steps_per_epoch(rows, pairs_per_step) - 1e-9), 1)
+    return min(steps, max_steps or steps)
+
+
+def step_rows(seed: int, step: int, rows: int, pairs_per_step: int) -> np.ndarray:
+    """Row numbers of optimizer step `step` (from 0): int64 [at most pairs_per_step].
+
+    Each epoch is a permutation of its own, so that no row is seen twice in one, and none is missed.
+    """
+    epoch, index = divmod(step, steps_per_epoch(rows, pairs_per_step))
+    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    return order[index * pairs_per_step : (index + 1) * pairs_per_step]
+
+
+def share_passes(costs: list[int], num_workers: int) -> list[list[int]]:
+    """Which passes each worker runs, so that their costs are alike: longest first to whom has least."""
+    shares: list[list[int]] = [[] for _ in range(num_workers)]
+    loads = [0] * num_workers
+    for number in sorted(range(len(costs)), key=lambda number: -costs[number]):
+        worker = loads.index(min(loads))
+        shares[worker].append(number)
+        loads[worker] += costs[number]
+    return [sorted(share) for share in shares]

@@ -1,0 +1,268 @@
+"""The optimizer steps of one worker, with or without others. Torch, no Ray.
+
+A step: encode its rows, cut them into passes, run this worker's share, add up all workers' gradients, step. Every
+worker holds the same weights and takes the same step. Dropout is seeded by (seed, step, pass), so neither a restart nor
+another number of workers changes it, as long as the passes are the same.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from wsdm_ray.config import TrainConfig
+from wsdm_ray.data.votes import Votes
+from wsdm_ray.errors import WsdmRayError
+from wsdm_ray.modeling.checkpoint import Manifest, load_adapter_weights, save_classifier
+from wsdm_ray.modeling.classifier import (
+    add_lora,
+    device_and_dtype,
+    first_wins,
+    load_network,
+    ordering_logits,
+    trainable_parameters,
+)
+from wsdm_ray.packing.layouts import lay_out
+from wsdm_ray.packing.plan import pair_tokens, pass_tokens, plan_passes, plan_passes_at_least
+from wsdm_ray.packing.ragged import Ragged
+from wsdm_ray.schema import orderings_of
+from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
+from wsdm_ray.training.batches import num_steps, share_passes, step_rows
+from wsdm_ray.training.objective import (
+    learning_rate_factor,
+    soft_cross_entropy,
+    targets_of,
+    valid_metrics,
+)
+
+__all__ = ["Trainer", "TrainingDivergedError"]
+
+STATE_TENSORS = "optimizer.safetensors"
+STATE = "trainer_state.json"
+METRICS = "metrics.jsonl"
+
+
+class TrainingDivergedError(WsdmRayError, RuntimeError):
+    """A loss or a gradient is not finite."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The rows of one optimizer step, encoded and cut into passes."""
+
+    rows: np.ndarray
+    pairs: EncodedPairs
+    passes: list[np.ndarray]
+    costs: list[int]
+
+
+class Trainer:
+    """One worker's network, optimizer and place in the run.
+
+    Args:
+        base: local folder of the base model.
+        manifest: what the checkpoints will say of themselves, but metrics.
+    """
+
+    def __init__(self, config: TrainConfig, base: str, manifest: Manifest, train: Votes, valid: Votes | None):
+        self.config, self.base, self.manifest, self.train, self.valid = config, base, manifest, train, valid
+        self.rank, self.num_workers = (
+            (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        )
+        self.device, dtype = device_and_dtype(config.precision)
+        self.sides = tuple(int(ordering) for ordering in orderings_of(config.orders))
+        self.encoder = PairEncoder(base, config.text)
+        network = load_network(
+            base,
+            config.head,
+            seed=config.seed,
+            device=self.device,
+            dtype=dtype,
+            quantization=manifest.quantization,
+        )
+        if config.gradient_checkpointing:
+            network.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
+        self.network = add_lora(network, config.lora, config.seed)
+        self.parameters = trainable_parameters(self.network)
+        self.optimizer = make_optimizer(config, list(self.parameters.values()))
+        self.total_steps = num_steps(len(train), config.pairs_per_step, config.epochs, config.max_steps)
+        self.step = 0
+        self.metrics: list[dict[str, Any]] = []
+
+    def steps(self) -> Iterator[dict[str, Any]]:
+        """Take the steps that are left; yields the metrics of each, the same on every worker."""
+        with ThreadPoolExecutor(1) as pool:  # the next step is encoded while this one runs
+            coming: Future[Step] = pool.submit(self.prepare, self.step)
+            while self.step < self.total_steps:
+                step = coming.result()
+                if self.step + 1 < self.total_steps:
+                    coming = pool.submit(self.prepare, self.step + 1)
+                metrics = self.take(step)
+                self.metrics.append(metrics)
+                yield metrics
+
+    def prepare(self, number: int) -> Step:
+        rows = step_rows(self.config.seed, number, len(self.train), self.config.pairs_per_step)
+        pairs = self.encoder.encode(*self.train.texts(rows))
+        tokens = pair_tokens(
+            self.config.layout, pairs.prefix.lengths, pairs.suffix_ab.lengths, len(self.sides)
+        )
+        passes = plan_passes_at_least(
+            self.config.layout,
+            tokens,
+            self.config.token_budget,
+            self.config.micro_batches or self.num_workers,
+        )
+        return Step(rows, pairs, passes, [pass_tokens(self.config.layout, tokens[each]) for each in passes])
+
+    def take(self, step: Step) -> dict[str, Any]:
+        """One optimizer step."""
+        started = time.monotonic()
+        self.network.train()
+        labels = self.train.prob_a_N[step.rows]
+        count = len(step.rows) * len(self.sides)
+        totals = torch.zeros(3, dtype=torch.float64)  # loss, right orderings, tokens
+        for number in share_passes(step.costs, self.num_workers)[self.rank]:
+            batch = step.passes[number]
+            torch.manual_seed(seed_of(self.config.seed, self.step, number))
+            target = torch.from_numpy(targets_of(labels[batch], self.sides)).to(self.device)
+            layout = lay_out(self.config.layout, step.pairs.prefix, self.suffixes(step.pairs), batch)
+            logits = ordering_logits(self.network, layout)
+            loss = soft_cross_entropy(logits, target).sum() / count
+            loss.backward()
+            right = ((first_wins(logits) > 0) == (target > 0.5)).sum()
+            totals += torch.tensor([float(loss.detach()), int(right), layout.num_tokens], dtype=torch.float64)
+        rate = self.config.optimizer.learning_rate * learning_rate_factor(
+            self.step, self.total_steps, self.config.optimizer.warmup_fraction, self.config.optimizer.schedule
+        )
+        loss, right, tokens = self.sum_over_workers(totals)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.max_grad_norm))
+        if not np.isfinite([loss, norm]).all():
+            ids = self.train.table["id"].take(step.rows[:5]).to_pylist()
+            raise TrainingDivergedError(
+                f"step {self.step}: loss {loss}, gradient norm {norm}; its rows begin with ids {ids}; lower "
+                "--optimizer.learning-rate or look at these rows, then run again: it goes on from the last checkpoint"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        seconds = time.monotonic() - started
+        return {
+            "step": self.step, "loss": loss, "accuracy": right / count, "learning_rate": rate, "grad_norm": norm,
+            "pairs": len(step.rows), "tokens": int(tokens), "padding_share": 1 - tokens / sum(step.costs),
+            "pairs_per_second": len(step.rows) / seconds, "tokens_per_second": tokens / seconds,
+        }  # fmt: skip
+
+    def suffixes(self, pairs: EncodedPairs) -> list[Ragged]:
+        return [(pairs.suffix_ab, pairs.suffix_ba)[side] for side in self.sides]
+
+    def sum_over_workers(self, totals: torch.Tensor) -> list[float]:
+        """Add up gradients and totals over all workers, in place; returns the totals."""
+        parameters = list(self.parameters.values())
+        for parameter in parameters:
+            if parameter.grad is None:  # this worker had no pass
+                parameter.grad = torch.zeros_like(parameter)
+        if self.num_workers > 1:
+            flat = torch.cat(
+                [parameter.grad.flatten() for parameter in parameters if parameter.grad is not None]
+            )
+            dist.all_reduce(flat)
+            offset = 0
+            for parameter in parameters:
+                parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter)
+                offset += parameter.numel()
+            totals = totals.to(self.device)
+            dist.all_reduce(totals)
+        return totals.tolist()
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, Any]:
+        """Metrics over the whole valid set, each worker scoring its share; the same on every worker."""
+        if self.valid is None:
+            return {}
+        self.network.eval()
+        pairs = self.encoder.encode(*self.valid.texts(np.arange(len(self.valid))))
+        tokens = pair_tokens(
+            self.config.layout, pairs.prefix.lengths, pairs.suffix_ab.lengths, len(self.sides)
+        )
+        passes = plan_passes(self.config.layout, tokens, self.config.token_budget)
+        costs = [pass_tokens(self.config.layout, tokens[each]) for each in passes]
+        log_odds = torch.zeros(len(pairs), len(self.sides), dtype=torch.float64)
+        sign = torch.tensor([1.0 if side == 0 else -1.0 for side in self.sides])
+        for number in share_passes(costs, self.num_workers)[self.rank]:
+            layout = lay_out(self.config.layout, pairs.prefix, self.suffixes(pairs), passes[number])
+            found = first_wins(ordering_logits(self.network, layout)).view(-1, len(self.sides)).cpu()
+            log_odds[torch.from_numpy(passes[number])] = (found * sign).double()
+        if self.num_workers > 1:
+            log_odds = log_odds.to(self.device)
+            dist.all_reduce(log_odds)
+        return {
+            f"valid_{name}": value
+            for name, value in valid_metrics(log_odds.cpu().numpy(), self.valid.prob_a_N).items()
+        }
+
+    def save(self, folder: str, metrics: dict[str, Any]) -> None:
+        """Write a checkpoint from which `restore` goes on exactly, and which `score` can load."""
+        manifest = Manifest(**{**vars(self.manifest), "metrics": {"step": self.step, **metrics}})
+        save_classifier(self.network, self.base, folder, manifest)
+        tensors, numbers = flatten(self.optimizer.state_dict())
+        save_file(tensors, Path(folder) / STATE_TENSORS)
+        (Path(folder) / STATE).write_text(json.dumps({"step": self.step, "optimizer": numbers}))
+        (Path(folder) / METRICS).write_text("".join(json.dumps(row) + "\n" for row in self.metrics))
+
+    def restore(self, folder: str) -> None:
+        """Go on from a checkpoint of `save`."""
+        load_adapter_weights(self.network, folder)
+        state = json.loads((Path(folder) / STATE).read_text())
+        self.optimizer.load_state_dict(unflatten(load_file(Path(folder) / STATE_TENSORS), state["optimizer"]))
+        self.step = state["step"]
+        self.metrics = [json.loads(line) for line in (Path(folder) / METRICS).read_text().splitlines()]
+
+
+def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    options = config.optimizer
+    arguments: dict[str, Any] = {
+        "lr": options.learning_rate, "betas": options.betas, "weight_decay": options.weight_decay,
+    }  # fmt: skip
+    if options.kind == "adamw_8bit":
+        import bitsandbytes.optim
+
+        return bitsandbytes.optim.AdamW8bit(parameters, **arguments)
+    return torch.optim.AdamW(parameters, **arguments)
+
+
+def seed_of(seed: int, step: int, number: int) -> int:
+    """A seed for the dropout of one pass."""
+    return int(np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors by name, and the rest as JSON values: safetensors holds no Python objects."""
+    tensors, numbers = {}, {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous().clone()
+            else:
+                numbers[f"{index}.{name}"] = value
+    return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}
+
+
+def unflatten(tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **rest["numbers"]}.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    return {"state": state, "param_groups": rest["param_groups"]}

@@ -1,0 +1,234 @@
+"""Training on Ray Train: check everything, start the workers, keep the checkpoints, publish the classifier.
+
+Ray Train keeps its own records under OUTPUT/_checkpoints; a run that is started again goes on from the latest there.
+The classifier itself stands in OUTPUT, as a checkpoint folder. Not covered: what a step does (`loop`).
+"""
+
+import dataclasses
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import ray
+import ray.train
+import ray.train.torch
+
+from wsdm_ray.config import TrainConfig, to_dict
+from wsdm_ray.data.votes import read_votes
+from wsdm_ray.errors import ClusterError, WsdmRayError
+from wsdm_ray.modeling.checkpoint import MANIFEST, Manifest, folder_digest, stored_quantization
+from wsdm_ray.runs import check_outside, finish_run, identities, open_run, options
+from wsdm_ray.storage import absolute, filesystem, is_remote, join, list_files, local_copy, upload_folder
+from wsdm_ray.telemetry import human, logger, set_up_logging
+from wsdm_ray.training.loop import STATE, STATE_TENSORS, Trainer, TrainingDivergedError
+
+__all__ = ["train"]
+
+NOT_OF_THE_CLASSIFIER = (STATE, STATE_TENSORS)
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """What each worker is told."""
+
+    config: TrainConfig
+    manifest: Manifest
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train a classifier; returns what run.json holds.
+
+    Raises:
+        DataError, ModelError, ConfigError: what was asked for cannot be done, found before anything runs.
+        RunMismatchError: the output folder belongs to another run.
+        ClusterError: the workers do not fit the cluster, or died too often.
+    """
+    files = {"train": list_files(config.train), "valid": list_files(config.valid) if config.valid else []}
+    check_outside(config.output, [*files["train"], *files["valid"]])
+    base = local_copy(config.base)
+    manifest = Manifest(
+        kind="adapter",
+        base=absolute(config.base),
+        base_digest=folder_digest(base),
+        quantization=stored_quantization(base, config.quantization),
+        head=config.head,
+        text=config.text,
+        orders=config.orders,
+    )
+    # Workers run in other folders, maybe on other machines.
+    told_workers = dataclasses.replace(
+        config,
+        base=absolute(config.base),
+        train=tuple(files["train"]),
+        valid=tuple(files["valid"]),
+        output=absolute(config.output),
+    )
+    counts = {name: len(read_votes(paths)) for name, paths in files.items() if paths}
+    on_gpu = fit_cluster(config.num_workers)
+    fingerprint = {
+        "options": options(
+            config, leave_out=("output", "restart", "base", "train", "valid", "max_failures", "num_workers")
+        ),
+        "base": manifest.base_digest,
+        "inputs": {name: identities(paths) for name, paths in files.items()},
+    }
+    earlier = open_run(config.output, "train", fingerprint, config.restart)
+    if earlier:
+        logger.info("train: %s is complete already", config.output)
+        return earlier
+    result = fit(WorkerTask(told_workers, manifest), on_gpu)
+    best, metrics = best_checkpoint(result, bool(config.valid))
+    publish(best, config.output)
+    run = finish_run(
+        config.output, "train", fingerprint, {"config": to_dict(config), "counts": counts, "metrics": metrics}
+    )
+    logger.info("train: %s holds the classifier of step %d%s", config.output, metrics["step"], told(metrics))
+    return run
+
+
+def fit_cluster(num_workers: int) -> bool:
+    """Whether workers run on GPUs. Raises `ClusterError` where so many do not fit the cluster."""
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 0)
+    if num_workers > (gpus or cpus):
+        raise ClusterError(
+            f"the cluster has {cpus:g} CPUs and {gpus} GPUs: too small for {num_workers} workers of 1 "
+            f"{'GPU' if gpus else 'CPU'} each; add nodes or lower --num-workers"
+        )
+    return gpus > 0
+
+
+def fit(task: WorkerTask, on_gpu: bool) -> ray.train.Result:
+    """Run the workers to the last step, replacing those that die."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    path = join(task.config.output, "_checkpoints")
+    storage: dict[str, Any] = {"storage_path": path}
+    if is_remote(path):
+        fs, inner = filesystem(path)
+        storage = {
+            "storage_path": inner,
+            "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
+        }
+    kept: dict[str, Any] = {"num_to_keep": 1}  # and the latest, always
+    if task.config.valid:
+        kept |= {"checkpoint_score_attribute": "valid_log_loss", "checkpoint_score_order": "min"}
+    trainer = ray.train.torch.TorchTrainer(
+        work,
+        train_loop_config={"task": task},
+        scaling_config=ray.train.ScalingConfig(num_workers=task.config.num_workers, use_gpu=on_gpu),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        run_config=ray.train.RunConfig(
+            name="run",
+            failure_config=ray.train.FailureConfig(max_failures=task.config.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(**kept),
+            **storage,
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.v2.api.exceptions.TrainingFailedError as error:
+        raise own_error(error) or ClusterError(
+            f"training failed more than {task.config.max_failures} times ({first_line(error)}); run the same command "
+            "again to go on from the last checkpoint"
+        ) from error
+    if result.return_value:
+        raise TrainingDivergedError(result.return_value)
+    return result
+
+
+def own_error(error: BaseException) -> WsdmRayError | None:
+    """The error of ours that a worker raised, where there is one."""
+    for cause in getattr(error, "worker_failures", {}).values():
+        while cause is not None:
+            if isinstance(cause, WsdmRayError):
+                return cause
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]
+
+
+def work(config: dict[str, Any]) -> str | None:
+    """What each worker runs; returns why training diverged, if it did, which no other try would mend."""
+    try:
+        run_worker(config["task"])
+    except TrainingDivergedError as error:
+        return str(error)
+    return None
+
+
+def run_worker(task: WorkerTask) -> None:
+    set_up_logging()
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # its news at INFO is ours, told twice
+    options = task.config
+    train, valid = read_votes(options.train), read_votes(options.valid) if options.valid else None
+    trainer = Trainer(options, local_copy(options.base), task.manifest, train, valid)
+    latest = ray.train.get_checkpoint()
+    if latest:
+        with latest.as_directory() as folder:
+            trainer.restore(folder)
+    first = trainer.rank == 0
+    if first:
+        logger.info(
+            "train: %d rows, %d parameters, steps %d to %d of %d pairs on %d workers",
+            len(train), sum(p.numel() for p in trainer.parameters.values()), trainer.step + 1, trainer.total_steps,
+            options.pairs_per_step, trainer.num_workers,
+        )  # fmt: skip
+    for metrics in trainer.steps():
+        if first:
+            logger.info(step_line(metrics, trainer.total_steps))
+        if trainer.step % options.checkpoint_steps == 0 or trainer.step == trainer.total_steps:
+            checkpoint(trainer, metrics)
+
+
+def step_line(metrics: dict[str, Any], total: int) -> str:
+    return (
+        f"step {metrics['step']}/{total} loss {metrics['loss']:.4f} accuracy {metrics['accuracy']:.3f} "
+        f"lr {metrics['learning_rate']:.2e} grad {metrics['grad_norm']:.2f} "
+        f"{human(metrics['tokens_per_second'])} tokens/s {human(metrics['pairs_per_second'])} pairs/s"
+    )
+
+
+def checkpoint(trainer: Trainer, metrics: dict[str, Any]) -> None:
+    """Evaluate and report; every rank reports, rank 0 with the folder."""
+    metrics = {"step": trainer.step, "loss": metrics["loss"], **trainer.evaluate()}
+    if trainer.rank != 0:
+        ray.train.report(metrics)
+        return
+    logger.info("checkpoint at step %d%s", trainer.step, told(metrics))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.save(folder, metrics)
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def told(metrics: dict[str, Any]) -> str:
+    if "valid_accuracy" not in metrics:
+        return ""
+    low, high = metrics["valid_accuracy_ci95"]
+    return (
+        f": valid accuracy {metrics['valid_accuracy']:.4f} ({low:.4f} to {high:.4f}), "
+        f"log loss {metrics['valid_log_loss']:.4f} on {metrics['valid_rows']} rows"
+    )
+
+
+def best_checkpoint(result: ray.train.Result, has_valid: bool) -> tuple[ray.train.Checkpoint, dict[str, Any]]:
+    """The checkpoint with the lowest valid log loss, or the last where nothing was held out."""
+    assert result.best_checkpoints
+    key = (lambda metrics: metrics["valid_log_loss"]) if has_valid else (lambda metrics: -metrics["step"])
+    return min(result.best_checkpoints, key=lambda pair: key(pair[1]))
+
+
+def publish(checkpoint: ray.train.Checkpoint, output: str) -> None:
+    """Put the classifier of a checkpoint into the output folder, its manifest last."""
+    with checkpoint.as_directory() as source, tempfile.TemporaryDirectory() as work:
+        for path in Path(source).iterdir():
+            if path.name not in NOT_OF_THE_CLASSIFIER:
+                os.symlink(path, Path(work) / path.name)
+        upload_folder(work, output, last=MANIFEST)
