@@ -18,7 +18,11 @@ INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
 
 
 def main(
-    run: Callable[[Config], object], config_type: type[Config], argv: Sequence[str] | None = None
+    run: Callable[[Config], object],
+    config_type: type[Config],
+    argv: Sequence[str] | None = None,
+    *,
+    default: Config | None = None,
 ) -> int:
     """The exit status of `run(config)`, with the config read from the command line.
 
@@ -28,11 +32,14 @@ def main(
     Args:
         config_type: a frozen dataclass of `wsdm_ray.config`; each field is an option (`--valid-fraction`).
         argv: the arguments; by default those of the process.
+        default: a config whose values the command line may leave as they are.
     """
     set_up_logging()
     try:
         try:
-            config = tyro.cli(config_type, prog=program_name(), args=argv, description=config_type.__doc__)
+            config = tyro.cli(
+                config_type, prog=program_name(), args=argv, description=config_type.__doc__, default=default
+            )
         except SystemExit as leaving:  # --help, or arguments that tyro has explained already
             return leaving.code if isinstance(leaving.code, int) else 2
         run(config)

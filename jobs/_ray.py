@@ -17,7 +17,9 @@ def connect(*, local: bool = False) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # equal lines of two workers are two facts
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about its future default
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+    )  # silences a warning about its future default
     own = local and "RAY_ADDRESS" not in os.environ
     ray.init(
         address="local" if own else None,

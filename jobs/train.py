@@ -1,10 +1,14 @@
-"""python -m jobs.train: see `wsdm_ray.config.TrainConfig` for the options."""
+"""python -m jobs.train: see `wsdm_ray.config.TrainConfig` for the options, `wsdm_ray.presets` for `--preset NAME`."""
 
 import sys
+
+import tyro
 
 from jobs._main import main
 from jobs._ray import connect
 from wsdm_ray.config import TrainConfig
+from wsdm_ray.errors import ConfigError
+from wsdm_ray.presets import PRESETS
 from wsdm_ray.training.runner import train
 
 
@@ -13,5 +17,22 @@ def run(config: TrainConfig) -> None:
     train(config)
 
 
+def take_preset(argv: list[str]) -> tuple[TrainConfig | None, list[str]]:
+    """The config that `--preset NAME` names, if it stands in `argv`, and the arguments without it."""
+    for index, argument in enumerate(argv):
+        if argument == "--preset" or argument.startswith("--preset="):
+            taken = 1 if "=" in argument else 2
+            name = argument.partition("=")[2] or "".join(argv[index + 1 : index + 2])
+            if name not in PRESETS:
+                raise ConfigError(f"--preset {name}: must be one of {', '.join(sorted(PRESETS))}")
+            preset = PRESETS[name](base=tyro.MISSING, train=tyro.MISSING, output=tyro.MISSING)
+            return preset, argv[:index] + argv[index + taken :]
+    return None, argv
+
+
 if __name__ == "__main__":
-    sys.exit(main(run, TrainConfig))
+    try:
+        default, arguments = take_preset(sys.argv[1:])
+    except ConfigError as error:
+        sys.exit(print(f"error: {error}", file=sys.stderr) or error.exit_status)
+    sys.exit(main(run, TrainConfig, arguments, default=default))

@@ -43,7 +43,9 @@ def check(condition: bool, option: str, value: object, remedy: str) -> None:
 
 def check_paths(**paths: str | tuple[str, ...]) -> None:
     for option, value in paths.items():
-        check(bool(value) and all(value), option, value or "(empty)", "given")
+        check(
+            bool(value) and (not isinstance(value, tuple) or all(value)), option, value or "(empty)", "given"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,17 +7,13 @@ Each run is a process of its own, so that its peak memory is its own. Writes res
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+from common import HERE, ROOT, write_result
 
 ARENA = """
 import json, resource, sys, time
@@ -86,31 +82,11 @@ def main() -> None:
                 for job, measured in ((job, measured) for job, measured in runs.items() if measured):
                     results.append({"job": job, "lengths": lengths, **summary(rows, measured)})
                     print(json.dumps(results[-1]), flush=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    from wsdm_ray.runs import versions
-
-    report = {
-        "question": __doc__.splitlines()[0],
-        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.platform()},
-        "versions": {name: versions()[name] for name in ("python", "numpy", "pyarrow", "ftfy", "wsdm_ray")},
-        "commit": commit.stdout.strip(),
-        "settings": {"seed": 0, "shard_rows": 20_000, "valid_fraction": 0.1, "threads": "one process"},
-        "results": results,
-    }
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results/arena_rows.json").write_text(json.dumps(report, indent=2) + "\n")
-
-
-def cpu_name() -> str:
-    """The processor's own name, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    write_result(
+        HERE / "results/arena_rows.json",
+        __doc__.splitlines()[0],
+        {"seed": 0, "shard_rows": 20_000, "valid_fraction": 0.1, "threads": "one process"},
+        results,
     )
 
 

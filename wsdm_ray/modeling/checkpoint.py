@@ -22,7 +22,13 @@ from torch import nn
 
 from wsdm_ray.config import HeadConfig, TextConfig, to_dict
 from wsdm_ray.errors import ConfigError, ModelError
-from wsdm_ray.modeling.classifier import device_and_dtype, inner, load_network, quiet
+from wsdm_ray.modeling.classifier import (
+    device_and_dtype,
+    inner,
+    load_network,
+    peft_warnings,
+    quiet,
+)
 from wsdm_ray.runs import versions
 from wsdm_ray.storage import local_copy, sha256_of_files
 
@@ -274,7 +280,8 @@ def load_adapter(network: nn.Module, folder: str) -> nn.Module:
         raise ModelError(f"{folder}: no adapter_model.safetensors; the checkpoint is not complete")
     check_head(folder, network.get_submodule("score"), tensor_shapes(path, "base_model.model.score."))
     try:
-        wrapped = peft.PeftModel.from_pretrained(network, folder)  # pyright: ignore[reportArgumentType]
+        with peft_warnings():
+            wrapped = peft.PeftModel.from_pretrained(network, folder)  # pyright: ignore[reportArgumentType]
     except (RuntimeError, ValueError) as error:
         raise ModelError(
             f"{folder}: its adapter does not fit the base ({str(error).splitlines()[0]})"

@@ -4,6 +4,9 @@ The network is what `AutoModelForSequenceClassification` makes, with its `score`
 transformers and PEFT can load what is saved. Only the last token of each ordering reaches the head.
 """
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,6 +27,7 @@ __all__ = [
     "load_network",
     "make_head",
     "ordering_logits",
+    "peft_warnings",
     "trainable_parameters",
 ]
 
@@ -114,7 +118,7 @@ def add_lora(network: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
         raise ConfigError(
             f"--lora.targets {' '.join(missing)}: no such layer; there are {', '.join(sorted(leaves))}"
         )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), peft_warnings():
         torch.manual_seed(seed)
         wrapped = peft.get_peft_model(
             network,
@@ -163,6 +167,14 @@ def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 def first_wins(logits_S2: torch.Tensor) -> torch.Tensor:
     """Log-odds that the response that stands first wins: float32 [S]."""
     return logits_S2[:, 0] - logits_S2[:, 1]
+
+
+@contextlib.contextmanager
+def peft_warnings() -> Iterator[None]:
+    """Let pass what PEFT's use of transformers warns of: names that are to go in later versions."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        yield
 
 
 def quiet() -> None:

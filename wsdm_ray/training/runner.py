@@ -5,7 +5,6 @@ The classifier itself stands in OUTPUT, as a checkpoint folder. Not covered: wha
 """
 
 import dataclasses
-import logging
 import os
 import tempfile
 from dataclasses import dataclass
@@ -104,7 +103,6 @@ def fit_cluster(num_workers: int) -> bool:
 
 def fit(task: WorkerTask, on_gpu: bool) -> ray.train.Result:
     """Run the workers to the last step, replacing those that die."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
     path = join(task.config.output, "_checkpoints")
     storage: dict[str, Any] = {"storage_path": path}
     if is_remote(path):
@@ -123,6 +121,7 @@ def fit(task: WorkerTask, on_gpu: bool) -> ray.train.Result:
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if on_gpu else "gloo"),
         run_config=ray.train.RunConfig(
             name="run",
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             failure_config=ray.train.FailureConfig(max_failures=task.config.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(**kept),
             **storage,
@@ -166,7 +165,6 @@ def work(config: dict[str, Any]) -> str | None:
 
 def run_worker(task: WorkerTask) -> None:
     set_up_logging()
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # its news at INFO is ours, told twice
     options = task.config
     train, valid = read_votes(options.train), read_votes(options.valid) if options.valid else None
     trainer = Trainer(options, local_copy(options.base), task.manifest, train, valid)

@@ -1,0 +1,65 @@
+"""What every benchmark's JSON says of where it ran."""
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from wsdm_ray.runs import versions
+
+__all__ = ["HERE", "ROOT", "write_result"]
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+def write_result(path: Path, question: str, settings: dict[str, Any], results: Any) -> None:
+    """Write a benchmark's JSON, with hardware, versions and commit."""
+    report = {
+        "question": question,
+        "hardware": hardware(),
+        "versions": versions(),
+        "commit": commit(),
+        "settings": settings,
+        "results": results,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+
+
+def hardware() -> dict[str, Any]:
+    """The processor, its cores and the GPUs."""
+    gpus = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    ).stdout if has("nvidia-smi") else ""  # fmt: skip
+    found = {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.platform()}
+    return found | ({"gpus": gpus.split("\n")[:-1]} if gpus else {})
+
+
+def has(program: str) -> bool:
+    return any((Path(folder) / program).exists() for folder in os.environ.get("PATH", "").split(":"))
+
+
+def commit() -> str:
+    """The commit that was checked out, with a mark where files were changed since; `$COMMIT` where there is no git."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode:
+        return os.environ.get("COMMIT", "unknown")
+    changed = subprocess.run(
+        [*git, "status", "--porcelain"], capture_output=True, text=True, check=False
+    ).stdout
+    return head.stdout.strip() + ("+changes" if changed else "")
+
+
+def cpu_name() -> str:
+    """The processor's own name, where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
