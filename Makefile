@@ -1,0 +1,41 @@
+# `make` lists what there is to do.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint format clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## Make .venv and install what is pinned (Python 3.11 or 3.12; PYTHON=... names one)
+
+# torch is pinned in pyproject.toml alone, as its builds for CPU and for CUDA differ in what they need.
+$(STAMP): pyproject.toml cluster/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null || { \
+		echo "$(PYTHON) is not Python 3.11 or 3.12; name one that is: make PYTHON=python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c cluster/constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: $(STAMP)  ## Votes, a trained classifier, every pair scored, a report: in quickstart/
+	$(BIN)/python -m jobs.quickstart
+
+test: $(STAMP)  ## Run every test that this machine can run
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## Check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+format: $(STAMP)  ## Mend what style checks can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## Delete the environment, the quickstart's output and all caches
+	rm -rf $(VENV) quickstart build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
