@@ -153,7 +153,7 @@ def plain(value: Any) -> Any:
 
 
 def names_in(folder: str) -> list[str]:
-    """Sorted names of what stands in a folder; none where there is no such folder."""
+    """Sorted names of what stands in a folder, if there is one, but for what a killed writer left."""
     fs, inner = storage.filesystem(folder)
     inner = inner.rstrip("/")
     with storage.errors_for(folder):
@@ -163,7 +163,8 @@ def names_in(folder: str) -> list[str]:
             found = [str(name).rstrip("/") for name in fs.ls(inner, detail=False)]
         except FileNotFoundError:
             return []
-    return sorted(os.path.basename(name) for name in found if name != inner)
+    names = [os.path.basename(name) for name in found if name != inner]
+    return sorted(name for name in names if not storage.is_leftover(name))
 
 
 def versions() -> dict[str, str]:

@@ -1,18 +1,21 @@
 """The one place that touches files: list, read and write atomically, on a disk, S3 or GCS.
 
-Every path is a plain path, `s3://bucket/key` or `gs://bucket/key`. A file that has its final name is whole: a
-local one is written beside it and renamed, an object appears with the last byte of its put. Not covered: what the
-bytes mean.
+Every path is a plain path, `s3://bucket/key` or `gs://bucket/key`. A file that has its final name is whole:
+a local one is written beside it and renamed, an object appears with the last byte of its put. Not covered:
+what the bytes mean.
 """
 
 import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
 import posixpath
+import re
 import shutil
 import tempfile
+import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from wsdm_ray.errors import DataError, StorageError
+from wsdm_ray.errors import DataError, StorageError, WsdmRayError
 
 __all__ = [
     "absolute",
@@ -32,6 +35,7 @@ __all__ = [
     "exists",
     "file_identity",
     "filesystem",
+    "is_leftover",
     "is_remote",
     "join",
     "list_files",
@@ -48,6 +52,11 @@ __all__ = [
 
 SCHEMES = ("s3://", "gs://", "gcs://")
 
+CLIENTS = ("fsspec", "gcsfs", "s3fs")
+
+S3_OPTIONS = {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 3}}}
+"""s3fs tries a request five times itself, so that botocore's own five attempts would make 25 of them."""
+
 
 def is_remote(path: str) -> bool:
     """Whether `path` is an object store's URL. Raises `StorageError` for a scheme that is not supported."""
@@ -59,10 +68,14 @@ def is_remote(path: str) -> bool:
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of `path` and the path within it; listings are not cached, as others write beside us."""
+    """The file system of `path` and the path within it; listings are not cached: others write beside us."""
     if not is_remote(path):
         return LocalFileSystem(), os.path.abspath(path.removeprefix("file://"))
-    options = {} if path.startswith("memory://") else {"use_listings_cache": False}
+    options: dict[str, Any] = {} if path.startswith("memory://") else {"use_listings_cache": False}
+    if path.startswith("s3://"):
+        options |= S3_OPTIONS
+    # gcsfs logs a traceback of every error that it also raises, which `errors_for` puts on one line.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     with errors_for(path):
         return fsspec.core.url_to_fs(path, **options)
 
@@ -80,25 +93,30 @@ def join(folder: str, *names: str) -> str:
 @contextlib.contextmanager
 def errors_for(path: str) -> Iterator[None]:
     """Turn whatever a store raises into one `StorageError` line that names `path` and the remedy."""
+    remedy = "; check the bucket, the credentials and the endpoint" if is_remote(path) else ""
     try:
         yield
-    except (StorageError, DataError):
+    except WsdmRayError:
         raise
     except FileNotFoundError as error:
         raise StorageError(
             f"{path}: not found; check the path" + (" and the bucket" if is_remote(path) else "")
         ) from error
     except PermissionError as error:
-        raise StorageError(f"{path}: permission denied; check the credentials or the file's owner") from error
+        remedy = "credentials" if is_remote(path) else "file's owner and mode"
+        raise StorageError(f"{path}: permission denied; check the {remedy}") from error
     except OSError as error:
-        raise StorageError(f"{path}: {reason(error)}") from error
+        raise StorageError(f"{path}: {reason(error)}{remedy}") from error
     except Exception as error:
-        # s3fs, gcsfs and their clients raise unrelated types for a wrong key, bucket or endpoint.
-        if not is_remote(path):
-            raise
-        raise StorageError(
-            f"{path}: {reason(error)}; check the bucket, the credentials and the endpoint"
-        ) from error
+        if not raised_by_store(error):
+            raise  # a defect of whoever uses the file, which keeps its traceback
+        raise StorageError(f"{path}: {reason(error)}{remedy}") from error
+
+
+def raised_by_store(error: BaseException) -> bool:
+    """Whether `error` comes out of a store's client, whose types for a wrong bucket are of many kinds."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__", "").split(".")[0] in CLIENTS for frame, _ in frames)
 
 
 def reason(error: BaseException) -> str:
@@ -141,9 +159,16 @@ def list_files(paths: Sequence[str] | str, suffixes: tuple[str, ...] = (".parque
                 )
         if not names:
             raise StorageError(f"{path}: holds no file that ends with {' or '.join(suffixes)}")
-        scheme = path.split("://", 1)[0] + "://" if is_remote(path) else ""
-        found += [scheme + name.removeprefix(scheme) for name in sorted(names)]
+        found += [with_scheme(name, path) for name in sorted(names)]
     return list(dict.fromkeys(found))
+
+
+def with_scheme(name: str, path: str) -> str:
+    """`name`, as the file system of `path` lists it, with the scheme of `path`."""
+    if not is_remote(path):
+        return name
+    scheme = path.split("://", 1)[0] + "://"
+    return scheme + name.removeprefix(scheme).lstrip("/")
 
 
 def hidden(name: str, root: str) -> bool:
@@ -219,6 +244,11 @@ def write_atomic(path: str, write: Callable[[IO[bytes]], object]) -> None:
                 os.unlink(beside)
 
 
+def is_leftover(name: str) -> bool:
+    """Whether a file of this name is what `write_atomic` leaves when its process is killed."""
+    return re.fullmatch(r"\..*\.[0-9a-f]{32}\.tmp", name) is not None
+
+
 def sync_folder(folder: str) -> None:
     """Make a rename in `folder` survive a power cut; some network file systems have no such call."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -257,11 +287,12 @@ def delete_folder(path: str) -> None:
 
 
 def upload_folder(local: str, target: str, *, last: str) -> None:
-    """Copy the files of the flat folder `local` into `target`, each atomically, the one named `last` at the end.
+    """Copy the files of the flat folder `local` into `target`, each atomically, the one named `last` last.
 
     Whoever waits for `last` therefore never sees a folder that is half there.
     """
     names = sorted(name for name in os.listdir(local) if os.path.isfile(os.path.join(local, name)))
+    assert last in names, f"{local} holds no {last}"
     for name in sorted(names, key=lambda name: name == last):
         source = os.path.join(local, name)
         if is_remote(target):
@@ -276,35 +307,43 @@ def upload_folder(local: str, target: str, *, last: str) -> None:
 
 
 def local_copy(folder: str) -> str:
-    """A local folder with the files of `folder`; a remote one is fetched into the cache, once a node and version.
+    """A local folder with the files of `folder`; a remote one is fetched, once a node and version.
 
-    The cache is `$WSDM_RAY_CACHE`, else `wsdm_ray` in the system's folder for temporary files. Processes of one
-    node that ask at the same time may fetch twice; the first to finish wins and nobody sees half a folder.
+    Folders within a remote folder are left out. It is fetched into `$WSDM_RAY_CACHE`, else into `wsdm_ray` in
+    the system's folder for temporary files. Processes of one node that ask at the same time may fetch twice;
+    the first to finish wins and nobody sees half a folder.
     """
     if not is_remote(folder):
-        if not os.path.isdir(folder):
-            raise StorageError(f"{folder}: no such folder")
+        if not os.path.isdir(absolute(folder)):
+            raise StorageError(f"{folder}: no such folder; check the path")
         return absolute(folder)
     fs, inner = filesystem(folder)
     with errors_for(folder):
-        names = sorted(fs.find(inner))
+        # A key that ends with "/" is what some consoles make for a folder.
+        names = sorted(name for name in fs.find(inner, maxdepth=1) if not name.endswith("/"))
     if not names:
         raise StorageError(f"{folder}: not found; check the path and the bucket")
-    scheme = folder.split("://", 1)[0] + "://"
-    identity = json.dumps(
-        [file_identity(scheme + name.removeprefix(scheme)) for name in names], sort_keys=True
-    )
+    identity = json.dumps([file_identity(with_scheme(name, folder)) for name in names], sort_keys=True)
     cache = os.environ.get("WSDM_RAY_CACHE") or os.path.join(tempfile.gettempdir(), "wsdm_ray")
     target = os.path.join(cache, hashlib.sha256(identity.encode()).hexdigest()[:32])
     if os.path.isdir(target):
         return target
-    os.makedirs(cache, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as work, errors_for(folder):
-        for name in names:
-            fs.get_file(name, os.path.join(work, os.path.basename(name)))
-        with contextlib.suppress(OSError):  # another process was first
-            os.rename(work, target)
-            os.makedirs(work)  # what the context manager expects to remove
+    with errors_for(cache):
+        os.makedirs(cache, exist_ok=True)
+        work = tempfile.mkdtemp(dir=cache)
+    try:
+        with errors_for(folder):
+            for name in names:
+                fs.get_file(name, os.path.join(work, os.path.basename(name)))
+        with errors_for(target):
+            try:
+                os.rename(work, target)
+            except OSError:
+                if not os.path.isdir(target):
+                    raise
+                # else another process was first, with the same files
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     return target
 
 

@@ -1,0 +1,91 @@
+"""Configs check themselves, and say which option is wrong and what it takes."""
+
+import dataclasses
+import json
+
+import pytest
+
+from wsdm_ray import config
+from wsdm_ray.errors import ConfigError
+
+REQUIRED = {
+    config.ArenaConfig: {"output": "o"},
+    config.PrepareConfig: {"input": ("i",), "output": "o"},
+    config.QuantizeConfig: {"base": "b", "output": "o"},
+    config.TrainConfig: {"base": "b", "train": ("t",), "output": "o"},
+    config.ScoreConfig: {"model": ("m",), "input": ("i",), "output": "o"},
+    config.EvaluateConfig: {"predictions": "p", "votes": ("v",), "output": "o"},
+    config.QuickstartConfig: {},
+}
+
+
+@pytest.mark.parametrize("cls", REQUIRED)
+def test_frozen_keyword_only_and_plain_values(cls):
+    made = cls(**REQUIRED[cls])
+    assert json.loads(json.dumps(config.to_dict(made)))["output"] == made.output
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.output = "x"
+    with pytest.raises(TypeError):
+        cls("o")
+
+
+@pytest.mark.parametrize("cls", [cls for cls in REQUIRED if REQUIRED[cls]])
+def test_empty_path_is_refused(cls):
+    for name, value in REQUIRED[cls].items():
+        for empty in ("", ()) if isinstance(value, tuple) else ("",):
+            with pytest.raises(ConfigError, match=f"--{name} .*must be given"):
+                cls(**(REQUIRED[cls] | {name: empty}))
+
+
+WRONG = [
+    (config.TextConfig, {"max_tokens": 31}, "--text.max-tokens 31: must be at least 32"),
+    (config.TextConfig, {"prompt_share": 1.0}, "--text.prompt-share 1.0: must be between 0 and 1"),
+    (config.HeadConfig, {"dropout": 1.0}, "--head.dropout 1.0: must be in [0, 1)"),
+    (config.LoraConfig, {"r": 0}, "--lora.r 0: must be at least 1"),
+    (config.LoraConfig, {"alpha": 0}, "--lora.alpha 0: must be above 0"),
+    (config.LoraConfig, {"dropout": -0.1}, "--lora.dropout -0.1: must be in [0, 1)"),
+    (config.LoraConfig, {"targets": ()}, "--lora.targets (): must be at least one layer name"),
+    (config.OptimizerConfig, {"learning_rate": 0.0}, "--optimizer.learning-rate 0.0: must be above 0"),
+    (config.OptimizerConfig, {"weight_decay": -1}, "--optimizer.weight-decay -1: must be 0 or more"),
+    (config.OptimizerConfig, {"warmup_fraction": 1.1}, "--optimizer.warmup-fraction 1.1: must be in [0, 1]"),
+    (config.OptimizerConfig, {"max_grad_norm": 0}, "--optimizer.max-grad-norm 0: must be above 0"),
+    (config.ArenaConfig, {"rows": 0}, "--rows 0: must be at least 1"),
+    (config.PrepareConfig, {"valid_fraction": 1.0}, "--valid-fraction 1.0: must be in [0, 1)"),
+    (config.PrepareConfig, {"shard_rows": 0}, "--shard-rows 0: must be at least 1"),
+    (config.TrainConfig, {"num_workers": 0}, "--num-workers 0: must be at least 1"),
+    (config.TrainConfig, {"epochs": 0}, "--epochs 0: must be above 0"),
+    (config.TrainConfig, {"epochs": float("nan")}, "--epochs nan: must be above 0"),
+    (config.TrainConfig, {"max_steps": 0}, "--max-steps 0: must be at least 1"),
+    (config.TrainConfig, {"pairs_per_step": 0}, "--pairs-per-step 0: must be at least 1"),
+    (config.TrainConfig, {"micro_batches": 0}, "--micro-batches 0: must be at least 1"),
+    (config.TrainConfig, {"checkpoint_steps": 0}, "--checkpoint-steps 0: must be at least 1"),
+    (config.TrainConfig, {"max_failures": -1}, "--max-failures -1: must be 0 or more"),
+    (
+        config.TrainConfig,
+        {"token_budget": 4095},
+        "--token-budget 4095: must be at least twice max_tokens (2048)",
+    ),
+    (config.ScoreConfig, {"unit_rows": 0}, "--unit-rows 0: must be at least 1"),
+    (config.ScoreConfig, {"token_budget": 63}, "--token-budget 63: must be at least 64"),
+    (config.ScoreConfig, {"replicas": 0}, "--replicas 0: must be at least 1"),
+    (config.EvaluateConfig, {"bootstrap": 19}, "--bootstrap 19: must be at least 20"),
+    (config.QuickstartConfig, {"rows": 199}, "--rows 199: must be at least 200"),
+    (config.QuickstartConfig, {"num_workers": 0}, "--num-workers 0: must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(("cls", "options", "message"), WRONG)
+def test_wrong_value_is_named_with_its_remedy(cls, options, message):
+    with pytest.raises(ConfigError) as caught:
+        cls(**(REQUIRED.get(cls, {}) | options))
+    assert str(caught.value) == message
+
+
+def test_every_checked_field_is_tested():
+    """A new numeric field with a bound gets its line in WRONG; a field that takes anything is named here."""
+    free = {"seed", "betas"}
+    tested = {(cls, name) for cls, options, _ in WRONG for name in options}
+    for cls in (config.TextConfig, config.HeadConfig, config.LoraConfig, config.OptimizerConfig, *REQUIRED):
+        for field in dataclasses.fields(cls):
+            bounded = field.type in (int, float, "int", "float") and field.name not in free
+            assert not bounded or (cls, field.name) in tested, f"{cls.__name__}.{field.name}"
