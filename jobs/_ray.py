@@ -23,7 +23,6 @@ def connect(*, local: bool = False) -> None:
     own = local and "RAY_ADDRESS" not in os.environ
     ray.init(
         address="local" if own else None,
-        include_dashboard=False if own else None,
         logging_level=logging.WARNING,
         configure_logging=True,
     )

@@ -1,0 +1,179 @@
+"""Imports point one way only, heavy libraries stay in their places, and every module says what is public."""
+
+import ast
+import graphlib
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# From the bottom to the top: a module imports from its own part and from the rows above its own.
+LAYERS = (
+    ("errors", "schema"),
+    ("config",),
+    ("presets",),
+    ("storage", "telemetry"),
+    ("runs",),
+    ("text", "packing"),
+    ("data", "modeling"),
+    ("scoring", "training", "evaluation"),
+    ("jobs",),
+)
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+
+RAY = {
+    "wsdm_ray.scoring.pipeline",
+    "wsdm_ray.scoring.replica",
+    "wsdm_ray.training.runner",
+    "wsdm_ray.telemetry",
+}
+TORCH = {"modeling", "scoring", "training"}
+
+
+def part_of(module: str) -> str:
+    """`scoring` for wsdm_ray.scoring.plan, `jobs` for jobs.score, `` for wsdm_ray itself."""
+    names = module.split(".")
+    return "jobs" if names[0] == "jobs" else ".".join(names[1:2])
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the two packages by its dotted name."""
+    found = {}
+    for path in sorted([*ROOT.glob("wsdm_ray/**/*.py"), *ROOT.glob("jobs/**/*.py")]):
+        names = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(names[:-1] if names[-1] == "__init__" else names)] = path
+    return found
+
+
+MODULES = modules()
+TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in MODULES.items()}
+
+
+def imports(name: str) -> set[str]:
+    """What a module imports, anywhere in it: `a.b` for `import a.b`, and for `from a import b` of a module b."""
+    found = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: line {node.lineno}: a relative import hides where it points"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else str(node.module))
+    return found
+
+
+def is_or_in(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name):
+    mine = part_of(name)
+    for target in imports(name):
+        if target.split(".")[0] not in ("wsdm_ray", "jobs") or part_of(target) in (mine, ""):
+            continue
+        assert mine, f"{name} imports {target}: the package itself imports nothing"
+        theirs = part_of(target)
+        assert LEVEL[theirs] < LEVEL[mine], f"{name} imports {target}: {mine} stands beside or below {theirs}"
+
+
+def test_every_part_has_its_layer():
+    assert {part_of(name) for name in MODULES} - {""} <= set(LEVEL)
+
+
+def test_no_import_goes_in_a_circle():
+    graph = {name: {target for target in imports(name) if target in MODULES} for name in MODULES}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_ray_and_torch_stay_in_their_places():
+    for name in MODULES:
+        found = imports(name)
+        if any(is_or_in(target, "ray") for target in found):
+            assert name in RAY or part_of(name) == "jobs", f"{name} imports ray"
+        if any(is_or_in(target, "torch") for target in found):
+            assert part_of(name) in TORCH, f"{name} imports torch"
+
+
+def test_no_module_of_odds_and_ends():
+    for name in MODULES:
+        assert name.split(".")[-1].strip("_") not in {
+            "common",
+            "helper",
+            "helpers",
+            "misc",
+            "util",
+            "utils",
+        }, name
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_is_exact(name):
+    """`__all__` is sorted, names what there is, and stands in every module that has something to offer."""
+    public = [
+        node.name
+        for node in TREES[name].body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+    # A job that is a command line only offers nothing to import.
+    if not public or (
+        part_of(name) == "jobs" and '__name__ == "__main__"' in MODULES[name].read_text("utf-8")
+    ):
+        return
+    module = importlib.import_module(name)
+    assert hasattr(module, "__all__"), f"{name} has no __all__"
+    assert len(set(module.__all__)) == len(module.__all__)
+    for public_name in module.__all__:
+        assert hasattr(module, public_name), f"{name}.__all__ names {public_name}, which is not there"
+
+
+def test_what_others_import_is_public():
+    """Across parts only what `__all__` names is used: the rest may change without a word."""
+    for name in MODULES:
+        for node in ast.walk(TREES[name]):
+            if not isinstance(node, ast.ImportFrom) or node.module not in MODULES:
+                continue
+            if part_of(node.module) in (part_of(name), ""):
+                continue
+            offered = getattr(importlib.import_module(node.module), "__all__", ())
+            for alias in node.names:
+                if f"{node.module}.{alias.name}" not in MODULES:
+                    assert alias.name in offered, f"{name} imports {alias.name}, not in {node.module}.__all__"
+
+
+LIGHT = """
+import runpy, sys
+sys.argv = ["jobs", "--help"]
+try:
+    runpy.run_module(sys.stdin.read(), run_name="__main__")
+except SystemExit as leaving:
+    assert not leaving.code, leaving.code
+print(sorted({"torch", "ray", "transformers"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("job", ["arena", "prepare", "evaluate"])
+def test_jobs_that_need_no_model_load_none(job):
+    """They start in a second, and run where neither torch nor ray is installed."""
+    run = subprocess.run(
+        [sys.executable, "-c", LIGHT],
+        input=f"jobs.{job}",
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+    assert "--output" in run.stdout
+    assert run.stderr.splitlines()[-1] == "[]"
+
+
+def test_configs_load_neither_torch_nor_ray():
+    names = [f"wsdm_ray.{part}" for parts in LAYERS[:5] for part in parts if f"wsdm_ray.{part}" in MODULES]
+    code = f"import sys, {', '.join(names)}; print(sorted({{'torch', 'ray'}} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout.strip() == "[]"
