@@ -1,0 +1,92 @@
+"""What tests of every kind share: one Ray, tiny votes, a tiny model. All are made when first asked for."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.servers import free_ports, store_environment
+
+
+@pytest.fixture(scope="session")
+def store_ports() -> Iterator[tuple[int, int]]:
+    """Ports for the S3 and the GCS server of this session, with the environment that leads clients to them.
+
+    The variables are set before the servers run and before Ray starts, as Ray's workers inherit them then.
+    """
+    s3, gcs = free_ports(2)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in store_environment(s3, gcs).items():
+            patch.setenv(name, value)
+        yield s3, gcs
+
+
+@pytest.fixture(scope="session")
+def ray_session(store_ports: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One local Ray for all tests, with two CPUs, whose workers reach the session's object stores."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about its future default
+            "RAY_AUTH_MODE": "disabled",  # else a machine's first Ray writes a token into the home folder
+            "RAY_DEDUP_LOGS": "0",
+            "RAY_TRAIN_V2_ENABLED": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }.items():
+            patch.setenv(name, value)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=200 * 1024**2,
+            configure_logging=False,
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_votes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 400 short canonical votes of the arena: part-000000.parquet and run.json."""
+    from wsdm_ray.config import ArenaConfig
+    from wsdm_ray.data.arena import make_arena
+
+    folder = tmp_path_factory.mktemp("votes")
+    make_arena(ArenaConfig(output=str(folder), rows=400, lengths="short"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_votes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random Gemma-2 whose tokenizer was made from `tiny_votes`."""
+    import pyarrow.parquet as pq
+
+    from wsdm_ray.modeling.tiny import make_tiny_model
+    from wsdm_ray.storage import list_files
+
+    table = pq.read_table(list_files(str(tiny_votes)), columns=["prompt", "response_a", "response_b"])
+    texts = [text for column in table.columns for text in column.to_pylist()]
+    folder = tmp_path_factory.mktemp("model")
+    make_tiny_model(str(folder), texts, vocabulary=1024, width=32)
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark by folder, and put off what is slow: unit tests first, then integration, then gpu."""
+    folders = ("unit", "integration", "gpu")
+
+    def rank(item: pytest.Item) -> int:
+        parts = item.path.relative_to(Path(__file__).parent).parts
+        return folders.index(parts[0]) if parts[0] in folders else len(folders)
+
+    for item in items:
+        if (folder := rank(item)) in (1, 2):
+            item.add_marker(folders[folder])
+    items.sort(key=rank)
+
+
+# Tests read hubs' and clouds' names only by mistake; a refusal is quicker than a time-out.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,0 +1,244 @@
+"""Storage and the jobs that need no Ray, on real S3 and GCS servers."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gcsfs.retry
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.integration.servers import ACCESS_KEY, SECRET_KEY, free_ports
+from wsdm_ray import storage
+from wsdm_ray.errors import DataError, StorageError
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_job(job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"jobs.{job}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_write_list_read_delete(bucket):
+    table = pa.table({"id": list(range(5_000)), "text": ["é\x00"] * 5_000})
+    for name in ("b.parquet", "a.parquet", "in/c.parquet", "_run/d.parquet"):
+        storage.write_parquet(f"{bucket}/data/{name}", table)
+    storage.write_json(f"{bucket}/data/run.json", {"rows": 1})
+    folder = f"{bucket}/data"
+    found = [f"{folder}/{name}" for name in ("a.parquet", "b.parquet", "in/c.parquet")]
+    assert storage.list_files(folder) == storage.list_files(folder + "/") == found
+    assert storage.list_files(f"{folder}/?.parquet") == found[:2]
+    assert storage.list_files([found[2], folder]) == [found[2], *found[:2]]
+    with storage.open_parquet(found[0]) as file:
+        assert file.read_row_group(1).equals(table.slice(2_000, 2_000))
+    assert storage.read_json(f"{folder}/run.json") == {"rows": 1}
+    assert storage.exists(folder)
+    storage.delete_file(found[0])
+    storage.delete_file(found[0])
+    assert storage.list_files(folder) == found[1:], "no listing is kept from before"
+    storage.delete_folder(folder)
+    storage.delete_folder(folder)
+    with pytest.raises(StorageError):
+        storage.list_files(folder)
+
+
+def test_identity_changes_with_the_bytes(bucket):
+    path = f"{bucket}/f.json"
+    storage.write_json(path, 1)
+    before = storage.file_identity(path)
+    assert storage.file_identity(path) == before
+    storage.write_json(path, 2)
+    assert storage.file_identity(path) != before
+    assert storage.file_identity(path)["bytes"] == before["bytes"]
+
+
+# Writes 120 MB in parts, and says so and stops once the first part has arrived.
+SLOW_WRITER = """
+import sys, time
+import gcsfs.core, s3fs
+from wsdm_ray.storage import write_atomic
+
+call_s3, upload_chunk = s3fs.S3FileSystem._call_s3, gcsfs.core.upload_chunk
+
+async def slow_s3(self, method, *rest, **options):
+    answer = await call_s3(self, method, *rest, **options)
+    if method == "upload_part":
+        print("half", flush=True)
+        time.sleep(60)
+    return answer
+
+async def slow_gcs(*rest):
+    answer = await upload_chunk(*rest)
+    print("half", flush=True)
+    time.sleep(60)
+    return answer
+
+s3fs.S3FileSystem._call_s3, gcsfs.core.upload_chunk = slow_s3, slow_gcs
+write_atomic(sys.argv[1], lambda file: file.write(bytes(120 << 20)))
+"""
+
+
+def test_killed_writer_leaves_the_old_object(bucket):
+    path = f"{bucket}/part-000000.parquet"
+    storage.write_json(path, "old")
+    command = [sys.executable, "-c", SLOW_WRITER, path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "half\n"
+        writer.kill()
+    assert storage.read_json(path) == "old"
+    assert storage.list_files(bucket) == [path]
+
+
+def test_failing_writer_leaves_nothing(bucket):
+    def fail(file):
+        file.write(b"half")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        storage.write_atomic(f"{bucket}/in/new.json", fail)
+    assert not storage.exists(f"{bucket}/in")
+
+
+def test_folder_goes_up_and_comes_back(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("WSDM_RAY_CACHE", str(tmp_path / "cache"))
+    local = tmp_path / "local"
+    local.mkdir()
+    weights = np.random.default_rng(0).bytes(12 << 20)  # more than one part of a multipart upload
+    (local / "adapter_model.safetensors").write_bytes(weights)
+    (local / "wsdm_ray.json").write_text("{}")
+    storage.upload_folder(str(local), f"{bucket}/model", last="wsdm_ray.json")
+    storage.write_json(f"{bucket}/model/_checkpoints/wsdm_ray.json", "not of the folder itself")
+    fs, inner = storage.filesystem(f"{bucket}/model/")
+    fs.pipe_file(inner.rstrip("/") + "/", b"")  # as a console's `create folder` does
+    copy = Path(storage.local_copy(f"{bucket}/model"))
+    assert sorted(path.name for path in copy.iterdir()) == ["adapter_model.safetensors", "wsdm_ray.json"]
+    assert (copy / "adapter_model.safetensors").read_bytes() == weights
+    assert storage.local_copy(f"{bucket}/model/") == str(copy), "a version is fetched once"
+    storage.write_json(f"{bucket}/model/wsdm_ray.json", {"new": 1})
+    assert storage.local_copy(f"{bucket}/model") != str(copy)
+
+
+def test_what_is_missing_is_named(bucket):
+    here, there = bucket, bucket.split("://")[0] + "://no-such-bucket-of-ours"
+    for path in (f"{here}/none", f"{there}/none"):
+        for act in (
+            lambda path: storage.read_json(path + ".json"),
+            lambda path: storage.open_parquet(path + ".parquet").__enter__(),
+            storage.list_files,
+            storage.local_copy,
+            storage.file_identity,
+        ):
+            with pytest.raises(StorageError) as caught:
+                act(path)
+            assert path in str(caught.value)
+            assert "not found; check the path and the bucket" in str(caught.value)
+    with pytest.raises(StorageError, match=r"no-such-bucket-of-ours/f\.json: .*bucket"):
+        storage.write_json(f"{there}/f.json", 1)
+    storage.write_json(f"{here}/f.parquet", 1)
+    with pytest.raises(DataError, match=r"f\.parquet: not a parquet file"):
+        storage.open_parquet(f"{here}/f.parquet").__enter__()
+
+
+def test_wrong_key_is_named_and_no_secret_shown(s3_bucket):
+    path = f"{s3_bucket}/f.json"
+    storage.write_json(path, 1)
+    for key, secret in ((ACCESS_KEY, "wrong-secret-key"), ("wrong-access-key", SECRET_KEY)):
+        environment = os.environ | {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
+        # A process of its own: a client keeps the key that it began with.
+        code = "import sys; from wsdm_ray.storage import *; read_json(sys.argv[1])"
+        run = subprocess.run(
+            [sys.executable, "-c", code, path], env=environment, capture_output=True, text=True, timeout=60
+        )
+        last = run.stderr.splitlines()[-1]
+        assert last.endswith(f"StorageError: {path}: permission denied; check the credentials")
+        assert secret not in run.stderr
+
+
+def test_endpoint_that_is_down_is_said_within_seconds(store_ports):
+    (port,) = free_ports(1)
+    begin = time.monotonic()
+    environment = os.environ | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+    arguments = ["--input", "s3://bucket/votes", "--output", "s3://bucket/out"]
+    run = subprocess.run(
+        [sys.executable, "-m", "jobs.prepare", *arguments],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert time.monotonic() - begin < 40
+    assert run.returncode == 1
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("error: s3://bucket/")
+    assert line.endswith("check the bucket, the credentials and the endpoint")
+    assert SECRET_KEY not in line
+
+
+def test_gcs_endpoint_that_is_down_is_one_line(store_ports, monkeypatch, caplog):
+    async def at_once(seconds):
+        return None
+
+    (port,) = free_ports(1)
+    monkeypatch.setattr(gcsfs.retry.asyncio, "sleep", at_once)  # six attempts, half a minute in all
+    fs = gcsfs.GCSFileSystem(endpoint_url=f"http://127.0.0.1:{port}", token="anon", skip_instance_cache=True)
+    monkeypatch.setattr(storage, "filesystem", lambda path: (fs, path.removeprefix("gs://")))
+    with pytest.raises(
+        StorageError, match=r"gs://bucket/f: .*check the bucket, the credentials and the endp"
+    ):
+        storage.read_json("gs://bucket/f")
+    assert not caplog.records
+
+
+def test_prepare_and_evaluate(bucket, tiny_votes, tmp_path):
+    """Raw votes in a bucket -> shards -> (predictions of an oracle) -> a report, all in the bucket."""
+    raw = pq.read_table(storage.list_files(str(tiny_votes)))
+    storage.write_parquet(f"{bucket}/raw/votes.parquet", raw)
+    arguments = ["--input", f"{bucket}/raw", "--output", f"{bucket}/data", "--valid-fraction", "0.5"]
+    run = run_job("prepare", *arguments)
+    assert run.returncode == 0, run.stderr
+    counts = storage.read_json(f"{bucket}/data/run.json")
+    valid = pa.concat_tables(
+        file.read()
+        for path in storage.list_files(f"{bucket}/data/valid")
+        for file in [pq.ParquetFile(fetch(path))]
+    )
+    assert 100 < len(valid) < len(raw)
+
+    again = run_job("prepare", *arguments)
+    assert again.returncode == 0, again.stderr
+    assert storage.read_json(f"{bucket}/data/run.json") == counts, "finished work is not done again"
+    other = run_job("prepare", *arguments, "--seed", "1")
+    assert other.returncode == 1
+    assert "options.seed: 0 -> 1" in other.stderr.splitlines()[-1]
+
+    best = dict(zip(raw["id"].to_pylist(), raw["best_prob_a"].to_pylist(), strict=True))
+    prob = np.array([best[row] for row in valid["id"].to_pylist()], np.float32)
+    winner = np.where(prob >= 0.5, "model_a", "model_b")
+    count = len(prob)
+    predictions = pa.table(
+        {
+            "id": valid["id"], "prob_a": prob, "winner": winner, "prob_a_ab": prob, "prob_a_ba": prob,
+            "tokens": np.full(count, 9, np.int32), "cut_tokens": np.zeros(count, np.int32),
+            "error": pa.nulls(count, pa.string()),
+        }
+    )  # fmt: skip
+    storage.write_parquet(f"{bucket}/predictions/part-000000.parquet", predictions)
+    arguments = ["--predictions", f"{bucket}/predictions", "--votes", f"{bucket}/data/valid"]
+    run = run_job("evaluate", *arguments, "--output", f"{bucket}/report")
+    assert run.returncode == 0, run.stderr
+    metrics = storage.read_json(f"{bucket}/report/metrics.json")
+    assert metrics["rows"] == count
+    assert metrics["accuracy"] > 0.7
+    assert metrics["flip_rate"] == 0
+    with storage.open_read(f"{bucket}/report/report.html") as file:
+        assert b"</html>" in file.read()
+    assert json.dumps(metrics)
+
+
+def fetch(path: str) -> pa.BufferReader:
+    with storage.open_read(path) as file:
+        return pa.BufferReader(file.read())
