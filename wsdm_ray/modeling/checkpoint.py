@@ -38,6 +38,7 @@ __all__ = [
     "folder_digest",
     "load_adapter_weights",
     "load_classifier",
+    "local_base",
     "read_manifest",
     "resolve_precision",
     "save_classifier",
