@@ -55,7 +55,10 @@ TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in MODULES.item
 
 
 def imports(name: str) -> set[str]:
-    """What a module imports anywhere: `a.b` for `import a.b`, and for `from a import b` where b is a module."""
+    """What a module imports, also within functions: `a.b` for `import a.b`, and for `from a import b`.
+
+    The latter only where b is a module of ours, and `a` else.
+    """
     found = set()
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
