@@ -1,0 +1,119 @@
+"""`ray job submit` from the repository's root to a Ray head of our own, as the README shows it.
+
+Token authentication: without RAY_AUTH_MODE, `ray start` asks for a token where it finds one (RAY_AUTH_TOKEN,
+RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token), and the first `ray.init` of a machine makes one: whether a head
+asks for a token depends on what ran there before. Here it is said: RAY_AUTH_MODE=token and a token file for
+both sides. A client with another token is refused.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.integration.servers import free_ports, run_process, wait_until
+from wsdm_ray.storage import list_files, read_json
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+UPLOAD_LIMIT_BYTES = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[dict[str, str]]:
+    """The environment of clients of a Ray head with two CPUs and a dashboard, apart from every other Ray."""
+    ports = free_ports(9 + 40)
+    names = [
+        "port", "dashboard-port", "object-manager-port", "node-manager-port", "ray-client-server-port",
+        "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port",
+        "metrics-export-port",
+    ]  # fmt: skip
+    options = dict(zip(names, ports, strict=False))
+    # Not a folder of pytest's: its name is too long for Ray's Unix sockets, whose paths end after 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="wsdm-"))
+    token = folder / "token"
+    token.write_text("0123456789abcdef" * 4)
+    environment = os.environ | {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # the job's `python` is this one
+        "RAY_ADDRESS": f"http://127.0.0.1:{options['dashboard-port']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    command = [
+        BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=true",
+        "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--object-store-memory=100000000",
+        f"--temp-dir={folder / 'ray'}", f"--worker-port-list={','.join(map(str, ports[9:]))}",
+        *(f"--{name}={port}" for name, port in options.items()),
+    ]  # fmt: skip
+    log = folder / "head.log"
+    server_environment = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
+    try:
+        with run_process(command, log, patience_seconds=20, env=server_environment, cwd=folder) as process:
+            wait_until(f"{environment['RAY_ADDRESS']}/api/version", process, log)
+            yield environment
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def submit(environment: dict[str, str], *job: str) -> subprocess.CompletedProcess[str]:
+    command = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", *job]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_job_that_succeeds(head, tiny_votes, tmp_path):
+    output = str(tmp_path / "data")
+    run = submit(head, "python", "-m", "jobs.prepare", "--input", str(tiny_votes), "--output", output)
+    assert run.returncode == 0, run.stdout
+    assert "succeeded" in run.stdout
+    assert "rows" in run.stdout, "the job's own lines come back"
+    assert read_json(f"{output}/run.json")["job"] == "prepare"
+    assert sum(pq.read_metadata(path).num_rows for path in list_files(output)) > 300
+
+
+def test_job_that_fails_says_why_on_one_line(head, tmp_path):
+    missing = tmp_path / "missing"
+    run = submit(
+        head, "python", "-m", "jobs.prepare", "--input", str(missing), "--output", str(tmp_path / "out")
+    )
+    assert run.returncode == 1
+    assert f"error: {missing}: not found; check the path\n" in run.stdout
+    assert "Traceback" not in run.stdout
+
+
+def test_client_with_another_token_is_refused(head):
+    run = submit(head | {"RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_TOKEN": "f" * 64}, "true")
+    assert run.returncode != 0
+    assert "authentication" in run.stdout.lower()
+
+
+LIST = (
+    "import pathlib; [print('FILE', p.stat().st_size, p) for p in pathlib.Path().rglob('*') if p.is_file()]"
+)
+
+
+def test_upload_is_small(head):
+    """The job's working directory holds the two packages and nothing else."""
+    run = submit(head, "python", "-c", LIST)
+    assert run.returncode == 0, run.stdout
+    lines = [line.split(" ", 2) for line in run.stdout.splitlines() if line.startswith("FILE ")]
+    sizes = {path: int(size) for _, size, path in lines}
+    assert {"wsdm_ray/storage.py", "wsdm_ray/evaluation/report.html", "jobs/prepare.py"} <= sizes.keys()
+    assert sum(sizes.values()) < UPLOAD_LIMIT_BYTES
+    assert {Path(path).parts[0] for path in sizes} == {"jobs", "wsdm_ray"}
+    assert not [path for path in sizes if "__pycache__" in path and "site-packages" not in path]
