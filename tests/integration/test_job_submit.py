@@ -102,15 +102,21 @@ def test_client_with_another_token_is_refused(head):
     assert "authentication" in run.stdout.lower()
 
 
-LIST = (
-    "import pathlib; [print('FILE', p.stat().st_size, p) for p in pathlib.Path().rglob('*') if p.is_file()]"
-)
+LIST = """
+import pathlib, wsdm_ray
+print("FROM", wsdm_ray.__file__)
+for path in pathlib.Path().rglob("*"):
+    if path.is_file():
+        print("FILE", path.stat().st_size, path)
+"""
 
 
 def test_upload_is_small(head):
     """The job's working directory holds the two packages and nothing else."""
     run = submit(head, "python", "-c", LIST)
     assert run.returncode == 0, run.stdout
+    assert "FROM /" in run.stdout
+    assert f"FROM {ROOT}" not in run.stdout, "the job runs what was uploaded"
     lines = [line.split(" ", 2) for line in run.stdout.splitlines() if line.startswith("FILE ")]
     sizes = {path: int(size) for _, size, path in lines}
     assert {"wsdm_ray/storage.py", "wsdm_ray/evaluation/report.html", "jobs/prepare.py"} <= sizes.keys()
