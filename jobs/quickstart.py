@@ -34,7 +34,7 @@ from wsdm_ray.storage import join
 from wsdm_ray.telemetry import logger
 from wsdm_ray.training.runner import train
 
-TOKENIZER_ROWS = 1_000
+TOKENIZER_ROWS = 400
 
 
 def quickstart(config: QuickstartConfig) -> None:

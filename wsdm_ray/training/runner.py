@@ -5,6 +5,7 @@ The classifier itself stands in OUTPUT, as a checkpoint folder. Not covered: wha
 """
 
 import dataclasses
+import logging
 import os
 import tempfile
 from dataclasses import dataclass
@@ -165,6 +166,7 @@ def work(config: dict[str, Any]) -> str | None:
 
 def run_worker(task: WorkerTask) -> None:
     set_up_logging()
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # every report of ours would be told twice
     options = task.config
     train, valid = read_votes(options.train), read_votes(options.valid) if options.valid else None
     trainer = Trainer(options, local_copy(options.base), task.manifest, train, valid)
