@@ -19,7 +19,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import fsspec
 import pyarrow as pa
@@ -159,7 +159,7 @@ def list_files(paths: Sequence[str] | str, suffixes: tuple[str, ...] = (".parque
                 )
         if not names:
             raise StorageError(f"{path}: holds no file that ends with {' or '.join(suffixes)}")
-        found += [with_scheme(name, path) for name in sorted(names)]
+        found += [with_scheme(name, path) for name in sorted(map(str, names))]
     return list(dict.fromkeys(found))
 
 
@@ -191,7 +191,7 @@ def open_read(path: str) -> Iterator[IO[bytes]]:
     """A binary file open for reading."""
     fs, inner = filesystem(path)
     with errors_for(path), fs.open(inner, "rb") as file:
-        yield file
+        yield cast(IO[bytes], file)
 
 
 @contextlib.contextmanager
