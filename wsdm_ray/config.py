@@ -77,7 +77,7 @@ class TextConfig:
     max_tokens: int = 2048
     """The most tokens of one ordering, with tags, bos and eos."""
     truncation: Literal["balanced", "left"] = "balanced"
-    """balanced: each segment has its own budget and keeps head and tail. left: cut the whole from its left end."""
+    """balanced: each segment has its own budget and keeps head and tail. left: cut the whole on its left."""
     prompt_share: float = 0.25
     """balanced: the share of the text budget that is the prompt's when the answers could use all of it."""
 

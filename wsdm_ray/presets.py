@@ -1,4 +1,4 @@
-"""Whole training configs by name. Each is a function of what every run has of its own: base, data and output."""
+"""Whole training configs by name: each a function of what every run has of its own: base, data, output."""
 
 from collections.abc import Callable
 

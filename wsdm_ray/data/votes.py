@@ -36,8 +36,8 @@ def read_votes(paths: Sequence[str]) -> Votes:
     """All votes of canonical shards, in file order.
 
     Raises:
-        DataError: a column is missing, a text is null, a vote is neither model_a, model_b nor a soft label in 0..1, or
-            there are no rows. The first row at fault is named by its id.
+        DataError: a column is missing, a text is null, a vote is neither model_a, model_b nor a soft label in
+            0..1, or there are no rows. The first row at fault is named by its id.
     """
     tables, labels = [], []
     for path in list_files(paths):

@@ -1,6 +1,7 @@
 """Attention masks for any layout, as dense tensors that every transformers family takes.
 
-Not covered: block-sparse masks. A dense mask takes B * T * T elements, so token budgets on it stay in the ten thousands.
+Not covered: block-sparse masks. A dense mask takes B * T * T elements, so token budgets on it stay in the ten
+thousands.
 """
 
 from typing import Any
@@ -39,8 +40,8 @@ def dense_masks(
     """What the backbone's `attention_mask` argument takes for `layout`.
 
     Returns:
-        Additive masks of `dtype`, [B, 1, T, T]: one tensor for a family whose layers all attend alike, else a dict with
-        one for each kind of layer in `config.layer_types`.
+        Additive masks of `dtype`, [B, 1, T, T]: one tensor for a family whose layers all attend alike, else a
+        dict with one for each kind of layer in `config.layer_types`.
     """
 
     def additive(window: int | None) -> torch.Tensor:

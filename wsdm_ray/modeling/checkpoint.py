@@ -1,10 +1,11 @@
-"""The checkpoint folder: plain Hugging Face or PEFT files, and `wsdm_ray.json`, which says how they belong together.
+"""The checkpoint folder: plain Hugging Face or PEFT files, and `wsdm_ray.json`, which says how they fit.
 
     adapter   adapter_config.json, adapter_model.safetensors (adapter and head), tokenizer; needs its base
     full      config.json, model.safetensors (with the head), tokenizer
     base      the same without a head: what `quantize` makes of a model that was not trained yet
 
-`wsdm_ray.json` is written last, so a folder that has one is whole. Safetensors only; no code from a folder is run.
+`wsdm_ray.json` is written last, so a folder that has one is whole. Safetensors only; no code from a folder is
+run.
 """
 
 import dataclasses
@@ -191,8 +192,8 @@ def load_classifier(
 ) -> tuple[nn.Module, Manifest]:
     """A network ready to score, from a checkpoint folder (local or remote).
 
-    With `fp32` or `bf16` the weights are dequantized and the adapter is merged, in float32; otherwise the base stays
-    quantized as it was trained and the adapter stands beside it.
+    With `fp32` or `bf16` the weights are dequantized and the adapter is merged, in float32; otherwise the
+    base stays quantized as it was trained and the adapter stands beside it.
 
     Args:
         base: where the base is, if not where the manifest says.
@@ -291,7 +292,7 @@ def load_adapter(network: nn.Module, folder: str) -> nn.Module:
 
 
 def load_adapter_weights(network: nn.Module, folder: str) -> None:
-    """Overwrite the adapter and the head of a network that has them by those of a checkpoint folder, exactly."""
+    """Overwrite the adapter and the head of a network that has them by those of a folder, exactly."""
     import peft
 
     weights = load_file(Path(folder) / "adapter_model.safetensors")

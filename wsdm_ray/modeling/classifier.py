@@ -1,7 +1,7 @@
 """A backbone with a head that says which of two responses wins.
 
-The network is what `AutoModelForSequenceClassification` makes, with its `score` replaced by our head, so that plain
-transformers and PEFT can load what is saved. Only the last token of each ordering reaches the head.
+The network is what `AutoModelForSequenceClassification` makes, with its `score` replaced by our head, so that
+plain transformers and PEFT can load what is saved. Only the last token of each ordering reaches the head.
 """
 
 import contextlib
@@ -78,7 +78,8 @@ def load_network(
     try:
         network = transformers.AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=2, dtype=dtype, attn_implementation=attention_implementation(config),
-            device_map={"": device}, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options,
+            device_map={"": device}, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            **options,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]})") from error
@@ -101,7 +102,7 @@ def bitsandbytes_config(quantization: str, dtype: torch.dtype) -> transformers.B
 
 
 def add_lora(network: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
-    """`network` wrapped by PEFT: a new adapter on the layers that `config` names, and a head that trains whole.
+    """`network` wrapped by PEFT: an adapter on the layers that `config` names, and a head that trains whole.
 
     Raises:
         ConfigError: a target names no layer.
@@ -110,7 +111,7 @@ def add_lora(network: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
 
     leaves = {
         name.rsplit(".", 1)[-1]
-        for name, module in network.model.named_modules()
+        for name, module in network.get_submodule("model").named_modules()
         if isinstance(module, nn.Linear)
     }
     missing = [target for target in config.targets if target not in leaves]
@@ -123,8 +124,8 @@ def add_lora(network: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
         wrapped = peft.get_peft_model(
             network,
             peft.LoraConfig(
-                task_type="SEQ_CLS", r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, bias="none",
-                target_modules=list(config.targets), modules_to_save=["score"],
+                task_type="SEQ_CLS", r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout,  # pyright: ignore[reportArgumentType]
+                bias="none", target_modules=list(config.targets), modules_to_save=["score"],
             ),
         )  # fmt: skip
     for parameter in wrapped.parameters():
@@ -133,7 +134,7 @@ def add_lora(network: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
     return wrapped
 
 
-def inner(network: nn.Module) -> Any:
+def inner(network: Any) -> Any:
     """The sequence-classification model, without PEFT's wrapper; adapters work inside its layers."""
     return network.get_base_model() if hasattr(network, "get_base_model") else network
 
@@ -178,13 +179,13 @@ def peft_warnings() -> Iterator[None]:
 
 
 def quiet() -> None:
-    """Silence what transformers prints on every load: progress bars, and that `score` is new (it is replaced)."""
+    """Silence what transformers prints on every load: progress bars, and that `score` is new (it is ours)."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
 
 def device_and_dtype(precision: str, device: str | None = None) -> tuple[str, torch.dtype]:
-    """The device of this process, and the type of activations that `precision` (auto, fp32, bf16) means on it.
+    """The device of this process, and the type of activations that `precision` (auto, fp32, bf16) means.
 
     Raises:
         ConfigError: the machine lacks the precision.

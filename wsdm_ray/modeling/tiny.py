@@ -1,4 +1,4 @@
-"""Tiny random models of every supported family, with a tokenizer made on the spot: for the quickstart and for tests."""
+"""Tiny random models of every family, with a tokenizer made on the spot: for the quickstart and for tests."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +16,7 @@ SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 
 
 def make_tokenizer(folder: str, texts: Iterable[str], vocabulary: int) -> None:
-    """Train a byte-level BPE tokenizer on `texts` and save it; like Gemma's, it starts every text with <bos>."""
+    """Save a byte-level BPE tokenizer trained on `texts`; like Gemma's, it starts every text with <bos>."""
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -57,9 +57,10 @@ def make_tiny_model(
     make_tokenizer(folder, texts, vocabulary)
     heads, head_width = 2, width // 2
     common: dict[str, Any] = {
-        "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": 1, "head_dim": head_width, "pad_token_id": 0,
-        "eos_token_id": 1, "bos_token_id": 2, "max_position_embeddings": 8192,
+        "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": 2 * width,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": 1,
+        "head_dim": head_width, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
+        "max_position_embeddings": 8192,
     }  # fmt: skip
     special: dict[str, dict[str, Any]] = {
         "gemma2": {"sliding_window": window, "query_pre_attn_scalar": head_width},

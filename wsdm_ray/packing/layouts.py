@@ -2,9 +2,10 @@
 
 Shape suffixes: B rows of the pass, T tokens of a row, S orderings (pair by pair, in the order asked for).
 
-A layout says who sees whom by three numbers a token: its group (pairs or orderings that must not see each other), its
-branch within the group (0 for what all branches share) and its position. Token q sees token k when they are of one
-group, k's branch is 0 or q's own, and k's position is not after q's. A sliding window compares positions too.
+A layout says who sees whom by three numbers a token: its group (pairs or orderings that must not see each
+other), its branch within the group (0 for what all branches share) and its position. Token q sees token k
+when they are of one group, k's branch is 0 or q's own, and k's position is not after q's. A sliding window
+compares positions too.
 
     padded   a row an ordering:                          [prompt a b . .] [prompt b a . .]
     packed   one row, a group an ordering:               [prompt a b prompt b a prompt ...]
@@ -25,8 +26,8 @@ __all__ = ["Layout", "lay_out"]
 class Layout:
     """One forward pass.
 
-    tokens_BT: int64; positions_BT: int64, from 0 in each ordering; groups_BT: int32, -1 for padding; branches_BT: int32;
-    last_S: int64, index into the flat B * T of each ordering's last token.
+    tokens_BT: int64; positions_BT: int64, from 0 in each ordering; groups_BT: int32, -1 for padding;
+    branches_BT: int32; last_S: int64, index into the flat B * T of each ordering's last token.
     """
 
     tokens_BT: np.ndarray

@@ -1,7 +1,8 @@
 """Cut pairs into forward passes by a token budget.
 
-A plan is a list of int64 arrays of pair indices, one array a forward pass. Every pair stands in exactly one of them with
-all its orderings. Plans depend on lengths and options alone, so the same rows always give the same plan.
+A plan is a list of int64 arrays of pair indices, one array a forward pass. Every pair stands in exactly one
+of them with all its orderings. Plans depend on lengths and options alone, so the same rows always give the
+same plan.
 
 What a pass costs, in tokens, padding included:
 

@@ -1,8 +1,8 @@
 """Encoded pairs to probabilities: plan, lay out, run, gather. Torch, no Ray and no file.
 
-Both orderings of a pair run in the same pass. Of the two, the one whose ids sort first stands first, whichever the
-input calls response_a; so a pair and its swapped twin are computed by the very same operations, and their
-probabilities add up to exactly 1.
+Both orderings of a pair run in the same pass. Of the two, the one whose ids sort first stands first,
+whichever the input calls response_a; so a pair and its swapped twin are computed by the very same operations,
+and their probabilities add up to exactly 1.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ GRID = 2.0**-24
 class Scores:
     """What the engine says of N pairs.
 
-    log_odds_NO: float32 [N, orderings asked for], log-odds that the given response_a wins; NaN where the pass failed.
+    log_odds_NO: float32 [N, orderings asked for], that the given response_a wins; NaN where the pass failed.
     passed_tokens: tokens that went through the model, padding included.
     """
 
@@ -82,7 +82,7 @@ def sort_sides(
 
 
 def of_given_a(first_NO: np.ndarray, orderings: tuple[Ordering, ...], mirrored: np.ndarray) -> np.ndarray:
-    """Log-odds that the first response wins, as run, to log-odds that the given response_a wins, as asked for."""
+    """From log-odds, as run, that the first response wins to those, as asked for, that response_a wins."""
     if len(orderings) == 1:
         return first_NO if orderings[0] is Ordering.AB else -first_NO
     ab = np.where(mirrored, first_NO[:, 1], first_NO[:, 0])
@@ -91,7 +91,7 @@ def of_given_a(first_NO: np.ndarray, orderings: tuple[Ordering, ...], mirrored: 
 
 
 def to_probability(log_odds: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Sigmoid of log-odds over a temperature: float64, the same shape. sigmoid(-x) is 1 - sigmoid(x) exactly."""
+    """Sigmoid of log-odds over a temperature: float64, same shape. sigmoid(-x) is 1 - sigmoid(x) exactly."""
     half = 0.5 * np.tanh(0.5 * np.asarray(log_odds, np.float64) / temperature)
     return 0.5 + np.round(half / GRID) * GRID
 

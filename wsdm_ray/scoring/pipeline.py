@@ -1,7 +1,8 @@
 """Scoring on Ray Data: plan the units, encode them, score and commit each, and account for all of them.
 
-Unit k is read and encoded by a task, scored by a replica and written as `part-k` in one atomic put; only a row of counts
-comes back. What is there when a run starts is not done again. Not covered: how a unit is scored (`replica`, `engine`).
+Unit k is read and encoded by a task, scored by a replica and written as `part-k` in one atomic put; only a
+row of counts comes back. What is there when a run starts is not done again. Not covered: how a unit is scored
+(`replica`, `engine`).
 """
 
 import json
@@ -78,21 +79,22 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     )
     logger.info(
         "score: %d rows in %s, %d with an error, %d cut; %.0f s, %s pairs/s",
-        counts["rows"], config.output, counts["errors"], counts["cut"], seconds, human(sum(r["rows"] for r in fresh) / seconds),
+        counts["rows"], config.output, counts["errors"], counts["cut"], seconds,
+        human(sum(report["rows"] for report in fresh) / seconds),
     )  # fmt: skip
     return run
 
 
 def check_models(config: ScoreConfig) -> tuple[tuple[ModelSpec, ...], list[dict[str, Any]]]:
-    """The models, and digests of all that decides their output. Every part is checked to be there and to fit."""
+    """The models, and digests of all that decides their output. Every part is checked to be there and fit."""
     models, digests = [], []
     for folder in config.model:
         local = local_copy(folder)
         manifest = read_manifest(local)
         if config.token_budget < 2 * manifest.text.max_tokens:
             raise ConfigError(
-                f"--token-budget {config.token_budget}: must be at least twice the {manifest.text.max_tokens} tokens "
-                f"that one ordering may have in {folder}"
+                f"--token-budget {config.token_budget}: must be at least twice the "
+                f"{manifest.text.max_tokens} tokens that one ordering may have in {folder}"
             )
         if manifest.kind == "adapter":
             local_base(local, manifest, config.base, verify=True)
@@ -106,12 +108,12 @@ def fit_cluster(asked: int | None) -> tuple[int, bool]:
     """How many replicas to run, and whether each holds a GPU.
 
     Raises:
-        ClusterError: they do not fit the cluster's nodes beside one reader, so that the run would wait for ever.
+        ClusterError: they do not fit the cluster's nodes beside one reader: the run would wait for ever.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     cpus = sum(node.get("CPU", 0) for node in nodes)
-    # A machine without GPU runs one replica over all of its cores: products in one process share the weights' cache.
+    # A machine without GPU runs one replica over all of its cores: products in one process share a cache.
     wanted = asked or max(gpus, 1)
     room = sum(
         min(node.get("CPU", 0) // REPLICA_CPUS, node.get("GPU", 0) if gpus else np.inf) for node in nodes
@@ -119,8 +121,9 @@ def fit_cluster(asked: int | None) -> tuple[int, bool]:
     if wanted > room or wanted * REPLICA_CPUS + READER_CPUS > cpus:
         kind = f"{REPLICA_CPUS} CPU and 1 GPU" if gpus else f"{REPLICA_CPUS} CPU"
         raise ClusterError(
-            f"the cluster has {cpus:g} CPUs and {gpus} GPUs: too small for {wanted} replicas of {kind} beside one reader "
-            f"of {READER_CPUS} CPU; add nodes" + (" or lower --replicas" if wanted > 1 else "")
+            f"the cluster has {cpus:g} CPUs and {gpus} GPUs: too small for {wanted} replicas of {kind} "
+            f"beside one reader of {READER_CPUS} CPU; add nodes"
+            + (" or lower --replicas" if wanted > 1 else "")
         )
     return wanted, gpus > 0
 
@@ -180,7 +183,7 @@ def reports_of(
 
     dataset = (
         ray.data.from_items([{"index": index} for index in range(len(units))], override_num_blocks=len(units))
-        .map_batches(encode, batch_size=1, num_cpus=READER_CPUS)
+        .map_batches(encode, batch_size=1, num_cpus=READER_CPUS)  # pyright: ignore[reportArgumentType]
         .map_batches(
             Replica,
             fn_constructor_args=(settings,),
@@ -222,11 +225,14 @@ def account(
     wrong = [unit for unit in plan.units if by_unit.get(unit.number, {}).get("rows") != unit.rows]
     if wrong:
         raise DataError(
-            f"{join(output, part_name(wrong[0].number))}: missing or not of {wrong[0].rows} rows; delete it and run again"
+            f"{join(output, part_name(wrong[0].number))}: missing or not of {wrong[0].rows} rows; "
+            "delete it and run again"
         )
-    return {name: sum(int(by_unit[unit.number][name]) for unit in plan.units) for name in ("rows", "errors", "cut", "tokens")} | {
-        "units": len(plan.units), "resumed_units": len(committed)
-    }  # fmt: skip
+    totals = {
+        name: sum(int(by_unit[unit.number][name]) for unit in plan.units)
+        for name in ("rows", "errors", "cut", "tokens")
+    }
+    return totals | {"units": len(plan.units), "resumed_units": len(committed)}
 
 
 def throughput(fresh: Sequence[dict[str, Any]], seconds: float) -> dict[str, float]:

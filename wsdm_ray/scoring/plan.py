@@ -1,6 +1,9 @@
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions at import)
 """What is to be scored, cut into work units before anything runs.
 
-A work unit is a run of rows of one file; unit k makes `part-k`. The same input and options always give the same units.
+A work unit is a run of rows of one file; unit k makes `part-k`. The same input and options always give the
+same units.
 """
 
 from collections.abc import Sequence
@@ -52,8 +55,8 @@ def make_plan(files: Sequence[str], unit_rows: int, columns: Columns) -> ScorePl
     """The units of `files`; reads footers and the id column.
 
     Raises:
-        DataError: a file is not parquet, lacks a column, or has none of the right type; an id is null or stands twice;
-            there are no rows.
+        DataError: a file is not parquet, lacks a column, or has none of the right type; an id is null or
+            stands twice; there are no rows.
     """
     with ThreadPoolExecutor(16) as pool:
         ids = list(pool.map(lambda path: read_ids(path, columns), files))
@@ -117,8 +120,8 @@ def check_ids(files: Sequence[str], ids: Sequence[pa.ChunkedArray]) -> pa.DataTy
 def read_unit(unit: WorkUnit, columns: Columns) -> pa.Table:
     """The rows of a unit under their canonical names: id, prompt, response_a, response_b.
 
-    Only the row groups that hold them are read, a few thousand rows at a time, so that a file with one large row group
-    takes time to skip through, but no memory.
+    Only the row groups that hold them are read, a few thousand rows at a time, so that a file with one large
+    row group takes time to skip through, but no memory.
 
     Raises:
         DataError: the file has fewer rows than when the plan was made.
@@ -141,7 +144,7 @@ def read_unit(unit: WorkUnit, columns: Columns) -> pa.Table:
 
 
 def row_groups_of(metadata: pq.FileMetaData, start: int, rows: int) -> tuple[list[int], int]:
-    """Row groups that hold rows `start` to `start + rows`, and how many rows of the first come before `start`."""
+    """Row groups that hold rows `start` to `start + rows`, and rows of the first that come before `start`."""
     ends = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])
     first = int(np.searchsorted(ends, start, side="right"))
     last = int(np.searchsorted(ends, start + rows, side="left"))

@@ -1,6 +1,7 @@
 """The two halves of scoring a work unit: encode it (any CPU), score and commit it (where a model is held).
 
-A unit travels between them as the bytes of one Arrow table in one cell, so that Ray Data can neither split nor join it.
+A unit travels between them as the bytes of one Arrow table in one cell, so that Ray Data can neither split
+nor join it.
 """
 
 import functools
@@ -104,13 +105,10 @@ def text_values(column: pa.ChunkedArray) -> tuple[list[str], list[tuple[int, str
 
 
 def pairs_of(encoded: pa.Table, number: int) -> EncodedPairs:
-    return EncodedPairs(
-        *(
-            Ragged.from_arrow(encoded.column(f"{name}_{number}"))
-            for name in ("prefix", "suffix_ab", "suffix_ba")
-        ),
-        encoded.column(f"cut_{number}").to_numpy(),
+    prefix, suffix_ab, suffix_ba = (
+        Ragged.from_arrow(encoded.column(f"{name}_{number}")) for name in ("prefix", "suffix_ab", "suffix_ba")
     )
+    return EncodedPairs(prefix, suffix_ab, suffix_ba, encoded.column(f"cut_{number}").to_numpy())
 
 
 def to_bytes(table: pa.Table) -> bytes:
@@ -127,8 +125,8 @@ def from_bytes(data: bytes) -> pa.Table:
 class Replica:
     """One process's models; called with a unit, it scores it and commits its file.
 
-    Used by Ray Data as the class of an actor pool: each call takes one row (`unit`, `encoded`) and gives one row of
-    counts.
+    Used by Ray Data as the class of an actor pool: each call takes one row (`unit`, `encoded`) and gives one
+    row of counts.
     """
 
     def __init__(self, options: ReplicaOptions):
@@ -192,7 +190,7 @@ def predictions_table(
     probabilities = np.stack(
         [to_probability(part, temperature) for part, temperature in zip(parts, temperatures, strict=True)]
     )  # [models, N, orderings]
-    models, rows, _ = probabilities.shape
+    rows = probabilities.shape[1]
     prob_a = combine(probabilities.transpose(1, 0, 2).reshape(rows, -1))
     errors = np.asarray(encoded.column("error").to_pylist(), object)
     not_finite = ~np.isfinite(prob_a)

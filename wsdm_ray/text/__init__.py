@@ -1,1 +1,1 @@
-"""A pair's three texts to token ids: tags around them, truncation by segment, both orderings. No torch, no files."""
+"""A pair's three texts to token ids: tags around them, truncation by segment, both orderings. No torch."""

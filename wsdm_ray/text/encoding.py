@@ -25,7 +25,8 @@ __all__ = ["EncodedPairs", "PairEncoder"]
 class EncodedPairs:
     """N pairs as token ids.
 
-    prefix: what both orderings begin with. suffix_ab, suffix_ba: the rest of each ordering; both of one length.
+    prefix: what both orderings begin with. suffix_ab, suffix_ba: the rest of each ordering; both are
+    equally long.
     cut_tokens_N: int32, tokens that truncation left out of one ordering.
     """
 
@@ -46,8 +47,8 @@ class EncodedPairs:
 class PairEncoder:
     """Encodes pairs with the tokenizer of a model folder.
 
-    Only `tokenizer.json`, `tokenizer_config.json` and `config.json` are read, so a process that has no model and no
-    torch can encode. Strings of special tokens inside a text are encoded as the text they are.
+    Only `tokenizer.json`, `tokenizer_config.json` and `config.json` are read, so a process that has no model
+    and no torch can encode. Strings of special tokens inside a text are encoded as the text they are.
     """
 
     def __init__(self, folder: str, config: TextConfig):
@@ -79,14 +80,15 @@ class PairEncoder:
         ids = self.ids_of([fix_text(text) for text in (*prompts, *responses_a, *responses_b)])
         prompt, a, b = ids[:number], ids[number : 2 * number], ids[2 * number :]
         lengths = [np.asarray([len(ids) for ids in segment], np.int64) for segment in (prompt, a, b)]
-        cut = np.maximum(sum(lengths) - self.room, 0)
+        cut = np.maximum(np.sum(lengths, axis=0) - self.room, 0)
         if self.config.truncation == "balanced":
-            budgets = balanced_budgets(*lengths, self.room, self.config.prompt_share)
+            for_prompt, for_a, for_b = lengths
+            budgets = balanced_budgets(for_prompt, for_a, for_b, self.room, self.config.prompt_share)
             prompt, a, b = (
                 [head_and_tail(ids, keep) for ids, keep in zip(segment, budget.tolist(), strict=True)]
                 for segment, budget in zip((prompt, a, b), budgets, strict=True)
             )
-            cut = sum(lengths) - sum(budgets)
+            cut = np.sum(lengths, axis=0) - np.sum(budgets, axis=0)
             from_left = np.zeros(number, np.int64)
         else:
             from_left = cut
@@ -98,7 +100,9 @@ class PairEncoder:
             suffixes_ab.append(self.suffix(a[i], b[i])[drop:])
             suffixes_ba.append(self.suffix(b[i], a[i])[drop:])
         return EncodedPairs(
-            *(Ragged.from_lists(lists) for lists in (prefixes, suffixes_ab, suffixes_ba)),
+            Ragged.from_lists(prefixes),
+            Ragged.from_lists(suffixes_ab),
+            Ragged.from_lists(suffixes_ba),
             cut.astype(np.int32),
         )
 

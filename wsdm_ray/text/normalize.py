@@ -6,10 +6,10 @@ import ftfy
 
 __all__ = ["fix_text"]
 
-# Text of these characters alone is what ftfy returns as it is: no entity (&), no terminal escape, no control character.
+# ftfy returns text of these characters alone as it is: no entity (&), terminal escape or control character.
 PLAIN = re.compile(r"[\t\n -%'-~]*\Z")
 
 
 def fix_text(text: str) -> str:
-    """`text` with mojibake, entities, odd line breaks, lone surrogates and control characters repaired (ftfy)."""
+    """`text` with mojibake, entities, line breaks, lone surrogates and control characters mended (ftfy)."""
     return text if PLAIN.match(text) else ftfy.fix_text(text)

@@ -13,8 +13,8 @@ def balanced_budgets(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens to keep of each segment, so that a pair's three together take at most `room`.
 
-    The prompt is sure of `prompt_share` of the room and gets what the answers leave free besides; the answers share
-    the rest evenly, and what one does not need goes to the other.
+    The prompt is sure of `prompt_share` of the room and gets what the answers leave free besides; the answers
+    share the rest evenly, and what one does not need goes to the other.
 
     Args:
         prompt_N, a_N, b_N: int [N], tokens of each segment.

@@ -1,4 +1,4 @@
-"""Which rows belong to which optimizer step, and which worker runs which pass: functions of the seed and the step alone.
+"""Which rows make which optimizer step, and which worker runs which pass: functions of seed and step alone.
 
 So a run that starts again at step k sees exactly the rows it would have seen, on any number of workers.
 """

@@ -1,8 +1,8 @@
 """The optimizer steps of one worker, with or without others. Torch, no Ray.
 
-A step: encode its rows, cut them into passes, run this worker's share, add up all workers' gradients, step. Every
-worker holds the same weights and takes the same step. Dropout is seeded by (seed, step, pass), so neither a restart nor
-another number of workers changes it, as long as the passes are the same.
+A step: encode its rows, cut them into passes, run this worker's share, add up all workers' gradients, step.
+Every worker holds the same weights and takes the same step. Dropout is seeded by (seed, step, pass), so
+neither a restart nor another number of workers changes it, as long as the passes are the same.
 """
 
 import json
@@ -150,7 +150,8 @@ class Trainer:
             ids = self.train.table["id"].take(step.rows[:5]).to_pylist()
             raise TrainingDivergedError(
                 f"step {self.step}: loss {loss}, gradient norm {norm}; its rows begin with ids {ids}; lower "
-                "--optimizer.learning-rate or look at these rows, then run again: it goes on from the last checkpoint"
+                "--optimizer.learning-rate or look at these rows, then run again: it goes on from the last "
+                "checkpoint"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -159,8 +160,9 @@ class Trainer:
         self.step += 1
         seconds = time.monotonic() - started
         return {
-            "step": self.step, "loss": loss, "accuracy": right / count, "learning_rate": rate, "grad_norm": norm,
-            "pairs": len(step.rows), "tokens": int(tokens), "padding_share": 1 - tokens / sum(step.costs),
+            "step": self.step, "loss": loss, "accuracy": right / count, "learning_rate": rate,
+            "grad_norm": norm, "pairs": len(step.rows), "tokens": int(tokens),
+            "padding_share": 1 - tokens / sum(step.costs),
             "pairs_per_second": len(step.rows) / seconds, "tokens_per_second": tokens / seconds,
         }  # fmt: skip
 
@@ -238,7 +240,7 @@ def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch
     if options.kind == "adamw_8bit":
         import bitsandbytes.optim
 
-        return bitsandbytes.optim.AdamW8bit(parameters, **arguments)
+        return bitsandbytes.optim.AdamW8bit(parameters, **arguments)  # pyright: ignore[reportPrivateImportUsage]
     return torch.optim.AdamW(parameters, **arguments)
 
 
@@ -248,7 +250,7 @@ def seed_of(seed: int, step: int, number: int) -> int:
 
 
 def flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors by name, and the rest as JSON values: safetensors holds no Python objects."""
+    """An optimizer's state as tensors by name, and the rest as JSON values: safetensors holds no objects."""
     tensors, numbers = {}, {}
     for index, values in state["state"].items():
         for name, value in values.items():

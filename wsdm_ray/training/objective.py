@@ -19,7 +19,7 @@ def targets_of(prob_a: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
 
 
 def soft_cross_entropy(logits_S2: Tensor, target_S: Tensor) -> Tensor:
-    """Cross entropy in nats of each ordering against the probability that its first response wins: float32 [S]."""
+    """Cross entropy in nats of each ordering with the chance that its first response wins: float32 [S]."""
     log_p = F.log_softmax(logits_S2.float(), dim=-1)
     return -(target_S * log_p[:, 0] + (1 - target_S) * log_p[:, 1])
 
@@ -34,7 +34,7 @@ def learning_rate_factor(step: int, total: int, warmup_fraction: float, schedule
 
 
 def valid_metrics(log_odds_NO: np.ndarray, prob_a_N: np.ndarray) -> dict[str, float | int | list[float]]:
-    """Accuracy with its 95 % Wilson interval, and log loss in nats, of the mean probability over the orderings.
+    """Accuracy with its 95 % Wilson interval, and log loss in nats, of the mean probability over orderings.
 
     Args:
         log_odds_NO: float [N, orderings], that the given response_a wins.

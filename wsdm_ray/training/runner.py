@@ -1,7 +1,7 @@
 """Training on Ray Train: check everything, start the workers, keep the checkpoints, publish the classifier.
 
-Ray Train keeps its own records under OUTPUT/_checkpoints; a run that is started again goes on from the latest there.
-The classifier itself stands in OUTPUT, as a checkpoint folder. Not covered: what a step does (`loop`).
+Ray Train keeps its own records under OUTPUT/_checkpoints; a run that is started again goes on from the latest
+there. The classifier itself stands in OUTPUT, as a checkpoint folder. Not covered: what a step does (`loop`).
 """
 
 import dataclasses
@@ -130,10 +130,10 @@ def fit(task: WorkerTask, on_gpu: bool) -> ray.train.Result:
     )
     try:
         result = trainer.fit()
-    except ray.train.v2.api.exceptions.TrainingFailedError as error:
+    except ray.train.v2.api.exceptions.TrainingFailedError as error:  # pyright: ignore[reportAttributeAccessIssue]
         raise own_error(error) or ClusterError(
-            f"training failed more than {task.config.max_failures} times ({first_line(error)}); run the same command "
-            "again to go on from the last checkpoint"
+            f"training failed more than {task.config.max_failures} times ({first_line(error)}); run the same "
+            "command again to go on from the last checkpoint"
         ) from error
     if result.return_value:
         raise TrainingDivergedError(result.return_value)
@@ -178,8 +178,8 @@ def run_worker(task: WorkerTask) -> None:
     if first:
         logger.info(
             "train: %d rows, %d parameters, steps %d to %d of %d pairs on %d workers",
-            len(train), sum(p.numel() for p in trainer.parameters.values()), trainer.step + 1, trainer.total_steps,
-            options.pairs_per_step, trainer.num_workers,
+            len(train), sum(parameter.numel() for parameter in trainer.parameters.values()),
+            trainer.step + 1, trainer.total_steps, options.pairs_per_step, trainer.num_workers,
         )  # fmt: skip
     for metrics in trainer.steps():
         if first:
