@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -18,7 +19,7 @@ from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.text.normalize import fix_text
 from wsdm_ray.text.truncation import balanced_budgets, head_and_tail
 
-__all__ = ["EncodedPairs", "PairEncoder"]
+__all__ = ["EncodedPairs", "PairEncoder", "read_settings"]
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def eos_id_of(folder: str, tokenizer: Tokenizer) -> int:
     """The eos id by tokenizer_config.json, else by config.json."""
     for name, key in (("tokenizer_config.json", "eos_token"), ("config.json", "eos_token_id")):
         path = Path(folder) / name
-        value = json.loads(path.read_text()).get(key) if path.is_file() else None
+        value = read_settings(path).get(key) if path.is_file() else None
         value = (
             value[0]
             if isinstance(value, list)
@@ -146,3 +147,14 @@ def eos_id_of(folder: str, tokenizer: Tokenizer) -> int:
         if id is not None:
             return id
     raise ModelError(f"{folder}: no eos token in tokenizer_config.json or config.json")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The object that a JSON file of a model folder holds. Raises `ModelError` where it holds none."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: not a JSON object; restore the model's own file")
+    return values
