@@ -1,0 +1,46 @@
+"""What unit tests share: a tiny tokenizer, tiny random models of every family. Each is made when asked for."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# A busy machine is no failure; `timeout` in pyproject.toml bounds each test.
+settings.register_profile("unit", deadline=None)
+settings.load_profile("unit")
+
+WORDS = (
+    "What is the sum of 12 and 30? The answer is 42, of course. I cannot help with that, sorry.",
+    "Bitte schreibe mir ein Gedicht über den Herbst. Der Wind, die Blätter, ein kalter Morgen.",
+    "def add(a, b):\n    return a + b\n\nprint(add(1, 2))",
+    "你好，世界。今天的天气怎么样？",
+    "Как дела? Всё хорошо, спасибо.",
+    "<prompt>: \n\n<response_a>: \n\n<response_b>: ",
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer and no model; it starts texts with <bos> (id 2), its <eos> is id 1."""
+    from wsdm_ray.modeling.tiny import make_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer(str(folder), WORDS, 400)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def family_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny random model of a family: two layers, width 32, a sliding window of 16 tokens."""
+    from wsdm_ray.modeling.tiny import make_tiny_model
+
+    root = tmp_path_factory.mktemp("families")
+
+    def folder(family: str) -> Path:
+        path = root / family
+        if not path.exists():
+            make_tiny_model(str(path), WORDS, family=family, vocabulary=400, width=32, window=16)
+        return path
+
+    return folder
