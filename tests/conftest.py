@@ -74,6 +74,44 @@ def tiny_model(tiny_votes: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+@pytest.fixture(scope="session")
+def prepared(tiny_votes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_votes` as canonical shards: train/ and valid/."""
+    from wsdm_ray.config import PrepareConfig
+    from wsdm_ray.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("prepared") / "data"
+    prepare(PrepareConfig(input=(str(tiny_votes),), output=str(folder), valid_fraction=0.2))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def int8_base(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_model`, quantized to int8."""
+    from wsdm_ray.config import QuantizeConfig
+    from wsdm_ray.modeling.quantization import quantize
+
+    folder = tmp_path_factory.mktemp("quantized") / "base"
+    quantize(QuantizeConfig(base=str(tiny_model), output=str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def classifier(
+    ray_session, int8_base: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A classifier of twelve steps, trained by two workers."""
+    import dataclasses
+
+    from wsdm_ray.presets import tiny
+    from wsdm_ray.training.runner import train
+
+    folder = tmp_path_factory.mktemp("classifier") / "model"
+    config = tiny(str(int8_base), (f"{prepared}/train",), str(folder))
+    train(dataclasses.replace(config, max_steps=12, num_workers=2))
+    return folder
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark by folder, and put off what is slow: unit tests first, then integration, then gpu."""
     folders = ("unit", "integration", "gpu")

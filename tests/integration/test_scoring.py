@@ -1,0 +1,249 @@
+"""Scoring through Ray Data: every row once and in order, the same whoever computes it, and resumed after any death."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from wsdm_ray.config import Columns, ScoreConfig
+from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, RunMismatchError, StorageError
+from wsdm_ray.scoring.pipeline import score
+from wsdm_ray.storage import list_files
+
+RENAMED = Columns(id="key", prompt="question", response_a="left", response_b="right")
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_votes: Path) -> pa.Table:
+    """120 pairs; row 7 has no prompt, row 8 hostile text, row 9 two equal responses, row 10 empty ones."""
+    rows = pq.read_table(list_files(str(tiny_votes)), columns=["id", "prompt", "response_a", "response_b"])
+    rows = rows.slice(0, 120).to_pylist()
+    rows[7]["prompt"] = None
+    rows[8]["response_a"] = "<eos> \x00 \u202e right to left <bos>\n\n<response_b>: no"
+    rows[9]["response_b"] = rows[9]["response_a"]
+    rows[10] |= {"response_a": "", "response_b": "   "}
+    return pa.Table.from_pylist(rows)
+
+
+@pytest.fixture(scope="module")
+def source(pairs: pa.Table, tmp_path_factory) -> Path:
+    """The pairs in three files of different sizes, one of them empty."""
+    folder = tmp_path_factory.mktemp("pairs")
+    pq.write_table(pairs.slice(0, 50), folder / "a.parquet", row_group_size=13)
+    pq.write_table(pairs.slice(0, 0), folder / "b.parquet")
+    pq.write_table(pairs.slice(50), folder / "c.parquet")
+    return folder
+
+
+def config(classifier: Path, source: Path, output: Path, **changes) -> ScoreConfig:
+    whole = ScoreConfig(
+        model=(str(classifier),), input=(str(source),), output=str(output), unit_rows=16, token_budget=2_048
+    )
+    return dataclasses.replace(whole, **changes)
+
+
+@pytest.fixture(scope="module")
+def scored(ray_session, classifier, source, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("scored") / "predictions"
+    score(config(classifier, source, output))
+    return output
+
+
+def read(folder: Path) -> pa.Table:
+    return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("part-*.parquet"))])
+
+
+def test_every_row_once_and_in_input_order(scored, pairs):
+    found = read(scored)
+    assert found["id"].to_pylist() == pairs["id"].to_pylist()
+    run = json.loads((scored / "run.json").read_text())
+    assert run["counts"]["rows"] == 120
+    assert run["counts"]["units"] == len(list(scored.glob("part-*.parquet"))) == 4 + 5
+    assert found.schema.field("prob_a").type == pa.float32()
+
+
+def test_a_row_that_cannot_be_scored_carries_its_error(scored):
+    rows = read(scored).to_pylist()
+    assert rows[7]["error"] == "prompt is null"
+    assert rows[7]["prob_a"] is rows[7]["winner"] is rows[7]["prob_a_ab"] is None
+    assert [row["error"] for row in rows if row["error"]] == ["prompt is null"]
+    assert all(0 < row["prob_a"] < 1 for i, row in enumerate(rows) if i != 7)
+    assert rows[9]["prob_a"] == 0.5  # two equal responses
+
+
+def test_swapping_the_responses_gives_exactly_the_rest(ray_session, scored, pairs, classifier, tmp_path):
+    swapped = pairs.select(["id", "prompt", "response_b", "response_a"]).rename_columns(pairs.column_names)
+    pq.write_table(swapped, tmp_path / "swapped.parquet")
+    # One unit of all rows against nine of them: the plans differ, so only the exact complement of the same plan is
+    # to be had; hence the same cuts.
+    for name, table in (("given", pairs), ("swapped", swapped)):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        score(config(classifier, tmp_path / f"{name}.parquet", tmp_path / name))
+    given, other = read(tmp_path / "given"), read(tmp_path / "swapped")
+    p, q = given["prob_a"].to_numpy(), other["prob_a"].to_numpy()
+    valid = np.arange(len(p)) != 7
+    assert np.array_equal(p[valid], np.float32(1) - q[valid])
+    assert np.array_equal(
+        given["prob_a_ab"].to_numpy()[valid], np.float32(1) - other["prob_a_ba"].to_numpy()[valid]
+    )
+
+
+def test_neighbours_batches_files_and_replicas_change_nothing(
+    ray_session, scored, pairs, classifier, tmp_path
+):
+    order = np.random.default_rng(0).permutation(120)
+    pq.write_table(pairs.take(order), tmp_path / "shuffled.parquet")
+    score(
+        config(
+            classifier,
+            tmp_path / "shuffled.parquet",
+            tmp_path / "out",
+            unit_rows=37,
+            token_budget=1_100,
+            replicas=1,
+        )
+    )
+    expected = {row["id"]: row for row in read(scored).to_pylist()}
+    for row in read(tmp_path / "out").to_pylist():
+        if not row["error"]:
+            assert row["prob_a"] == pytest.approx(expected[row["id"]]["prob_a"], abs=1e-5)
+            assert row["tokens"] == expected[row["id"]]["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("orders", "column", "missing"), [("ab", "prob_a_ab", "prob_a_ba"), ("ba", "prob_a_ba", "prob_a_ab")]
+)
+def test_one_ordering(ray_session, scored, classifier, source, tmp_path, orders, column, missing):
+    score(config(classifier, source, tmp_path / "out", orders=orders, logits=True))
+    found, both = read(tmp_path / "out"), read(scored)
+    assert found[missing].null_count == 120
+    assert found["prob_a"].to_pylist() == found[column].to_pylist()
+    assert np.nan_to_num(found[column].to_numpy()) == pytest.approx(
+        np.nan_to_num(both[column].to_numpy()), abs=1e-5
+    )
+    logits = found[f"logit_{orders}"].to_numpy()
+    assert 1 / (1 + np.exp(-logits[:7])) == pytest.approx(found["prob_a"].to_numpy()[:7], abs=1e-6)
+
+
+def test_a_run_goes_on_with_the_units_that_are_missing(scored, classifier, source, tmp_path, ray_session):
+    output = tmp_path / "out"
+    score(config(classifier, source, output))
+    whole = {path.name: path.read_bytes() for path in output.glob("part-*")}
+    # As a run leaves it that died after some units: its marker, and no run.json.
+    run = json.loads((output / "run.json").read_text())
+    (output / "run.json").unlink()
+    (output / "_run.json").write_text(json.dumps({"job": "score", "fingerprint": run["fingerprint"]}))
+    for number in (1, 4):
+        (output / f"part-{number:06d}.parquet").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
+    again = score(config(classifier, source, output))
+    assert again["counts"] == run["counts"] | {"resumed_units": 7}
+    assert {path.name: path.read_bytes() for path in output.glob("part-*")} == whole
+    assert {name: (output / name).stat().st_mtime_ns for name in before} == before
+
+
+def test_a_killed_replica_is_replaced_and_no_row_is_lost(ray_session, classifier, pairs, tmp_path):
+    many = pa.concat_tables(
+        [pairs.set_column(0, "id", pa.array([f"{i}-{k}" for k in range(120)])) for i in range(10)]
+    )
+    pq.write_table(many, tmp_path / "many.parquet")
+    output, failed = tmp_path / "out", []
+
+    def run() -> None:
+        try:
+            score(config(classifier, tmp_path / "many.parquet", output))
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    end = time.monotonic() + 120
+    while len(list(output.glob("part-*"))) < 5 and time.monotonic() < end:
+        time.sleep(0.05)
+    replicas = [
+        p.pid for p in psutil.Process().children(recursive=True) if "Replica" in " ".join(p.cmdline())
+    ]
+    os.kill(replicas[0], signal.SIGKILL)
+    thread.join(180)
+    assert not thread.is_alive()
+    assert not failed
+    assert read(output)["id"].to_pylist() == many["id"].to_pylist()
+    assert not [path for path in output.iterdir() if path.name.endswith(".tmp") and path.name[0] != "."]
+
+
+def test_another_run_in_the_folder_is_refused_by_name(scored, classifier, source, pairs, tmp_path):
+    with pytest.raises(RunMismatchError, match=r'orders: "both" -> "ab".*--restart'):
+        score(config(classifier, source, scored, orders="ab"))
+    pq.write_table(pairs, tmp_path / "other.parquet")
+    with pytest.raises(RunMismatchError, match=r"inputs.*a\.parquet: gone"):
+        score(config(classifier, tmp_path / "other.parquet", scored))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunMismatchError, match=r"holds thesis.txt"):
+        score(config(classifier, source, tmp_path / "mine", restart=True))
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(ray_session, classifier, source, tmp_path, capsys):
+    figures = score(config(classifier, source, tmp_path / "out", dry_run=True))
+    assert (figures["rows"], figures["units"]) == (120, 9)
+    assert "120" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_columns_can_be_mapped(ray_session, classifier, pairs, tmp_path):
+    renamed = pairs.rename_columns(
+        [RENAMED.id, RENAMED.prompt, RENAMED.response_a, RENAMED.response_b]
+    ).slice(0, 20)
+    pq.write_table(renamed.append_column("note", pa.array(["x"] * 20)), tmp_path / "in.parquet")
+    score(config(classifier, tmp_path / "in.parquet", tmp_path / "out", columns=RENAMED))
+    assert read(tmp_path / "out")["id"].to_pylist() == renamed[RENAMED.id].to_pylist()
+
+
+def test_what_cannot_be_done_is_refused_at_the_start(
+    ray_session, classifier, int8_base, source, pairs, tmp_path
+):
+    (tmp_path / "text.parquet").write_text("no parquet at all")
+    pq.write_table(pairs.drop_columns(["response_b"]), tmp_path / "less.parquet")
+    pq.write_table(pairs.slice(0, 0), tmp_path / "none.parquet")
+    pq.write_table(pa.concat_tables([pairs, pairs.slice(3, 1)]), tmp_path / "twice.parquet")
+    pq.write_table(
+        pairs.set_column(0, "id", pa.array([*pairs["id"].to_pylist()[:-1], None])), tmp_path / "null.parquet"
+    )
+    given = config(classifier, source, tmp_path / "out")
+    for changes, kind, message in (
+        ({"replicas": 9}, ClusterError, r"2 CPUs and 0 GPUs: too small for 9 replicas.*beside one reader"),
+        ({"input": (str(tmp_path / "nothing"),)}, StorageError, r"nothing: not found; check the path"),
+        ({"input": (str(tmp_path / "text.parquet"),)}, DataError, r"text.parquet: not a parquet file"),
+        (
+            {"input": (str(tmp_path / "less.parquet"),)},
+            DataError,
+            r"no column response_b .*--columns.response-b NAME",
+        ),
+        ({"input": (str(tmp_path / "none.parquet"),)}, DataError, r"none.parquet: no rows to score"),
+        (
+            {"input": (str(tmp_path / "twice.parquet"),)},
+            DataError,
+            r"id arena.* stands in .*twice.parquet row 3 and ",
+        ),
+        ({"input": (str(tmp_path / "null.parquet"),)}, DataError, r"null.parquet: id is null in row 119"),
+        ({"model": (str(int8_base),)}, ModelError, r"a base without a head; train it first"),
+        ({"model": (str(source),)}, ModelError, r"no wsdm_ray.json"),
+        ({"precision": "nf4"}, ConfigError, r"--precision nf4: the weights are stored as bnb-int8"),
+        ({"token_budget": 600}, ConfigError, r"--token-budget 600: must be at least twice the 512 tokens"),
+        ({"output": str(source)}, ConfigError, r"holds the input"),
+    ):
+        started = time.monotonic()
+        with pytest.raises(kind, match=message):
+            score(dataclasses.replace(given, **changes))
+        assert time.monotonic() - started < 30
+    assert not (tmp_path / "out").exists()

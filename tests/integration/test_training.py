@@ -1,0 +1,194 @@
+"""Training through Ray Train: what comes out, and that nothing which dies changes it."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from wsdm_ray.config import TrainConfig
+from wsdm_ray.errors import ClusterError, ModelError, RunMismatchError, StorageError, WsdmRayError
+from wsdm_ray.presets import tiny
+from wsdm_ray.training.runner import train
+
+ROOT = Path(__file__).parents[2]
+STEPS = 8
+
+
+def config(base: Path, prepared: Path, output: Path, **changes) -> TrainConfig:
+    """Eight steps on one worker, a checkpoint every second; dropout is on, as its seeds must survive a restart."""
+    whole = tiny(str(base), (f"{prepared}/train",), str(output), (f"{prepared}/valid",))
+    whole = dataclasses.replace(
+        whole,
+        max_steps=STEPS,
+        checkpoint_steps=2,
+        pairs_per_step=8,
+        lora=dataclasses.replace(whole.lora, dropout=0.1),
+    )
+    return dataclasses.replace(whole, **changes)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(ray_session, int8_base, prepared, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted") / "model"
+    train(config(int8_base, prepared, output))
+    return output
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_trained_folder_is_a_checkpoint_with_its_metrics(uninterrupted: Path):
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "wsdm_ray.json",
+        "run.json",
+    } <= names
+    assert not [
+        path for path in uninterrupted.rglob("*") if path.suffix in (".pkl", ".pt", ".bin", ".pickle")
+    ]
+    run = json.loads((uninterrupted / "run.json").read_text())
+    low, high = run["metrics"]["valid_accuracy_ci95"]
+    assert low < run["metrics"]["valid_accuracy"] < high
+    assert run["metrics"]["valid_rows"] == run["counts"]["valid"]  # the whole valid set
+    rows = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, run["metrics"]["step"] + 1))
+    assert all(row["pairs"] == 8 for row in rows)
+
+
+def test_only_the_best_and_the_last_checkpoint_are_kept(uninterrupted: Path):
+    kept = [
+        path
+        for path in (uninterrupted / "_checkpoints" / "run").iterdir()
+        if path.name.startswith("checkpoint_20")
+    ]
+    assert 1 <= len(kept) <= 2
+
+
+def test_a_finished_run_is_not_done_again_and_a_changed_one_is_refused(uninterrupted, int8_base, prepared):
+    before = (uninterrupted / "adapter_model.safetensors").stat().st_mtime_ns
+    train(config(int8_base, prepared, uninterrupted))
+    assert (uninterrupted / "adapter_model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(RunMismatchError, match=r"options\.seed: 0 -> 1.*--restart"):
+        train(config(int8_base, prepared, uninterrupted, seed=1))
+
+
+def test_two_workers_agree_with_one(uninterrupted, int8_base, prepared, tmp_path):
+    """Steps of the same pairs: only the order in which gradients are added up differs."""
+    one = train(config(int8_base, prepared, tmp_path / "one", micro_batches=2))
+    two = train(config(int8_base, prepared, tmp_path / "two", micro_batches=2, num_workers=2))
+    of = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert [row["pairs"] for row in of[0]] == [row["pairs"] for row in of[1]]
+    # int8 activations round to 1/127 of a row's largest value, so that float32's last bit can tip a whole step of it.
+    assert [row["loss"] for row in of[0]] == pytest.approx([row["loss"] for row in of[1]], abs=1e-3)
+    assert one["metrics"]["valid_log_loss"] == pytest.approx(two["metrics"]["valid_log_loss"], abs=1e-2)
+
+
+def test_a_killed_worker_changes_nothing(uninterrupted, int8_base, prepared, tmp_path):
+    output = tmp_path / "model"
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            train(config(int8_base, prepared, output))
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_for(lambda: list(output.glob("_checkpoints/run/checkpoint_20*")))
+    os.kill(wait_for(worker_pids)[0], signal.SIGKILL)
+    thread.join(180)
+    assert not thread.is_alive()
+    assert not failed
+    assert weights(output) == weights(uninterrupted)
+
+
+def test_a_killed_job_goes_on_where_it_was(uninterrupted, int8_base, prepared, tmp_path):
+    output = tmp_path / "model"
+    command = [
+        sys.executable, "-m", "jobs.train", "--preset", "tiny", "--base", str(int8_base), "--train", f"{prepared}/train",
+        "--valid", f"{prepared}/valid", "--output", str(output), "--max-steps", str(STEPS), "--checkpoint-steps", "2",
+        "--pairs-per-step", "8", "--lora.dropout", "0.1",
+    ]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    first = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: list(output.glob("_checkpoints/run/checkpoint_manager_snapshot.json")))
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    assert not (output / "run.json").exists()
+    second = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert second.returncode == 0, second.stderr[-2000:]
+    start = re.search(r"steps (\d+) to 8", second.stderr + second.stdout)
+    assert start
+    assert int(start[1]) > 1
+    assert weights(output) == weights(uninterrupted)
+
+
+def test_what_cannot_be_done_is_refused_before_anything_starts(ray_session, int8_base, prepared, tmp_path):
+    given = config(int8_base, prepared, tmp_path / "model")
+    for changes, kind, message in (
+        ({"num_workers": 99}, ClusterError, r"2 CPUs and 0 GPUs: too small for 99 workers.*--num-workers"),
+        ({"base": str(tmp_path / "nothing")}, StorageError, r"nothing: no such folder"),
+        ({"base": str(prepared)}, ModelError, r"no config.json|no .safetensors"),
+        ({"train": (str(tmp_path / "none.parquet"),)}, StorageError, r"none.parquet: not found"),
+        ({"quantization": "nf4"}, WsdmRayError, r"--quantization nf4: .* is stored as int8"),
+    ):
+        with pytest.raises(kind, match=message):
+            train(dataclasses.replace(given, **changes))
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_injected_nan_stops_the_run_with_the_step_and_the_ids(ray_session, int8_base, prepared, tmp_path):
+    given = config(int8_base, prepared, tmp_path / "model")
+    wild = dataclasses.replace(given.optimizer, learning_rate=1e30, warmup_fraction=0.0)
+    with pytest.raises(
+        WsdmRayError, match=r"step \d+: loss (nan|inf).* ids \[.*arena.*lower --optimizer.learning-rate"
+    ):
+        train(dataclasses.replace(given, optimizer=wild))
+
+
+def worker_pids() -> list[int]:
+    """Processes of Ray Train's workers below this one."""
+    below = psutil.Process().children(recursive=True)
+    return [
+        process.pid
+        for process in below
+        if "RayTrainWorker" in " ".join(process.cmdline() or [process.name()])
+    ]
+
+
+def wait_for(condition, seconds: float = 120):
+    """The first true value of `condition()`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise TimeoutError(f"not within {seconds} s")
