@@ -43,6 +43,7 @@ __all__ = [
     "open_parquet",
     "open_read",
     "read_json",
+    "reason",
     "sha256_of_files",
     "upload_folder",
     "write_atomic",

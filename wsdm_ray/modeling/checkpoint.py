@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -31,7 +31,8 @@ from wsdm_ray.modeling.classifier import (
     quiet,
 )
 from wsdm_ray.runs import versions
-from wsdm_ray.storage import local_copy, sha256_of_files
+from wsdm_ray.storage import local_copy, reason, sha256_of_files
+from wsdm_ray.text.encoding import read_settings
 
 __all__ = [
     "MANIFEST",
@@ -100,7 +101,7 @@ def stored_quantization(folder: str, asked: str) -> Literal["int8", "nf4", "none
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder}: no config.json; this is no model folder")
-    settings = json.loads(path.read_text()).get("quantization_config")
+    settings = read_settings(path).get("quantization_config")
     if settings is None:
         return {"auto": "int8", "int8": "int8", "nf4": "nf4", "none": "none"}[asked]  # pyright: ignore[reportReturnType]
     stored = "int8" if settings.get("load_in_8bit") else "nf4"
@@ -132,8 +133,15 @@ def read_manifest(folder: str, *, need_head: bool = True) -> Manifest:
         manifest = Manifest(
             head=HeadConfig(**head) if head else None, text=TextConfig(**values.pop("text")), **values
         )  # fmt: skip
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{path}: not readable by this version ({error})") from error
+    for name, value, known in (
+        ("kind", manifest.kind, ("adapter", "full", "base")),
+        ("quantization", manifest.quantization, ("int8", "nf4", "none")),
+        ("label_order", tuple(manifest.label_order), (LABEL_ORDER,)),
+    ):
+        if value not in known:
+            raise ModelError(f"{path}: not readable by this version ({name} is {value!r})")
     if not (Path(folder) / "tokenizer.json").is_file():
         raise ModelError(f"{folder}: no tokenizer.json; copy the tokenizer files it was trained with")
     if tokenizer_digest(folder) != manifest.tokenizer_digest:
@@ -211,7 +219,8 @@ def load_classifier(
     merge = precision in ("fp32", "bf16")
     final = device_and_dtype(precision if merge else "auto", device)[1]
     weights = local_base(folder, manifest, base, verify) if manifest.kind == "adapter" else folder
-    asked = {"bnb-int8": "int8", "nf4": "nf4"}.get(precision, "none")
+    # An adapter was trained beside quantized weights: it is merged into what these stand for.
+    asked = manifest.quantization if merge else {"bnb-int8": "int8", "nf4": "nf4"}.get(precision, "none")
     network: Any = load_network(
         weights,
         manifest.head,
@@ -253,12 +262,15 @@ def local_base(folder: str, manifest: Manifest, base: str | None, verify: bool) 
 
 def tensor_shapes(path: Path, prefix: str) -> dict[str, tuple[int, ...]]:
     """Name without `prefix` to shape, of the tensors of a safetensors file whose names begin with it."""
-    with safe_open(path, "pt") as file:
-        return {
-            name.removeprefix(prefix): tuple(file.get_slice(name).get_shape())
-            for name in file.keys()  # noqa: SIM118  (not a dict)
-            if name.startswith(prefix)
-        }
+    try:
+        with safe_open(path, "pt") as file:
+            return {
+                name.removeprefix(prefix): tuple(file.get_slice(name).get_shape())
+                for name in file.keys()  # noqa: SIM118  (not a dict)
+                if name.startswith(prefix)
+            }
+    except SafetensorError as error:
+        raise ModelError(f"{path}: not whole ({error}); copy it anew") from error
 
 
 def check_head(folder: str, head: nn.Module, found: dict[str, tuple[int, ...]]) -> None:
@@ -285,20 +297,30 @@ def load_adapter(network: nn.Module, folder: str) -> nn.Module:
         with peft_warnings():
             wrapped = peft.PeftModel.from_pretrained(network, folder)  # pyright: ignore[reportArgumentType]
     except (RuntimeError, ValueError) as error:
-        raise ModelError(
-            f"{folder}: its adapter does not fit the base ({str(error).splitlines()[0]})"
-        ) from error
+        raise ModelError(f"{folder}: its adapter does not fit the base ({reason(error)})") from error
+    check_adapter(wrapped, path)
     return wrapped
+
+
+def check_adapter(network: nn.Module, path: Path) -> None:
+    """Raise `ModelError` unless the file holds the very tensors that train in `network`; PEFT lets it pass."""
+    import peft
+
+    expected = set(peft.get_peft_model_state_dict(network, save_embedding_layers=False))
+    found = set(tensor_shapes(path, ""))
+    if lacking := sorted(expected - found):
+        raise ModelError(f"{path}: lacks {lacking[0]} and {len(lacking) - 1} other tensors; copy it anew")
+    if extra := sorted(found - expected):
+        raise ModelError(f"{path}: has {extra[0]}, for which the network has no place; check --lora.targets")
 
 
 def load_adapter_weights(network: nn.Module, folder: str) -> None:
     """Overwrite the adapter and the head of a network that has them by those of a folder, exactly."""
     import peft
 
-    weights = load_file(Path(folder) / "adapter_model.safetensors")
-    found = peft.set_peft_model_state_dict(network, weights)
-    if found.unexpected_keys:
-        raise ModelError(f"{folder}: its adapter has {found.unexpected_keys[0]}, which this run has not")
+    path = Path(folder) / "adapter_model.safetensors"
+    check_adapter(network, path)
+    peft.set_peft_model_state_dict(network, load_file(path))
 
 
 def load_head(network: nn.Module, folder: str) -> None:
@@ -307,7 +329,10 @@ def load_head(network: nn.Module, folder: str) -> None:
     files = sorted(Path(folder).glob("*.safetensors"))
     found = {name: (path, shape) for path in files for name, shape in tensor_shapes(path, "score.").items()}
     check_head(folder, head, {name: shape for name, (_, shape) in found.items()})
-    tensors = {name: load_file(path)[f"score.{name}"] for name, (path, _) in found.items()}
+    tensors = {}
+    for name, (path, _) in found.items():
+        with safe_open(path, "pt") as file:
+            tensors[name] = file.get_tensor(f"score.{name}")
     head.load_state_dict(tensors)
 
 

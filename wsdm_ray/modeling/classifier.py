@@ -11,21 +11,26 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from wsdm_ray.config import HeadConfig, LoraConfig
 from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling.attention import attention_implementation, dense_masks
 from wsdm_ray.packing.layouts import Layout
+from wsdm_ray.storage import reason
 
 __all__ = [
     "FAMILIES",
     "add_lora",
+    "check_complete",
     "device_and_dtype",
     "first_wins",
     "inner",
     "load_network",
+    "loading",
     "make_head",
+    "model_config",
     "ordering_logits",
     "peft_warnings",
     "trainable_parameters",
@@ -62,31 +67,58 @@ def load_network(
     Raises:
         ModelError: the folder is no model of a supported family, or its weights are not safetensors.
     """
+    config = model_config(folder)
+    stored = getattr(config, "quantization_config", None)
+    options: dict[str, Any] = {}
+    if stored is None and quantization != "none":
+        options["quantization_config"] = bitsandbytes_config(quantization, dtype)
+    with loading(folder):
+        network, found = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=2, dtype=dtype, attn_implementation=attention_implementation(config),
+            device_map={"": device}, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            output_loading_info=True, **options,
+        )  # fmt: skip
+    check_complete(folder, found)
+    network.requires_grad_(False)
+    network.config.use_cache = False
+    network.score = make_head(head, network.config.get_text_config().hidden_size, seed).to(device)
+    return network.eval()
+
+
+def model_config(folder: str) -> Any:
+    """The config of a model folder. Raises `ModelError` where it is no model of a supported family."""
     quiet()
     try:
         config = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder}: no usable config.json ({error})") from error
     if config.model_type not in FAMILIES:
         raise ModelError(f"{folder}: model type {config.model_type} is not one of {', '.join(FAMILIES)}")
-    stored = getattr(config, "quantization_config", None)
-    options: dict[str, Any] = {}
-    if stored is None and quantization != "none":
-        options["quantization_config"] = bitsandbytes_config(quantization, dtype)
+    return config
+
+
+@contextlib.contextmanager
+def loading(folder: str) -> Iterator[None]:
+    """Turn what transformers raises at weights it cannot load into a `ModelError` that names the folder."""
     try:
-        network = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=2, dtype=dtype, attn_implementation=attention_implementation(config),
-            device_map={"": device}, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-            **options,
-        )  # fmt: skip
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]})") from error
-    network.requires_grad_(False)
-    network.config.use_cache = False
-    network.score = make_head(head, network.config.get_text_config().hidden_size, seed).to(device)
-    return network.eval()
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"{folder}: cannot be loaded ({reason(error)}); fetch or save the model anew"
+        ) from error
+
+
+def check_complete(folder: str, found: dict[str, Any]) -> None:
+    """Raise `ModelError` where weights of the backbone were not in the folder: they would be random."""
+    lacking = {name for name in found["missing_keys"] if not name.startswith("score.")}
+    lacking |= {str(name[0]) for name in found["mismatched_keys"]}
+    if lacking:
+        raise ModelError(
+            f"{folder}: its weights lack {sorted(lacking)[0]} and {len(lacking) - 1} other tensors, "
+            "or have them in another shape; fetch or save the model anew"
+        )
 
 
 def bitsandbytes_config(quantization: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
@@ -172,8 +204,12 @@ def first_wins(logits_S2: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def peft_warnings() -> Iterator[None]:
-    """Let pass what PEFT's use of transformers warns of: names that are to go in later versions."""
+    """Let pass what PEFT's use of transformers warns of: names that are to go in later versions.
+
+    Its warning of tensors that an adapter lacks gives way to an error of ours.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
         yield
 

@@ -6,8 +6,16 @@ from typing import Any
 import transformers
 
 from wsdm_ray.config import QuantizeConfig, to_dict
+from wsdm_ray.errors import ModelError
 from wsdm_ray.modeling.checkpoint import MANIFEST, Manifest, folder_digest, load_classifier, save_classifier
-from wsdm_ray.modeling.classifier import bitsandbytes_config, device_and_dtype, load_network, quiet
+from wsdm_ray.modeling.classifier import (
+    bitsandbytes_config,
+    check_complete,
+    device_and_dtype,
+    load_network,
+    loading,
+    model_config,
+)
 from wsdm_ray.runs import finish_run, open_run
 from wsdm_ray.storage import local_copy, upload_folder
 from wsdm_ray.telemetry import logger
@@ -48,13 +56,16 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
 
 def quantize_backbone(base: str, precision: str, target: str) -> Manifest:
     """A base that was not trained yet: the backbone alone, without a head."""
-    quiet()
+    if getattr(model_config(base), "quantization_config", None) is not None:
+        raise ModelError(f"{base}: is quantized already; give the model as it was before")
     device, dtype = device_and_dtype("bf16" if precision == "bf16" else "auto")
     options = {} if precision == "bf16" else {"quantization_config": bitsandbytes_config(precision, dtype)}
-    network = transformers.AutoModel.from_pretrained(
-        base, dtype=dtype, device_map={"": device}, local_files_only=True, trust_remote_code=False,
-        use_safetensors=True, **options,
-    )  # fmt: skip
+    with loading(base):
+        network, found = transformers.AutoModel.from_pretrained(
+            base, dtype=dtype, device_map={"": device}, local_files_only=True, trust_remote_code=False,
+            use_safetensors=True, output_loading_info=True, **options,
+        )  # fmt: skip
+    check_complete(base, found)
     manifest = Manifest(kind="base", quantization="none" if precision == "bf16" else precision)  # pyright: ignore[reportArgumentType]
     save_classifier(network, base, target, manifest)
     return manifest
