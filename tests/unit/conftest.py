@@ -1,4 +1,4 @@
-"""What unit tests share: a tiny tokenizer, tiny random models of every family. Each is made when asked for."""
+"""What unit tests share: a tiny tokenizer, tiny random models of every family. Made when asked for."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,16 +31,16 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def family_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny random model of a family: two layers, width 32, a sliding window of 16 tokens."""
+def family_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a tiny random model of a family: two layers, a sliding window of 16 tokens."""
     from wsdm_ray.modeling.tiny import make_tiny_model
 
     root = tmp_path_factory.mktemp("families")
 
-    def folder(family: str) -> Path:
-        path = root / family
+    def folder(family: str, width: int = 32) -> Path:
+        path = root / f"{family}_{width}"
         if not path.exists():
-            make_tiny_model(str(path), WORDS, family=family, vocabulary=400, width=32, window=16)
+            make_tiny_model(str(path), WORDS, family=family, vocabulary=400, width=width, window=16)
         return path
 
     return folder
