@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import tyro
 
@@ -38,7 +38,11 @@ def main(
     try:
         try:
             config = tyro.cli(
-                config_type, prog=program_name(), args=argv, description=config_type.__doc__, default=default
+                config_type,
+                prog=program_name(),
+                args=argv,
+                description=config_type.__doc__,
+                default=cast(Config, default),
             )
         except SystemExit as leaving:  # --help, or arguments that tyro has explained already
             return leaving.code if isinstance(leaving.code, int) else 2

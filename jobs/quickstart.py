@@ -1,6 +1,7 @@
 """python -m jobs.quickstart: the whole flow on synthetic votes, on one CPU machine.
 
-arena -> prepare -> a tiny Gemma-2, quantized to int8 -> train -> score the valid set in both orders -> evaluate
+arena -> prepare -> a tiny Gemma-2, quantized to int8 -> train -> score the valid set in both orders
+-> evaluate
 """
 
 import dataclasses
@@ -70,10 +71,14 @@ def quickstart(config: QuickstartConfig) -> None:
     step("5/7 score: the valid set in both orders on Ray Data")
     score(
         ScoreConfig(
-            model=(at["model"],), input=(shards["valid"],), output=at["predictions"], token_budget=4096, unit_rows=200,
+            model=(at["model"],),
+            input=(shards["valid"],),
+            output=at["predictions"],
+            token_budget=4_096,
+            unit_rows=200,
             restart=restart,
         )
-    )  # fmt: skip
+    )
     step("6/7 evaluate: against the votes, and against what is possible")
     metrics = evaluate(
         EvaluateConfig(predictions=at["predictions"], votes=(shards["valid"],), output=at["report"])
@@ -103,20 +108,19 @@ def make_base(folder: str, shards: str, seed: int) -> None:
 
 
 def show(metrics: dict, at: dict[str, str], seconds: float) -> None:
-    best = metrics["best_accuracy"]
     table = Table(
         title=f"The whole flow took {seconds:.0f} s", title_justify="left", box=None, pad_edge=False
     )
     for column in ("", "where", "what"):
         table.add_column(column)
-    closed = (metrics["accuracy"] - 0.5) / (best - 0.5)
+    figures = (
+        f"accuracy {metrics['accuracy']:.3f}; best possible {metrics['best_accuracy']:.3f}; "
+        f"{metrics['share_of_best']:.0%} of the way there from 0.5"
+    )
     table.add_row("votes", at["data"], f"{metrics['rows']} of them held out by prompt")
     table.add_row("classifier", at["model"], "a PEFT adapter with its head; base in " + at["quantized"])
     table.add_row("predictions", at["predictions"], "a probability for every row, in input order")
-    table.add_row(
-        "report", join(at["report"], "report.html"),
-        f"accuracy {metrics['accuracy']:.3f}; best possible {best:.3f}; {closed:.0%} of the way there from 0.5",
-    )  # fmt: skip
+    table.add_row("report", join(at["report"], "report.html"), figures)
     console = Console()
     console.print(table)
     console.print(

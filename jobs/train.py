@@ -1,4 +1,4 @@
-"""python -m jobs.train: see `wsdm_ray.config.TrainConfig` for the options, `wsdm_ray.presets` for `--preset NAME`."""
+"""python -m jobs.train: options are in `wsdm_ray.config.TrainConfig`, presets in `wsdm_ray.presets`."""
 
 import sys
 
@@ -34,5 +34,6 @@ if __name__ == "__main__":
     try:
         default, arguments = take_preset(sys.argv[1:])
     except ConfigError as error:
-        sys.exit(print(f"error: {error}", file=sys.stderr) or error.exit_status)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
     sys.exit(main(run, TrainConfig, arguments, default=default))

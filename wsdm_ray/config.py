@@ -205,7 +205,7 @@ class QuantizeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Fine-tune a classifier on votes."""
+    """Fine-tune a classifier on votes. `--preset NAME` starts from a config of `wsdm_ray.presets`."""
 
     base: str
     """Folder of a Hugging Face model, quantized or not, with its tokenizer."""

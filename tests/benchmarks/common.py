@@ -32,7 +32,8 @@ def write_result(path: Path, question: str, settings: dict[str, Any], results: A
 def hardware() -> dict[str, Any]:
     """The processor, its cores and the GPUs."""
     gpus = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False
+        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+        capture_output=True, text=True, check=False,
     ).stdout if has("nvidia-smi") else ""  # fmt: skip
     found = {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.platform()}
     return found | ({"gpus": gpus.split("\n")[:-1]} if gpus else {})
@@ -43,9 +44,11 @@ def has(program: str) -> bool:
 
 
 def commit() -> str:
-    """The commit that was checked out, with a mark where files were changed since; `$COMMIT` where there is no git."""
+    """The commit of the checkout, marked where files were changed since; `$COMMIT` where there is no git."""
     git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    head = subprocess.run(
+        [*git, "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False
+    )
     if head.returncode:
         return os.environ.get("COMMIT", "unknown")
     changed = subprocess.run(

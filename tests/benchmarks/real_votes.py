@@ -2,8 +2,8 @@
 
     python tests/benchmarks/real_votes.py --votes VOTES.parquet --base FOLDER --preset smollm2_135m --work DIR
 
-prepare -> quantize (int8) -> train -> score the held-out votes in both orders -> evaluate. Each is a process of its own,
-timed from outside. Writes results/real_votes_PRESET.json, or --json.
+prepare -> quantize (int8) -> train -> score the held-out votes in both orders -> evaluate. Each is a process
+of its own, timed from outside. Writes results/real_votes_PRESET.json, or --json.
 """
 
 import argparse

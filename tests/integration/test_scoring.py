@@ -1,4 +1,4 @@
-"""Scoring through Ray Data: every row once and in order, the same whoever computes it, and resumed after any death."""
+"""Scoring through Ray Data: every row once and in order, the same whoever computes it, whatever dies."""
 
 import dataclasses
 import json
@@ -82,9 +82,6 @@ def test_a_row_that_cannot_be_scored_carries_its_error(scored):
 
 def test_swapping_the_responses_gives_exactly_the_rest(ray_session, scored, pairs, classifier, tmp_path):
     swapped = pairs.select(["id", "prompt", "response_b", "response_a"]).rename_columns(pairs.column_names)
-    pq.write_table(swapped, tmp_path / "swapped.parquet")
-    # One unit of all rows against nine of them: the plans differ, so only the exact complement of the same plan is
-    # to be had; hence the same cuts.
     for name, table in (("given", pairs), ("swapped", swapped)):
         pq.write_table(table, tmp_path / f"{name}.parquet")
         score(config(classifier, tmp_path / f"{name}.parquet", tmp_path / name))

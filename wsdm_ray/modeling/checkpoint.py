@@ -303,7 +303,7 @@ def load_adapter(network: nn.Module, folder: str) -> nn.Module:
 
 
 def check_adapter(network: nn.Module, path: Path) -> None:
-    """Raise `ModelError` unless the file holds the very tensors that train in `network`; PEFT lets it pass."""
+    """Raise `ModelError` unless the file holds the very tensors that train in `network`; PEFT would not."""
     import peft
 
     expected = set(peft.get_peft_model_state_dict(network, save_embedding_layers=False))

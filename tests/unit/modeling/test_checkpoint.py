@@ -81,7 +81,7 @@ def manifest_of(base: Path, asked: str) -> Manifest:
 
 @pytest.fixture(scope="module")
 def folders(family_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Checkpoint folders of every kind, and bases; beside adapters NAME.npy, logits before they were saved."""
+    """Checkpoint folders of every kind, and bases; beside adapters NAME.npy, their logits before saving."""
     root = tmp_path_factory.mktemp("checkpoints")
     plain = family_model("gemma2", 64)
     found = {"plain": plain, "int8": root / "int8", "nf4": root / "nf4"}
