@@ -206,7 +206,9 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
     with open_read(path) as file:
         try:
             opened = pq.ParquetFile(file, memory_map=False)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and "deserialize thrift" not in str(error):
+                raise  # of the store; a damaged footer is an OSError too
             raise DataError(f"{path}: not a parquet file ({reason(error)})") from error
         with opened:
             yield opened
