@@ -173,7 +173,7 @@ def save_classifier(network: nn.Module, tokenizer_folder: str, folder: str, mani
 
 
 def resolve_precision(precision: str, device: str, manifest: Manifest) -> str:
-    """What `auto` means for a checkpoint on a device, and that what was asked for is possible.
+    """What `auto` means for a checkpoint on a kind of device, and that its weights allow what was asked for.
 
     Raises:
         ConfigError: the weights are quantized in another way than was asked for.
@@ -185,8 +185,6 @@ def resolve_precision(precision: str, device: str, manifest: Manifest) -> str:
         raise ConfigError(
             f"--precision {precision}: the weights are stored as {as_trained}; use it, fp32 or bf16"
         )
-    if precision == "bf16":
-        device_and_dtype("bf16", device)
     return precision
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "model_config",
     "ordering_logits",
     "peft_warnings",
+    "set_threads",
     "trainable_parameters",
 ]
 
