@@ -33,8 +33,11 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def family_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """The folder of a tiny random model of a family: two layers, a sliding window of 16 tokens."""
+    import torch
+
     from wsdm_ray.modeling.tiny import make_tiny_model
 
+    torch.set_num_threads(1)  # products this small are slower on more, far slower on a busy machine
     root = tmp_path_factory.mktemp("families")
 
     def folder(family: str, width: int = 32) -> Path:

@@ -120,6 +120,8 @@ def refuse(self, address):
     raise AssertionError(f"reaches for {address}")
 
 socket.socket.connect = refuse
+import torch
+torch.set_num_threads(1)  # as in the process that tells what to expect
 from tests.unit.modeling.test_checkpoint import AS_TRAINED, logits_of
 from wsdm_ray.modeling.checkpoint import load_classifier, read_manifest
 found = {}

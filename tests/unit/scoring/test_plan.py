@@ -1,0 +1,200 @@
+"""Work units: every row in exactly one, in input order; what the input lacks is named at once."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wsdm_ray.config import Columns
+from wsdm_ray.errors import DataError
+from wsdm_ray.scoring.plan import WorkUnit, make_plan, part_name, read_unit
+
+COLUMNS = Columns()
+
+
+def table_of(ids: list, kind: pa.DataType | None = None) -> pa.Table:
+    texts = [f"text {value}" for value in ids]
+    return pa.table(
+        {
+            "more": ids,
+            "response_b": texts,
+            "id": pa.array(ids, kind or pa.int64()),
+            "prompt": texts,
+            "response_a": texts,
+        }
+    )
+
+
+def refusal(files: list[str], columns: Columns = COLUMNS) -> str:
+    with pytest.raises(DataError) as caught:
+        make_plan(files, 10, columns)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def without(name: str) -> pa.Table:
+    return table_of([1, 2]).drop_columns([name])
+
+
+def replaced(name: str, values: pa.Array) -> pa.Table:
+    table = table_of([1, 2])
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4),
+    group_rows=st.integers(1, 50),
+    unit_rows=st.integers(1, 30),
+)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_row_once_in_order(tmp_path, sizes, group_rows, unit_rows):
+    files, first = [], 0
+    for number, size in enumerate(sizes):
+        files.append(str(tmp_path / f"{number}.parquet"))
+        pq.write_table(table_of(list(range(first, first + size))), files[-1], row_group_size=group_rows)
+        first += size
+    if not first:
+        assert "no rows to score" in refusal(files)
+        return
+    plan = make_plan(files, unit_rows, COLUMNS)
+    assert plan.rows == first
+    assert plan.id_type == pa.int64()
+    assert [unit.number for unit in plan.units] == list(range(len(plan.units)))
+    assert all(1 <= unit.rows <= unit_rows for unit in plan.units)
+    assert plan == make_plan(files, unit_rows, COLUMNS)
+    found = []
+    for unit in plan.units:
+        rows = read_unit(unit, COLUMNS)
+        assert rows.column_names == ["id", "prompt", "response_a", "response_b"]
+        assert len(rows) == unit.rows
+        ids = rows["id"].to_pylist()
+        assert rows["response_b"].to_pylist() == [f"text {value}" for value in ids]
+        found += ids
+    assert found == list(range(first))
+
+
+@pytest.mark.parametrize("group_rows", [7, 10_000])
+def test_large_files_are_read_in_pieces(write, group_rows):
+    path = write(table_of(list(range(9_000))), row_group_size=group_rows)
+    plan = make_plan([path], 2_500, COLUMNS)
+    assert [(unit.start, unit.rows) for unit in plan.units] == [
+        (0, 2_500),
+        (2_500, 2_500),
+        (5_000, 2_500),
+        (7_500, 1_500),
+    ]
+    for unit in plan.units:
+        assert read_unit(unit, COLUMNS)["id"].to_pylist() == list(range(unit.start, unit.start + unit.rows))
+
+
+def test_columns_by_other_names(write):
+    table = table_of([5, 6]).rename_columns(["more", "second", "key", "question", "first"])
+    columns = Columns(id="key", prompt="question", response_a="first", response_b="second")
+    path = write(table)
+    [unit] = make_plan([path], 10, columns).units
+    assert read_unit(unit, columns).to_pydict() == {
+        "id": [5, 6], "prompt": ["text 5", "text 6"], "response_a": ["text 5", "text 6"],
+        "response_b": ["text 5", "text 6"],
+    }  # fmt: skip
+
+
+def test_empty_files_among_others(write):
+    files = [write(table_of(ids), f"{i}.parquet") for i, ids in enumerate([[], [1, 2], [], [3]])]
+    plan = make_plan(files, 10, COLUMNS)
+    assert plan.units == (WorkUnit(0, files[1], 0, 2), WorkUnit(1, files[3], 0, 1))
+
+
+def test_an_empty_file_whose_columns_have_no_type(write):
+    names = ["id", "prompt", "response_a", "response_b"]
+    files = [
+        write(pa.table({name: pa.nulls(0) for name in names}), "0.parquet"),
+        write(table_of([1]), "1.parquet"),
+    ]
+    assert make_plan(files, 10, COLUMNS).id_type == pa.int64()
+
+
+def test_string_ids_of_either_width(write):
+    files = [
+        write(table_of(["x"], pa.string()), "0.parquet"),
+        write(table_of(["y"], pa.large_string()), "1.parquet"),
+    ]
+    assert make_plan(files, 10, COLUMNS).id_type == pa.string()
+
+
+def test_part_names_sort_as_numbers_do():
+    assert part_name(7) == "part-000007.parquet"
+    assert sorted(map(part_name, [100, 20, 3])) == [part_name(3), part_name(20), part_name(100)]
+
+
+def test_an_id_that_stands_twice(write):
+    within = write(table_of([4, 5, 6, 5]))
+    assert refusal([within]) == (
+        f"id 5 stands in {within} row 1 and {within} row 3; ids must be unique, drop or rename one"
+    )
+    first, second = (
+        write(table_of(["a", "b"], pa.string()), "1.parquet"),
+        write(table_of(["c", "b"], pa.string()), "2.parquet"),
+    )
+    assert refusal([first, second]) == (
+        f"id b stands in {first} row 1 and {second} row 1; ids must be unique, drop or rename one"
+    )
+
+
+def test_a_null_id(write):
+    path = write(table_of([1, 2, None]))
+    assert refusal([path]) == f"{path}: id is null in row 2; every row needs one"
+
+
+@pytest.mark.parametrize("name", ["id", "prompt", "response_a", "response_b"])
+def test_a_missing_column(write, name):
+    path = write(without(name))
+    there = ", ".join(without(name).column_names)
+    assert refusal([path]) == (
+        f"{path}: no column {name} (there are {there}); use --columns.{name.replace('_', '-')} NAME"
+    )
+
+
+def test_a_mapped_column_that_is_missing(write):
+    path = write(table_of([1]))
+    assert f"{path}: no column question (" in refusal([path], Columns(prompt="question"))
+
+
+def test_wrong_types(write):
+    path = write(replaced("prompt", pa.array([1, 2])))
+    assert refusal([path]) == f"{path}: column prompt holds int64, not strings"
+    path = write(replaced("response_b", pa.array([["x"], []])))
+    assert refusal([path]) == f"{path}: column response_b holds list<element: string>, not strings"
+    path = write(replaced("id", pa.array([0.5, 1.5])))
+    assert refusal([path]) == f"{path}: column id holds double, not integers or strings"
+
+
+def test_ids_of_different_types(write):
+    first, second = write(table_of([1]), "1.parquet"), write(table_of(["b"], pa.string()), "2.parquet")
+    assert refusal([first, second]) == f"{second}: ids are string, but int64 in {first}; give all one type"
+
+
+def test_not_parquet(tmp_path):
+    for number, content in enumerate([b"", b"id,prompt\n1,x\n", b"PAR1" + b"\0" * 50 + b"PAR1"]):
+        path = tmp_path / f"{number}.parquet"
+        path.write_bytes(content)
+        assert refusal([str(path)]).startswith(f"{path}: not a parquet file (")
+
+
+def test_no_rows(write):
+    first, second = write(table_of([]), "1.parquet"), write(table_of([]), "2.parquet")
+    assert refusal([first]) == f"{first}: no rows to score"
+    assert refusal([first, second]) == f"{first}: no rows to score in any of 2 files"
+
+
+@pytest.mark.parametrize("left", [0, 5, 12])
+def test_a_file_that_shrank(write, left):
+    path = write(table_of(list(range(20))), row_group_size=4)
+    units = make_plan([path], 10, COLUMNS).units
+    write(table_of(list(range(left))), row_group_size=4)
+    with pytest.raises(DataError) as caught:
+        read_unit(units[1], COLUMNS)
+    missing = min(20 - left, 10)
+    assert str(caught.value) == (
+        f"{path}: {missing} rows fewer than when the run was planned; restore the file"
+    )
