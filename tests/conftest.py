@@ -1,12 +1,17 @@
 """What tests of every kind share: one Ray, tiny votes, a tiny model. All are made when first asked for."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.integration.servers import free_ports, store_environment
+
+if TYPE_CHECKING:
+    from wsdm_ray.config import TrainConfig
 
 
 @pytest.fixture(scope="session")
@@ -100,16 +105,22 @@ def int8_base(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def classifier(
     ray_session, int8_base: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A classifier of twelve steps, trained by two workers."""
-    import dataclasses
-
-    from wsdm_ray.presets import tiny
+    """What `train_config` makes on one worker that nothing disturbs."""
     from wsdm_ray.training.runner import train
 
     folder = tmp_path_factory.mktemp("classifier") / "model"
-    config = tiny(str(int8_base), (f"{prepared}/train",), str(folder))
-    train(dataclasses.replace(config, max_steps=12, num_workers=2))
+    train(train_config(int8_base, prepared, folder))
     return folder
+
+
+def train_config(base: Path, prepared: Path, output: Path, **changes: Any) -> "TrainConfig":
+    """Eight steps of two passes, a checkpoint every second; dropout is on, as its seeds must survive restarts."""
+    from wsdm_ray.presets import tiny
+
+    whole = tiny(str(base), (f"{prepared}/train",), str(output), (f"{prepared}/valid",))
+    lora = dataclasses.replace(whole.lora, dropout=0.1)
+    few = {"max_steps": 8, "checkpoint_steps": 2, "pairs_per_step": 8, "micro_batches": 2, "lora": lora}
+    return dataclasses.replace(whole, **(few | changes))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -80,18 +80,17 @@ def test_a_row_that_cannot_be_scored_carries_its_error(scored):
     assert rows[9]["prob_a"] == 0.5  # two equal responses
 
 
-def test_swapping_the_responses_gives_exactly_the_rest(ray_session, scored, pairs, classifier, tmp_path):
-    swapped = pairs.select(["id", "prompt", "response_b", "response_a"]).rename_columns(pairs.column_names)
-    for name, table in (("given", pairs), ("swapped", swapped)):
-        pq.write_table(table, tmp_path / f"{name}.parquet")
-        score(config(classifier, tmp_path / f"{name}.parquet", tmp_path / name))
-    given, other = read(tmp_path / "given"), read(tmp_path / "swapped")
-    p, q = given["prob_a"].to_numpy(), other["prob_a"].to_numpy()
-    valid = np.arange(len(p)) != 7
-    assert np.array_equal(p[valid], np.float32(1) - q[valid])
-    assert np.array_equal(
-        given["prob_a_ab"].to_numpy()[valid], np.float32(1) - other["prob_a_ba"].to_numpy()[valid]
-    )
+def test_swapping_the_responses_gives_exactly_the_rest(ray_session, scored, source, classifier, tmp_path):
+    for path in source.iterdir():
+        rows = pq.read_table(path)
+        swapped = rows.select(["id", "prompt", "response_b", "response_a"]).rename_columns(rows.column_names)
+        pq.write_table(swapped, tmp_path / path.name)
+    score(config(classifier, tmp_path, tmp_path.parent / "swapped"))
+    given, other = read(scored), read(tmp_path.parent / "swapped")
+    valid = np.arange(120) != 7
+    for column, twin in (("prob_a", "prob_a"), ("prob_a_ab", "prob_a_ba"), ("prob_a_ba", "prob_a_ab")):
+        p, q = given[column].to_numpy()[valid], other[twin].to_numpy()[valid]
+        assert np.array_equal(p, np.float32(1) - q)
 
 
 def test_neighbours_batches_files_and_replicas_change_nothing(

@@ -14,41 +14,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from wsdm_ray.config import TrainConfig
+from tests.conftest import train_config
 from wsdm_ray.errors import ClusterError, ModelError, RunMismatchError, StorageError, WsdmRayError
-from wsdm_ray.presets import tiny
 from wsdm_ray.training.runner import train
 
 ROOT = Path(__file__).parents[2]
-STEPS = 8
-
-
-def config(base: Path, prepared: Path, output: Path, **changes) -> TrainConfig:
-    """Eight steps on one worker, a checkpoint every second; dropout is on, its seeds must survive."""
-    whole = tiny(str(base), (f"{prepared}/train",), str(output), (f"{prepared}/valid",))
-    whole = dataclasses.replace(
-        whole,
-        max_steps=STEPS,
-        checkpoint_steps=2,
-        pairs_per_step=8,
-        lora=dataclasses.replace(whole.lora, dropout=0.1),
-    )
-    return dataclasses.replace(whole, **changes)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(ray_session, int8_base, prepared, tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("uninterrupted") / "model"
-    train(config(int8_base, prepared, output))
-    return output
 
 
 def weights(folder: Path) -> bytes:
     return (folder / "adapter_model.safetensors").read_bytes()
 
 
-def test_a_trained_folder_is_a_checkpoint_with_its_metrics(uninterrupted: Path):
-    names = {path.name for path in uninterrupted.iterdir()}
+def test_a_trained_folder_is_a_checkpoint_with_its_metrics(classifier: Path):
+    names = {path.name for path in classifier.iterdir()}
     assert {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -56,56 +34,55 @@ def test_a_trained_folder_is_a_checkpoint_with_its_metrics(uninterrupted: Path):
         "wsdm_ray.json",
         "run.json",
     } <= names
-    assert not [
-        path for path in uninterrupted.rglob("*") if path.suffix in (".pkl", ".pt", ".bin", ".pickle")
-    ]
-    run = json.loads((uninterrupted / "run.json").read_text())
+    assert not [path for path in classifier.rglob("*") if path.suffix in (".pkl", ".pt", ".bin", ".pickle")]
+    run = json.loads((classifier / "run.json").read_text())
     low, high = run["metrics"]["valid_accuracy_ci95"]
     assert low < run["metrics"]["valid_accuracy"] < high
     assert run["metrics"]["valid_rows"] == run["counts"]["valid"]  # the whole valid set
-    rows = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (classifier / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, run["metrics"]["step"] + 1))
     assert all(row["pairs"] == 8 for row in rows)
 
 
-def test_only_the_best_and_the_last_checkpoint_are_kept(uninterrupted: Path):
+def test_only_the_best_and_the_last_checkpoint_are_kept(classifier: Path):
     kept = [
         path
-        for path in (uninterrupted / "_checkpoints" / "run").iterdir()
+        for path in (classifier / "_checkpoints" / "run").iterdir()
         if path.name.startswith("checkpoint_20")
     ]
     assert 1 <= len(kept) <= 2
 
 
-def test_a_finished_run_is_not_done_again_and_a_changed_one_is_refused(uninterrupted, int8_base, prepared):
-    before = (uninterrupted / "adapter_model.safetensors").stat().st_mtime_ns
-    train(config(int8_base, prepared, uninterrupted))
-    assert (uninterrupted / "adapter_model.safetensors").stat().st_mtime_ns == before
+def test_a_finished_run_is_not_done_again_and_a_changed_one_is_refused(classifier, int8_base, prepared):
+    before = (classifier / "adapter_model.safetensors").stat().st_mtime_ns
+    train(train_config(int8_base, prepared, classifier))
+    assert (classifier / "adapter_model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(RunMismatchError, match=r"options\.seed: 0 -> 1.*--restart"):
-        train(config(int8_base, prepared, uninterrupted, seed=1))
+        train(train_config(int8_base, prepared, classifier, seed=1))
 
 
-def test_two_workers_agree_with_one(uninterrupted, int8_base, prepared, tmp_path):
+def test_two_workers_agree_with_one(classifier, int8_base, prepared, tmp_path):
     """Steps of the same pairs: only the order in which gradients are added up differs."""
-    one = train(config(int8_base, prepared, tmp_path / "one", micro_batches=2))
-    two = train(config(int8_base, prepared, tmp_path / "two", micro_batches=2, num_workers=2))
+    two = train(train_config(int8_base, prepared, tmp_path / "two", num_workers=2))
     of = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (classifier, tmp_path / "two")
     ]
     assert [row["pairs"] for row in of[0]] == [row["pairs"] for row in of[1]]
     # Weights are rounded to float16 where int8 layers are dequantized, so that a last bit may grow.
     assert [row["loss"] for row in of[0]] == pytest.approx([row["loss"] for row in of[1]], abs=1e-3)
-    assert one["metrics"]["valid_log_loss"] == pytest.approx(two["metrics"]["valid_log_loss"], abs=1e-2)
+    assert json.loads((classifier / "run.json").read_text())["metrics"]["valid_log_loss"] == pytest.approx(
+        two["metrics"]["valid_log_loss"], abs=1e-2
+    )
 
 
-def test_a_killed_worker_changes_nothing(uninterrupted, int8_base, prepared, tmp_path):
+def test_a_killed_worker_changes_nothing(classifier, int8_base, prepared, tmp_path):
     output = tmp_path / "model"
     failed: list[BaseException] = []
 
     def run() -> None:
         try:
-            train(config(int8_base, prepared, output))
+            train(train_config(int8_base, prepared, output))
         except BaseException as error:
             failed.append(error)
 
@@ -116,15 +93,15 @@ def test_a_killed_worker_changes_nothing(uninterrupted, int8_base, prepared, tmp
     thread.join(180)
     assert not thread.is_alive()
     assert not failed
-    assert weights(output) == weights(uninterrupted)
+    assert weights(output) == weights(classifier)
 
 
-def test_a_killed_job_goes_on_where_it_was(uninterrupted, int8_base, prepared, tmp_path):
+def test_a_killed_job_goes_on_where_it_was(classifier, int8_base, prepared, tmp_path):
     output = tmp_path / "model"
     command = f"""
         {sys.executable} -m jobs.train --preset tiny --base {int8_base} --output {output}
         --train {prepared}/train --valid {prepared}/valid
-        --max-steps {STEPS} --checkpoint-steps 2 --pairs-per-step 8 --lora.dropout 0.1
+        --max-steps 8 --checkpoint-steps 2 --pairs-per-step 8 --micro-batches 2 --lora.dropout 0.1
     """.split()
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     first = subprocess.Popen(
@@ -148,11 +125,11 @@ def test_a_killed_job_goes_on_where_it_was(uninterrupted, int8_base, prepared, t
     start = re.search(r"steps (\d+) to 8", second.stderr + second.stdout)
     assert start
     assert int(start[1]) > 1
-    assert weights(output) == weights(uninterrupted)
+    assert weights(output) == weights(classifier)
 
 
 def test_what_cannot_be_done_is_refused_before_anything_starts(ray_session, int8_base, prepared, tmp_path):
-    given = config(int8_base, prepared, tmp_path / "model")
+    given = train_config(int8_base, prepared, tmp_path / "model")
     for changes, kind, message in (
         ({"num_workers": 99}, ClusterError, r"2 CPUs and 0 GPUs: too small for 99 workers.*--num-workers"),
         ({"base": str(tmp_path / "nothing")}, StorageError, r"nothing: no such folder"),
@@ -166,7 +143,7 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(ray_session, int8
 
 
 def test_an_injected_nan_stops_the_run_with_the_step_and_the_ids(ray_session, int8_base, prepared, tmp_path):
-    given = config(int8_base, prepared, tmp_path / "model")
+    given = train_config(int8_base, prepared, tmp_path / "model")
     wild = dataclasses.replace(given.optimizer, learning_rate=1e30, warmup_fraction=0.0)
     with pytest.raises(
         WsdmRayError, match=r"step \d+: loss (nan|inf).* ids \[.*arena.*lower --optimizer.learning-rate"

@@ -36,8 +36,8 @@ def read_votes(paths: Sequence[str]) -> Votes:
     """All votes of canonical shards, in file order.
 
     Raises:
-        DataError: a column is missing, a text is null, a vote is neither model_a, model_b nor a soft label in
-            0..1, or there are no rows. The first row at fault is named by its id.
+        DataError: a column is missing or of a wrong type, a text is null, a vote is neither model_a, model_b
+            nor a soft label in 0..1, or there are no rows. The first row at fault is named by its id.
     """
     tables, labels = [], []
     for path in list_files(paths):
@@ -50,6 +50,7 @@ def read_votes(paths: Sequence[str]) -> Votes:
                     f"{path}: no column {what}; make canonical shards with `python -m jobs.prepare`"
                 )
             table = file.read([name for name in ("id", *TEXTS, "winner", "prob_a") if name in names])
+        check_types(path, table)
         for name in TEXTS:
             if table.column(name).null_count:
                 row = int(np.argmax(table.column(name).is_null().to_numpy()))
@@ -68,6 +69,15 @@ def read_votes(paths: Sequence[str]) -> Votes:
         return Votes(table, np.concatenate(labels))
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"{paths[0]}: files of different types ({error}); prepare them in one run") from error
+
+
+def check_types(path: str, table: pa.Table) -> None:
+    """Raise `DataError` where a text is no string or a soft label no number."""
+    number, text = (pa.types.is_integer, pa.types.is_floating), (pa.types.is_string, pa.types.is_large_string)
+    for name, fits, wanted in [*((name, text, "strings") for name in TEXTS), ("prob_a", number, "numbers")]:
+        kind = table.schema.field(name).type if name in table.column_names else pa.null()
+        if not (pa.types.is_null(kind) or any(of_kind(kind) for of_kind in fits)):
+            raise DataError(f"{path}: {name} holds {kind}, not {wanted}; run `python -m jobs.prepare`")
 
 
 def wide(table: pa.Table) -> pa.Table:

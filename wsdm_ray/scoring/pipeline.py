@@ -44,17 +44,17 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     started = time.monotonic()
     files = list_files(config.input)
     check_outside(config.output, files)
-    models, digests = check_models(config)
+    replicas, on_gpu = fit_cluster(config.replicas)
+    models, digests = check_models(config, "cuda" if on_gpu else "cpu")
     plan = make_plan(files, config.unit_rows, config.columns)
     if config.dry_run:
         return describe(plan, models, config)
-    replicas, on_gpu = fit_cluster(config.replicas)
     settings = replica_options(config, plan, models, replicas, on_gpu)
     fingerprint = {
         "options": options(
             config, leave_out=("output", "restart", "dry_run", "replicas", "base", "model", "input")
         )
-        | {"precision": settings.precision, "layout": settings.layout},
+        | {"precision": [model.precision for model in models], "layout": settings.layout},
         "models": digests,
         "inputs": identities(files),
     }
@@ -85,7 +85,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     return run
 
 
-def check_models(config: ScoreConfig) -> tuple[tuple[ModelSpec, ...], list[dict[str, Any]]]:
+def check_models(config: ScoreConfig, device: str) -> tuple[tuple[ModelSpec, ...], list[dict[str, Any]]]:
     """The models, and digests of all that decides their output. Every part is checked to be there and fit."""
     models, digests = [], []
     for folder in config.model:
@@ -99,7 +99,8 @@ def check_models(config: ScoreConfig) -> tuple[tuple[ModelSpec, ...], list[dict[
         if manifest.kind == "adapter":
             local_base(local, manifest, config.base, verify=True)
         shared = folder if is_remote(folder) else local
-        models.append(ModelSpec(shared, config.base, manifest))
+        precision = resolve_precision(config.precision, device, manifest)
+        models.append(ModelSpec(shared, config.base, manifest, precision))
         digests.append({"digest": folder_digest(local), "base_digest": manifest.base_digest})
     return tuple(models), digests
 
@@ -132,18 +133,11 @@ def replica_options(
     config: ScoreConfig, plan: ScorePlan, models: tuple[ModelSpec, ...], replicas: int, on_gpu: bool
 ) -> ReplicaOptions:
     """What each replica is told, with every `auto` resolved."""
-    device = "cuda" if on_gpu else "cpu"
-    precisions = (
-        {resolve_precision(config.precision, "cpu", model.manifest) for model in models}
-        if not on_gpu
-        else {config.precision}
-    )
     return ReplicaOptions(
         models=models,
         output=absolute(config.output),
         id_type=plan.id_type,
         orders=config.orders,
-        precision=precisions.pop() if device == "cpu" else config.precision,
         layout="padded" if config.layout == "auto" else config.layout,
         token_budget=config.token_budget,
         logits=config.logits,

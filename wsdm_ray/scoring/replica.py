@@ -38,6 +38,7 @@ class ModelSpec:
     folder: str
     base: str | None
     manifest: Manifest
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,6 @@ class ReplicaOptions:
     output: str
     id_type: pa.DataType
     orders: str
-    precision: str
     layout: str
     token_budget: int
     logits: bool
@@ -133,7 +133,7 @@ class Replica:
         set_threads(options.threads)
         self.options = options
         self.networks = [
-            load_classifier(model.folder, precision=options.precision, base=model.base, verify=False)[0]
+            load_classifier(model.folder, precision=model.precision, base=model.base, verify=False)[0]
             for model in options.models
         ]
 

@@ -90,7 +90,7 @@ class Trainer:
             quantization=manifest.quantization,
         )
         if config.gradient_checkpointing:
-            network.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
+            network.activation_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
         self.network = add_lora(network, config.lora, config.seed)
         self.parameters = trainable_parameters(self.network)
         self.optimizer = make_optimizer(config, list(self.parameters.values()))
@@ -149,8 +149,8 @@ class Trainer:
         if not np.isfinite([loss, norm]).all():
             ids = self.train.table["id"].take(step.rows[:5]).to_pylist()
             raise TrainingDivergedError(
-                f"step {self.step}: loss {loss}, gradient norm {norm}; its rows begin with ids {ids}; lower "
-                "--optimizer.learning-rate or look at these rows, then run again: it goes on from the last "
+                f"step {self.step + 1}: loss {loss}, gradient norm {norm}; its rows begin with ids "
+                f"{ids}; lower --optimizer.learning-rate or look at these rows, then run again: it goes on from the last "
                 "checkpoint"
             )
         for group in self.optimizer.param_groups:

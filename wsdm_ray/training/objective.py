@@ -40,7 +40,7 @@ def valid_metrics(log_odds_NO: np.ndarray, prob_a_N: np.ndarray) -> dict[str, fl
         log_odds_NO: float [N, orderings], that the given response_a wins.
         prob_a_N: float [N], labels; a soft one counts for accuracy by the side it leans to, 0.5 by half.
     """
-    p = (1 / (1 + np.exp(-log_odds_NO.astype(np.float64)))).mean(axis=1)
+    p = 0.5 + 0.5 * np.tanh(0.5 * log_odds_NO.astype(np.float64)).mean(axis=1)  # a sigmoid without overflow
     agree = np.where(prob_a_N == 0.5, 0.5, (p >= 0.5) == (prob_a_N > 0.5))
     clipped = np.clip(p, 1e-7, 1 - 1e-7)
     log_loss = -(prob_a_N * np.log(clipped) + (1 - prob_a_N) * np.log1p(-clipped)).mean()
