@@ -84,7 +84,7 @@ def test_identical_responses_are_a_tie(network, encoder, texts, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("orders", ["both", "ab", "ba"])
 def test_neighbours_do_not_matter(network, encoder, texts, layout, orders):
-    together = probabilities(network, encoder.encode(*texts), layout, orders, budget=4_000)
+    together = probabilities(network, encoder.encode(*texts), layout, orders, budget=1_500)
     alone = [
         probabilities(network, encoder.encode(*([column[i]] for column in texts)), "padded", orders)[0]
         for i in range(0, 60, 6)

@@ -1,0 +1,320 @@
+"""The loop of one worker: a run twice, or in two parts, is the same to the byte; it learns; it stops."""
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import nn
+
+from wsdm_ray.config import HeadConfig, LoraConfig, OptimizerConfig, TextConfig, TrainConfig
+from wsdm_ray.data.votes import Votes
+from wsdm_ray.errors import ModelError
+from wsdm_ray.modeling.checkpoint import Manifest, folder_digest, load_classifier, read_manifest
+from wsdm_ray.training import loop
+from wsdm_ray.training.batches import step_rows
+from wsdm_ray.training.loop import Trainer, TrainingDivergedError
+
+DROPOUT = {"lora": LoraConfig(r=4, alpha=8, dropout=0.1), "head": HeadConfig(dropout=0.1)}
+LEARNING = {
+    "epochs": 6,
+    "lora": LoraConfig(r=8, alpha=16, dropout=0.0),
+    "head": HeadConfig(kind="linear"),
+    "optimizer": OptimizerConfig(learning_rate=5e-3, warmup_fraction=0.1),
+}
+STATE_FILES = ("adapter_model.safetensors", "optimizer.safetensors")
+
+
+def learnable_votes(rows: int, seed: int) -> Votes:
+    """The answer with a "42" in it wins."""
+    source = random.Random(seed)
+    columns: dict[str, list] = {
+        "id": [f"vote {i}" for i in range(rows)],
+        "prompt": [],
+        "response_a": [],
+        "response_b": [],
+    }
+    labels = []
+    for _ in range(rows):
+        good, bad = (
+            " ".join(source.choices(["Wind", "sum", "answer"], k=source.randint(1, 12))) for _ in range(2)
+        )
+        a_wins = source.random() < 0.5
+        columns["prompt"].append("What? " * source.randint(0, 5))
+        columns["response_a"].append(f"42 {good}" if a_wins else bad)
+        columns["response_b"].append(bad if a_wins else f"42 {good}")
+        labels.append(float(a_wins))
+    return Votes(pa.table(columns), np.asarray(labels))
+
+
+@pytest.fixture(scope="module")
+def base(family_model: Callable[..., Path]) -> str:
+    return str(family_model("llama"))
+
+
+@pytest.fixture(scope="module")
+def trainer_of(base: str) -> Callable[..., Trainer]:
+    """A trainer of a tiny Llama on 40 votes; keywords are options of `TrainConfig`."""
+
+    def make(
+        train: Votes | None = None, valid: Votes | None = None, quantization: str = "none", **options: Any
+    ) -> Trainer:
+        values: dict[str, Any] = {
+            "base": base, "train": ("unused",), "output": "unused", "pairs_per_step": 16, "token_budget": 400,
+            "text": TextConfig(max_tokens=96), "lora": LoraConfig(r=4, alpha=8, dropout=0.0),
+            "head": HeadConfig(dropout=0.0), "optimizer": OptimizerConfig(learning_rate=5e-3),
+        }  # fmt: skip
+        config = TrainConfig(**(values | options))
+        manifest = Manifest(
+            kind="adapter", base=base, base_digest=folder_digest(base), quantization=quantization,  # pyright: ignore[reportArgumentType]
+            head=config.head, text=config.text, orders=config.orders,
+        )  # fmt: skip
+        return Trainer(config, base, manifest, train or learnable_votes(40, 0), valid)
+
+    return make
+
+
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if "per_second" not in name} for row in rows]
+
+
+def saved(trainer: Trainer, folder: Path) -> list[bytes]:
+    trainer.save(str(folder), {"loss": 1.0})
+    return [(folder / name).read_bytes() for name in STATE_FILES]
+
+
+def disturb() -> None:
+    """What other code of a process may do to global random numbers."""
+    torch.manual_seed(random.randrange(10**9))
+    np.random.seed(random.randrange(10**9))
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_two_runs_are_the_same_to_the_byte(trainer_of, tmp_path, quantization):
+    runs = []
+    for number in range(2):
+        disturb()
+        trainer = trainer_of(**DROPOUT, quantization=quantization, max_steps=4)
+        disturb()
+        metrics = without_times(list(trainer.steps()))
+        runs.append((metrics, saved(trainer, tmp_path / str(number))))
+    assert runs[0] == runs[1]
+    assert [row["step"] for row in runs[0][0]] == [1, 2, 3, 4][: len(runs[0][0])]
+
+
+@pytest.mark.parametrize("options", [{}, DROPOUT], ids=["plain", "dropout"])
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_run_in_two_parts_is_the_same_to_the_byte(trainer_of, tmp_path, options, stop):
+    whole = trainer_of(**options, epochs=2)
+    metrics = without_times(list(whole.steps()))
+    assert len(metrics) == 6
+    expected = saved(whole, tmp_path / "whole")
+
+    first = trainer_of(**options, epochs=2)
+    steps = first.steps()
+    for _ in range(stop):
+        next(steps)
+    first.save(str(tmp_path / "part"), {})
+    steps.close()
+
+    disturb()
+    second = trainer_of(**options, epochs=2)
+    second.restore(str(tmp_path / "part"))
+    assert second.step == stop
+    disturb()
+    rest = list(second.steps())
+    assert without_times(rest) == metrics[stop:]
+    assert without_times(second.metrics) == metrics, "those of the first part included"
+    assert saved(second, tmp_path / "second") == expected
+
+
+def test_dropout_changes_the_run(trainer_of, tmp_path):
+    plain, dropped = (
+        saved_after(trainer_of(**options, max_steps=2), tmp_path / name)
+        for name, options in (("a", {}), ("b", DROPOUT))
+    )
+    assert plain[0] != dropped[0]
+
+
+def saved_after(trainer: Trainer, folder: Path) -> list[bytes]:
+    list(trainer.steps())
+    return saved(trainer, folder)
+
+
+def test_seeds_differ(trainer_of, tmp_path):
+    first, second = (saved_after(trainer_of(seed=seed, max_steps=1), tmp_path / str(seed)) for seed in (1, 2))
+    assert first[0] != second[0]
+
+
+def test_it_learns(trainer_of):
+    train, valid = learnable_votes(160, 1), learnable_votes(60, 2)
+    trainer = trainer_of(train, valid, **LEARNING)
+    before = trainer.evaluate()
+    losses = [row["loss"] for row in trainer.steps()]
+    after = trainer.evaluate()
+    assert before["valid_accuracy"] < 0.8
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:3])
+    assert after["valid_accuracy"] > 0.95
+    assert after["valid_log_loss"] < 0.3
+    assert after["valid_rows"] == 60
+
+
+@pytest.mark.parametrize("layout", ["packed", "shared"])
+@pytest.mark.parametrize("options", [{"token_budget": 2_000}, {"micro_batches": 5}])
+def test_layouts_and_passes_make_the_same_step(trainer_of, layout, options):
+    expected, found = (
+        without_times(list(trainer_of(max_steps=3, **each).steps()))
+        for each in ({}, {"layout": layout, **options})
+    )
+    for one, other in zip(expected, found, strict=True):
+        # float32 sums in another order, carried through two updates by AdamW
+        assert other["loss"] == pytest.approx(one["loss"], abs=1e-4)
+        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-2)
+        assert other["padding_share"] == pytest.approx(0)
+
+
+def test_the_metrics_of_a_step(trainer_of):
+    trainer = trainer_of(pairs_per_step=16)
+    rows = list(trainer.steps())
+    assert [row["pairs"] for row in rows] == [16, 16, 8]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[0]["learning_rate"] == 5e-3
+    for number, row in enumerate(rows):
+        pairs = trainer.encoder.encode(*trainer.train.texts(step_rows(0, number, 40, 16)))
+        assert row["tokens"] == 2 * pairs.tokens_N.sum()
+        assert 0 <= row["padding_share"] < 0.5
+        assert 0 <= row["accuracy"] <= 1
+        assert row["grad_norm"] > 0
+
+
+def test_the_first_loss_by_the_stock_forward(trainer_of):
+    trainer = trainer_of(max_steps=1)
+    rows = step_rows(0, 0, 40, 16)
+    pairs = trainer.encoder.encode(*trainer.train.texts(rows))
+    network, losses = trainer.network.eval(), []
+    with torch.no_grad():
+        for i, label in enumerate(trainer.train.prob_a_N[rows]):
+            for suffix, target in ((pairs.suffix_ab, label), (pairs.suffix_ba, 1 - label)):
+                ids = torch.from_numpy(np.concatenate([pairs.prefix[i], suffix[i]]).astype(np.int64))
+                logits = network(input_ids=ids[None]).logits[0]
+                losses.append(float(-torch.log_softmax(logits, 0)[0 if target else 1]))
+    [row] = trainer.steps()
+    assert row["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+
+
+@pytest.mark.parametrize("orders", ["ab", "ba"])
+def test_one_ordering(trainer_of, orders):
+    train, valid = learnable_votes(160, 1), learnable_votes(60, 2)
+    trainer = trainer_of(train, valid, orders=orders, **(LEARNING | {"epochs": 8}))
+    losses = [row["loss"] for row in trainer.steps()]
+    assert losses[-1] < losses[0]
+    # Half the sequences of both orderings, so less sure; a wrong sign would stand far below a half.
+    assert trainer.evaluate()["valid_accuracy"] > 0.65, "of the given response_a, whichever stands first"
+
+
+def test_without_valid_votes(trainer_of):
+    assert trainer_of().evaluate() == {}
+
+
+def test_evaluation_does_not_disturb(trainer_of, tmp_path):
+    valid = learnable_votes(10, 3)
+    plain = saved_after(trainer_of(**DROPOUT, valid=valid, max_steps=3), tmp_path / "plain")
+    trainer = trainer_of(**DROPOUT, valid=valid, max_steps=3)
+    for _ in trainer.steps():
+        assert trainer.evaluate() == trainer.evaluate()
+    assert saved(trainer, tmp_path / "watched") == plain
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, at: int) -> None:
+    """Not a number out of the network in the step at index `at`."""
+    real = loop.ordering_logits
+
+    def spoiled(network: nn.Module, layout: Any) -> torch.Tensor:
+        logits = real(network, layout)
+        return logits * float("nan") if trainer.step == at else logits
+
+    monkeypatch.setattr(loop, "ordering_logits", spoiled)
+
+
+def test_a_run_that_diverges(monkeypatch, trainer_of, tmp_path):
+    trainer = trainer_of()
+    spoil(monkeypatch, trainer, 1)
+    steps = trainer.steps()
+    assert next(steps)["step"] == 1
+    before = {name: parameter.clone() for name, parameter in trainer.parameters.items()}
+    with pytest.raises(TrainingDivergedError) as caught:
+        next(steps)
+    ids = [f"vote {row}" for row in step_rows(0, 1, 40, 16)[:5]]
+    assert str(caught.value) == (
+        f"step 2: loss nan, gradient norm nan; its rows begin with ids {ids}; "
+        "lower --optimizer.learning-rate or look at these rows, then run again: it goes on from the last checkpoint"
+    )
+    assert all(torch.equal(before[name], parameter) for name, parameter in trainer.parameters.items())
+    assert trainer.step == 1
+
+
+def test_a_checkpoint_is_a_classifier(trainer_of, tmp_path):
+    trainer = trainer_of(max_steps=2, valid=learnable_votes(10, 3))
+    list(trainer.steps())
+    trainer.save(str(tmp_path), {"loss": 0.5, **trainer.evaluate()})
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        "adapter_config.json", "adapter_model.safetensors", "metrics.jsonl", "optimizer.safetensors",
+        "tokenizer.json", "tokenizer_config.json", "trainer_state.json", "wsdm_ray.json",
+    }  # fmt: skip
+    manifest = read_manifest(str(tmp_path))
+    assert manifest.metrics["step"] == 2
+    assert manifest.metrics["valid_rows"] == 10
+    assert manifest.text == trainer.config.text
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    network, _ = load_classifier(str(tmp_path))
+    assert not network.training
+
+
+def test_a_checkpoint_of_other_layers(trainer_of, tmp_path):
+    trainer_of(lora=LoraConfig(r=4, targets=("q_proj",))).save(str(tmp_path), {})
+    with pytest.raises(ModelError, match=r"lacks base_model\.model\.model\.layers\.0\.mlp\.down_proj"):
+        trainer_of().restore(str(tmp_path))
+
+
+def test_the_state_is_plain_json(trainer_of, tmp_path):
+    trainer = trainer_of(max_steps=1)
+    list(trainer.steps())
+    trainer.save(str(tmp_path), {})
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert state["step"] == 1
+    back = loop.unflatten(*loop.flatten(trainer.optimizer.state_dict()))
+    assert back["param_groups"] == trainer.optimizer.state_dict()["param_groups"]
+    for index, values in trainer.optimizer.state_dict()["state"].items():
+        assert {name: value.tolist() for name, value in values.items()} == {
+            name: value.tolist() for name, value in back["state"][index].items()
+        }
+
+
+def test_seeds_of_passes_differ():
+    seeds = {
+        loop.seed_of(seed, step, number) for seed in range(3) for step in range(5) for number in range(4)
+    }
+    assert len(seeds) == 60
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_gradient_checkpointing_changes_nothing(trainer_of, tmp_path):
+    plain, frugal = (
+        without_times(list(trainer_of(max_steps=2, gradient_checkpointing=each).steps()))
+        for each in (False, True)
+    )
+    assert [row["loss"] for row in frugal] == pytest.approx([row["loss"] for row in plain], abs=1e-5)
+    assert frugal[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-4)
+
+
+def test_a_frozen_config(trainer_of):
+    trainer = trainer_of()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        trainer.config.seed = 1
