@@ -114,7 +114,7 @@ def classifier(
 
 
 def train_config(base: Path, prepared: Path, output: Path, **changes: Any) -> "TrainConfig":
-    """Eight steps of two passes, a checkpoint every second; dropout is on, as its seeds must survive restarts."""
+    """Eight steps of two passes, a checkpoint every second; dropout is on: its seeds must survive."""
     from wsdm_ray.presets import tiny
 
     whole = tiny(str(base), (f"{prepared}/train",), str(output), (f"{prepared}/valid",))

@@ -127,7 +127,9 @@ def slices_figure(metrics: dict[str, Any], key: str, what: str) -> Markup | None
         )
         for name, one in shown_slices(metrics[key]).items()
     ]
-    return estimates_figure(estimates, metrics["accuracy"], what) if estimates else None
+    # One slice of all rows would only repeat the headline.
+    several = len(metrics[key]) > 1 and estimates
+    return estimates_figure(estimates, metrics["accuracy"], what) if several else None
 
 
 def shown_slices(slices: dict[str, Any]) -> dict[str, Any]:
