@@ -150,8 +150,8 @@ class Trainer:
             ids = self.train.table["id"].take(step.rows[:5]).to_pylist()
             raise TrainingDivergedError(
                 f"step {self.step + 1}: loss {loss}, gradient norm {norm}; its rows begin with ids "
-                f"{ids}; lower --optimizer.learning-rate or look at these rows, then run again: it goes on from "
-                "the last checkpoint"
+                f"{ids}; lower --optimizer.learning-rate or look at these rows, then run again: it goes "
+                "on from the last checkpoint"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = rate

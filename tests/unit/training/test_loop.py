@@ -253,7 +253,8 @@ def test_a_run_that_diverges(monkeypatch, trainer_of, tmp_path):
     ids = [f"vote {row}" for row in step_rows(0, 1, 40, 16)[:5]]
     assert str(caught.value) == (
         f"step 2: loss nan, gradient norm nan; its rows begin with ids {ids}; "
-        "lower --optimizer.learning-rate or look at these rows, then run again: it goes on from the last checkpoint"
+        "lower --optimizer.learning-rate or look at these rows, then run again: it goes "
+        "on from the last checkpoint"
     )
     assert all(torch.equal(before[name], parameter) for name, parameter in trainer.parameters.items())
     assert trainer.step == 1
