@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
-from wsdm_ray.scoring.plan import WorkUnit, make_plan, part_name, read_unit
+from wsdm_ray.scoring.plan import WorkUnit, make_plan, part_name, read_unit, row_groups_of
 
 COLUMNS = Columns()
 
@@ -86,6 +86,23 @@ def test_large_files_are_read_in_pieces(write, group_rows):
     ]
     for unit in plan.units:
         assert read_unit(unit, COLUMNS)["id"].to_pylist() == list(range(unit.start, unit.start + unit.rows))
+
+
+@pytest.mark.parametrize(
+    ("start", "rows", "expected"),
+    [
+        (0, 4, ([0], 0)),
+        (0, 5, ([0, 1], 0)),
+        (3, 1, ([0], 3)),
+        (4, 4, ([1], 0)),
+        (5, 7, ([1, 2], 1)),
+        (9, 1, ([2], 1)),
+        (8, 99, ([2], 0)),
+    ],
+)
+def test_no_other_row_group_is_read(write, start, rows, expected):
+    path = write(table_of(list(range(10))), row_group_size=4)
+    assert row_groups_of(pq.read_metadata(path), start, rows) == expected
 
 
 def test_columns_by_other_names(write):
