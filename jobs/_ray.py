@@ -21,7 +21,4 @@ def connect(*, local: bool = False) -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
     )  # silences a warning about its future default
     own = local and "RAY_ADDRESS" not in os.environ
-    if own:
-        # For a private Ray of one process tree, what the C++ core tells operators of clusters is noise.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.init(address="local" if own else None, logging_level=logging.ERROR if own else logging.WARNING)

@@ -166,7 +166,7 @@ def work(config: dict[str, Any]) -> str | None:
 
 def run_worker(task: WorkerTask) -> None:
     set_up_logging()
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # every report of ours would be told twice
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train would tell every report of ours once more
     options = task.config
     train, valid = read_votes(options.train), read_votes(options.valid) if options.valid else None
     trainer = Trainer(options, local_copy(options.base), task.manifest, train, valid)
