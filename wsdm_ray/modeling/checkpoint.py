@@ -236,9 +236,9 @@ def load_classifier(
     else:
         load_head(network, folder)
     if final != torch.float32 and merge:
-        head = network.score
+        head, network.score = network.score, nn.Identity()  # the head stays float32
         network.to(final)
-        network.score = head.float()
+        network.score = head
     return network.requires_grad_(False).eval(), manifest
 
 

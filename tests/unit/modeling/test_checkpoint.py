@@ -253,6 +253,9 @@ def test_bfloat16_keeps_a_float32_head(folders):
     network, _ = load_classifier(str(folders["full_bf16"]), precision="bf16")
     assert {parameter.dtype for parameter in network.model.parameters()} == {torch.bfloat16}
     assert {parameter.dtype for parameter in network.score.parameters()} == {torch.float32}
+    stored = load_file(folders["full_bf16"] / "model.safetensors")
+    for name, parameter in network.score.named_parameters():
+        assert torch.equal(parameter, stored[f"score.{name}"])  # not by way of bfloat16
     assert not any(parameter.requires_grad for parameter in network.parameters())
     assert not network.training
 

@@ -346,6 +346,14 @@ def test_precision_of_activations():
     assert device_and_dtype("bf16", "cpu") == ("cpu", torch.bfloat16)
 
 
+def test_a_gpu_without_bfloat16(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    assert device_and_dtype("auto", "cuda") == ("cuda", torch.float32)
+    with pytest.raises(ConfigError, match="--precision bf16: Tesla T4 has no bfloat16; use --precision fp32"):
+        device_and_dtype("bf16", "cuda")
+
+
 def test_bfloat16_is_close(family_model):
     """8 bits of mantissa: a relative rounding of 0.4 % an operation, on logits of about 0.1."""
     layout_of = functools.partial(lay_out, "shared", *random_pairs([(20, 30)], 0), np.array([0]))
