@@ -5,6 +5,8 @@ import os
 
 import ray
 
+from wsdm_ray.errors import ClusterError
+
 __all__ = ["connect"]
 
 
@@ -21,4 +23,11 @@ def connect(*, local: bool = False) -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
     )  # silences a warning about its future default
     own = local and "RAY_ADDRESS" not in os.environ
-    ray.init(address="local" if own else None, logging_level=logging.ERROR if own else logging.WARNING)
+    try:
+        ray.init(address="local" if own else None, logging_level=logging.ERROR if own else logging.WARNING)
+    except (ConnectionError, ValueError) as error:
+        address = os.environ.get("RAY_ADDRESS", "this machine's cluster")
+        raise ClusterError(
+            f"{address}: no Ray cluster to join there ({error}); `ray job submit` takes an http:// address, "
+            "a job itself HOST:PORT"
+        ) from error

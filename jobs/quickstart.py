@@ -6,6 +6,7 @@ arena -> prepare -> a tiny Gemma-2, quantized to int8 -> train -> score the vali
 
 import dataclasses
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -31,7 +32,7 @@ from wsdm_ray.modeling.quantization import quantize
 from wsdm_ray.modeling.tiny import make_tiny_model
 from wsdm_ray.runs import finish_run, open_run
 from wsdm_ray.scoring.pipeline import score
-from wsdm_ray.storage import join
+from wsdm_ray.storage import join, upload_folder
 from wsdm_ray.telemetry import logger
 from wsdm_ray.training.runner import train
 
@@ -104,7 +105,9 @@ def make_base(folder: str, shards: str, seed: int) -> None:
     texts = (
         text for name in ("prompt", "response_a", "response_b") for text in rows.column(name).to_pylist()
     )
-    make_tiny_model(folder, texts, seed=seed)
+    with tempfile.TemporaryDirectory() as work:
+        make_tiny_model(work, texts, seed=seed)
+        upload_folder(work, folder, last="config.json")
 
 
 def show(metrics: dict, at: dict[str, str], seconds: float) -> None:

@@ -124,16 +124,16 @@ def train_config(base: Path, prepared: Path, output: Path, **changes: Any) -> "T
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark by folder, and put off what is slow: unit tests first, then integration, then gpu."""
-    folders = ("unit", "integration", "gpu")
+    """Mark by folder, and put off what is slow: unit tests first, then integration."""
+    folders = ("unit", "integration")
 
     def rank(item: pytest.Item) -> int:
         parts = item.path.relative_to(Path(__file__).parent).parts
         return folders.index(parts[0]) if parts[0] in folders else len(folders)
 
     for item in items:
-        if (folder := rank(item)) in (1, 2):
-            item.add_marker(folders[folder])
+        if rank(item) == 1:
+            item.add_marker("integration")
     items.sort(key=rank)
 
 

@@ -154,6 +154,7 @@ class ArenaConfig:
 
     def __post_init__(self) -> None:
         check_paths(output=self.output)
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
         check(self.rows >= 1, "rows", self.rows, "at least 1")
 
 
@@ -182,6 +183,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         check_paths(input=self.input, output=self.output)
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
         check(0 <= self.valid_fraction < 1, "valid_fraction", self.valid_fraction, "in [0, 1)")
         check(self.shard_rows >= 1, "shard_rows", self.shard_rows, "at least 1")
 
@@ -250,6 +252,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_paths(base=self.base, train=self.train, output=self.output)
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
         check(self.num_workers >= 1, "num_workers", self.num_workers, "at least 1")
         check(self.epochs > 0, "epochs", self.epochs, "above 0")
         check(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
@@ -321,6 +324,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_paths(predictions=self.predictions, votes=self.votes, output=self.output)
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
         check(self.bootstrap >= 20, "bootstrap", self.bootstrap, "at least 20")
 
 
@@ -338,6 +342,7 @@ class QuickstartConfig:
 
     def __post_init__(self) -> None:
         check_paths(output=self.output)
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
         check(self.rows >= 200, "rows", self.rows, "at least 200")
         check(self.num_workers >= 1, "num_workers", self.num_workers, "at least 1")
 

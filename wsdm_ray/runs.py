@@ -27,6 +27,7 @@ __all__ = [
     "check_outside",
     "finish_run",
     "identities",
+    "names_in",
     "open_run",
     "options",
     "versions",
@@ -104,21 +105,31 @@ def options(config: Any, *, leave_out: Sequence[str] = ("output", "restart")) ->
 
 
 def identities(files: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Size and version of each file by its path: what a fingerprint keeps of its inputs."""
+    """Size, version and place of each file by its path: what a fingerprint keeps of its inputs."""
     found = (storage.file_identity(path) for path in files)
-    return {identity.pop("path"): identity for identity in found}
+    return {identity.pop("path"): identity | {"place": place} for place, identity in enumerate(found)}
 
 
-def check_outside(output: str, files: Sequence[str]) -> None:
-    """Raise `ConfigError` where an input lies within the output folder, which `--restart` would delete."""
-    folder = comparable(output).rstrip("/") + "/"
-    for path in files:
+def check_outside(output: str, inputs: Sequence[str]) -> None:
+    """Raise `ConfigError` where an input lies within the output folder, or the output within an input folder.
+
+    `--restart` would delete the one; a second run would take the other's files for its input.
+
+    Args:
+        inputs: files, folders and globs.
+    """
+    folder = comparable(output)
+    for path in inputs:
         if comparable(path).startswith(folder):
             raise ConfigError(f"--output {output}: holds the input {path}; choose another folder")
+        if folder.startswith(comparable(path)):
+            raise ConfigError(f"--output {output}: lies within the input {path}; choose another folder")
 
 
 def comparable(path: str) -> str:
-    return path if storage.is_remote(path) else os.path.realpath(path.removeprefix("file://"))
+    """The path with links resolved and a slash at its end, so that one within another begins with it."""
+    whole = path if storage.is_remote(path) else os.path.realpath(path.removeprefix("file://"))
+    return whole.rstrip("/") + "/"
 
 
 def changes(earlier: Any, now: Any, name: str = "") -> list[str]:

@@ -50,7 +50,8 @@ def main() -> None:
     results = {
         "seconds": seconds,
         "commands": {
-            job: f"python -m jobs.{job} {' '.join(options.split())}" for job, options in commands.items()
+            job: " ".join(f"python -m jobs.{job} {options}".replace(f"{given.work}/", "").split())
+            for job, options in commands.items()
         },
         "train_rows": trained["counts"]["train"],
         "steps": len(steps),

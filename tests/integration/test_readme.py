@@ -57,3 +57,7 @@ def test_every_job_stands_in_the_tree():
     jobs = {path.stem for path in (ROOT / "jobs").glob("[a-z]*.py")}
     tree = README.split("jobs/               thin")[1].splitlines()[1]
     assert jobs == set(tree.split())
+
+
+def test_nothing_is_left_to_fill_in():
+    assert not re.search(r"\bQS_|TODO|<!--", README)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -179,6 +180,9 @@ def test_a_killed_replica_is_replaced_and_no_row_is_lost(ray_session, classifier
 def test_another_run_in_the_folder_is_refused_by_name(scored, classifier, source, pairs, tmp_path):
     with pytest.raises(RunMismatchError, match=r'orders: "both" -> "ab".*--restart'):
         score(config(classifier, source, scored, orders="ab"))
+    files = [str(source / name) for name in ("a.parquet", "b.parquet", "c.parquet")]
+    with pytest.raises(RunMismatchError, match=r"a\.parquet\.place: 0 -> 2"):
+        score(config(classifier, source, scored, input=tuple(reversed(files))))
     pq.write_table(pairs, tmp_path / "other.parquet")
     with pytest.raises(RunMismatchError, match=r"inputs.*a\.parquet: gone"):
         score(config(classifier, tmp_path / "other.parquet", scored))
@@ -203,6 +207,14 @@ def test_columns_can_be_mapped(ray_session, classifier, pairs, tmp_path):
     pq.write_table(renamed.append_column("note", pa.array(["x"] * 20)), tmp_path / "in.parquet")
     score(config(classifier, tmp_path / "in.parquet", tmp_path / "out", columns=RENAMED))
     assert read(tmp_path / "out")["id"].to_pylist() == renamed[RENAMED.id].to_pylist()
+
+
+def test_an_error_within_a_replica_comes_back_as_itself(ray_session, classifier, source, tmp_path):
+    broken = tmp_path / "model"
+    shutil.copytree(classifier, broken, ignore=shutil.ignore_patterns("_checkpoints"))
+    (broken / "adapter_config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"model: its adapter does not fit the base"):
+        score(config(broken, source, tmp_path / "out"))
 
 
 def test_what_cannot_be_done_is_refused_at_the_start(
@@ -237,6 +249,8 @@ def test_what_cannot_be_done_is_refused_at_the_start(
         ({"precision": "nf4"}, ConfigError, r"--precision nf4: the weights are stored as bnb-int8"),
         ({"token_budget": 600}, ConfigError, r"--token-budget 600: must be at least twice the 512 tokens"),
         ({"output": str(source)}, ConfigError, r"holds the input"),
+        ({"output": str(source / "out")}, ConfigError, r"lies within the input"),
+        ({"output": str(classifier), "restart": True}, ConfigError, r"holds the input"),
     ):
         started = time.monotonic()
         with pytest.raises(kind, match=message):

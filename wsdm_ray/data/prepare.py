@@ -40,7 +40,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         RunMismatchError: the output folder belongs to another run.
     """
     files = list_inputs(config.input)
-    check_outside(config.output, files)
+    check_outside(config.output, [*config.input, *files])
     fingerprint = {
         "options": options(config, leave_out=("input", "output", "restart")),
         "inputs": identities(files),

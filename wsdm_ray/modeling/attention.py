@@ -22,7 +22,7 @@ def attention_implementation(config: Any) -> str:
 def visible(layout: Layout, window: int | None, device: torch.device | str) -> torch.Tensor:
     """Which key each query may attend to: bool [B, T (query), T (key)]. Every token sees itself."""
     groups, branches, positions = (
-        torch.from_numpy(array).to(device)
+        torch.from_numpy(array).to(device, torch.int32)
         for array in (layout.groups_BT, layout.branches_BT, layout.positions_BT)
     )
     distance = positions[:, :, None] - positions[:, None, :]

@@ -25,7 +25,6 @@ from wsdm_ray.config import HeadConfig, TextConfig, to_dict
 from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling.classifier import (
     device_and_dtype,
-    inner,
     load_network,
     peft_warnings,
     quiet,
@@ -88,7 +87,16 @@ def folder_digest(folder: str) -> str:
         raise ModelError(
             f"{folder}: no .safetensors weights (other weights: {others}); save the model as safetensors"
         )
-    files = [root / name for name in ("config.json", "adapter_config.json", MANIFEST, "tokenizer.json")]
+    files = [
+        root / name
+        for name in (
+            "config.json",
+            "adapter_config.json",
+            MANIFEST,
+            "tokenizer.json",
+            "tokenizer_config.json",
+        )
+    ]
     return sha256_of_files([str(path) for path in [*files, *weights] if path.is_file()])
 
 
@@ -213,19 +221,21 @@ def load_classifier(
     manifest = read_manifest(folder)
     assert manifest.head is not None
     device = device_and_dtype("auto", device)[0]
-    precision = resolve_precision(precision, device, manifest)
+    asked, precision = precision, resolve_precision(precision, device, manifest)
     merge = precision in ("fp32", "bf16")
-    final = device_and_dtype(precision if merge else "auto", device)[1]
+    final = device_and_dtype(precision if merge and asked != "auto" else "auto", device)[1]
     weights = local_base(folder, manifest, base, verify) if manifest.kind == "adapter" else folder
     # An adapter was trained beside quantized weights: it is merged into what these stand for.
-    asked = manifest.quantization if merge else {"bnb-int8": "int8", "nf4": "nf4"}.get(precision, "none")
+    quantization = (
+        manifest.quantization if merge else {"bnb-int8": "int8", "nf4": "nf4"}.get(precision, "none")
+    )
     network: Any = load_network(
         weights,
         manifest.head,
         seed=0,
         device=device,
         dtype=torch.float32 if merge else final,
-        quantization=asked,
+        quantization=quantization,
     )
     if merge and manifest.quantization != "none":
         network = network.dequantize(dtype=torch.float32)
@@ -332,9 +342,3 @@ def load_head(network: nn.Module, folder: str) -> None:
         with safe_open(path, "pt") as file:
             tensors[name] = file.get_tensor(f"score.{name}")
     head.load_state_dict(tensors)
-
-
-def head_of(network: nn.Module) -> nn.Module:
-    """The head, without PEFT's wrapper."""
-    score = inner(network).score
-    return score.modules_to_save[score.active_adapter] if hasattr(score, "modules_to_save") else score

@@ -16,7 +16,7 @@ from wsdm_ray.modeling.classifier import (
     loading,
     model_config,
 )
-from wsdm_ray.runs import finish_run, open_run
+from wsdm_ray.runs import check_outside, finish_run, open_run
 from wsdm_ray.storage import local_copy, upload_folder
 from wsdm_ray.telemetry import logger
 
@@ -30,6 +30,7 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
         ModelError: the base or the adapter is not usable.
         RunMismatchError: the output folder belongs to another run.
     """
+    check_outside(config.output, [config.base, *([config.adapter] if config.adapter else [])])
     base = local_copy(config.base)
     adapter = local_copy(config.adapter) if config.adapter else None
     fingerprint = {

@@ -7,6 +7,7 @@ row of counts comes back. What is there when a run starts is not done again. Not
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,12 +16,21 @@ import numpy as np
 import ray
 import ray.data
 
+from wsdm_ray import errors
 from wsdm_ray.config import ScoreConfig, to_dict
-from wsdm_ray.errors import ClusterError, ConfigError, DataError
+from wsdm_ray.errors import ClusterError, ConfigError, DataError, WsdmRayError
 from wsdm_ray.modeling.checkpoint import folder_digest, local_base, read_manifest, resolve_precision
-from wsdm_ray.runs import check_outside, finish_run, identities, open_run, options
+from wsdm_ray.runs import check_outside, finish_run, identities, names_in, open_run, options
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan, part_name
-from wsdm_ray.scoring.replica import COUNTS, ModelSpec, Replica, ReplicaOptions, encode_unit, to_bytes
+from wsdm_ray.scoring.replica import (
+    COUNTS,
+    ModelSpec,
+    Replica,
+    ReplicaOptions,
+    encode_unit,
+    pack_error,
+    to_bytes,
+)
 from wsdm_ray.storage import absolute, is_remote, join, list_files, local_copy, open_parquet
 from wsdm_ray.telemetry import human, logger, track_rows
 
@@ -31,6 +41,7 @@ READER_CPUS = (
 )
 REPLICA_CPUS = 1
 SAMPLED_ROWS = 200
+PART_NAME = re.compile(r"part-\d{6}\.parquet")
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
@@ -43,7 +54,9 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     files = list_files(config.input)
-    check_outside(config.output, files)
+    check_outside(
+        config.output, [*config.input, *files, *config.model, *([config.base] if config.base else [])]
+    )
     replicas, on_gpu = fit_cluster(config.replicas)
     models, digests = check_models(config, "cuda" if on_gpu else "cpu")
     plan = make_plan(files, config.unit_rows, config.columns)
@@ -52,9 +65,10 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     settings = replica_options(config, plan, models, replicas, on_gpu)
     fingerprint = {
         "options": options(
-            config, leave_out=("output", "restart", "dry_run", "replicas", "base", "model", "input")
+            config,
+            leave_out=("output", "restart", "dry_run", "replicas", "base", "model", "input", "precision"),
         )
-        | {"precision": [model.precision for model in models], "layout": settings.layout},
+        | {"layout": settings.layout},
         "models": digests,
         "inputs": identities(files),
     }
@@ -88,6 +102,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 def check_models(config: ScoreConfig, device: str) -> tuple[tuple[ModelSpec, ...], list[dict[str, Any]]]:
     """The models, and digests of all that decides their output. Every part is checked to be there and fit."""
     models, digests = [], []
+    base = absolute(config.base) if config.base else None
     for folder in config.model:
         local = local_copy(folder)
         manifest = read_manifest(local)
@@ -99,9 +114,14 @@ def check_models(config: ScoreConfig, device: str) -> tuple[tuple[ModelSpec, ...
         if manifest.kind == "adapter":
             local_base(local, manifest, config.base, verify=True)
         shared = folder if is_remote(folder) else local
-        precision = resolve_precision(config.precision, device, manifest)
-        models.append(ModelSpec(shared, config.base, manifest, precision))
-        digests.append({"digest": folder_digest(local), "base_digest": manifest.base_digest})
+        models.append(ModelSpec(shared, base, manifest, config.precision))
+        digests.append(
+            {
+                "digest": folder_digest(local),
+                "base_digest": manifest.base_digest,
+                "precision": resolve_precision(config.precision, device, manifest),
+            }
+        )
     return tuple(models), digests
 
 
@@ -116,10 +136,12 @@ def fit_cluster(asked: int | None) -> tuple[int, bool]:
     cpus = sum(node.get("CPU", 0) for node in nodes)
     # A machine without GPU runs one replica over all of its cores: products in one process share a cache.
     wanted = asked or max(gpus, 1)
-    room = sum(
-        min(node.get("CPU", 0) // REPLICA_CPUS, node.get("GPU", 0) if gpus else np.inf) for node in nodes
-    )
-    if wanted > room or wanted * REPLICA_CPUS + READER_CPUS > cpus:
+    fits = [
+        int(min(node.get("CPU", 0) // REPLICA_CPUS, node.get("GPU", 0) if gpus else np.inf)) for node in nodes
+    ]
+    left = [node.get("CPU", 0) - fit * REPLICA_CPUS for node, fit in zip(nodes, fits, strict=True)]
+    # Where all nodes are full to the brim, one replica fewer makes room for a reader.
+    if wanted > sum(fits) - (not any(cpu >= READER_CPUS for cpu in left)):
         kind = f"{REPLICA_CPUS} CPU and 1 GPU" if gpus else f"{REPLICA_CPUS} CPU"
         raise ClusterError(
             f"the cluster has {cpus:g} CPUs and {gpus} GPUs: too small for {wanted} replicas of {kind} "
@@ -173,7 +195,14 @@ def reports_of(
 
     def encode(batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         unit = units[int(batch["index"][0])]
-        return {"unit": [unit.number], "encoded": [to_bytes(encode_unit(unit, models, columns))]}
+        try:
+            return {
+                "unit": [unit.number],
+                "encoded": [to_bytes(encode_unit(unit, models, columns))],
+                "error": [""],
+            }
+        except WsdmRayError as error:  # Ray Data would bring it back as text
+            return {"unit": [unit.number], "encoded": [b""], "error": [pack_error(error)]}
 
     dataset = (
         ray.data.from_items([{"index": index} for index in range(len(units))], override_num_blocks=len(units))
@@ -187,7 +216,11 @@ def reports_of(
             num_gpus=1 if on_gpu else None,
         )
     )
-    yield from dataset.iter_rows()
+    for report in dataset.iter_rows():
+        if report["error"]:
+            kind, text = json.loads(report["error"])
+            raise getattr(errors, kind, WsdmRayError)(text)
+        yield report
 
 
 def quiet_ray_data() -> None:
@@ -200,12 +233,8 @@ def quiet_ray_data() -> None:
 
 
 def committed_units(output: str) -> dict[int, str]:
-    """Number to path of the parts that are there already."""
-    try:
-        files = list_files(output)
-    except OSError:  # no part yet
-        return {}
-    return {int(name[5:11]): path for path in files if (name := path.rsplit("/", 1)[-1]).startswith("part-")}
+    """Number to path of the parts that are there."""
+    return {int(name[5:11]): join(output, name) for name in names_in(output) if PART_NAME.fullmatch(name)}
 
 
 def account(
@@ -213,14 +242,19 @@ def account(
 ) -> dict[str, int]:
     """Counts over all parts. Raises `DataError` unless every input row is in exactly one of them."""
     by_unit = {report["unit"]: report for report in fresh}
+    there = committed_units(output)  # asked anew: a replica on another machine may have another disk
     for number, path in committed.items():
         with open_parquet(path) as file:
-            by_unit[number] = json.loads(file.metadata.metadata[COUNTS])
-    wrong = [unit for unit in plan.units if by_unit.get(unit.number, {}).get("rows") != unit.rows]
+            by_unit[number] = json.loads((file.metadata.metadata or {}).get(COUNTS, b"{}"))
+    wrong = [
+        unit
+        for unit in plan.units
+        if unit.number not in there or by_unit.get(unit.number, {}).get("rows") != unit.rows
+    ]
     if wrong:
         raise DataError(
             f"{join(output, part_name(wrong[0].number))}: missing or not of {wrong[0].rows} rows; "
-            "delete it and run again"
+            "delete it and run again, with an --output that all nodes share"
         )
     totals = {
         name: sum(int(by_unit[unit.number][name]) for unit in plan.units)

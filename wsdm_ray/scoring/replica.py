@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from wsdm_ray.config import Columns, TextConfig
+from wsdm_ray.errors import WsdmRayError
 from wsdm_ray.modeling.checkpoint import Manifest, load_classifier
 from wsdm_ray.modeling.classifier import set_threads
 from wsdm_ray.packing.ragged import Ragged
@@ -25,7 +26,7 @@ from wsdm_ray.scoring.plan import WorkUnit, part_name, read_unit
 from wsdm_ray.storage import join, local_copy, write_parquet
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 
-__all__ = ["ModelSpec", "Replica", "encode_unit", "predictions_table"]
+__all__ = ["ModelSpec", "Replica", "encode_unit", "pack_error", "predictions_table"]
 
 COUNTS = b"wsdm_ray.counts"
 """Key of the parquet footer under which a part keeps its counts, so that a resumed run can add them up."""
@@ -111,6 +112,11 @@ def pairs_of(encoded: pa.Table, number: int) -> EncodedPairs:
     return EncodedPairs(prefix, suffix_ab, suffix_ba, encoded.column(f"cut_{number}").to_numpy())
 
 
+def pack_error(error: WsdmRayError) -> str:
+    """Kind and text of an error, for a cell of a row."""
+    return json.dumps([type(error).__name__, str(error)])
+
+
 def to_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
@@ -132,16 +138,31 @@ class Replica:
     def __init__(self, options: ReplicaOptions):
         set_threads(options.threads)
         self.options = options
-        self.networks = [
-            load_classifier(model.folder, precision=model.precision, base=model.base, verify=False)[0]
-            for model in options.models
-        ]
+        self.failure = ""
+        try:
+            self.networks = [
+                load_classifier(model.folder, precision=model.precision, base=model.base, verify=False)[0]
+                for model in options.models
+            ]
+        except WsdmRayError as error:  # Ray Data would make other replicas, and fail each the same way
+            self.failure = pack_error(error)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         number, start = int(batch["unit"][0]), time.monotonic()
-        table, counts = self.score(from_bytes(batch["encoded"][0]))
-        write_parquet(join(self.options.output, part_name(number)), table)
-        counts |= {"unit": number, "seconds": time.monotonic() - start, "process": os.getpid()}
+        counts: dict[str, Any] = dict.fromkeys(("rows", "errors", "cut", "tokens", "passed_tokens"), 0)
+        failure = batch["error"][0] or self.failure
+        try:
+            if not failure:
+                table, counts = self.score(from_bytes(batch["encoded"][0]))
+                write_parquet(join(self.options.output, part_name(number)), table)
+        except WsdmRayError as error:
+            failure = pack_error(error)
+        counts |= {
+            "unit": number,
+            "seconds": time.monotonic() - start,
+            "process": os.getpid(),
+            "error": failure,
+        }
         return {name: np.asarray([value]) for name, value in counts.items()}
 
     def score(self, encoded: pa.Table) -> tuple[pa.Table, dict[str, Any]]:

@@ -250,21 +250,30 @@ def seed_of(seed: int, step: int, number: int) -> int:
 
 
 def flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors by name, and the rest as JSON values: safetensors holds no objects."""
-    tensors, numbers = {}, {}
-    for index, values in state["state"].items():
+    """An optimizer's state as tensors by path, and the rest as JSON values, as safetensors holds no objects."""
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, Any] = {}
+
+    def walk(path: str, values: dict[Any, Any]) -> None:
         for name, value in values.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous().clone()
+            if isinstance(value, dict):  # bitsandbytes keeps its 8-bit tensors a level deeper
+                walk(f"{path}{name}/", value)
+            elif isinstance(value, torch.Tensor):
+                tensors[f"{path}{name}"] = value.detach().cpu().contiguous().clone()
             else:
-                numbers[f"{index}.{name}"] = value
+                numbers[f"{path}{name}"] = value
+
+    walk("", state["state"])
     return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}
 
 
 def unflatten(tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> dict[str, Any]:
     """The inverse of `flatten`."""
     state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **rest["numbers"]}.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+    for path, value in {**tensors, **rest["numbers"]}.items():
+        index, *parents, name = path.split("/")
+        place = state.setdefault(int(index), {})
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = value
     return {"state": state, "param_groups": rest["param_groups"]}

@@ -17,9 +17,10 @@ import ray
 import ray.train
 import ray.train.torch
 
+from wsdm_ray import errors
 from wsdm_ray.config import TrainConfig, to_dict
 from wsdm_ray.data.votes import read_votes
-from wsdm_ray.errors import ClusterError, WsdmRayError
+from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, WsdmRayError
 from wsdm_ray.modeling.checkpoint import MANIFEST, Manifest, folder_digest, stored_quantization
 from wsdm_ray.runs import check_outside, finish_run, identities, open_run, options
 from wsdm_ray.storage import absolute, filesystem, is_remote, join, list_files, local_copy, upload_folder
@@ -48,7 +49,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         ClusterError: the workers do not fit the cluster, or died too often.
     """
     files = {"train": list_files(config.train), "valid": list_files(config.valid) if config.valid else []}
-    check_outside(config.output, [*files["train"], *files["valid"]])
+    check_outside(
+        config.output, [*config.train, *config.valid, *files["train"], *files["valid"], config.base]
+    )
     base = local_copy(config.base)
     manifest = Manifest(
         kind="adapter",
@@ -71,9 +74,21 @@ def train(config: TrainConfig) -> dict[str, Any]:
     on_gpu = fit_cluster(config.num_workers)
     fingerprint = {
         "options": options(
-            config, leave_out=("output", "restart", "base", "train", "valid", "max_failures", "num_workers")
+            config,
+            leave_out=(
+                "output",
+                "restart",
+                "base",
+                "train",
+                "valid",
+                "max_failures",
+                "num_workers",
+                "micro_batches",
+            ),
         ),
         "base": manifest.base_digest,
+        "passes": config.micro_batches or config.num_workers,  # they decide dropout
+        "gpu": on_gpu,
         "inputs": {name: identities(paths) for name, paths in files.items()},
     }
     earlier = open_run(config.output, "train", fingerprint, config.restart)
@@ -136,7 +151,8 @@ def fit(task: WorkerTask, on_gpu: bool) -> ray.train.Result:
             "command again to go on from the last checkpoint"
         ) from error
     if result.return_value:
-        raise TrainingDivergedError(result.return_value)
+        kind, text = result.return_value
+        raise getattr(errors, kind, TrainingDivergedError)(text)
     return result
 
 
@@ -155,12 +171,12 @@ def first_line(error: BaseException) -> str:
     return (lines[-1] if lines else type(error).__name__)[:300]
 
 
-def work(config: dict[str, Any]) -> str | None:
-    """What each worker runs; returns why training diverged, if it did, which no other try would mend."""
+def work(config: dict[str, Any]) -> tuple[str, str] | None:
+    """What each worker runs; returns the kind and text of an error that no other try would mend."""
     try:
         run_worker(config["task"])
-    except TrainingDivergedError as error:
-        return str(error)
+    except (ConfigError, DataError, ModelError, TrainingDivergedError) as error:
+        return type(error).__name__, str(error)
     return None
 
 

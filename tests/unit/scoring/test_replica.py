@@ -203,6 +203,7 @@ def test_a_unit_is_committed_with_its_counts(write, tmp_path, classifiers, repli
         batch = {
             "unit": np.array([unit.number]),
             "encoded": np.array([to_bytes(encode_unit(unit, classifiers[:1], COLUMNS))], object),
+            "error": np.array([""]),
         }
         report = scorer(batch)
         assert report["unit"].tolist() == [unit.number]

@@ -21,6 +21,7 @@ from wsdm_ray.training import loop
 from wsdm_ray.training.batches import step_rows
 from wsdm_ray.training.loop import Trainer, TrainingDivergedError
 
+EIGHT_BIT = {"optimizer": OptimizerConfig(kind="adamw_8bit", learning_rate=5e-3), "lora": LoraConfig(r=64)}
 DROPOUT = {"lora": LoraConfig(r=4, alpha=8, dropout=0.1), "head": HeadConfig(dropout=0.1)}
 LEARNING = {
     "epochs": 6,
@@ -108,7 +109,7 @@ def test_two_runs_are_the_same_to_the_byte(trainer_of, tmp_path, quantization):
     assert [row["step"] for row in runs[0][0]] == [1, 2, 3, 4][: len(runs[0][0])]
 
 
-@pytest.mark.parametrize("options", [{}, DROPOUT], ids=["plain", "dropout"])
+@pytest.mark.parametrize("options", [{}, DROPOUT, EIGHT_BIT], ids=["plain", "dropout", "adamw_8bit"])
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_run_in_two_parts_is_the_same_to_the_byte(trainer_of, tmp_path, options, stop):
     whole = trainer_of(**options, epochs=2)
