@@ -250,7 +250,7 @@ def seed_of(seed: int, step: int, number: int) -> int:
 
 
 def flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors by path, and the rest as JSON values, as safetensors holds no objects."""
+    """An optimizer's state as tensors by path, and the rest as JSON values: safetensors holds no others."""
     tensors: dict[str, torch.Tensor] = {}
     numbers: dict[str, Any] = {}
 
