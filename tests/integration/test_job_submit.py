@@ -64,11 +64,12 @@ def head() -> Iterator[dict[str, str]]:
 
 
 def submit(environment: dict[str, str], *job: str) -> subprocess.CompletedProcess[str]:
-    command = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", *job]
+    address = environment["RAY_ADDRESS"]
+    command = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--", *job]
     return subprocess.run(
         command,
         cwd=ROOT,
-        env=environment,
+        env={name: value for name, value in environment.items() if name != "RAY_ADDRESS"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -84,6 +85,15 @@ def test_job_that_succeeds(head, tiny_votes, tmp_path):
     assert "rows" in run.stdout, "the job's own lines come back"
     assert read_json(f"{output}/run.json")["job"] == "prepare"
     assert sum(pq.read_metadata(path).num_rows for path in list_files(output)) > 300
+
+
+def test_a_submitted_job_scores_on_the_cluster_it_was_submitted_to(head, classifier, prepared, tmp_path):
+    output = tmp_path / "predictions"
+    options = f"--model {classifier} --input {prepared}/valid --output {output} --token-budget 1024".split()
+    run = submit(head, "python", "-m", "jobs.score", *options)
+    assert run.returncode == 0, run.stdout
+    counts = read_json(f"{output}/run.json")["counts"]
+    assert counts["rows"] == read_json(f"{prepared}/run.json")["counts"]["kept"]["valid"]
 
 
 def test_job_that_fails_says_why_on_one_line(head, tmp_path):
