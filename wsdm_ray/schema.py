@@ -13,6 +13,7 @@ __all__ = [
     "MODEL_B",
     "PAIR_COLUMNS",
     "RESPONSES",
+    "TEXTS",
     "Ordering",
     "orderings_of",
     "predictions_schema",
@@ -22,7 +23,8 @@ MODEL_A = "model_a"
 MODEL_B = "model_b"
 
 RESPONSES = ("response_a", "response_b")
-PAIR_COLUMNS = ("id", "prompt", *RESPONSES)
+TEXTS = ("prompt", *RESPONSES)
+PAIR_COLUMNS = ("id", *TEXTS)
 
 CANONICAL_TYPES: dict[str, pa.DataType] = {
     "prompt": pa.string(),

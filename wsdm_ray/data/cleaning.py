@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from wsdm_ray.errors import DataError
-from wsdm_ray.schema import MODEL_A, MODEL_B
+from wsdm_ray.schema import MODEL_A, MODEL_B, TEXTS
 from wsdm_ray.text.normalize import fix_text
 
 __all__ = ["REASONS", "WINNERS", "clean_texts", "drop_reasons", "labels", "normalized"]
@@ -41,8 +41,6 @@ WINNERS = {
     ),
 }
 """Spellings of a winner, in lower case, and the probability of response_a that each stands for."""
-
-TEXTS = ("prompt", "response_a", "response_b")
 
 NOT_PLAIN = "[^\t\n\x0c\x20-\x25\x27-\x7e]"
 """What ftfy might change in ASCII: control characters, line ends with CR, escapes, `&` of HTML entities."""

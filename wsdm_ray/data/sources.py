@@ -23,7 +23,7 @@ from ftfy.fixes import fix_surrogates
 from wsdm_ray import storage
 from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
-from wsdm_ray.schema import CANONICAL_TYPES, PAIR_COLUMNS
+from wsdm_ray.schema import CANONICAL_TYPES, PAIR_COLUMNS, TEXTS
 
 __all__ = ["list_inputs", "read_rows", "read_tables"]
 
@@ -33,8 +33,6 @@ LINES_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 BATCH_ROWS = 1_000
 BATCH_BYTES = 32 << 20
-
-TEXTS = ("prompt", "response_a", "response_b")
 
 
 def list_inputs(paths: Sequence[str]) -> list[str]:

@@ -7,12 +7,10 @@ import numpy as np
 import pyarrow as pa
 
 from wsdm_ray.errors import DataError
-from wsdm_ray.schema import MODEL_A, MODEL_B, RESPONSES
+from wsdm_ray.schema import MODEL_A, MODEL_B, TEXTS
 from wsdm_ray.storage import list_files, open_parquet
 
 __all__ = ["Votes", "read_votes"]
-
-TEXTS = ("prompt", *RESPONSES)
 
 
 @dataclass(frozen=True)
