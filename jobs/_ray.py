@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 
 import ray
 
@@ -22,12 +23,30 @@ def connect(*, local: bool = False) -> None:
     os.environ.setdefault(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
     )  # silences a warning about its future default
-    own = local and "RAY_ADDRESS" not in os.environ
     try:
-        ray.init(address="local" if own else None, logging_level=logging.ERROR if own else logging.WARNING)
+        if local and "RAY_ADDRESS" not in os.environ:
+            start_own()
+        else:
+            ray.init(logging_level=logging.WARNING)
     except (ConnectionError, ValueError) as error:
         address = os.environ.get("RAY_ADDRESS", "this machine's cluster")
         raise ClusterError(
             f"{address}: no Ray cluster to join there ({error}); `ray job submit` takes an http:// address, "
             "a job itself HOST:PORT"
         ) from error
+
+
+def start_own() -> None:
+    """Start a Ray whose processes find it, and no other, by the address of its dashboard.
+
+    Ray Train asks the state API without an address; beside a second Ray on this machine it finds two, and prints a
+    traceback a second. The processes of this Ray inherit the environment as it is here.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    try:
+        ray.init(address="local", dashboard_port=port, logging_level=logging.ERROR)
+    finally:
+        del os.environ["RAY_API_SERVER_ADDRESS"]
