@@ -12,11 +12,14 @@ from wsdm_ray.errors import ConfigError
 __all__ = [
     "ArenaConfig",
     "Columns",
+    "EnsembleConfig",
     "EvaluateConfig",
     "HeadConfig",
     "LoraConfig",
+    "ObjectiveConfig",
     "OptimizerConfig",
     "PrepareConfig",
+    "PseudolabelConfig",
     "QuantizeConfig",
     "QuickstartConfig",
     "ScoreConfig",
@@ -28,6 +31,9 @@ __all__ = [
 Orders = Literal["both", "ab", "ba"]
 Layout = Literal["padded", "packed", "shared"]
 Precision = Literal["auto", "fp32", "bf16", "bnb-int8", "nf4"]
+VoteFormat = Literal[
+    "canonical", "wsdm", "lmsys-57k", "lmsys-33k", "ultrafeedback", "orpo-dpo-mix", "hh-rlhf", "dpo"
+]
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -140,6 +146,37 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is minimized."""
+
+    label_smoothing: float = 0.0
+    """Share of each label that is given to both responses alike."""
+    teachers: tuple[str, ...] = ()
+    """Predictions of other models on the train rows, folders of `score`, joined by id and averaged."""
+    teacher_weight: float = 0.9
+    """Share of the teachers in the loss of the rows that they have; the vote has the rest."""
+    teacher_temperature: float = 5.0
+    """What log-odds of teachers and student are divided by before they are compared."""
+    order_agreement: float = 0.0
+    """Weight of a term that pulls the two orders of a pair together."""
+    source_weights: dict[str, float] = field(default_factory=dict)
+    """Weight of the rows of a source in the loss; of those that are not named it is 1."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.label_smoothing < 1, "objective.label_smoothing", self.label_smoothing, "in [0, 1)")
+        check(0 <= self.teacher_weight <= 1, "objective.teacher_weight", self.teacher_weight, "in [0, 1]")
+        check(
+            self.teacher_temperature > 0,
+            "objective.teacher_temperature",
+            self.teacher_temperature,
+            "above 0",
+        )
+        check(self.order_agreement >= 0, "objective.order_agreement", self.order_agreement, "0 or more")
+        for source, weight in self.source_weights.items():
+            check(weight >= 0, "objective.source_weights", f"{source} {weight}", "0 or more each")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArenaConfig:
     """Synthetic votes with a known best accuracy."""
 
@@ -172,6 +209,10 @@ class PrepareConfig:
     """Decides which prompt groups go to valid."""
     ties: Literal["drop", "soft"] = "drop"
     """drop: leave ties out, counted. soft: keep them with prob_a 0.5."""
+    format: VoteFormat = "canonical"
+    """The published data set whose columns and conventions the input has; canonical takes `--columns`."""
+    exclude: tuple[str, ...] = ()
+    """Canonical shards whose prompts are to be left out, counted."""
     columns: Columns = field(default_factory=Columns)
     """The input's own column names, where they differ."""
     make_ids: bool = False
@@ -195,8 +236,8 @@ class QuantizeConfig:
     base: str
     """Folder of a Hugging Face model with its tokenizer."""
     output: str
-    adapter: str | None = None
-    """Checkpoint folder of `train` whose adapter and head are merged in first."""
+    adapter: tuple[str, ...] = ()
+    """Folders of adapters, of `train` or plain PEFT ones, that are merged in first, in order."""
     precision: Literal["int8", "nf4", "bf16"] = "int8"
     restart: bool = False
     """Delete what the output folder holds and start over."""
@@ -243,6 +284,15 @@ class TrainConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    mix: dict[str, float] = field(default_factory=dict)
+    """Share of the rows of a source that an epoch has, above 1 for repeats; of those not named, all once."""
+    loss_spike: float = 5.0
+    """Stop where the loss of a step is over so many times the median of the 50 steps before it."""
+    tensorboard: bool = True
+    """Write event files for TensorBoard to OUTPUT/tensorboard."""
+    wandb: str | None = None
+    """Weights & Biases project to log every step to (`pip install wsdm_ray[wandb]`)."""
     checkpoint_steps: int = 200
     """Optimizer steps between checkpoints; the last step always makes one."""
     max_failures: int = 3
@@ -262,6 +312,15 @@ class TrainConfig:
             "micro_batches",
             self.micro_batches,
             "at least 1",
+        )
+        for source, share in self.mix.items():
+            check(share >= 0, "mix", f"{source} {share}", "0 or more each")
+        check(self.loss_spike > 1, "loss_spike", self.loss_spike, "above 1")
+        check(
+            self.orders == "both" or not self.objective.order_agreement,
+            "objective.order_agreement",
+            self.objective.order_agreement,
+            "0 with one order",
         )
         check(self.checkpoint_steps >= 1, "checkpoint_steps", self.checkpoint_steps, "at least 1")
         check(self.max_failures >= 0, "max_failures", self.max_failures, "0 or more")
@@ -304,6 +363,69 @@ class ScoreConfig:
         check(self.unit_rows >= 1, "unit_rows", self.unit_rows, "at least 1")
         check(self.token_budget >= 64, "token_budget", self.token_budget, "at least 64")
         check(self.replicas is None or self.replicas >= 1, "replicas", self.replicas, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudolabelConfig(ScoreConfig):
+    """Score unlabelled pairs and make training shards of them.
+
+    Predictions stand in OUTPUT/predictions, the shards in OUTPUT/train.
+    """
+
+    hard_threshold: float | None = None
+    """Keep only rows whose winner is at least so probable, with that winner as the label; by default every
+    row is kept with its probability as a soft label."""
+    exclude: tuple[str, ...] = ()
+    """Canonical shards whose prompts are to be left out, counted."""
+    source: str = "pseudolabels"
+    """What the shards' `source` column says."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.hard_threshold is None or 0.5 <= self.hard_threshold < 1,
+            "hard_threshold",
+            self.hard_threshold,
+            "in [0.5, 1)",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleConfig:
+    """One set of predictions from several, joined by id."""
+
+    predictions: tuple[str, ...]
+    """Output folders of `score`, each with the same ids."""
+    output: str
+    """Folder for part-NNNNNN.parquet and run.json."""
+    weights: tuple[float, ...] = ()
+    """Weight of each set in the mean probability; by default all alike, or fitted where there are votes."""
+    votes: tuple[str, ...] = ()
+    """Canonical shards with votes on all or some of these ids: weights and temperature are fitted on them."""
+    temperature: float | None = None
+    """What the log-odds of the mean are divided by; by default 1, or fitted where there are votes."""
+    submission: str | None = None
+    """CSV file with the columns id and winner to write as well."""
+    columns: Columns = field(default_factory=Columns)
+    """The votes' own column names, where they differ."""
+    restart: bool = False
+    """Delete what the output folder holds and start over."""
+
+    def __post_init__(self) -> None:
+        check_paths(predictions=self.predictions, output=self.output)
+        check(
+            not self.weights or len(self.weights) == len(self.predictions),
+            "weights",
+            self.weights,
+            f"one for each of the {len(self.predictions)} sets of predictions",
+        )
+        check(
+            not self.weights or (min(self.weights) >= 0 and sum(self.weights) > 0),
+            "weights",
+            self.weights,
+            "0 or more, and not all 0",
+        )
+        check(self.temperature is None or self.temperature > 0, "temperature", self.temperature, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
