@@ -367,11 +367,11 @@ class ScoreConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PseudolabelConfig(ScoreConfig):
-    """Score unlabelled pairs and make training shards of them.
+    """Score unlabelled pairs and make training shards of them, OUTPUT/train."""
 
-    Predictions stand in OUTPUT/predictions, the shards in OUTPUT/train.
-    """
-
+    predictions: str | None = None
+    """Folder for the predictions, by default OUTPUT/predictions. What `score` or another run of this job left
+    there for the same model, input and options is used as it is."""
     hard_threshold: float | None = None
     """Keep only rows whose winner is at least so probable, with that winner as the label; by default every
     row is kept with its probability as a soft label."""

@@ -117,8 +117,8 @@ def check_ids(files: Sequence[str], ids: Sequence[pa.ChunkedArray]) -> pa.DataTy
     return kind
 
 
-def read_unit(unit: WorkUnit, columns: Columns) -> pa.Table:
-    """The rows of a unit under their canonical names: id, prompt, response_a, response_b.
+def read_unit(unit: WorkUnit, columns: Columns, wanted: Sequence[str] = PAIR_COLUMNS) -> pa.Table:
+    """The rows of a unit under their canonical names: id, prompt, response_a, response_b, or those `wanted`.
 
     Only the row groups that hold them are read, a few thousand rows at a time, so that a file with one large
     row group takes time to skip through, but no memory.
@@ -126,7 +126,7 @@ def read_unit(unit: WorkUnit, columns: Columns) -> pa.Table:
     Raises:
         DataError: the file has fewer rows than when the plan was made.
     """
-    names = [getattr(columns, name) for name in PAIR_COLUMNS]
+    names = [getattr(columns, name) for name in wanted]
     with open_parquet(unit.path) as file:
         groups, skip = row_groups_of(file.metadata, unit.start, unit.rows)
         found: list[pa.RecordBatch] = []
@@ -140,7 +140,7 @@ def read_unit(unit: WorkUnit, columns: Columns) -> pa.Table:
                 break
     if missing:
         raise DataError(f"{unit.path}: {missing} rows fewer than when the run was planned; restore the file")
-    return pa.Table.from_batches(found).select(names).rename_columns(list(PAIR_COLUMNS))
+    return pa.Table.from_batches(found).select(names).rename_columns(list(wanted))
 
 
 def row_groups_of(metadata: pq.FileMetaData, start: int, rows: int) -> tuple[list[int], int]:
