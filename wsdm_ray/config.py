@@ -99,6 +99,8 @@ class HeadConfig:
     kind: Literal["mlp", "linear"] = "mlp"
     """mlp: dropout, linear to half the width, dropout, GELU, linear. linear: one bias-free linear."""
     dropout: float = 0.1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the head's weights, in training and in scoring."""
 
     def __post_init__(self) -> None:
         check(0 <= self.dropout < 1, "head.dropout", self.dropout, "in [0, 1)")
@@ -287,6 +289,8 @@ class TrainConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     mix: dict[str, float] = field(default_factory=dict)
     """Share of the rows of a source that an epoch has, above 1 for repeats; of those not named, all once."""
+    allow_leakage: bool = False
+    """Go on where a prompt stands both in train and in valid, which makes the valid metrics too good."""
     loss_spike: float = 5.0
     """Stop where the loss of a step is over so many times the median of the 50 steps before it."""
     tensorboard: bool = True

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["RowProgress", "human", "logger", "set_up_logging", "track_rows"]
+__all__ = ["RowProgress", "human", "in_terminal", "logger", "set_up_logging", "track_rows"]
 
 logger = logging.getLogger("wsdm_ray")
 
@@ -24,6 +24,11 @@ def set_up_logging() -> None:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
+
+
+def in_terminal() -> bool:
+    """Whether a person looks at this process's standard error."""
+    return Console(stderr=True).is_terminal
 
 
 def human(number: float) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -45,12 +46,17 @@ def test_a_trained_folder_is_a_checkpoint_with_its_metrics(classifier: Path):
 
 
 def test_only_the_best_and_the_last_checkpoint_are_kept(classifier: Path):
-    kept = [
-        path
-        for path in (classifier / "_checkpoints" / "run").iterdir()
-        if path.name.startswith("checkpoint_20")
-    ]
+    kept = [path for path in (classifier / "_checkpoints" / "run").iterdir() if path.name.startswith("step-")]
     assert 1 <= len(kept) <= 2
+    assert max(path.name for path in kept) == "step-000008"
+
+
+def test_what_people_see_of_the_steps(classifier: Path):
+    rows = [json.loads(line) for line in (classifier / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["memory_gb"] > 0.05 and row["seconds"] > 0 for row in rows)
+    assert [row["step"] for row in rows if "valid_log_loss" in row] == [2, 4, 6, 8]
+    events = sorted((classifier / "tensorboard").iterdir())
+    assert events[0].name == "events.out.tfevents.0000000001"
 
 
 def test_a_finished_run_is_not_done_again_and_a_changed_one_is_refused(classifier, int8_base, prepared):
@@ -76,7 +82,8 @@ def test_two_workers_agree_with_one(classifier, int8_base, prepared, tmp_path):
     )
 
 
-def test_a_killed_worker_changes_nothing(classifier, int8_base, prepared, tmp_path):
+@pytest.mark.parametrize("name", ["RayTrainWorker", "TrainController"])
+def test_a_killed_process_changes_nothing(name, classifier, int8_base, prepared, tmp_path):
     output = tmp_path / "model"
     failed: list[BaseException] = []
 
@@ -88,12 +95,15 @@ def test_a_killed_worker_changes_nothing(classifier, int8_base, prepared, tmp_pa
 
     thread = threading.Thread(target=run)
     thread.start()
-    wait_for(lambda: list(output.glob("_checkpoints/run/checkpoint_20*")))
-    os.kill(wait_for(worker_pids)[0], signal.SIGKILL)
+    step = random.choice((2, 4, 6))
+    print(f"killed after step {step}")
+    wait_for(lambda: (output / f"_checkpoints/run/step-{step:06d}/wsdm_ray.json").exists())
+    os.kill(wait_for(lambda: pids_of(name))[0], signal.SIGKILL)
     thread.join(180)
     assert not thread.is_alive()
     assert not failed
     assert weights(output) == weights(classifier)
+    assert steps_shown(output) == list(range(1, 9))
 
 
 def test_a_killed_job_goes_on_where_it_was(classifier, int8_base, prepared, tmp_path):
@@ -151,14 +161,16 @@ def test_an_injected_nan_stops_the_run_with_the_step_and_the_ids(ray_session, in
         train(dataclasses.replace(given, optimizer=wild))
 
 
-def worker_pids() -> list[int]:
-    """Processes of Ray Train's workers below this one."""
+def pids_of(name: str) -> list[int]:
+    """Processes below this one that hold Ray's actors of class `name`."""
     below = psutil.Process().children(recursive=True)
     return [
-        process.pid
-        for process in below
-        if "RayTrainWorker" in " ".join(process.cmdline() or [process.name()])
+        process.pid for process in below if f"ray::{name}" in " ".join(process.cmdline() or [process.name()])
     ]
+
+
+def steps_shown(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def wait_for(condition, seconds: float = 120):

@@ -14,6 +14,8 @@ REQUIRED = {
     config.QuantizeConfig: {"base": "b", "output": "o"},
     config.TrainConfig: {"base": "b", "train": ("t",), "output": "o"},
     config.ScoreConfig: {"model": ("m",), "input": ("i",), "output": "o"},
+    config.PseudolabelConfig: {"model": ("m",), "input": ("i",), "output": "o"},
+    config.EnsembleConfig: {"predictions": ("p", "q"), "output": "o"},
     config.EvaluateConfig: {"predictions": "p", "votes": ("v",), "output": "o"},
     config.QuickstartConfig: {},
 }
@@ -49,6 +51,42 @@ WRONG = [
     (config.OptimizerConfig, {"weight_decay": -1}, "--optimizer.weight-decay -1: must be 0 or more"),
     (config.OptimizerConfig, {"warmup_fraction": 1.1}, "--optimizer.warmup-fraction 1.1: must be in [0, 1]"),
     (config.OptimizerConfig, {"max_grad_norm": 0}, "--optimizer.max-grad-norm 0: must be above 0"),
+    (
+        config.ObjectiveConfig,
+        {"label_smoothing": 1.0},
+        "--objective.label-smoothing 1.0: must be in [0, 1)",
+    ),
+    (config.ObjectiveConfig, {"teacher_weight": 1.1}, "--objective.teacher-weight 1.1: must be in [0, 1]"),
+    (
+        config.ObjectiveConfig,
+        {"teacher_temperature": 0},
+        "--objective.teacher-temperature 0: must be above 0",
+    ),
+    (config.ObjectiveConfig, {"order_agreement": -1}, "--objective.order-agreement -1: must be 0 or more"),
+    (
+        config.ObjectiveConfig,
+        {"source_weights": {"wsdm": -1.0}},
+        "--objective.source-weights wsdm -1.0: must be 0 or more each",
+    ),
+    (config.TrainConfig, {"mix": {"wsdm": -0.5}}, "--mix wsdm -0.5: must be 0 or more each"),
+    (config.TrainConfig, {"loss_spike": 1.0}, "--loss-spike 1.0: must be above 1"),
+    (
+        config.TrainConfig,
+        {"orders": "ab", "objective": config.ObjectiveConfig(order_agreement=0.1)},
+        "--objective.order-agreement 0.1: must be 0 with one order",
+    ),
+    (config.PseudolabelConfig, {"hard_threshold": 0.4}, "--hard-threshold 0.4: must be in [0.5, 1)"),
+    (config.EnsembleConfig, {"temperature": 0}, "--temperature 0: must be above 0"),
+    (
+        config.EnsembleConfig,
+        {"weights": (1.0,)},
+        "--weights (1.0,): must be one for each of the 2 sets of predictions",
+    ),
+    (
+        config.EnsembleConfig,
+        {"weights": (0.0, 0.0)},
+        "--weights (0.0, 0.0): must be 0 or more, and not all 0",
+    ),
     (config.ArenaConfig, {"rows": 0}, "--rows 0: must be at least 1"),
     (config.PrepareConfig, {"valid_fraction": 1.0}, "--valid-fraction 1.0: must be in [0, 1)"),
     (config.PrepareConfig, {"shard_rows": 0}, "--shard-rows 0: must be at least 1"),
@@ -85,7 +123,9 @@ def test_every_checked_field_is_tested():
     """A new numeric field with a bound gets its line in WRONG; a field that takes anything is named here."""
     free = {"seed", "betas"}
     tested = {(cls, name) for cls, options, _ in WRONG for name in options}
-    for cls in (config.TextConfig, config.HeadConfig, config.LoraConfig, config.OptimizerConfig, *REQUIRED):
+    tested |= {(config.PseudolabelConfig, name) for cls, name in tested if cls is config.ScoreConfig}
+    parts = (config.TextConfig, config.HeadConfig, config.LoraConfig, config.OptimizerConfig)
+    for cls in (*parts, config.ObjectiveConfig, *REQUIRED):
         for field in dataclasses.fields(cls):
             bounded = field.type in (int, float, "int", "float") and field.name not in free
             assert not bounded or (cls, field.name) in tested, f"{cls.__name__}.{field.name}"

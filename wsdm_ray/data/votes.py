@@ -15,13 +15,27 @@ __all__ = ["Votes", "read_votes"]
 
 @dataclass(frozen=True)
 class Votes:
-    """N votes: `table` has id, prompt, response_a, response_b; prob_a_N is float64, a winner being 1 or 0."""
+    """N votes: `table` has id, prompt, response_a, response_b and maybe source.
+
+    prob_a_N: float64 [N], a winner being 1 or 0.
+    """
 
     table: pa.Table
     prob_a_N: np.ndarray
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def take(self, rows: np.ndarray) -> "Votes":
+        """The votes of `rows` (int [n]), in that order; a row may be taken more than once."""
+        return Votes(self.table.take(pa.array(rows, pa.int64())).combine_chunks(), self.prob_a_N[rows])
+
+    @property
+    def sources_N(self) -> np.ndarray:
+        """The source of each vote, an empty string where it has none: object [N]."""
+        if "source" not in self.table.column_names:
+            return np.full(len(self), "", object)
+        return np.array([source or "" for source in self.table["source"].to_pylist()], object)
 
     def texts(self, rows: np.ndarray) -> tuple[list[str], list[str], list[str]]:
         """Prompts, responses a and responses b of `rows` (int [n]), in that order."""
@@ -47,7 +61,8 @@ def read_votes(paths: Sequence[str]) -> Votes:
                 raise DataError(
                     f"{path}: no column {what}; make canonical shards with `python -m jobs.prepare`"
                 )
-            table = file.read([name for name in ("id", *TEXTS, "winner", "prob_a") if name in names])
+            wanted = ("id", *TEXTS, "winner", "prob_a", "source")
+            table = file.read([name for name in wanted if name in names])
         check_types(path, table)
         for name in TEXTS:
             if table.column(name).null_count:
@@ -56,7 +71,7 @@ def read_votes(paths: Sequence[str]) -> Votes:
                     f"{path}: {name} of id {table['id'][row]} is null; run `python -m jobs.prepare`"
                 )
         labels.append(prob_a_of(path, table))
-        tables.append(table.select(["id", *TEXTS]))
+        tables.append(table.select([name for name in ("id", *TEXTS, "source") if name in names]))
     if not sum(len(table) for table in tables):
         raise DataError(f"{paths[0]}: holds no votes")
     try:

@@ -41,19 +41,24 @@ FAMILIES = ("gemma2", "gemma3_text", "llama", "qwen2", "qwen3")
 """`model_type` of the supported families."""
 
 
+HEAD_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
 def make_head(config: HeadConfig, width: int, seed: int) -> nn.Module:
-    """A new float32 head for hidden states of `width`; the same seed gives the same weights."""
+    """A new head for hidden states of `width`; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.kind == "linear":
-            return nn.Linear(width, 2, bias=False)
-        return nn.Sequential(
-            nn.Dropout(config.dropout),
-            nn.Linear(width, width // 2),
-            nn.Dropout(config.dropout),
-            nn.GELU(),
-            nn.Linear(width // 2, 2),
-        )
+            head: nn.Module = nn.Linear(width, 2, bias=False)
+        else:
+            head = nn.Sequential(
+                nn.Dropout(config.dropout),
+                nn.Linear(width, width // 2),
+                nn.Dropout(config.dropout),
+                nn.GELU(),
+                nn.Linear(width // 2, 2),
+            )
+    return head.to(HEAD_TYPES[config.precision])
 
 
 def load_network(
@@ -62,7 +67,7 @@ def load_network(
     """The frozen backbone of a model folder with a new head.
 
     Args:
-        dtype: of everything that is not quantized, but the head, which is float32.
+        dtype: of everything that is not quantized, but the head, which has its own.
         quantization: `int8`, `nf4` or `none`; a folder that is quantized already stays as it is.
 
     Raises:
@@ -123,9 +128,9 @@ def check_complete(folder: str, found: dict[str, Any]) -> None:
 
 
 def bitsandbytes_config(quantization: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
-    """The bitsandbytes options of `int8` or `nf4`."""
+    """The bitsandbytes options of `int8` or `nf4`; `dtype` is of the products beside 4-bit weights."""
     if quantization == "int8":
-        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, bnb_4bit_compute_dtype=dtype)
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -161,8 +166,8 @@ def add_lora(network: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
                 bias="none", target_modules=list(config.targets), modules_to_save=["score"],
             ),
         )  # fmt: skip
-    for parameter in wrapped.parameters():
-        if parameter.requires_grad:
+    for name, parameter in wrapped.named_parameters():
+        if parameter.requires_grad and ".score." not in name:
             parameter.data = parameter.data.float()
     return wrapped
 
@@ -190,7 +195,7 @@ def ordering_logits(network: nn.Module, layout: Layout) -> torch.Tensor:
         ).last_hidden_state
     last = hidden.flatten(0, 1)[torch.from_numpy(layout.last_S).to(device)]
     with torch.autocast(device.type, enabled=False):
-        return model.score(last.float()).float()
+        return model.score(last.to(next(model.score.parameters()).dtype)).float()
 
 
 def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:

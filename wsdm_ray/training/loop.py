@@ -6,6 +6,7 @@ neither a restart nor another number of workers changes it, as long as the passe
 """
 
 import json
+import resource
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from wsdm_ray.config import TrainConfig
+from wsdm_ray.data.mixing import read_teachers, row_weights
 from wsdm_ray.data.votes import Votes
 from wsdm_ray.errors import WsdmRayError
 from wsdm_ray.modeling.checkpoint import Manifest, load_adapter_weights, save_classifier
@@ -38,21 +40,28 @@ from wsdm_ray.schema import orderings_of
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 from wsdm_ray.training.batches import num_steps, share_passes, step_rows
 from wsdm_ray.training.objective import (
+    cross_entropy,
+    disagreement,
+    distillation,
     learning_rate_factor,
-    soft_cross_entropy,
+    smoothed,
     targets_of,
     valid_metrics,
 )
+from wsdm_ray.training.tracking import METRICS
 
-__all__ = ["Trainer", "TrainingDivergedError"]
+__all__ = ["STATE", "STATE_TENSORS", "Trainer", "TrainingDivergedError"]
 
 STATE_TENSORS = "optimizer.safetensors"
 STATE = "trainer_state.json"
-METRICS = "metrics.jsonl"
+
+
+SPIKE_STEPS = 50
+"""Steps whose median loss says what a spike is; the first of a run are not judged until there are 10."""
 
 
 class TrainingDivergedError(WsdmRayError, RuntimeError):
-    """A loss or a gradient is not finite."""
+    """A loss or a gradient is not finite, or a loss stands far above those before it."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, base: str, manifest: Manifest, train: Votes, valid: Votes | None):
         self.config, self.base, self.manifest, self.train, self.valid = config, base, manifest, train, valid
+        self.weights_N = row_weights(train.sources_N, config.objective.source_weights)
+        self.teacher_N = read_teachers(config.objective.teachers, train.table["id"])
         self.rank, self.num_workers = (
             (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         )
@@ -128,31 +139,25 @@ class Trainer:
         """One optimizer step."""
         started = time.monotonic()
         self.network.train()
-        labels = self.train.prob_a_N[step.rows]
         count = len(step.rows) * len(self.sides)
-        totals = torch.zeros(3, dtype=torch.float64)  # loss, right orderings, tokens
+        totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, right orderings, tokens
         for number in share_passes(step.costs, self.num_workers)[self.rank]:
-            batch = step.passes[number]
             torch.manual_seed(seed_of(self.config.seed, self.step, number))
-            target = torch.from_numpy(targets_of(labels[batch], self.sides)).to(self.device)
-            layout = lay_out(self.config.layout, step.pairs.prefix, self.suffixes(step.pairs), batch)
-            logits = ordering_logits(self.network, layout)
-            loss = soft_cross_entropy(logits, target).sum() / count
-            loss.backward()
-            right = ((first_wins(logits) > 0) == (target > 0.5)).sum()
-            totals += torch.tensor([float(loss.detach()), int(right), layout.num_tokens], dtype=torch.float64)
+            layout = lay_out(
+                self.config.layout, step.pairs.prefix, self.suffixes(step.pairs), step.passes[number]
+            )
+            log_odds = first_wins(ordering_logits(self.network, layout))
+            loss, right = self.loss(log_odds, step.rows[step.passes[number]])
+            (loss / count).backward()
+            totals[0] += loss.detach() / count  # no wait for the GPU
+            totals[1] += right
+            totals[2] += layout.num_tokens
         rate = self.config.optimizer.learning_rate * learning_rate_factor(
             self.step, self.total_steps, self.config.optimizer.warmup_fraction, self.config.optimizer.schedule
         )
         loss, right, tokens = self.sum_over_workers(totals)
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.max_grad_norm))
-        if not np.isfinite([loss, norm]).all():
-            ids = self.train.table["id"].take(step.rows[:5]).to_pylist()
-            raise TrainingDivergedError(
-                f"step {self.step + 1}: loss {loss}, gradient norm {norm}; its rows begin with ids "
-                f"{ids}; lower --optimizer.learning-rate or look at these rows, then run again: it goes "
-                "on from the last checkpoint"
-            )
+        self.check_health(loss, norm, step.rows)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -161,10 +166,56 @@ class Trainer:
         seconds = time.monotonic() - started
         return {
             "step": self.step, "loss": loss, "accuracy": right / count, "learning_rate": rate,
-            "grad_norm": norm, "pairs": len(step.rows), "tokens": int(tokens),
-            "padding_share": 1 - tokens / sum(step.costs),
+            "grad_norm": norm, "pairs": len(step.rows), "tokens": int(tokens), "seconds": seconds,
+            "padding_share": 1 - tokens / sum(step.costs), "memory_gb": memory_gb(self.device),
             "pairs_per_second": len(step.rows) / seconds, "tokens_per_second": tokens / seconds,
         }  # fmt: skip
+
+    def loss(self, log_odds_S: torch.Tensor, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summed loss of one pass (the formula of `objective`, times S) and its right orderings.
+
+        Args:
+            log_odds_S: that the first response wins, pair by pair.
+            rows: of the train set, one a pair (int64 [P]).
+        """
+        options = self.config.objective
+
+        def of_orderings(values: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(targets_of(values, self.sides)).to(self.device)
+
+        weight_S = torch.from_numpy(self.weights_N[rows]).float().to(self.device)
+        weight_S = weight_S.repeat_interleave(len(self.sides))
+        target_S = of_orderings(self.train.prob_a_N[rows])
+        each_S = cross_entropy(log_odds_S, smoothed(target_S, options.label_smoothing))
+        if options.teachers:
+            teacher_S = of_orderings(self.teacher_N[rows])
+            known_S = ~teacher_S.isnan()
+            taught_S = distillation(log_odds_S, teacher_S.nan_to_num(0.5), options.teacher_temperature)
+            share_S = options.teacher_weight * known_S
+            each_S = (1 - share_S) * each_S + share_S * taught_S
+        if options.order_agreement:
+            apart_P = disagreement(log_odds_S.view(-1, 2))
+            each_S = each_S + options.order_agreement * apart_P.repeat_interleave(2)
+        right = ((log_odds_S > 0) == (target_S > 0.5)).sum()
+        return (weight_S * each_S).sum(), right
+
+    def check_health(self, loss: float, norm: float, rows: np.ndarray) -> None:
+        """Raise `TrainingDivergedError` before a step is taken that would spoil the weights."""
+        before = [row["loss"] for row in self.metrics[-SPIKE_STEPS:]]
+        usual = float(np.median(before)) if len(before) >= 10 else float("inf")
+        finite = bool(np.isfinite([loss, norm]).all())
+        if finite and loss <= self.config.loss_spike * usual:
+            return
+        what = f"is {loss:.3g}, {loss / usual:.1f} times the usual {usual:.3g}" if finite else f"{loss}"
+        ids = self.train.table["id"].take(rows[:5]).to_pylist()
+        every = self.config.checkpoint_steps
+        good = self.step // every * every
+        kept = f"the last good checkpoint is that of step {good}" if good else "there is no checkpoint yet"
+        raise TrainingDivergedError(
+            f"step {self.step + 1}: loss {what}, gradient norm {norm:.3g}; its rows begin with ids {ids}; "
+            f"{kept}; look at these rows, then lower --optimizer.learning-rate and start over with --restart"
+            + ("" if not finite else ", or go on from that checkpoint with a larger --loss-spike")
+        )
 
     def suffixes(self, pairs: EncodedPairs) -> list[Ragged]:
         return [(pairs.suffix_ab, pairs.suffix_ba)[side] for side in self.sides]
@@ -184,7 +235,6 @@ class Trainer:
             for parameter in parameters:
                 parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter)
                 offset += parameter.numel()
-            totals = totals.to(self.device)
             dist.all_reduce(totals)
         return totals.tolist()
 
@@ -242,6 +292,13 @@ def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch
 
         return bitsandbytes.optim.AdamW8bit(parameters, **arguments)  # pyright: ignore[reportPrivateImportUsage]
     return torch.optim.AdamW(parameters, **arguments)
+
+
+def memory_gb(device: str) -> float:
+    """The most memory that this process has held so far: of the GPU where it has one, else of the machine."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
 
 
 def seed_of(seed: int, step: int, number: int) -> int:

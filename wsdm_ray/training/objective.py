@@ -1,27 +1,77 @@
-"""What is minimized, and how well it does: small pure functions."""
+"""What is minimized, and how well it does: small pure functions.
+
+Of a step's P pairs, each in one or two orderings, S sequences in all: with the weight w of each row (mean 1
+over the train set), its label t, the teachers' probability q where they have one and their share a,
+
+    loss = sum over S of w [(1 - a) cross_entropy(z, smoothed(t)) + a distillation(z, q)] / S
+           + order_agreement * sum over P of w disagreement(z_ab, z_ba) / P
+"""
 
 import numpy as np
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-__all__ = ["learning_rate_factor", "soft_cross_entropy", "targets_of", "valid_metrics"]
+__all__ = [
+    "cross_entropy",
+    "disagreement",
+    "distillation",
+    "learning_rate_factor",
+    "smoothed",
+    "targets_of",
+    "valid_metrics",
+]
 
 
 def targets_of(prob_a: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
     """Probability that the response that stands first wins: float32 [P * orderings], pair by pair.
 
     Args:
-        prob_a: float [P], label of each pair.
+        prob_a: float [P], of each pair's given response_a; NaN stays NaN.
         sides: the orderings (0 for ab, 1 for ba), as they stand in a pass.
     """
     of_ordering = {0: prob_a, 1: 1 - prob_a}
     return np.stack([of_ordering[side] for side in sides], axis=1).reshape(-1).astype(np.float32)
 
 
-def soft_cross_entropy(logits_S2: Tensor, target_S: Tensor) -> Tensor:
-    """Cross entropy in nats of each ordering with the chance that its first response wins: float32 [S]."""
-    log_p = F.log_softmax(logits_S2.float(), dim=-1)
-    return -(target_S * log_p[:, 0] + (1 - target_S) * log_p[:, 1])
+def smoothed(target_S: Tensor, smoothing: float) -> Tensor:
+    """Labels of which the share `smoothing` is given to both responses alike (Szegedy et al., 2016)."""
+    return target_S * (1 - smoothing) + 0.5 * smoothing
+
+
+def cross_entropy(log_odds_S: Tensor, target_S: Tensor) -> Tensor:
+    """Cross entropy in nats of each sequence with the chance that its first response wins: float32 [S].
+
+    Args:
+        log_odds_S: that the first response wins.
+    """
+    return F.binary_cross_entropy_with_logits(log_odds_S.float(), target_S, reduction="none")
+
+
+def distillation(log_odds_S: Tensor, teacher_S: Tensor, temperature: float) -> Tensor:
+    """Squared temperature times the divergence of the student from the teachers (Hinton et al., 2015).
+
+    Both have their log-odds divided by `temperature` first. Float32 [S], 0 where they agree.
+
+    Args:
+        log_odds_S: the student's, that the first response wins.
+        teacher_S: the teachers' probability of the same.
+    """
+    softened = torch.sigmoid(torch.logit(teacher_S.float(), eps=1e-6) / temperature)
+    student = log_odds_S.float() / temperature
+    entropy = F.binary_cross_entropy(softened, softened, reduction="none")
+    divergence = F.binary_cross_entropy_with_logits(student, softened, reduction="none") - entropy
+    return temperature**2 * divergence
+
+
+def disagreement(log_odds_P2: Tensor) -> Tensor:
+    """Divergence, both ways, of what the two orderings of a pair say of response_a: float32 [P].
+
+    Args:
+        log_odds_P2: that the first response wins, of ab and of ba.
+    """
+    ab, ba = log_odds_P2[:, 0].float(), -log_odds_P2[:, 1].float()
+    return (torch.sigmoid(ab) - torch.sigmoid(ba)) * (ab - ba)
 
 
 def learning_rate_factor(step: int, total: int, warmup_fraction: float, schedule: str) -> float:

@@ -4,32 +4,45 @@ Ray Train keeps its own records under OUTPUT/_checkpoints; a run that is started
 there. The classifier itself stands in OUTPUT, as a checkpoint folder. Not covered: what a step does (`loop`).
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
 import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.fs
 import ray
 import ray.train
 import ray.train.torch
+from ray.exceptions import RayActorError
 
 from wsdm_ray import errors
 from wsdm_ray.config import TrainConfig, to_dict
-from wsdm_ray.data.votes import read_votes
+from wsdm_ray.data.mixing import check_leakage, mixed, read_teachers, row_weights
+from wsdm_ray.data.votes import Votes, read_votes
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, WsdmRayError
 from wsdm_ray.modeling.checkpoint import MANIFEST, Manifest, folder_digest, stored_quantization
 from wsdm_ray.runs import check_outside, finish_run, identities, open_run, options
 from wsdm_ray.storage import absolute, filesystem, is_remote, join, list_files, local_copy, upload_folder
-from wsdm_ray.telemetry import human, logger, set_up_logging
+from wsdm_ray.telemetry import human, in_terminal, logger, set_up_logging, track_rows
+from wsdm_ray.training.batches import num_steps
 from wsdm_ray.training.loop import STATE, STATE_TENSORS, Trainer, TrainingDivergedError
+from wsdm_ray.training.tracking import METRICS, Tracker, check_tracking
 
 __all__ = ["train"]
 
-NOT_OF_THE_CLASSIFIER = (STATE, STATE_TENSORS)
+NOT_OF_THE_CLASSIFIER = (STATE, STATE_TENSORS, METRICS)
+CHECKPOINTS = "_checkpoints"
+RUN_NAME = "run"
+ETA_STEPS = 20
+"""The time that is left is told by the latest so many steps."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,8 @@ class WorkerTask:
 
     config: TrainConfig
     manifest: Manifest
+    board: Any = None
+    """An actor that takes the progress of rank 0, where somebody looks at a bar."""
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -69,8 +84,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
         train=tuple(files["train"]),
         valid=tuple(files["valid"]),
         output=absolute(config.output),
+        objective=dataclasses.replace(
+            config.objective, teachers=tuple(map(absolute, config.objective.teachers))
+        ),
     )
-    counts = {name: len(read_votes(paths)) for name, paths in files.items() if paths}
+    check_tracking(config)
+    counts = check_data(config, files)
     on_gpu = fit_cluster(config.num_workers)
     fingerprint = {
         "options": options(
@@ -84,18 +103,24 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 "max_failures",
                 "num_workers",
                 "micro_batches",
+                "loss_spike",
+                "tensorboard",
+                "wandb",
             ),
         ),
         "base": manifest.base_digest,
         "passes": config.micro_batches or config.num_workers,  # they decide dropout
         "gpu": on_gpu,
         "inputs": {name: identities(paths) for name, paths in files.items()},
+        "teachers": [identities(list_files(folder)) for folder in config.objective.teachers],
     }
     earlier = open_run(config.output, "train", fingerprint, config.restart)
     if earlier:
         logger.info("train: %s is complete already", config.output)
         return earlier
-    result = fit(WorkerTask(told_workers, manifest), on_gpu)
+    pairs = counts["steps"] * config.pairs_per_step
+    with show_bar(pairs) as board:
+        result = fit(WorkerTask(told_workers, manifest, board), on_gpu)
     best, metrics = best_checkpoint(result, bool(config.valid))
     publish(best, config.output)
     run = finish_run(
@@ -117,9 +142,63 @@ def fit_cluster(num_workers: int) -> bool:
     return gpus > 0
 
 
+def check_data(config: TrainConfig, files: dict[str, list[str]]) -> dict[str, Any]:
+    """Counts of what there is to train on. Raises where the sets do not fit each other or the options."""
+    votes = read_votes(files["train"])
+    epoch = training_votes(config, votes)
+    row_weights(epoch.sources_N, config.objective.source_weights)
+    steps = num_steps(len(epoch), config.pairs_per_step, config.epochs, config.max_steps)
+    counts: dict[str, Any] = {"train": len(votes), "epoch_rows": len(epoch), "steps": steps}
+    by_source = Counter(source or "(none)" for source in epoch.sources_N.tolist())
+    if len(by_source) > 1 or config.mix:
+        counts["epoch_rows_by_source"] = dict(sorted(by_source.items()))
+        logger.info("train: rows of an epoch: %s", ", ".join(f"{k} {v:,}" for k, v in by_source.items()))
+    if config.objective.teachers:
+        teacher_N = read_teachers(config.objective.teachers, epoch.table["id"])
+        counts["taught_rows"] = int(np.count_nonzero(~np.isnan(teacher_N)))
+        logger.info("train: teachers have %d of %d rows of an epoch", counts["taught_rows"], len(epoch))
+    if files["valid"]:
+        valid = read_votes(files["valid"])
+        counts["valid"] = len(valid)
+        if not config.allow_leakage:
+            check_leakage(epoch, valid)
+    return counts
+
+
+def training_votes(config: TrainConfig, votes: Votes) -> Votes:
+    """The rows that an epoch has, of all train sets."""
+    return mixed(votes, config.mix, config.seed)
+
+
 def fit(task: WorkerTask, on_gpu: bool) -> ray.train.Result:
-    """Run the workers to the last step, replacing those that die."""
-    path = join(task.config.output, "_checkpoints")
+    """Run the workers to the last step, replacing those that die, and the controller if it does."""
+    left = task.config.max_failures
+    while True:
+        try:
+            result = trainer_of(task, on_gpu).fit()
+            break
+        except ray.train.v2.api.exceptions.TrainingFailedError as error:  # pyright: ignore[reportAttributeAccessIssue]
+            raise own_error(error) or given_up(task, error) from error
+        except RayActorError as error:
+            if not left:
+                raise given_up(task, error) from error
+            left -= 1
+            logger.warning("train: the controller died; another goes on from the last checkpoint")
+    if result.return_value:
+        kind, text = result.return_value
+        raise getattr(errors, kind, TrainingDivergedError)(text)
+    return result
+
+
+def given_up(task: WorkerTask, error: BaseException) -> ClusterError:
+    return ClusterError(
+        f"training failed more than {task.config.max_failures} times ({first_line(error)}); run the same command "
+        "again to go on from the last checkpoint"
+    )
+
+
+def trainer_of(task: WorkerTask, on_gpu: bool) -> ray.train.torch.TorchTrainer:
+    path = join(task.config.output, CHECKPOINTS)
     storage: dict[str, Any] = {"storage_path": path}
     if is_remote(path):
         fs, inner = filesystem(path)
@@ -130,30 +209,59 @@ def fit(task: WorkerTask, on_gpu: bool) -> ray.train.Result:
     kept: dict[str, Any] = {"num_to_keep": 1}  # and the latest, always
     if task.config.valid:
         kept |= {"checkpoint_score_attribute": "valid_log_loss", "checkpoint_score_order": "min"}
-    trainer = ray.train.torch.TorchTrainer(
+    return ray.train.torch.TorchTrainer(
         work,
         train_loop_config={"task": task},
         scaling_config=ray.train.ScalingConfig(num_workers=task.config.num_workers, use_gpu=on_gpu),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if on_gpu else "gloo"),
         run_config=ray.train.RunConfig(
-            name="run",
+            name=RUN_NAME,
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             failure_config=ray.train.FailureConfig(max_failures=task.config.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(**kept),
             **storage,
         ),
     )
+
+
+class Board:
+    """Where rank 0 leaves how far it is, for the bar of the process that started the run."""
+
+    def __init__(self) -> None:
+        self.done = self.tokens = 0
+
+    def tell(self, pairs: int, tokens: int) -> None:
+        self.done, self.tokens = pairs, tokens
+
+    def read(self) -> tuple[int, int]:
+        return self.done, self.tokens
+
+
+@contextlib.contextmanager
+def show_bar(pairs: int) -> Iterator[Any]:
+    """In a terminal, a bar of the run's pairs, and the board that it reads; else None."""
+    if not in_terminal():
+        yield None
+        return
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    over = threading.Event()
+
+    def follow() -> None:
+        seen = (0, 0)
+        with track_rows("train", pairs) as progress:
+            while not over.wait(0.5):
+                found = ray.get(board.read.remote())
+                if found != seen:
+                    progress.advance(found[0] - seen[0], found[1] - seen[1])
+                    seen = found
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
     try:
-        result = trainer.fit()
-    except ray.train.v2.api.exceptions.TrainingFailedError as error:  # pyright: ignore[reportAttributeAccessIssue]
-        raise own_error(error) or ClusterError(
-            f"training failed more than {task.config.max_failures} times ({first_line(error)}); run the same "
-            "command again to go on from the last checkpoint"
-        ) from error
-    if result.return_value:
-        kind, text = result.return_value
-        raise getattr(errors, kind, TrainingDivergedError)(text)
-    return result
+        yield board
+    finally:
+        over.set()
+        thread.join(5)
 
 
 def own_error(error: BaseException) -> WsdmRayError | None:
@@ -184,7 +292,8 @@ def run_worker(task: WorkerTask) -> None:
     set_up_logging()
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train would tell every report of ours once more
     options = task.config
-    train, valid = read_votes(options.train), read_votes(options.valid) if options.valid else None
+    train = training_votes(options, read_votes(options.train))
+    valid = read_votes(options.valid) if options.valid else None
     trainer = Trainer(options, local_copy(options.base), task.manifest, train, valid)
     latest = ray.train.get_checkpoint()
     if latest:
@@ -197,31 +306,74 @@ def run_worker(task: WorkerTask) -> None:
             len(train), sum(parameter.numel() for parameter in trainer.parameters.values()),
             trainer.step + 1, trainer.total_steps, options.pairs_per_step, trainer.num_workers,
         )  # fmt: skip
-    for metrics in trainer.steps():
-        if first:
-            logger.info(step_line(metrics, trainer.total_steps))
-        if trainer.step % options.checkpoint_steps == 0 or trainer.step == trainer.total_steps:
-            checkpoint(trainer, metrics)
+    with tracking(trainer) as tracker:
+        for metrics in trainer.steps():
+            if first:
+                logger.info(step_line(metrics, trainer))
+                if task.board:
+                    task.board.tell.remote(*(sum(row[name] for row in trainer.metrics) for name in SHOWN))
+            last = trainer.step == trainer.total_steps
+            is_due = last or trainer.step % options.checkpoint_steps == 0
+            if is_due:
+                metrics |= trainer.evaluate()
+            if tracker:
+                tracker.add(metrics)
+            if is_due:
+                if tracker:
+                    tracker.flush()
+                checkpoint(trainer, metrics)
 
 
-def step_line(metrics: dict[str, Any], total: int) -> str:
+SHOWN = ("pairs", "tokens")
+
+
+@contextlib.contextmanager
+def tracking(trainer: Trainer) -> Iterator[Tracker | None]:
+    """The run's tracker on rank 0, which shows what it has also where a step fails."""
+    tracker = Tracker(trainer.config, trainer.metrics) if trainer.rank == 0 else None
+    try:
+        yield tracker
+    finally:
+        if tracker:
+            tracker.close()
+
+
+def step_line(metrics: dict[str, Any], trainer: Trainer) -> str:
+    recent = [row["seconds"] for row in trainer.metrics[-ETA_STEPS:]]
+    left = (trainer.total_steps - trainer.step) * sum(recent) / len(recent)
     return (
-        f"step {metrics['step']}/{total} loss {metrics['loss']:.4f} accuracy {metrics['accuracy']:.3f} "
-        f"lr {metrics['learning_rate']:.2e} grad {metrics['grad_norm']:.2f} "
-        f"{human(metrics['tokens_per_second'])} tokens/s {human(metrics['pairs_per_second'])} pairs/s"
+        f"step {metrics['step']}/{trainer.total_steps} loss {metrics['loss']:.4f} "
+        f"accuracy {metrics['accuracy']:.3f} lr {metrics['learning_rate']:.2e} "
+        f"grad {metrics['grad_norm']:.2f} "
+        f"{human(metrics['tokens_per_second'])} tokens/s {human(metrics['pairs_per_second'])} pairs/s "
+        f"ETA {left:.0f} s"
     )
 
 
 def checkpoint(trainer: Trainer, metrics: dict[str, Any]) -> None:
-    """Evaluate and report; every rank reports, rank 0 with the folder."""
-    metrics = {"step": trainer.step, "loss": metrics["loss"], **trainer.evaluate()}
+    """Report; every rank reports, rank 0 with the folder."""
+    metrics = {name: value for name, value in metrics.items() if name in ("step", "loss") or "valid_" in name}
     if trainer.rank != 0:
         ray.train.report(metrics)
         return
     logger.info("checkpoint at step %d%s", trainer.step, told(metrics))
     with tempfile.TemporaryDirectory() as folder:
         trainer.save(folder, metrics)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        ray.train.report(
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_dir_name=f"step-{trainer.step:06d}",
+            checkpoint_upload_fn=lambda local, name: upload(local, trainer.config.output, name),
+        )
+
+
+def upload(local: ray.train.Checkpoint, output: str, name: str) -> ray.train.Checkpoint:
+    """Put a checkpoint where Ray Train expects it, its manifest last: a folder that has one is whole."""
+    upload_folder(local.path, join(output, CHECKPOINTS, RUN_NAME, name), last=MANIFEST)
+    storage: Any = ray.train.get_context().get_storage()
+    return ray.train.Checkpoint(
+        os.path.join(storage.experiment_fs_path, name), filesystem=storage.storage_filesystem
+    )
 
 
 def told(metrics: dict[str, Any]) -> str:

@@ -82,7 +82,8 @@ def trainer_of(base: str) -> Callable[..., Trainer]:
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if "per_second" not in name} for row in rows]
+    measured = ("pairs_per_second", "tokens_per_second", "memory_gb")
+    return [{name: value for name, value in row.items() if name not in measured} for row in rows]
 
 
 def saved(trainer: Trainer, folder: Path) -> list[bytes]:
