@@ -161,7 +161,7 @@ print(sorted({"torch", "ray", "transformers"} & set(sys.modules)), file=sys.stde
 """
 
 
-@pytest.mark.parametrize("job", ["arena", "prepare", "evaluate"])
+@pytest.mark.parametrize("job", ["arena", "prepare", "ensemble", "evaluate"])
 def test_jobs_that_need_no_model_load_none(job):
     """They start in a second, and run where neither torch nor ray is installed."""
     run = subprocess.run(

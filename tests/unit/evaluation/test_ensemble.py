@@ -1,0 +1,397 @@
+"""Ensembles: joined by id, weighted as was said or as votes say, judged on votes that were not fitted on."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from jobs._main import main
+from wsdm_ray.config import EnsembleConfig, EvaluateConfig
+from wsdm_ray.errors import ConfigError, DataError, RunMismatchError
+from wsdm_ray.evaluation.calibration import apply_temperature, fit_temperature
+from wsdm_ray.evaluation.ensemble import combine_sets, cross_fit, ensemble, fit_weights
+from wsdm_ray.evaluation.evaluate import evaluate
+from wsdm_ray.evaluation.join import read_predictions
+from wsdm_ray.evaluation.metrics import agreement, cross_entropy
+from wsdm_ray.schema import predictions_schema
+
+GRID = 2.0**-24
+
+
+def write(folder: Path, rows: list[dict[str, Any]], id_type: pa.DataType | None = None) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    schema = predictions_schema(id_type or pa.string())
+    full = [
+        dict.fromkeys(schema.names) | {"winner": "model_a", "tokens": 9, "cut_tokens": 0} | row
+        for row in rows
+    ]
+    pq.write_table(pa.Table.from_pylist(full, schema=schema), folder / "part-000000.parquet")
+    return str(folder)
+
+
+def predicted(*rows: tuple[str, float | None], **values: Any) -> list[dict[str, Any]]:
+    return [
+        {"id": name, "prob_a": p, "error": None if p is not None else "prompt is null", **values}
+        for name, p in rows
+    ]
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[str, str]:
+    """Two sets of the same three rows, in different orders."""
+    first = predicted(("x", 0.75), ("y", 0.25), ("z", 0.5), prob_a_ab=0.75, prob_a_ba=0.5)
+    second = predicted(("z", 0.0), ("x", 0.25), ("y", 1.0), prob_a_ab=0.25, tokens=4)
+    return write(tmp_path / "first", first), write(tmp_path / "second", second)
+
+
+def config(tmp_path: Path, predictions: tuple[str, ...], **options: Any) -> EnsembleConfig:
+    return EnsembleConfig(predictions=predictions, output=str(tmp_path / "out"), **options)
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    return [row for path in sorted(folder.glob("part-*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def test_the_mean_is_joined_by_id_in_the_order_of_the_first(tmp_path, two):
+    run = ensemble(config(tmp_path, two))
+    rows = read(tmp_path / "out")
+    assert [(row["id"], row["prob_a"], row["winner"]) for row in rows] == [
+        ("x", 0.5, "model_a"), ("y", 0.625, "model_a"), ("z", 0.25, "model_b")
+    ]  # fmt: skip
+    assert [(row["prob_a_ab"], row["prob_a_ba"], row["tokens"], row["error"]) for row in rows] == [
+        (0.5, None, 9, None)
+    ] * 3
+    assert run["weights"] == [0.5, 0.5]
+    assert run["temperature"] == 1
+    assert run["metrics"] is None
+    assert run["counts"] == {"rows": 3, "errors": 0}
+    assert json.loads((tmp_path / "out/run.json").read_text()) == run
+    assert pq.read_schema(tmp_path / "out/part-000000.parquet") == predictions_schema(pa.string())
+
+
+def test_given_weights_and_temperature(tmp_path, two):
+    run = ensemble(config(tmp_path, two, weights=(3, 1), temperature=2.0))
+    assert run["weights"] == [0.75, 0.25]
+    x, y, z = read(tmp_path / "out")
+    # x: 0.625, whose odds are 5 to 3; y: 0.4375, 7 to 9; z: 0.375, 3 to 5. Half the log-odds: their roots.
+    assert x["prob_a"] == pytest.approx(5**0.5 / (5**0.5 + 3**0.5), abs=1e-7)
+    assert y["prob_a"] == pytest.approx(7**0.5 / (7**0.5 + 9**0.5), abs=1e-7)
+    assert z["prob_a"] == np.float32(1) - x["prob_a"]
+    assert [row["winner"] for row in (x, y, z)] == ["model_a", "model_b", "model_b"]
+
+
+def test_an_ensemble_of_ensembles(tmp_path, two):
+    ensemble(config(tmp_path, two))
+    again = EnsembleConfig(
+        predictions=(f"{tmp_path}/out", two[0]), output=f"{tmp_path}/again", weights=(2, 1)
+    )
+    ensemble(again)
+    third = [(0.5 * 2 + 0.75) / 3, (0.625 * 2 + 0.25) / 3, (0.25 * 2 + 0.5) / 3]
+    assert [row["prob_a"] for row in read(tmp_path / "again")] == pytest.approx(third, abs=GRID)
+
+
+def test_a_row_that_any_set_failed_on_says_which(tmp_path, two):
+    third = write(tmp_path / "third", predicted(("x", 0.5), ("y", None), ("z", 0.5)))
+    run = ensemble(config(tmp_path, (*two, third)))
+    x, y, z = read(tmp_path / "out")
+    assert y["error"] == f"{third}: prompt is null"
+    assert y["prob_a"] is y["winner"] is y["prob_a_ab"] is None
+    assert x["prob_a"] == 0.5
+    assert z["error"] is None
+    assert run["counts"] == {"rows": 3, "errors": 1}
+    assert read_predictions(f"{tmp_path}/out").num_rows == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [("x", 0.5), ("y", 0.5)],
+            r"1 rows of .*first are not in .*third \(id 'z'\); give predictions of exac",
+        ),
+        (
+            [("x", 0.5), ("y", 0.5), ("z", 0.5), ("q", 0.5)],
+            r"1 rows of .*third are not in .*first \(id 'q'\)",
+        ),
+        ([("x", 0.5), ("y", 0.5), ("q", 0.5)], r"'z'.* and 1 rows of .*third are not in .*'q'"),
+        ([("x", 0.5), ("y", 0.5), ("y", 0.5), ("z", 0.5)], r"third: ids that appear more than once: 1 .*'y'"),
+    ],
+)
+def test_sets_of_other_rows_are_refused(tmp_path, two, rows, message):
+    third = write(tmp_path / "third", predicted(*rows))
+    with pytest.raises(DataError, match=message):
+        ensemble(config(tmp_path, (two[0], third)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_ids_of_other_types_are_refused(tmp_path, two):
+    numbers = [{"id": number, "prob_a": 0.5} for number in range(3)]
+    third = write(tmp_path / "third", numbers, pa.int64())
+    with pytest.raises(DataError, match=r"ids are string in .*first .* and int64 in .*third"):
+        ensemble(config(tmp_path, (two[0], third)))
+
+
+def test_parts_hold_at_most_20_000_rows(tmp_path):
+    rows = [{"id": str(number), "prob_a": number / 2**15} for number in range(20_003)]
+    first, second = write(tmp_path / "first", rows), write(tmp_path / "second", rows[::-1])
+    ensemble(config(tmp_path, (first, second)))
+    parts = sorted((tmp_path / "out").glob("*.parquet"))
+    assert [(path.name, pq.read_metadata(path).num_rows) for path in parts] == [
+        ("part-000000.parquet", 20_000), ("part-000001.parquet", 3)
+    ]  # fmt: skip
+    assert [(row["id"], row["prob_a"]) for row in read(tmp_path / "out")] == [
+        (row["id"], row["prob_a"]) for row in rows
+    ]
+
+
+def test_submission(tmp_path):
+    names = ["plain", "a,b", 'say "hi"', "two\nlines", "日本"]
+    rows = predicted(*((name, 0.75 if number % 2 else 0.25) for number, name in enumerate(names)))
+    given = config(tmp_path, (write(tmp_path / "first", rows),), submission=str(tmp_path / "out.csv"))
+    ensemble(given)
+    text = (tmp_path / "out.csv").read_bytes().decode()
+    assert text.startswith('id,winner\nplain,model_b\n"a,b",model_a\n"say ""hi""",model_b\n')
+    with (tmp_path / "out.csv").open(newline="") as file:
+        found = list(csv.reader(file))
+    assert found == [["id", "winner"], *([n, "model_a" if i % 2 else "model_b"] for i, n in enumerate(names))]
+    # The same command again, and one that asks for it elsewhere, find the predictions made.
+    (tmp_path / "out.csv").unlink()
+    before = (tmp_path / "out/part-000000.parquet").stat().st_mtime_ns
+    ensemble(dataclasses.replace(given, submission=str(tmp_path / "other" / "second.csv")))
+    assert (tmp_path / "other/second.csv").read_bytes().decode() == text
+    assert (tmp_path / "out/part-000000.parquet").stat().st_mtime_ns == before
+
+
+def test_a_submission_needs_every_row(tmp_path):
+    first = write(tmp_path / "first", predicted(("x", 0.5), ("y", None)))
+    given = config(tmp_path, (first,), submission=str(tmp_path / "out.csv"))
+    with pytest.raises(DataError, match=r"1 rows have an error .*\(id 'y'; .*first: prompt is null\); mend"):
+        ensemble(given)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_integers_stay_integers(tmp_path):
+    rows = [{"id": number, "prob_a": 0.5} for number in (7, 3)]
+    ensemble(
+        config(tmp_path, (write(tmp_path / "a", rows, pa.int64()),), submission=str(tmp_path / "out/s.csv"))
+    )
+    assert (tmp_path / "out/s.csv").read_text() == "id,winner\n7,model_a\n3,model_a\n"
+
+
+def test_another_run_is_refused_and_inputs_are_safe(tmp_path, two):
+    given = config(tmp_path, two)
+    ensemble(given)
+    with pytest.raises(RunMismatchError, match=r"weights: \[\] -> \[1, 2\]"):
+        ensemble(dataclasses.replace(given, weights=(1, 2)))
+    with pytest.raises(RunMismatchError, match=r"place|predictions\.0"):
+        ensemble(dataclasses.replace(given, predictions=two[::-1]))
+    ensemble(dataclasses.replace(given, weights=(1, 2), restart=True))
+    with pytest.raises(ConfigError, match="holds the input"):
+        ensemble(dataclasses.replace(given, output=two[0], restart=True))
+
+
+def voters(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True probabilities, votes, and three sets: one good and too sure, one noisy, one that knows nothing."""
+    random = np.random.default_rng(seed)
+    logit = random.normal(0, 1.5, rows)
+    sets = [
+        2 * logit + random.normal(0, 0.5, rows),
+        logit + random.normal(0, 1.5, rows),
+        random.normal(0, 1, rows),
+    ]
+    prob = 1 / (1 + np.exp(-np.stack(sets, axis=1)))
+    return prob, (random.random(rows) < 1 / (1 + np.exp(-logit))).astype(float), logit
+
+
+def test_fitted_weights_are_the_best_there_are():
+    prob, label, _ = voters(3_000)
+    weights = fit_weights(prob, label)
+    assert weights.sum() == pytest.approx(1)
+
+    def loss(weights):
+        return cross_entropy(prob @ (weights / weights.sum()), label).mean()
+
+    other = minimize(loss, np.full(3, 1 / 3), bounds=[(1e-9, 1)] * 3, method="L-BFGS-B", tol=1e-12)
+    # The fit stops within 1e-7 nats of the least log loss.
+    assert loss(weights) <= other.fun + 1e-7
+    assert weights == pytest.approx(other.x / other.x.sum(), abs=0.01)
+
+
+def test_a_set_that_says_the_opposite_gets_nothing():
+    _, label, logit = voters(2_000)
+    right = 1 / (1 + np.exp(-logit))
+    weights = fit_weights(np.stack([right, 1 - right], axis=1), label)
+    assert weights[1] < 0.05
+    same = fit_weights(np.stack([right, right], axis=1), label)
+    assert same == pytest.approx([0.5, 0.5])
+
+
+def test_weights_worked_out_by_hand():
+    # Four votes, three for response_a. The sets say 1 and 0, so that the mean is the weight of the first.
+    prob = np.array([[1.0, 0.0]] * 4)
+    assert fit_weights(prob, np.array([1.0, 1.0, 1.0, 0.0])) == pytest.approx([0.75, 0.25], abs=1e-3)
+    assert fit_weights(prob[:, :1], np.ones(4)).tolist() == [1.0]
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 2**24), min_size=3, max_size=3), min_size=1, max_size=9),
+    st.lists(st.floats(0, 1), min_size=3, max_size=3).filter(lambda weights: sum(weights) > 0.1),
+    st.sampled_from([1.0, 0.3, 2.5]),
+)
+def test_swapped_responses_give_exactly_the_rest(parts, weights, temperature):
+    prob = np.array(parts) * GRID
+    shares = np.array(weights) / sum(weights)
+    mean = combine_sets(prob, shares, temperature)
+    other = combine_sets(1 - prob, shares, temperature)
+    assert np.array_equal(mean.astype(np.float32), np.float32(1) - other.astype(np.float32))
+    if temperature == 1:
+        np.testing.assert_allclose(mean, prob @ shares, atol=GRID)
+        assert ((mean >= prob.min(axis=1) - GRID) & (mean <= prob.max(axis=1) + GRID)).all()
+
+
+INNER = st.floats(1e-6, 1 - 1e-6)
+
+
+@given(st.lists(st.tuples(INNER, INNER, st.sampled_from([0.0, 1.0, 0.5])), min_size=1, max_size=30))
+def test_fitted_weights_are_never_worse_than_all_alike(rows):
+    prob, label = np.array([row[:2] for row in rows]), np.array([row[2] for row in rows])
+    weights = fit_weights(prob, label)
+    assert weights.min() >= 0
+    assert weights.sum() == pytest.approx(1)
+    fitted, alike = (cross_entropy(prob @ w, label).mean() for w in (weights, np.full(2, 0.5)))
+    assert fitted <= alike + 1e-12
+
+
+def test_no_row_is_judged_with_weights_that_saw_its_prompt():
+    prob, label, _ = voters(1_000)
+    groups = np.arange(1_000, dtype=np.uint64)
+    made, halves = cross_fit(prob, label, groups, None, None)
+    assert made is not None
+    for part, other, half in ((1, 0, halves[0]), (0, 1, halves[1])):
+        weights = fit_weights(prob[other::2], label[other::2])
+        assert half["weights"] == weights.tolist()
+        assert half["rows"] == 500
+        temperature = fit_temperature(combine_sets(prob[other::2], weights, 1.0), label[other::2])
+        assert half["temperature"] == temperature
+        np.testing.assert_allclose(
+            made[part::2], apply_temperature(prob[part::2] @ weights, temperature), atol=1e-6
+        )
+    # Votes that flip for the half that is judged change its figures, not its probabilities.
+    flipped = np.where(groups % 2 == 1, 1 - label, label)
+    again, _ = cross_fit(prob, flipped, groups, None, None)
+    assert again is not None
+    np.testing.assert_array_equal(again[1::2], made[1::2])
+    assert cross_fit(prob, label, np.zeros(1_000, np.uint64), None, None) == (None, [])
+
+
+@pytest.fixture
+def voted(tmp_path: Path) -> tuple[tuple[str, ...], str, np.ndarray, np.ndarray]:
+    """Folders of three sets on 600 rows, votes on 400 of them in another order, and both as arrays."""
+    prob, label, _ = voters(600)
+    prob = np.round(prob / GRID) * GRID
+    names = [f"r{number}" for number in range(600)]
+    random = np.random.default_rng(1)
+    folders = []
+    for place in range(3):
+        order = random.permutation(600)
+        rows = [{"id": names[row], "prob_a": prob[row, place]} for row in order]
+        folders.append(write(tmp_path / f"set{place}", rows))
+    chosen = random.permutation(600)[:400]
+    votes = {
+        "id": [names[row] for row in chosen],
+        "prompt": [f"question {row // 2}" for row in chosen],
+        "response_a": ["one"] * 400,
+        "response_b": ["two"] * 400,
+        "winner": ["model_a" if label[row] else "model_b" for row in chosen],
+    }
+    (tmp_path / "votes").mkdir()
+    pq.write_table(pa.table(votes), tmp_path / "votes/part-000000.parquet")
+    return tuple(folders), str(tmp_path / "votes"), prob[np.sort(chosen)], label[np.sort(chosen)]
+
+
+def test_fitted_on_votes_of_some_of_the_rows(tmp_path, voted, capsys):
+    folders, votes, prob, label = voted
+    run = ensemble(config(tmp_path, folders, votes=(votes,)))
+    measured = run["metrics"]
+    assert measured["rows"] == 400
+    assert run["fitted"] == ["weights", "temperature"]
+    for place, figures in enumerate(measured["sets"]):
+        assert figures == {
+            "predictions": folders[place],
+            "accuracy": pytest.approx(agreement(prob[:, place], label).mean()),
+            "log_loss": pytest.approx(cross_entropy(prob[:, place], label).mean()),
+        }
+    assert measured["equal_mean"]["log_loss"] == pytest.approx(cross_entropy(prob.mean(axis=1), label).mean())
+    weights = fit_weights(prob, label)
+    assert run["weights"] == pytest.approx(weights.tolist(), abs=1e-6)
+    fitted = cross_entropy(combine_sets(prob, weights, run["temperature"]), label).mean()
+    result = measured["result"]["log_loss"]
+    assert fitted < result < measured["equal_mean"]["log_loss"]
+    assert len(measured["cross_fitted"]) == 2
+    assert sum(half["rows"] for half in measured["cross_fitted"]) == 400
+    screen = capsys.readouterr().out
+    assert f"{result:.3f}" in screen
+    assert "weights and temperature of the result fitted on other prompts" in screen
+    rows = {row["id"]: row["prob_a"] for row in read(tmp_path / "out")}
+    assert len(rows) == 600
+
+
+def test_only_what_is_not_given_is_fitted(tmp_path, voted):
+    folders, votes, prob, label = voted
+    run = ensemble(config(tmp_path, folders, votes=(votes,), weights=(1, 1, 0)))
+    mean = prob[:, :2].mean(axis=1)
+    assert run["weights"] == [0.5, 0.5, 0]
+    assert run["fitted"] == ["temperature"]
+    assert run["temperature"] == pytest.approx(fit_temperature(mean, label), rel=1e-4)
+    given = config(tmp_path, folders, votes=(votes,), weights=(1, 1, 0), temperature=1.0, restart=True)
+    run = ensemble(given)
+    assert run["fitted"] == []
+    assert run["metrics"]["cross_fitted"] is None
+    assert run["metrics"]["result"]["log_loss"] == pytest.approx(cross_entropy(mean, label).mean())
+
+
+def test_evaluate_reads_it(tmp_path, voted):
+    folders, votes, prob, label = voted
+    ensemble(config(tmp_path, folders))
+    table = pq.read_table(tmp_path / "out/part-000000.parquet")
+    ids = pq.read_table(votes)["id"].to_pylist()
+    (tmp_path / "some").mkdir()
+    pq.write_table(
+        table.filter(pa.array([name in ids for name in table["id"].to_pylist()])), tmp_path / "some/p.parquet"
+    )
+    metrics = evaluate(
+        EvaluateConfig(
+            predictions=f"{tmp_path}/some", votes=(votes,), output=f"{tmp_path}/report", bootstrap=20
+        )
+    )
+    assert metrics["log_loss"] == pytest.approx(cross_entropy(prob.mean(axis=1), label).mean(), abs=1e-6)
+
+
+def test_votes_without_a_prediction_are_refused(tmp_path, voted):
+    folders, votes, _, _ = voted
+    table = pq.read_table(votes)
+    pq.write_table(
+        table.set_column(0, "id", pa.array(["q", *table["id"].to_pylist()[1:]])),
+        f"{votes}/part-000000.parquet",
+    )
+    with pytest.raises(DataError, match=r"1 of 400 votes have no prediction \(id 'q'\)"):
+        ensemble(config(tmp_path, folders, votes=(votes,)))
+
+
+def test_command_line(tmp_path, two, capsys):
+    arguments = ["--predictions", *two, "--weights", "1", "3", "--output", f"{tmp_path}/out"]
+    assert main(ensemble, EnsembleConfig, [*arguments, "--submission", f"{tmp_path}/s.csv"]) == 0
+    assert (tmp_path / "s.csv").read_text() == "id,winner\nx,model_b\ny,model_a\nz,model_b\n"
+    assert "3 rows in" in capsys.readouterr().out
+    assert main(ensemble, EnsembleConfig, ["--predictions", *two, "--weights", "1", "--output", "x"]) == 2
+    assert "one for each of the 2 sets" in " ".join(capsys.readouterr().err.replace("│", "").split())
