@@ -17,7 +17,6 @@ import shlex
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from common import HERE, ROOT, write_result
 
+from wsdm_ray.config import Columns
+from wsdm_ray.evaluation.join import join_by_id, read_predictions, read_votes
+from wsdm_ray.evaluation.metrics import agreement, bootstrap_intervals, cross_entropy
 from wsdm_ray.schema import MODEL_A, TEXTS
 
 HELD_OUT = 2_100
@@ -87,10 +89,27 @@ def label_accuracy(shards: Path, truth: Path) -> float:
     return statistics.mean((row["prob_a"] > 0.5) == (a_wins[row["id"]] == MODEL_A) for row in rows)
 
 
+def differences(ours: str, theirs: str, held_out: Path) -> dict[str, Any]:
+    """Accuracy and log loss of one set of predictions less those of another; 95 % intervals by prompt."""
+    votes = read_votes([str(held_out)], Columns())
+    one, other = (join_by_id(read_predictions(folder), votes) for folder in (ours, theirs))
+    values = np.stack(
+        [
+            measure(one.prob, one.label) - measure(other.prob, one.label)
+            for measure in (agreement, cross_entropy)
+        ],
+        axis=1,
+    )
+    intervals = bootstrap_intervals(values, one.group, resamples=1_000, seed=0)
+    return {
+        name: {"mean": float(column.mean()), "ci95": interval}
+        for name, column, interval in zip(("accuracy", "log_loss"), values.T, intervals, strict=True)
+    }
+
+
 def run_seed(seed: int, given: argparse.Namespace) -> dict[str, Any]:
     work = f"{given.work}/seed{seed}"
     Path(work).mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
     votes, unlabelled, held_out = make_votes(work, seed, given)
     make_base(work, votes, seed)
 
@@ -131,7 +150,14 @@ def run_seed(seed: int, given: argparse.Namespace) -> dict[str, Any]:
             "wrong_rows": label_accuracy(wrong, Path(work, "pool/train")),
         },
         "models": found,
-        "seconds": round(time.monotonic() - started),
+        "student_less": {
+            name: differences(f"{work}/student_predictions", f"{work}/{folder}_predictions", held_out)
+            for name, folder in (
+                ("teacher", "teacher"),
+                ("votes_only", "votes_only"),
+                ("wrong_rows", "student_wrong_rows"),
+            )
+        },
     }
 
 

@@ -53,7 +53,53 @@ def rows_per_second(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-SECTIONS = {"quickstart": quickstart, "real_votes": real_votes, "arena_rows": rows_per_second}
+def pseudolabels(results: dict[str, Any]) -> list[str]:
+    first = results["runs"][0]["models"]
+    kept = results["runs"][0]["pseudolabels"]["counts"]["kept"]
+    names = {
+        "teacher": f"teacher: {first['teacher']['train_rows']} votes, {first['teacher']['epochs']:g} epochs",
+        "student": f"student: the votes and {kept:,} pseudolabels, {first['student']['epochs']:g} epoch",
+        "votes_only": "the votes alone, as many steps as the student",
+        "wrong_rows": "the student with the pseudolabels on wrong rows",
+    }
+    seeds = [f"seed {run['seed']}" for run in results["runs"]]
+    lines = [
+        f"| accuracy; log loss | {' | '.join(seeds)} | mean |",
+        f"|{'---|' * (len(seeds) + 2)}",
+    ]
+
+    def row(name: str, pairs: list[tuple[float, float]]) -> str:
+        means = tuple(sum(column) / len(pairs) for column in zip(*pairs, strict=True))
+        cells = (f"{accuracy:.3f}; {log_loss:.3f}" for accuracy, log_loss in [*pairs, means])
+        return f"| {name} | {' | '.join(cells)} |"
+
+    for key, name in names.items():
+        models = [run["models"][key] for run in results["runs"]]
+        lines.append(row(name, [(model["accuracy"], model["log_loss"]) for model in models]))
+    best = [run["models"]["teacher"] for run in results["runs"]]
+    lines.append(row("best possible", [(model["best_accuracy"], model["best_log_loss"]) for model in best]))
+    lines += ["", "Student less another, on the same held-out votes (95 % interval by prompt):", ""]
+    lines += [f"| accuracy | {' | '.join(seeds)} |", f"|{'---|' * (len(seeds) + 1)}"]
+    for key, name in (("teacher", "teacher"), ("votes_only", "votes alone"), ("wrong_rows", "wrong rows")):
+        found = [run["student_less"][key]["accuracy"] for run in results["runs"]]
+        cells = (f"{each['mean']:+.3f} ({each['ci95'][0]:+.3f} to {each['ci95'][1]:+.3f})" for each in found)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    labels = [run["label_accuracy"] for run in results["runs"]]
+    lines += [
+        "",
+        f"Held-out votes: {', '.join(str(model['rows']) for model in best)}. Share of the pseudolabels whose side is that "
+        f"of the hidden vote: {', '.join(format(each['right_rows'], '.3f') for each in labels)}; on wrong rows "
+        f"{', '.join(format(each['wrong_rows'], '.3f') for each in labels)}.",
+    ]
+    return lines
+
+
+SECTIONS = {
+    "quickstart": quickstart,
+    "real_votes": real_votes,
+    "arena_rows": rows_per_second,
+    "pseudolabels": pseudolabels,
+}
 
 
 def section(path: Path) -> str:
