@@ -4,7 +4,7 @@
 
 Texts go through ftfy (mojibake, line ends, HTML entities, control characters such as NUL, lone surrogates).
 Nothing else is changed: special-token strings, right-to-left marks and all scripts stay. Not covered: rows
-that are duplicates of other rows (`splitting`).
+that are duplicates of other rows, or whose prompts are to be left out (`splitting`).
 """
 
 import re
@@ -22,11 +22,13 @@ from wsdm_ray.text.normalize import fix_text
 __all__ = ["REASONS", "WINNERS", "clean_texts", "drop_reasons", "labels", "normalized"]
 
 REASONS = (
+    "different_prompts",
     "null_text",
     "empty_prompt",
     "empty_response",
     "tie",
     "identical_responses",
+    "excluded_prompt",
     "duplicate",
     "conflicting_duplicate",
 )
@@ -121,13 +123,20 @@ def clean_texts(table: pa.Table) -> tuple[pa.Table, int]:
     return table, changed
 
 
-def drop_reasons(table: pa.Table, tie: np.ndarray) -> np.ndarray:
-    """Index into `REASONS` of the first reason to drop each row for itself, -1 where there is none (int8)."""
+def drop_reasons(table: pa.Table, tie: np.ndarray, different_prompts: np.ndarray | None = None) -> np.ndarray:
+    """Index into `REASONS` of the first reason to drop each row for itself, -1 where there is none (int8).
+
+    Args:
+        table: N rows with cleaned texts.
+        tie: which rows are ties to drop, from `labels` (N, bool).
+        different_prompts: rows whose two responses answer different prompts (N, bool); by default none.
+    """
     null, blank = {}, {}
     for name in TEXTS:
         null[name] = table[name].is_null().to_numpy()
         blank[name] = pc.equal(pc.utf8_trim_whitespace(table[name]), "").fill_null(False).to_numpy()
     applies = {
+        "different_prompts": np.zeros(len(table), bool) if different_prompts is None else different_prompts,
         "null_text": null["prompt"] | null["response_a"] | null["response_b"],
         "empty_prompt": blank["prompt"],
         "empty_response": blank["response_a"] | blank["response_b"],

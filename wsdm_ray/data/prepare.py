@@ -1,9 +1,9 @@
 """Raw votes to canonical shards: read, clean, drop, split by prompt group, write.
 
 Two passes in bounded memory. The first cleans every row and spills it to a temporary file on the local disk;
-of each row only 56 bytes stay in memory (digests of id, prompt and pair, and the label). Once it is known
-which rows are duplicates and which prompts go to valid, the second pass writes train/ and valid/ from the
-spilled rows.
+of each row only 56 bytes stay in memory (digests of id, prompt and pair, and the label), and of each row of
+`--exclude` 16. Once it is known which rows are duplicates and which prompts go to valid, the second pass
+writes train/ and valid/ from the spilled rows.
 """
 
 import tempfile
@@ -16,12 +16,21 @@ import numpy as np
 import pyarrow as pa
 
 from wsdm_ray import storage
-from wsdm_ray.config import PrepareConfig
+from wsdm_ray.config import Columns, PrepareConfig
 from wsdm_ray.data.cleaning import REASONS, clean_texts, drop_reasons, labels
+from wsdm_ray.data.published import read_published
 from wsdm_ray.data.shards import write_shards
 from wsdm_ray.data.sources import list_inputs, read_rows
-from wsdm_ray.data.splitting import choose_valid, digests, duplicate_reasons, first_repeated, pair_digests
-from wsdm_ray.errors import DataError
+from wsdm_ray.data.splitting import (
+    among,
+    choose_valid,
+    digests,
+    duplicate_reasons,
+    first_repeated,
+    pair_digests,
+    prompt_digests,
+)
+from wsdm_ray.errors import ConfigError, DataError
 from wsdm_ray.runs import check_outside, finish_run, identities, open_run, options
 from wsdm_ray.schema import MODEL_A
 from wsdm_ray.telemetry import logger
@@ -35,15 +44,19 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     A folder that holds this very run already is left as it is.
 
     Raises:
+        ConfigError: an input within the output folder, or `--columns` beside a `--format` that names them.
         DataError: an input is not what it should be; the message names file, column or id, and the remedy.
         StorageError: a path is missing or unreadable.
         RunMismatchError: the output folder belongs to another run.
     """
+    check_columns_of_format(config)
     files = list_inputs(config.input)
-    check_outside(config.output, [*config.input, *files])
+    excluded = storage.list_files(config.exclude)
+    check_outside(config.output, [*config.input, *files, *config.exclude, *excluded])
     fingerprint = {
-        "options": options(config, leave_out=("input", "output", "restart")),
+        "options": options(config, leave_out=("input", "exclude", "output", "restart")),
         "inputs": identities(files),
+        "exclude": identities(excluded),
     }
     done = open_run(config.output, "prepare", fingerprint, config.restart, resumes=False)
     if done:
@@ -70,6 +83,14 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     return run
 
 
+def check_columns_of_format(config: PrepareConfig) -> None:
+    """Raise `ConfigError` for names of columns beside a format that has its own."""
+    if config.format != "canonical" and config.columns != Columns():
+        raise ConfigError(
+            f"--columns: --format {config.format} has its own columns; leave one of the two options out"
+        )
+
+
 class Survey:
     """What the first pass remembers: every row's id; prompt, pair and label of every row that may be kept."""
 
@@ -89,23 +110,36 @@ class Survey:
 def first_pass(files: list[str], config: PrepareConfig, spill: "Spill") -> Survey:
     """Read, label and clean every row; spill those that may be kept."""
     survey = Survey()
+    known = np.unique(prompt_digests(config.exclude))
     for path in files:
-        for table in read_rows(path, config.columns, make_ids=config.make_ids):
+        for table, different in read(path, config):
             survey.input_rows += len(table)
             survey.ids.append(digests(table["id"].to_pylist()))
             table, tie = labels(table, path, config.ties)
             table, fixed = clean_texts(table)
             survey.texts_fixed += fixed
-            reasons = drop_reasons(table, tie)
+            reasons = drop_reasons(table, tie, different)
             survey.dropped.update(REASONS[code] for code in reasons[reasons >= 0])
             table = table.filter(pa.array(reasons < 0))
-            survey.parts.append(pair_digests(table, prob_of(table)))
-            spill.add(table, path)
+            part = pair_digests(table, prob_of(table))
+            excluded = among(part[0], known)
+            survey.dropped["excluded_prompt"] += int(excluded.sum())
+            survey.parts.append(tuple(column[~excluded] for column in part))
+            spill.add(table.filter(pa.array(~excluded)), path)
     if not survey.input_rows:
         raise DataError(f"{', '.join(config.input)}: no rows")
     check_ids(survey, files, config)
     survey.close()
     return survey
+
+
+def read(path: str, config: PrepareConfig) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    """The rows of one input file, and which of them have different prompts on their two sides (bool)."""
+    if config.format != "canonical":
+        yield from read_published(path, config.format, make_ids=config.make_ids)
+        return
+    for table in read_rows(path, config.columns, make_ids=config.make_ids):
+        yield table, np.zeros(len(table), bool)
 
 
 def prob_of(table: pa.Table) -> np.ndarray:
@@ -125,13 +159,16 @@ def check_ids(survey: Survey, files: list[str], config: PrepareConfig) -> None:
         return
     earlier = int((ids == ids[row]).argmax())
     (_, first_path), (name, path) = (locate(wanted, files, config) for wanted in (earlier, row))
-    raise DataError(f"{path}: the id {name!r} is there twice (first in {first_path}); ids must be unique")
+    raise DataError(
+        f"{path}: the id {name!r} is there twice (first in {first_path}); ids must be unique, so that "
+        "those made of file names need different file names"
+    )
 
 
 def locate(row: int, files: list[str], config: PrepareConfig) -> tuple[Any, str]:
     """Id and file of an input row; it reads the inputs again, as no error needs this but one."""
     for path in files:
-        for table in read_rows(path, config.columns, make_ids=config.make_ids):
+        for table, _ in read(path, config):
             if row < len(table):
                 return table["id"][row].as_py(), path
             row -= len(table)

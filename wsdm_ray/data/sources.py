@@ -5,7 +5,7 @@
 Parquet, JSON lines (.jsonl, .ndjson, .json) and CSV. Every table has `id`, the three texts and `winner`,
 `prob_a`, the model names, `language` and `source` where the file has them, then the file's other columns as
 they are. Whatever is wrong with a file is a `DataError` that names the file, the line where there are lines,
-and the column. Not covered: what the values mean (`cleaning`).
+and the column. Not covered: published data sets of other shapes (`published`), what values mean (`cleaning`).
 """
 
 import csv
@@ -25,7 +25,7 @@ from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
 from wsdm_ray.schema import CANONICAL_TYPES, PAIR_COLUMNS, TEXTS
 
-__all__ = ["list_inputs", "read_rows", "read_tables"]
+__all__ = ["canonical", "ids_of", "list_inputs", "made_ids", "read_rows", "read_tables", "whole_characters"]
 
 FOLDER_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv")
 """What a folder is searched for. Not .json: folders of runs hold run.json."""
@@ -55,6 +55,8 @@ def read_rows(path: str, columns: Columns, *, make_ids: bool = False) -> Iterato
     for table in read_tables(path):
         if done == 0:
             check_columns(table.column_names, path, columns, make_ids)
+        elif not make_ids and columns.id not in table.column_names:  # a key that no object of this batch has
+            raise DataError(f"{path}: row {done} (counted from 0) has no id")
         yield canonical(table, path, columns, done)
         done += len(table)
 
@@ -120,6 +122,7 @@ def parse_line(line: bytes, path: str, number: int) -> dict[str, Any]:
 
 
 def whole_characters(value: Any) -> Any:
+    """A JSON value with the halves of characters in its texts joined, or U+FFFD where one is alone."""
     if isinstance(value, str):
         return fix_surrogates(value)
     if isinstance(value, list):
@@ -162,12 +165,10 @@ def read_csv(path: str) -> Iterator[pa.Table]:
                 rows.append(row)
                 size += sum(map(len, row))
                 if len(rows) == BATCH_ROWS or size >= BATCH_BYTES:
-                    yield pa.table(
-                        [pa.array(column, pa.string()) for column in zip(*rows, strict=True)], header
-                    )
+                    yield table_of_fields(rows, header)
                     rows, size = [], 0
             if rows:
-                yield pa.table([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], header)
+                yield table_of_fields(rows, header)
         except csv.Error as error:
             raise DataError(f"{path}:{reader.line_num}: not CSV ({error})") from error
 
@@ -212,7 +213,8 @@ def check_columns(names: list[str], path: str, columns: Columns, make_ids: bool)
 def canonical(table: pa.Table, path: str, columns: Columns, first_row: int) -> pa.Table:
     """The same rows with the canonical columns first, in canonical types, then the others.
 
-    A column that bears a canonical name but was not chosen for it passes through as `input_NAME`.
+    A column that bears a canonical name but was not chosen for it passes through as `input_NAME`. Rows of a
+    table without the column of ids get FILESTEM-ROW, counted from `first_row`.
     """
     chosen = {getattr(columns, name): name for name in (*PAIR_COLUMNS, *CANONICAL_TYPES)}
     found = {}
@@ -220,10 +222,7 @@ def canonical(table: pa.Table, path: str, columns: Columns, first_row: int) -> p
         if name in chosen:
             found[chosen[name]] = table[name]
     if "id" not in found:
-        stem = posixpath.splitext(posixpath.basename(path))[0]
-        found["id"] = pa.chunked_array(
-            [[f"{stem}-{row}" for row in range(first_row, first_row + len(table))]], pa.string()
-        )
+        found["id"] = pa.chunked_array([made_ids(path, first_row, len(table))], pa.string())
     out = {"id": ids_of(found["id"], path, first_row)}
     for name, kind in CANONICAL_TYPES.items():
         if name in found:
@@ -236,7 +235,14 @@ def canonical(table: pa.Table, path: str, columns: Columns, first_row: int) -> p
     return pa.table(out)
 
 
+def made_ids(path: str, first_row: int, rows: int) -> list[str]:
+    """FILESTEM-ROW for `rows` rows from `first_row` on."""
+    stem = posixpath.splitext(posixpath.basename(path))[0]
+    return [f"{stem}-{row}" for row in range(first_row, first_row + rows)]
+
+
 def ids_of(column: pa.ChunkedArray, path: str, first_row: int) -> pa.ChunkedArray:
+    """Ids of rows from `first_row` on as int64 or strings. Raises `DataError` for null and other types."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     missing = pc.is_null(column)
     if is_text(kind):  # an empty field is how CSV writes null

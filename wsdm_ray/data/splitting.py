@@ -1,16 +1,29 @@
-"""Which rows are duplicates, and which prompt groups go to valid: pure functions on digests.
+"""Which rows are duplicates, whose prompts are known elsewhere, and which prompt groups go to valid.
 
-A digest is 16 bytes of BLAKE2b; many of them are a numpy array of dtype S16.
+Pure functions on digests, but for the one that takes them from files. A digest is 16 bytes of BLAKE2b; many
+of them are a numpy array of dtype S16.
 """
 
 import hashlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 
+from wsdm_ray import storage
 from wsdm_ray.data.cleaning import REASONS, normalized
+from wsdm_ray.errors import DataError
 
-__all__ = ["DIGEST", "choose_valid", "digests", "duplicate_reasons", "first_repeated", "pair_digests"]
+__all__ = [
+    "DIGEST",
+    "among",
+    "choose_valid",
+    "digests",
+    "duplicate_reasons",
+    "first_repeated",
+    "pair_digests",
+    "prompt_digests",
+]
 
 DIGEST = np.dtype("S16")
 
@@ -18,7 +31,7 @@ SAME_LABEL = 1e-9
 """Soft labels that differ by less are the same: 1 - (1 - p) is not p to the last bit."""
 
 
-def digests(values: list) -> np.ndarray:
+def digests(values: Iterable[str | int]) -> np.ndarray:
     """Digests of strings or integers (N,)."""
     return np.array([digest(str(value)) for value in values], DIGEST)
 
@@ -30,6 +43,57 @@ def digest(*texts: str) -> bytes:
         total.update(len(data).to_bytes(8, "little"))
         total.update(data)
     return total.digest()
+
+
+def prompt_digests(paths: Sequence[str]) -> np.ndarray:
+    """Digests of the normalized prompts of canonical shards, one a row, in file order (N, S16).
+
+    They are what `pair_digests` gives for the same prompts, and `digests` for the `normalized` ones. Files
+    are read a few rows at a time, so that memory holds 16 bytes a row.
+
+    Args:
+        paths: parquet files, folders or globs.
+
+    Raises:
+        DataError: a file is not parquet, has no column `prompt`, or a prompt is no text.
+        StorageError: a path is missing or cannot be read.
+    """
+    found = [np.empty(0, DIGEST)]
+    for path in storage.list_files(paths):
+        with storage.open_parquet(path) as file:
+            names = file.schema_arrow.names
+            if "prompt" not in names:
+                raise DataError(f"{path}: no column 'prompt'; there are: {', '.join(names)}")
+            done = 0
+            try:
+                for batch in file.iter_batches(batch_size=1_000, columns=["prompt"]):
+                    prompts = batch.column(0).to_pylist()
+                    wrong = next((row for row, text in enumerate(prompts) if not isinstance(text, str)), None)
+                    if wrong is not None:
+                        raise DataError(
+                            f"{path}: the prompt of row {done + wrong} (counted from 0) is no text but "
+                            f"{prompts[wrong]!r}; make canonical shards with `python -m jobs.prepare`"
+                        )
+                    found.append(digests([normalized(text) for text in prompts]))
+                    done += len(prompts)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+                raise DataError(
+                    f"{path}: cannot be read after row {done} ({storage.reason(error)})"
+                ) from error
+    return np.concatenate(found)
+
+
+def among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which digests are among others (N, bool).
+
+    Args:
+        values: digests (N,).
+        known: digests in ascending order, as np.unique gives them (M,).
+    """
+    if not len(known):
+        return np.zeros(len(values), bool)
+    places = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    return known[places] == values
 
 
 def pair_digests(table: pa.Table, prob_a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -110,6 +110,15 @@ def test_reasons_come_in_order():
     names = [REASONS[code] if code >= 0 else None for code in drop_reasons(table, tie)]
     assert names == ["null_text", "empty_prompt", "empty_response", "tie", "tie", None, "null_text"]
     assert REASONS[drop_reasons(table, np.zeros(7, bool))[4]] == "identical_responses"
+    different = np.array([True, True, False, False, True, True, False])
+    names = [REASONS[code] if code >= 0 else None for code in drop_reasons(table, tie, different)]
+    assert names == [
+        *["different_prompts"] * 2,
+        "empty_response",
+        "tie",
+        *["different_prompts"] * 2,
+        "null_text",
+    ]
 
 
 def test_normalized():

@@ -124,6 +124,13 @@ def test_missing_keys_are_null(tmp_path, monkeypatch):
     assert read(path)["extra"].to_pylist() == [None, 1]
 
 
+def test_ids_that_a_later_batch_lacks(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BATCH_ROWS", 1)
+    path = write_lines(tmp_path / "x.jsonl", ROW, {name: ROW[name] for name in ROW if name != "id"})
+    with pytest.raises(DataError, match=r"x.jsonl: row 1 \(counted from 0\) has no id"):
+        read(path)
+
+
 def test_folders_hold_no_run_json(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     write_lines(tmp_path / "b.jsonl", ROW)

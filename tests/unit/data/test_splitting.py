@@ -1,14 +1,27 @@
 """Duplicates and the split: accounting, groups, stability."""
 
 import collections
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsdm_ray.data.cleaning import REASONS
-from wsdm_ray.data.splitting import choose_valid, digests, duplicate_reasons, first_repeated, pair_digests
+from wsdm_ray.data.cleaning import REASONS, normalized
+from wsdm_ray.data.splitting import (
+    DIGEST,
+    among,
+    choose_valid,
+    digests,
+    duplicate_reasons,
+    first_repeated,
+    pair_digests,
+    prompt_digests,
+)
+from wsdm_ray.errors import DataError, StorageError
 
 DUPLICATE, CONFLICT = REASONS.index("duplicate"), REASONS.index("conflicting_duplicate")
 
@@ -119,3 +132,72 @@ def test_first_repeated():
     assert first_repeated(digests([3, 1, 2, 1, 3])) == 3
     assert first_repeated(digests([])) is None
     assert first_repeated(digests(["a", "b", "a"])) == 2
+
+
+def write_prompts(path: Path, prompts: list) -> str:
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"id": list(range(len(prompts))), "prompt": prompts}), path)
+    return str(path)
+
+
+def test_prompt_digests_are_those_of_the_prompts_in_order(tmp_path):
+    prompts = [f"Prompt  {row}" for row in range(2_500)]
+    write_prompts(tmp_path / "x/a.parquet", prompts[:2_001])
+    write_prompts(tmp_path / "x/b.parquet", prompts[2_001:])
+    found = prompt_digests([str(tmp_path / "x")])
+    assert found.dtype == DIGEST
+    assert (found == pair_digests(table_of([(text, "a", "b") for text in prompts]), np.ones(2_500))[0]).all()
+    assert (found == digests([normalized(text) for text in prompts])).all()
+    assert (found[:2] == digests(["prompt 0", "prompt 1"])).all()
+
+
+def test_prompt_digests_of_nothing(tmp_path):
+    assert prompt_digests([]).tolist() == []
+    empty = write_prompts(tmp_path / "empty.parquet", pa.array([], pa.string()))
+    assert prompt_digests([empty]).dtype == DIGEST
+    assert len(prompt_digests([empty])) == 0
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (
+            ["a", None],
+            r"x.parquet: the prompt of row 1 \(counted from 0\) is no text but None; make canonical",
+        ),
+        (
+            [["a"]],
+            r"x.parquet: the prompt of row 0 \(counted from 0\) is no text but \['a'\]; make canonical",
+        ),
+    ],
+)
+def test_prompts_that_are_no_texts(tmp_path, prompts, message):
+    with pytest.raises(DataError, match=message):
+        prompt_digests([write_prompts(tmp_path / "x.parquet", prompts)])
+
+
+def test_files_without_prompts(tmp_path):
+    pq.write_table(pa.table({"id": [1], "question": ["q"]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x.parquet: no column 'prompt'; there are: id, question"):
+        prompt_digests([str(tmp_path / "x.parquet")])
+    (tmp_path / "y.parquet").write_text("hello")
+    with pytest.raises(DataError, match=r"y.parquet: not a parquet file"):
+        prompt_digests([str(tmp_path / "y.parquet")])
+    with pytest.raises(StorageError, match=r"gone: not found"):
+        prompt_digests([str(tmp_path / "gone")])
+
+
+def test_a_damaged_file_of_prompts(tmp_path):
+    path = Path(write_prompts(tmp_path / "x.parquet", [f"p{row * 7919}" for row in range(1_000)]))
+    data = bytearray(path.read_bytes())
+    data[100:-2_000] = bytes(len(data) - 2_100)
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match=r"x.parquet: cannot be read after row 0"):
+        prompt_digests([str(path)])
+
+
+@given(st.lists(st.integers(0, 20)), st.lists(st.integers(0, 20)))
+def test_among(values, known):
+    found = among(digests(values), np.unique(digests(known)))
+    assert found.dtype == bool
+    assert found.tolist() == [value in known for value in values]
