@@ -1,5 +1,6 @@
 """python -m jobs.train: options are in `wsdm_ray.config.TrainConfig`, presets in `wsdm_ray.presets`."""
 
+import difflib
 import sys
 
 import tyro
@@ -24,7 +25,9 @@ def take_preset(argv: list[str]) -> tuple[TrainConfig | None, list[str]]:
             taken = 1 if "=" in argument else 2
             name = argument.partition("=")[2] or "".join(argv[index + 1 : index + 2])
             if name not in PRESETS:
-                raise ConfigError(f"--preset {name}: must be one of {', '.join(sorted(PRESETS))}")
+                near = difflib.get_close_matches(name, PRESETS, 1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise ConfigError(f"--preset {name}: {hint}there are {', '.join(sorted(PRESETS))}")
             preset = PRESETS[name](base=tyro.MISSING, train=tyro.MISSING, output=tyro.MISSING)
             return preset, argv[:index] + argv[index + taken :]
     return None, argv

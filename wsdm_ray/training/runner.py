@@ -192,8 +192,8 @@ def fit(task: WorkerTask, on_gpu: bool) -> ray.train.Result:
 
 def given_up(task: WorkerTask, error: BaseException) -> ClusterError:
     return ClusterError(
-        f"training failed more than {task.config.max_failures} times ({first_line(error)}); run the same command "
-        "again to go on from the last checkpoint"
+        f"training failed more than {task.config.max_failures} times ({first_line(error)}); run the same "
+        "command again to go on from the last checkpoint"
     )
 
 

@@ -9,14 +9,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
 
-from wsdm_ray.config import HeadConfig, LoraConfig, OptimizerConfig, TextConfig, TrainConfig
+from wsdm_ray.config import (
+    HeadConfig,
+    LoraConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TextConfig,
+    TrainConfig,
+)
 from wsdm_ray.data.votes import Votes
 from wsdm_ray.errors import ModelError
 from wsdm_ray.modeling.checkpoint import Manifest, folder_digest, load_classifier, read_manifest
+from wsdm_ray.modeling.classifier import first_wins
+from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.training import loop
 from wsdm_ray.training.batches import step_rows
 from wsdm_ray.training.loop import Trainer, TrainingDivergedError
@@ -82,7 +92,7 @@ def trainer_of(base: str) -> Callable[..., Trainer]:
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    measured = ("pairs_per_second", "tokens_per_second", "memory_gb")
+    measured = ("pairs_per_second", "tokens_per_second", "memory_gb", "seconds")
     return [{name: value for name, value in row.items() if name not in measured} for row in rows]
 
 
@@ -254,12 +264,119 @@ def test_a_run_that_diverges(monkeypatch, trainer_of, tmp_path):
         next(steps)
     ids = [f"vote {row}" for row in step_rows(0, 1, 40, 16)[:5]]
     assert str(caught.value) == (
-        f"step 2: loss nan, gradient norm nan; its rows begin with ids {ids}; "
-        "lower --optimizer.learning-rate or look at these rows, then run again: it goes "
-        "on from the last checkpoint"
+        f"step 2: loss nan, gradient norm nan; its rows begin with ids {ids}; there is no checkpoint yet; "
+        "look at these rows, then lower --optimizer.learning-rate and start over with --restart"
     )
     assert all(torch.equal(before[name], parameter) for name, parameter in trainer.parameters.items())
     assert trainer.step == 1
+
+
+def test_a_loss_that_jumps_stops_the_run_before_it_spoils_the_weights(monkeypatch, trainer_of):
+    trainer = trainer_of(epochs=6, checkpoint_steps=5)
+    real = loop.ordering_logits
+
+    def jump(network: nn.Module, layout: Any) -> torch.Tensor:
+        logits = real(network, layout)
+        return logits + torch.tensor([40.0, 0.0]) if trainer.step == 13 else logits
+
+    monkeypatch.setattr(loop, "ordering_logits", jump)
+    with pytest.raises(
+        TrainingDivergedError, match=r"step 14: loss is 20.*times the usual 0\.[67]"
+    ) as caught:
+        list(trainer.steps())
+    assert "the last good checkpoint is that of step 10" in str(caught.value)
+    assert "a larger --loss-spike" in str(caught.value)
+    assert trainer.step == 13
+    assert len(trainer.metrics) == 13
+
+
+def test_the_first_steps_are_no_spike(monkeypatch, trainer_of):
+    trainer = trainer_of(epochs=2)
+    real = loop.ordering_logits
+    monkeypatch.setattr(
+        loop,
+        "ordering_logits",
+        lambda network, layout: real(network, layout) + torch.tensor([40.0, 0.0]) * (trainer.step == 5),
+    )
+    assert len(list(trainer.steps())) == 6
+
+
+def first_step(trainer: Trainer) -> tuple[float, float]:
+    row = next(iter(trainer.steps()))
+    return row["loss"], row["grad_norm"]
+
+
+def with_sources(votes: Votes, sources: list[str]) -> Votes:
+    return Votes(votes.table.append_column("source", pa.array(sources)), votes.prob_a_N)
+
+
+def test_weights_of_sources_count_rows_as_if_they_came_more_than_once(trainer_of):
+    votes = learnable_votes(16, 0)
+    weighted = trainer_of(
+        with_sources(votes, ["wsdm"] * 8 + ["lmsys"] * 8),
+        objective=ObjectiveConfig(source_weights={"wsdm": 2.0}),
+        max_steps=1,
+    )
+    twice = trainer_of(votes.take(np.r_[0:8, 0:8, 8:16]), pairs_per_step=24, max_steps=1)
+    assert first_step(weighted) == pytest.approx(first_step(twice), rel=1e-5)
+
+
+def test_label_smoothing_in_the_loop(trainer_of):
+    votes = learnable_votes(16, 0)
+    smooth = trainer_of(votes, objective=ObjectiveConfig(label_smoothing=0.5), max_steps=1)
+    soft = trainer_of(Votes(votes.table, 0.25 + 0.5 * votes.prob_a_N), max_steps=1)
+    assert first_step(smooth) == pytest.approx(first_step(soft), rel=1e-6)
+
+
+def test_teachers_in_the_loop(trainer_of, tmp_path):
+    votes = learnable_votes(16, 0)
+    prob_a = np.where(votes.prob_a_N == 1, 0.8, 0.2)
+    ids = votes.table["id"].to_pylist()[::-1]  # in another order, and of half of the rows
+    pq.write_table(pa.table({"id": ids[:8], "prob_a": prob_a[::-1][:8]}), tmp_path / "part-000000.parquet")
+    options = {"teachers": (str(tmp_path),), "teacher_weight": 1.0, "teacher_temperature": 1.0}
+    taught = trainer_of(votes, objective=ObjectiveConfig(**options), max_steps=1)
+    # At temperature 1 and weight 1 the gradient is that of the soft label; 8 rows have none.
+    soft = trainer_of(Votes(votes.table, np.r_[votes.prob_a_N[:8], prob_a[8:]]), max_steps=1)
+    assert first_step(taught)[1] == pytest.approx(first_step(soft)[1], rel=1e-5)
+
+
+def test_order_agreement_in_the_loop(trainer_of):
+    votes = learnable_votes(160, 1)
+    apart = []
+    for weight in (0.0, 10.0):
+        trainer = trainer_of(
+            votes, **(LEARNING | {"epochs": 2}), objective=ObjectiveConfig(order_agreement=weight)
+        )
+        list(trainer.steps())
+        apart.append(disagreement_of(trainer, votes))
+    assert apart[1] < 0.5 * apart[0]
+
+
+@torch.no_grad()
+def disagreement_of(trainer: Trainer, votes: Votes) -> float:
+    """Mean distance of the two orderings' log-odds of response_a."""
+    trainer.network.eval()
+    pairs = trainer.encoder.encode(*votes.texts(np.arange(40)))
+    layout = lay_out("padded", pairs.prefix, [pairs.suffix_ab, pairs.suffix_ba], np.arange(40))
+    log_odds = first_wins(loop.ordering_logits(trainer.network, layout)).view(-1, 2)
+    return float((log_odds[:, 0] + log_odds[:, 1]).abs().mean())
+
+
+def test_a_head_in_bfloat16(trainer_of, tmp_path):
+    options = {"head": HeadConfig(dropout=0.0, precision="bf16"), "max_steps": 2}
+    trainer = trainer_of(**options)
+    list(trainer.steps())
+    trainer.save(str(tmp_path), {})
+    kinds = {name: parameter.dtype for name, parameter in trainer.parameters.items()}
+    assert {kind for name, kind in kinds.items() if "score" in name} == {torch.bfloat16}
+    assert {kind for name, kind in kinds.items() if "lora" in name} == {torch.float32}
+    network, manifest = load_classifier(str(tmp_path))
+    assert manifest.head == options["head"]
+    assert {parameter.dtype for parameter in network.get_submodule("score").parameters()} == {torch.bfloat16}
+    again = trainer_of(**options)
+    again.restore(str(tmp_path))
+    for name, parameter in again.parameters.items():
+        assert torch.equal(parameter, trainer.parameters[name]), name
 
 
 def test_a_checkpoint_is_a_classifier(trainer_of, tmp_path):

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from wsdm_ray.training.objective import learning_rate_factor, soft_cross_entropy, targets_of, valid_metrics
+from wsdm_ray.training.objective import (
+    cross_entropy,
+    disagreement,
+    distillation,
+    learning_rate_factor,
+    smoothed,
+    targets_of,
+    valid_metrics,
+)
 
 
 def test_targets_of_both_orderings_pair_by_pair():
@@ -15,9 +23,11 @@ def test_targets_of_both_orderings_pair_by_pair():
     assert targets_of(labels, (1,)).dtype == np.float32
 
 
+LN3 = float(np.log(3.0))
+"""Log-odds of 3/4."""
+
+
 def test_cross_entropy():
-    # softmax(ln 3, 0) is (3/4, 1/4)
-    logits = torch.tensor([[np.log(3.0), 0.0]] * 4, dtype=torch.float32)
     target = torch.tensor([1.0, 0.0, 0.5, 0.75])
     expected = [
         -np.log(0.75),
@@ -25,25 +35,70 @@ def test_cross_entropy():
         -0.5 * np.log(0.75) - 0.5 * np.log(0.25),
         -0.75 * np.log(0.75) - 0.25 * np.log(0.25),
     ]
-    np.testing.assert_allclose(soft_cross_entropy(logits, target), expected, rtol=1e-6)
+    np.testing.assert_allclose(cross_entropy(torch.full((4,), LN3), target), expected, rtol=1e-6)
 
 
 def test_cross_entropy_pulls_towards_the_label():
-    logits = torch.zeros(3, 2, requires_grad=True)
-    soft_cross_entropy(logits, torch.tensor([1.0, 0.0, 0.25])).sum().backward()
-    assert logits.grad is not None
-    # softmax minus target
-    np.testing.assert_allclose(logits.grad, [[-0.5, 0.5], [0.5, -0.5], [0.25, -0.25]], rtol=1e-6)
+    log_odds = torch.zeros(3, requires_grad=True)
+    cross_entropy(log_odds, torch.tensor([1.0, 0.0, 0.25])).sum().backward()
+    assert log_odds.grad is not None
+    # probability minus target
+    np.testing.assert_allclose(log_odds.grad, [-0.5, 0.5, 0.25], rtol=1e-6)
 
 
 def test_cross_entropy_of_bfloat16_is_taken_in_float32():
-    loss = soft_cross_entropy(torch.tensor([[40.0, 0.0]], dtype=torch.bfloat16), torch.tensor([0.0]))
+    loss = cross_entropy(torch.tensor([40.0], dtype=torch.bfloat16), torch.tensor([0.0]))
     assert loss.dtype == torch.float32
     assert loss.tolist() == [40.0]
 
 
 def test_cross_entropy_of_the_certain_is_finite():
-    assert soft_cross_entropy(torch.tensor([[1e4, -1e4]]), torch.tensor([0.0])).tolist() == [2e4]
+    assert cross_entropy(torch.tensor([2e4]), torch.tensor([0.0])).tolist() == [2e4]
+
+
+def test_smoothing_gives_its_share_to_both():
+    assert smoothed(torch.tensor([1.0, 0.0, 0.5]), 0.2).tolist() == pytest.approx([0.9, 0.1, 0.5])
+    assert smoothed(torch.tensor([1.0, 0.25]), 0.0).tolist() == [1.0, 0.25]
+
+
+def test_distillation_by_hand():
+    # A teacher of 9/10 has log-odds ln 9, at temperature 2 ln 3, so 3/4; a student with log-odds 0 has 1/2.
+    # 4 times [3/4 ln (3/4 / 1/2) + 1/4 ln (1/4 / 1/2)]
+    expected = 4 * (0.75 * np.log(1.5) + 0.25 * np.log(0.5))
+    found = distillation(torch.zeros(1), torch.tensor([0.9]), 2.0)
+    assert found.tolist() == pytest.approx([expected], rel=1e-5)
+
+
+def test_distillation_ends_where_student_and_teacher_agree():
+    log_odds = torch.tensor([LN3, -LN3], requires_grad=True)
+    loss = distillation(log_odds, torch.tensor([0.75, 0.25]), 5.0)
+    np.testing.assert_allclose(loss.detach(), 0, atol=1e-5)
+    loss.sum().backward()
+    assert log_odds.grad is not None
+    np.testing.assert_allclose(log_odds.grad, 0, atol=1e-5)
+
+
+def test_the_pull_of_distillation_keeps_its_size_at_any_temperature():
+    # For small log-odds the derivative of T^2 KL is (z - t) / 4, whatever the temperature.
+    for temperature in (1.0, 5.0, 20.0):
+        log_odds = torch.tensor([0.02], requires_grad=True)
+        teacher = torch.sigmoid(torch.tensor([0.1]))
+        distillation(log_odds, teacher, temperature).sum().backward()
+        assert log_odds.grad is not None
+        assert log_odds.grad.tolist() == pytest.approx([-0.02], rel=0.01)
+
+
+def test_certain_teachers_are_finite():
+    found = distillation(torch.tensor([30.0, -30.0]), torch.tensor([1.0, 1.0]), 1.0)
+    assert torch.isfinite(found).all()
+    assert found[0] < 1e-4 < found[1]
+
+
+def test_disagreement_by_hand():
+    # ab: a wins by 3/4. ba: the first, which is b, wins by 1/4, so a by 3/4: they agree.
+    # Then ba: b wins by 3/4, so a by 1/4: (3/4 - 1/4) (ln 3 - -ln 3) = ln 3.
+    found = disagreement(torch.tensor([[LN3, -LN3], [LN3, LN3], [0.0, 0.0]]))
+    np.testing.assert_allclose(found, [0, LN3, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize(
