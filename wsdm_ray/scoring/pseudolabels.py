@@ -20,13 +20,14 @@ from wsdm_ray.config import Columns, PseudolabelConfig, ScoreConfig
 from wsdm_ray.data import cleaning
 from wsdm_ray.data.cleaning import normalized
 from wsdm_ray.data.shards import write_shards
-from wsdm_ray.data.splitting import DIGEST, digests
+from wsdm_ray.data.splitting import among, digests, prompt_digests
 from wsdm_ray.errors import DataError
 from wsdm_ray.runs import check_outside, finish_run, identities, open_run, options
 from wsdm_ray.schema import CANONICAL_TYPES, MODEL_A, MODEL_B, PAIR_COLUMNS, TEXTS
 from wsdm_ray.scoring.pipeline import check_models, fit_cluster, score
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan, part_name, read_unit
 from wsdm_ray.telemetry import logger
+from wsdm_ray.text.normalize import fix_text
 
 __all__ = ["REASONS", "drop_codes", "labelled", "pseudolabel"]
 
@@ -45,7 +46,6 @@ CARRIED = ("model_a", "model_b", "language")
 """Canonical columns that a shard has where its input has them; labels of the input are never among them."""
 
 SHARD_ROWS = 20_000
-BATCH_ROWS = 2_000
 BINS = 10
 
 Floats = NDArray[np.float64]
@@ -72,7 +72,7 @@ def pseudolabel(config: PseudolabelConfig) -> dict[str, Any]:
         return score(to_score)
     plan = make_plan(files, config.unit_rows, config.columns)
     schema = shards_schema(plan.id_type, carried(files, config.columns), config.hard_threshold is not None)
-    excluded = prompts_of(excluded_files)
+    excluded = np.unique(prompt_digests(excluded_files))
     fingerprint = fingerprint_of(config, files, excluded_files)
     done = open_run(config.output, "pseudolabel", fingerprint, config.restart)
     if done:
@@ -142,32 +142,6 @@ def shards_schema(id_type: pa.DataType, extra: Sequence[str], hard: bool) -> pa.
     return pa.schema([("id", kind), *((name, CANONICAL_TYPES[name]) for name in names)])
 
 
-def prompts_of(files: Sequence[str]) -> np.ndarray:
-    """Sorted digests (S16) of the normalized prompts in canonical shards, each once; nulls have none.
-
-    Raises:
-        DataError: a file is not parquet or has no text column `prompt`.
-    """
-    found = [np.empty(0, DIGEST)]
-    for path in files:
-        with storage.open_parquet(path) as file:
-            names = file.schema_arrow.names
-            if "prompt" not in names:
-                raise DataError(
-                    f"{path}: no column 'prompt' (there are {', '.join(names)}); "
-                    "--exclude takes canonical shards, as `python -m jobs.prepare` makes them"
-                )
-            for batch in file.iter_batches(BATCH_ROWS, columns=["prompt"]):
-                prompts = as_text(batch.column(0), "prompt", path)
-                found.append(np.unique(prompt_digests(prompts.drop_null().to_pylist())))
-    return np.unique(np.concatenate(found))
-
-
-def prompt_digests(prompts: Sequence[str]) -> np.ndarray:
-    """What makes two prompts the same, S16 (N,)."""
-    return digests([normalized(prompt) for prompt in prompts])
-
-
 def label_units(
     plan: ScorePlan,
     predictions: str,
@@ -222,7 +196,7 @@ def drop_codes(
     Args:
         rows: N rows with the three texts.
         prob_N: float64 (N,) in [0, 1], NaN where a row has no probability.
-        excluded: digests of normalized prompts, S16, in any order.
+        excluded: digests of normalized prompts, S16, in ascending order.
         hard_threshold: the least probability of the winner, in [0.5, 1); a tie has none. None keeps all.
     """
     codes_N = np.full(len(rows), -1, np.int8)
@@ -234,8 +208,9 @@ def drop_codes(
     for_itself = cleaning.drop_reasons(pairs, np.zeros(len(left), bool))
     for code in np.unique(for_itself[for_itself >= 0]).tolist():
         codes_N[left[for_itself == code]] = REASONS.index(cleaning.REASONS[code])
-    out = np.isin(prompt_digests(pairs.column("prompt").to_pylist()), excluded) & (codes_N[left] < 0)
-    codes_N[left[out]] = REASONS.index("excluded_prompt")
+    # Canonical shards have mended texts.
+    prompts = digests([normalized(fix_text(prompt)) for prompt in pairs.column("prompt").to_pylist()])
+    codes_N[left[among(prompts, excluded) & (codes_N[left] < 0)]] = REASONS.index("excluded_prompt")
     if hard_threshold is not None:
         unsure = ~(np.maximum(prob_N, 1 - prob_N) >= hard_threshold) | (prob_N == 0.5)
         codes_N[unsure & (codes_N < 0)] = REASONS.index("below_threshold")

@@ -47,11 +47,11 @@ def test_each_reason():
         pair(4, response_a=" "),
         pair(5, response_b="\n"),
         pair(6, response_a="same", response_b="same"),
-        pair(7, prompt="Ｓeen\n before"),
+        pair(7, prompt="Ｓeen\n “before”"),
         pair(8, response_a=""),
     ]
     prob = [0.2, np.nan, np.nan, 0.9, 0.9, 0.9, 0.5, 0.9, np.nan]
-    assert codes(rows, prob, digests(["seen before"])) == [
+    assert codes(rows, prob, digests(['seen "before"'])) == [
         None, "null_text", "not_scored", "empty_prompt", "empty_response", "empty_response",
         "identical_responses", "excluded_prompt", "not_scored",
     ]  # fmt: skip
@@ -195,7 +195,7 @@ def test_names_types_and_files_that_differ(tmp_path):
 
 
 def test_excluded_prompts(tmp_path, caplog):
-    pq.write_table(pa.table({"prompt": ["PROMPT  4", None]}), tmp_path / "seen.parquet")
+    pq.write_table(pa.table({"prompt": ["PROMPT  4", "other"]}), tmp_path / "seen.parquet")
     rows = [pair(number) for number in range(3, 6)]
     with caplog.at_level(logging.INFO, logger="wsdm_ray"):
         run = pseudolabel(config(tmp_path, rows, exclude=(str(tmp_path / "seen.parquet"),)))
