@@ -127,9 +127,15 @@ VOTES = st.lists(
 )
 
 
-@given(VOTES, st.sampled_from([0.0, 0.2, 0.5]), st.sampled_from(["drop", "soft"]), st.integers(1, 7))
+@given(
+    VOTES,
+    st.sampled_from([0.0, 0.2, 0.5]),
+    st.sampled_from(["drop", "soft"]),
+    st.integers(1, 7),
+    st.sampled_from([(), (" X",), ("y", "x")]),
+)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_input_rows_are_kept_or_counted(tmp_path_factory, votes, fraction, ties, shard_rows):
+def test_input_rows_are_kept_or_counted(tmp_path_factory, votes, fraction, ties, shard_rows, known):
     tmp_path = tmp_path_factory.mktemp("prepare")
     names = ("prompt", "response_a", "response_b", "winner", "prob_a")
     rows = [{"id": number, **dict(zip(names, values, strict=True))} for number, values in enumerate(votes)]
@@ -139,7 +145,9 @@ def test_input_rows_are_kept_or_counted(tmp_path_factory, votes, fraction, ties,
     half = len(rows) // 2
     for number, part in enumerate((rows[:half], rows[half:])):
         pq.write_table(pa.Table.from_pylist(part, schema=schema), tmp_path / f"{number}.parquet")
-    options = {"valid_fraction": fraction, "ties": ties, "shard_rows": shard_rows}
+    options: dict = {"valid_fraction": fraction, "ties": ties, "shard_rows": shard_rows}
+    if known:
+        options["exclude"] = (write(tmp_path / "known.parquet", [{"prompt": prompt} for prompt in known]),)
     inputs = (str(tmp_path / "0.parquet"), str(tmp_path / "1.parquet"))
     try:
         run = prepare(config(tmp_path, *inputs, **options))
@@ -153,6 +161,7 @@ def test_input_rows_are_kept_or_counted(tmp_path_factory, votes, fraction, ties,
         (normalized(row["prompt"]), *sorted((row["response_a"], row["response_b"]))) for row in kept
     )
     assert set(keys.values()) == {1}, "every pair once"
+    assert not {prompt for prompt, *_ in keys} & {normalized(prompt) for prompt in known}
     sides = [
         {normalized(row["prompt"]) for row in read(tmp_path / "out" / side)} for side in ("train", "valid")
     ]
@@ -490,6 +499,39 @@ def test_excluding_the_valid_of_another_run(tmp_path):
     assert run["counts"]["dropped"]["excluded_prompt"] == len(valid) == 10
     kept = {row["id"] for side in ("train", "valid") for row in read(tmp_path / "b" / side)}
     assert kept == {f"v{number}" for number in range(100)} - valid
+
+
+def test_the_33k_without_the_57k(tmp_path):
+    path = write_57k(
+        tmp_path / "train.csv", (1, ["Hi"], ["x"], ["y"], "a"), (2, ["1", "2"], ["x"] * 2, ["y"] * 2, "b")
+    )
+    prepare(config(tmp_path, path, format="lmsys-57k", valid_fraction=0))
+    rows = [
+        {
+            "question_id": f"q{number}",
+            "winner": "model_a",
+            **{
+                f"conversation_{side}": [
+                    {"role": role, "content": text}
+                    for prompt in prompts
+                    for role, text in (("user", prompt), ("assistant", side))
+                ]
+                for side in "ab"
+            },
+        }
+        for number, prompts in enumerate((["Hi"], ["1", "2"], ["1"], ["2", "1"]))
+    ]
+    inputs = (write(tmp_path / "33k.parquet", rows),)
+    exclude = (str(tmp_path / "out/train"),)
+    output = str(tmp_path / "extra")
+    run = prepare(
+        PrepareConfig(input=inputs, output=output, format="lmsys-33k", exclude=exclude, valid_fraction=0)
+    )
+    assert run["counts"]["dropped"]["excluded_prompt"] == 2
+    assert [(row["id"], row["source"]) for row in read(tmp_path / "extra/train")] == [
+        ("q2", "lmsys-33k"),
+        ("q3", "lmsys-33k"),
+    ]
 
 
 def test_excluded_files_belong_to_the_run(tmp_path):
