@@ -7,7 +7,7 @@ their ids compared row by row, so that a probability cannot land on another row.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -71,7 +71,8 @@ def pseudolabel(config: PseudolabelConfig) -> dict[str, Any]:
     if config.dry_run:
         return score(to_score)
     plan = make_plan(files, config.unit_rows, config.columns)
-    schema = shards_schema(plan.id_type, carried(files, config.columns), config.hard_threshold is not None)
+    extra = carried(files, config.columns)
+    schema = shards_schema(plan.id_type, extra.values(), config.hard_threshold is not None)
     excluded = np.unique(prompt_digests(excluded_files))
     fingerprint = fingerprint_of(config, files, excluded_files)
     done = open_run(config.output, "pseudolabel", fingerprint, config.restart)
@@ -81,7 +82,7 @@ def pseudolabel(config: PseudolabelConfig) -> dict[str, Any]:
         return done
     score(to_score)
     tally = Tally()
-    tables = label_units(plan, predictions, schema, excluded, config, tally)
+    tables = label_units(plan, predictions, extra, schema, excluded, config, tally)
     write_shards(storage.join(config.output, "train"), schema, tables, SHARD_ROWS)
     tally.check_some_kept(config, predictions)
     content = {"config": options(config, leave_out=("restart",)), **tally.summary()}
@@ -112,14 +113,15 @@ def fingerprint_of(
     }
 
 
-def carried(files: Sequence[str], columns: Columns) -> tuple[str, ...]:
-    """Those of `CARRIED` that any of the files has, under the name that `columns` gives to it.
+def carried(files: Sequence[str], columns: Columns) -> dict[str, tuple[str, ...]]:
+    """Those of `CARRIED` that each file has, under the names that `columns` gives to them.
 
     Raises:
         DataError: a name that was chosen for one of them is in no file.
     """
     with ThreadPoolExecutor(16) as pool:
-        there = {name for names in pool.map(column_names, files) for name in names}
+        names_of = dict(zip(files, pool.map(column_names, files), strict=True))
+    there = {name for names in names_of.values() for name in names}
     chosen = dataclasses.asdict(columns)
     for name in CARRIED:
         if chosen[name] not in there and chosen[name] != getattr(Columns(), name):
@@ -127,7 +129,9 @@ def carried(files: Sequence[str], columns: Columns) -> tuple[str, ...]:
                 f"{files[0]}: no column {chosen[name]!r} in any input file (there are "
                 f"{', '.join(sorted(there))}); leave out --columns.{name.replace('_', '-')}"
             )
-    return tuple(name for name in CARRIED if chosen[name] in there)
+    return {
+        path: tuple(name for name in CARRIED if chosen[name] in names) for path, names in names_of.items()
+    }
 
 
 def column_names(path: str) -> list[str]:
@@ -135,9 +139,11 @@ def column_names(path: str) -> list[str]:
         return file.schema_arrow.names
 
 
-def shards_schema(id_type: pa.DataType, extra: Sequence[str], hard: bool) -> pa.Schema:
-    """Arrow schema of the shards: the pair, its label (`winner` or `prob_a`), `extra` columns, `source`."""
-    names = (*TEXTS, "winner" if hard else "prob_a", *extra, "source")
+def shards_schema(id_type: pa.DataType, extra: Iterable[Sequence[str]], hard: bool) -> pa.Schema:
+    """Arrow schema of the shards: the pair, its label (`winner` or `prob_a`), what any file has, `source`."""
+    any_has = {name for names in extra for name in names}
+    label = "winner" if hard else "prob_a"
+    names = (*TEXTS, label, *(name for name in CARRIED if name in any_has), "source")
     kind = pa.int64() if pa.types.is_integer(id_type) else pa.string()
     return pa.schema([("id", kind), *((name, CANONICAL_TYPES[name]) for name in names)])
 
@@ -145,6 +151,7 @@ def shards_schema(id_type: pa.DataType, extra: Sequence[str], hard: bool) -> pa.
 def label_units(
     plan: ScorePlan,
     predictions: str,
+    extra: Mapping[str, Sequence[str]],
     schema: pa.Schema,
     excluded: np.ndarray,
     config: PseudolabelConfig,
@@ -152,40 +159,37 @@ def label_units(
 ) -> Iterator[pa.Table]:
     """The rows of each unit that are kept, with their labels, in input order; every row goes to the tally."""
     for unit in plan.units:
-        prob_N = read_part(storage.join(predictions, part_name(unit.number)), unit, config.columns)
-        rows = read_rows(unit, config.columns, schema)
+        rows = read_unit(unit, config.columns, (*PAIR_COLUMNS, *extra[unit.path]))
+        part = storage.join(predictions, part_name(unit.number))
+        prob_N = probabilities(part, rows.column("id"), unit)
         codes_N = drop_codes(rows, prob_N, excluded, config.hard_threshold)
         tally.add(codes_N, prob_N)
         kept = np.flatnonzero(codes_N < 0)
         yield labelled(rows.take(pa.array(kept)), prob_N[kept], schema, config.source, unit.path)
 
 
-def read_part(path: str, unit: WorkUnit, columns: Columns) -> Floats:
+def probabilities(path: str, ids: pa.ChunkedArray, unit: WorkUnit) -> Floats:
     """Probability of response_a of each row of a unit, float64 (N,); NaN where the row has an error.
+
+    Args:
+        path: the part of the predictions that belongs to the unit.
+        ids: those of the unit (N,).
 
     Raises:
         DataError: the part's ids are not those of the unit, row by row.
     """
-    wanted = read_unit(unit, columns, ("id",)).column("id")
     with storage.open_parquet(path) as file:
         part = file.read(["id", "prob_a", "error"])
     scored = part.column("id")
-    if not scored.cast(wanted.type).equals(wanted):
-        ids = zip(scored.to_pylist(), wanted.to_pylist(), strict=False)
-        row = next((row for row, (one, other) in enumerate(ids) if one != other), min(len(part), unit.rows))
+    if not scored.cast(ids.type).equals(ids):
+        both = zip(scored.to_pylist(), ids.to_pylist(), strict=False)
+        row = next((row for row, (one, other) in enumerate(both) if one != other), min(len(part), len(ids)))
         raise DataError(
             f"{path}: {len(part)} rows that are not those of {unit.path} from row {unit.start}, first in row "
             f"{row}; delete the predictions and score again"
         )
     prob_N = part.column("prob_a").cast(pa.float64()).to_numpy()
     return np.where(part.column("error").is_null().to_numpy(), prob_N, np.nan)
-
-
-def read_rows(unit: WorkUnit, columns: Columns, schema: pa.Schema) -> pa.Table:
-    """The pairs of a unit and what else of `schema` its file has, as the file has them."""
-    there = column_names(unit.path)
-    extra = [name for name in CARRIED if name in schema.names and getattr(columns, name) in there]
-    return read_unit(unit, columns, (*PAIR_COLUMNS, *extra))
 
 
 def drop_codes(

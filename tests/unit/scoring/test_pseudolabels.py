@@ -233,7 +233,7 @@ def test_the_same_command_again_finishes_the_work(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pseudolabels, "read_rows", stop)
+        patch.setattr(pseudolabels, "read_unit", stop)
         with pytest.raises(KeyboardInterrupt):
             pseudolabel(given)
     assert not (tmp_path / "out/run.json").exists()
