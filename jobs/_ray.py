@@ -39,8 +39,8 @@ def connect(*, local: bool = False) -> None:
 def start_own() -> None:
     """Start a Ray whose processes find it, and no other, by the address of its dashboard.
 
-    Ray Train asks the state API without an address; beside a second Ray on this machine it finds two, and prints a
-    traceback a second. The processes of this Ray inherit the environment as it is here.
+    Ray Train asks the state API without an address; beside a second Ray on this machine it finds two, and
+    prints a traceback a second. The processes of this Ray inherit the environment as it is here.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -27,6 +27,7 @@ from wsdm_ray.config import (
 from wsdm_ray.data.arena import make_arena
 from wsdm_ray.data.prepare import prepare
 from wsdm_ray.data.votes import read_votes
+from wsdm_ray.evaluation.curves import write_curves
 from wsdm_ray.evaluation.evaluate import evaluate
 from wsdm_ray.modeling.quantization import quantize
 from wsdm_ray.modeling.tiny import make_tiny_model
@@ -69,6 +70,7 @@ def quickstart(config: QuickstartConfig) -> None:
             restart=restart,
         )
     )
+    write_curves(at["model"])
     step("5/7 score: the valid set in both orders on Ray Data")
     score(
         ScoreConfig(
@@ -122,6 +124,7 @@ def show(metrics: dict, at: dict[str, str], seconds: float) -> None:
     )
     table.add_row("votes", at["data"], f"{metrics['rows']} of them held out by prompt")
     table.add_row("classifier", at["model"], "a PEFT adapter with its head; base in " + at["quantized"])
+    table.add_row("curves", join(at["model"], "training.html"), "loss and accuracy by step")
     table.add_row("predictions", at["predictions"], "a probability for every row, in input order")
     table.add_row("report", join(at["report"], "report.html"), figures)
     console = Console()

@@ -9,13 +9,17 @@ from jobs._main import main
 from jobs._ray import connect
 from wsdm_ray.config import TrainConfig
 from wsdm_ray.errors import ConfigError
+from wsdm_ray.evaluation.curves import write_curves
 from wsdm_ray.presets import PRESETS
 from wsdm_ray.training.runner import train
 
 
 def run(config: TrainConfig) -> None:
     connect()
-    train(config)
+    try:
+        train(config)
+    finally:  # a run that failed is looked at first of all
+        write_curves(config.output)
 
 
 def take_preset(argv: list[str]) -> tuple[TrainConfig | None, list[str]]:

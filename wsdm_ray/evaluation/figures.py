@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from wsdm_ray.evaluation.metrics import CalibrationBins, wilson_interval
 
-__all__ = ["Estimate", "estimates_figure", "histogram_figure", "position_figure", "reliability_figure"]
+__all__ = [
+    "Estimate",
+    "curve_figure",
+    "estimates_figure",
+    "histogram_figure",
+    "position_figure",
+    "reliability_figure",
+]
 
 Floats = NDArray[np.float64]
 
@@ -220,3 +227,51 @@ def histogram_figure(
         x_axis(x, 196, 200, ticks, title),
     ]
     return svg(242, described, parts)
+
+
+def curve_figure(
+    steps: Floats,
+    values: Floats,
+    title: str,
+    *,
+    smooth: Floats | None = None,
+    points: Sequence[tuple[float, float, Sequence[float] | None]] = (),
+    form: str = "g",
+) -> Markup:
+    """A value by step, faint where it has a firm `smooth` line; `points` are (step, value, interval).
+
+    The scale leaves out what lies beyond three times the range of the middle nine tenths: one wild step would
+    flatten all others.
+    """
+    shown = np.concatenate([smooth if smooth is not None else values, [point[1] for point in points]])
+    low, high = np.quantile(shown, [0.05, 0.95])
+    low, high = max(shown.min(), low - (high - low)), min(shown.max(), high + (high - low))
+    if high - low < 1e-6 * abs(high):  # one value, but for rounding
+        low = high = float(np.median(shown))
+    room = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
+    x, y = Axis(float(steps[0]) - 1, float(steps[-1]), 62, 396), Axis(low - room, high + room, 216, 26)
+    parts = [
+        y_axis(y, 62, 396, [(at, format(at, form)) for at in nice_ticks(y.low, y.high)], title),
+        x_axis(x, 26, 216, [(at, f"{at:,.0f}") for at in nice_ticks(x.low, x.high)], "step"),
+    ]
+    if smooth is not None:
+        parts.append(polyline(steps, values, x, y, "faint"))
+    parts.append(polyline(steps, values if smooth is None else smooth, x, y, "first"))
+    for step, value, interval in points:
+        if interval:
+            ends = [y.at(min(max(end, y.low), y.high)) for end in interval]
+            parts.append(line(x.at(step), ends[0], x.at(step), ends[1], "whisker-second"))
+        parts.append(
+            Markup('<circle cx="{}" cy="{}" r="4" class="mark-second"><title>{}</title></circle>').format(
+                x.at(step), y.at(min(max(value, y.low), y.high)), f"step {step:,.0f}: {value:.4g}"
+            )
+        )
+    ends_at = values[-1] if smooth is None else smooth[-1]
+    described = f"{title} over {len(steps):,} steps: from {values[0]:.4g}, at the end {ends_at:.4g}."
+    return svg(258, described, parts)
+
+
+def polyline(steps: Floats, values: Floats, x: Axis, y: Axis, kind: str) -> Markup:
+    inside = np.clip(values, y.low, y.high).tolist()
+    points = " ".join(f"{x.at(step)},{y.at(at)}" for step, at in zip(steps.tolist(), inside, strict=True))
+    return Markup('<polyline points="{}" class="{}"/>').format(points, kind)

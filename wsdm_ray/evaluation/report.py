@@ -23,7 +23,7 @@ from wsdm_ray.evaluation.figures import (
 from wsdm_ray.evaluation.join import Joined
 from wsdm_ray.evaluation.metrics import calibration_bins
 
-__all__ = ["confident_mistakes", "render_report", "visible"]
+__all__ = ["confident_mistakes", "render_page", "render_report", "visible"]
 
 HEAD_CHARACTERS = 280
 """What the report shows of a text at once."""
@@ -41,6 +41,17 @@ REORDERING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 UNSAFE: dict[int, str] = {code: f"⟨U+{code:04X}⟩" for code in CONTROLS + REORDERING} | dict.fromkeys(
     range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}"
 )
+
+
+def render_page(name: str, **values: Any) -> str:
+    """The page of a template of this folder; what comes from data is escaped."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "decimals": decimals, "whole": whole, "visible": visible}
+    folder = files("wsdm_ray.evaluation")
+    style = Markup(folder.joinpath("page.css").read_text("utf-8"))
+    return environment.from_string(folder.joinpath(name).read_text("utf-8")).render(style=style, **values)
 
 
 def visible(text: str) -> str:
@@ -75,14 +86,8 @@ def render_report(
         run: the run.json of the predictions, or empty.
         paths: what was compared, by name.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": percent, "decimals": decimals, "whole": whole, "visible": visible}
-    template = environment.from_string(
-        files("wsdm_ray.evaluation").joinpath("report.html").read_text("utf-8")
-    )
-    return template.render(
+    return render_page(
+        "report.html",
         metrics=metrics,
         paths=paths,
         figures=figures(metrics, joined, calibrated_N),

@@ -1,0 +1,116 @@
+"""A training run as one page: training.html, from the metrics.jsonl that stands beside it.
+
+Not covered: judging the classifier on votes (`evaluate`).
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from wsdm_ray.errors import DataError
+from wsdm_ray.evaluation.figures import curve_figure
+from wsdm_ray.evaluation.report import render_page
+from wsdm_ray.storage import exists, join, open_read, read_json, write_atomic
+
+__all__ = ["render_curves", "write_curves"]
+
+Floats = NDArray[np.float64]
+
+MOST_POINTS = 600
+"""Of one line; a longer run is shown by the mean of neighbouring steps."""
+WINDOW = 0.05
+"""Share of the run over which the firm line is averaged."""
+
+
+def write_curves(folder: str) -> str | None:
+    """Write training.html into the output folder of `train`; its path, or None where there is no step yet.
+
+    Raises:
+        DataError: metrics.jsonl is not what `train` writes.
+    """
+    path = join(folder, "metrics.jsonl")
+    if not exists(path):
+        return None
+    with open_read(path) as file:
+        lines = file.read().decode().splitlines()
+    try:
+        rows = [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise DataError(
+            f"{path}: not JSON lines ({error}); it is written by `python -m jobs.train`"
+        ) from error
+    if not rows:
+        return None
+    run = join(folder, "run.json")
+    page = render_curves(rows, read_json(run) if exists(run) else {}, folder)
+    write_atomic(join(folder, "training.html"), lambda file: file.write(page.encode()))
+    return join(folder, "training.html")
+
+
+def render_curves(rows: Sequence[dict[str, Any]], run: dict[str, Any], folder: str) -> str:
+    """The page.
+
+    Args:
+        rows: metrics of the steps, in order; those where a checkpoint was made have `valid_*` too.
+        run: the run.json of a finished run, else empty.
+    """
+    checked = [row for row in rows if "valid_log_loss" in row]
+    kept = run.get("metrics", {}).get("step")
+    return render_page(
+        "training.html",
+        folder=folder,
+        last=rows[-1],
+        total=run.get("counts", {}).get("steps"),
+        finished=bool(run),
+        kept=kept,
+        best=next((row for row in checked if row["step"] == kept), checked[-1] if checked else None),
+        figures=figures(rows, checked),
+        checked=checked,
+        seconds=sum(row.get("seconds", 0.0) for row in rows),
+        pairs=sum(row["pairs"] for row in rows),
+        tokens=sum(row["tokens"] for row in rows),
+    )
+
+
+def figures(rows: Sequence[dict[str, Any]], checked: Sequence[dict[str, Any]]) -> dict[str, Markup]:
+    """Name to figure."""
+
+    def curve(name: str, title: str, *, smooth: bool = True, valid: str = "", form: str = "g") -> Markup:
+        steps, values = thinned(
+            np.array([row["step"] for row in rows], np.float64),
+            np.array([row[name] for row in rows], np.float64),
+        )
+        points = [(row["step"], row[valid], row.get(f"{valid}_ci95")) for row in checked if valid]
+        firm = running_mean(values) if smooth and len(values) > 10 else None
+        return curve_figure(steps, values, title, smooth=firm, points=points, form=form)
+
+    return {
+        "loss": curve("loss", "loss", valid="valid_log_loss"),
+        "accuracy": curve("accuracy", "share of orderings that are right", valid="valid_accuracy"),
+        "grad_norm": curve("grad_norm", "gradient norm before clipping"),
+        "learning_rate": curve("learning_rate", "learning rate", smooth=False, form=".1e"),
+        "tokens_per_second": curve("tokens_per_second", "tokens a second", form=",.0f"),
+        "padding_share": curve("padding_share", "padding, share of a pass", form=".0%"),
+        "memory_gb": curve("memory_gb", "most memory so far, GB", smooth=False),
+    }
+
+
+def thinned(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """At most `MOST_POINTS` of both, each the mean of its neighbours."""
+    if len(steps) <= MOST_POINTS:
+        return steps, values
+    parts = np.array_split(np.arange(len(steps)), MOST_POINTS)
+    return np.array([steps[part[-1]] for part in parts]), np.array([values[part].mean() for part in parts])
+
+
+def running_mean(values: Floats) -> Floats:
+    """The mean over a window around each value that is cut at the ends: float64, same shape."""
+    half = max(int(len(values) * WINDOW / 2), 2)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    low = np.maximum(np.arange(len(values)) - half, 0)
+    high = np.minimum(np.arange(len(values)) + half + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
