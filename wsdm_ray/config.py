@@ -206,7 +206,9 @@ class PrepareConfig:
     output: str
     """Folder for train/, valid/ and run.json."""
     valid_fraction: float = 0.1
-    """Share of the rows whose prompt groups go to valid."""
+    """Share of the rows that go to valid."""
+    split: Literal["prompt", "modulo"] = "prompt"
+    """prompt: whole prompt groups, so that none is on both sides. modulo: every n-th row, as in the recipe."""
     seed: int = 0
     """Decides which prompt groups go to valid."""
     ties: Literal["drop", "soft"] = "drop"
@@ -349,6 +351,8 @@ class ScoreConfig:
     layout: Layout | Literal["auto"] = "auto"
     token_budget: int = 16_384
     """The most tokens of one forward pass."""
+    max_tokens: int | None = None
+    """The most tokens of one ordering; by default as many as in training."""
     unit_rows: int = 2_000
     """Rows of one work unit: one output file, the unit of commit and resume."""
     replicas: int | None = None
@@ -366,6 +370,7 @@ class ScoreConfig:
         check_paths(model=self.model, input=self.input, output=self.output)
         check(self.unit_rows >= 1, "unit_rows", self.unit_rows, "at least 1")
         check(self.token_budget >= 64, "token_budget", self.token_budget, "at least 64")
+        check(self.max_tokens is None or self.max_tokens >= 32, "max_tokens", self.max_tokens, "at least 32")
         check(self.replicas is None or self.replicas >= 1, "replicas", self.replicas, "at least 1")
 
 

@@ -17,7 +17,9 @@ import pytest
 
 from wsdm_ray.config import Columns, ScoreConfig
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, RunMismatchError, StorageError
-from wsdm_ray.scoring.pipeline import score
+from wsdm_ray.scoring.pipeline import check_models, score
+from wsdm_ray.scoring.plan import WorkUnit
+from wsdm_ray.scoring.replica import encode_unit
 from wsdm_ray.storage import list_files
 
 RENAMED = Columns(id="key", prompt="question", response_a="left", response_b="right")
@@ -129,6 +131,15 @@ def test_one_ordering(ray_session, scored, classifier, source, tmp_path, orders,
     )
     logits = found[f"logit_{orders}"].to_numpy()
     assert 1 / (1 + np.exp(-logits[:7])) == pytest.approx(found["prob_a"].to_numpy()[:7], abs=1e-6)
+
+
+def test_fewer_tokens_than_in_training(classifier, source, tmp_path):
+    asked = config(classifier, source, tmp_path / "out", max_tokens=64)
+    [spec], _ = check_models(asked, "cpu")
+    table = encode_unit(WorkUnit(0, str(source / "a.parquet"), 0, 50), [spec], asked.columns)
+    lengths = [len(a) + len(b) for a, b in zip(table["prefix_0"], table["suffix_ab_0"], strict=True)]
+    assert max(lengths) == 64
+    assert max(table["cut_0"].to_pylist()) > 0
 
 
 def test_a_run_goes_on_with_the_units_that_are_missing(scored, classifier, source, tmp_path, ray_session):

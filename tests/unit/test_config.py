@@ -104,6 +104,7 @@ WRONG = [
         "--token-budget 4095: must be at least twice max_tokens (2048)",
     ),
     (config.ScoreConfig, {"unit_rows": 0}, "--unit-rows 0: must be at least 1"),
+    (config.ScoreConfig, {"max_tokens": 31}, "--max-tokens 31: must be at least 32"),
     (config.ScoreConfig, {"token_budget": 63}, "--token-budget 63: must be at least 64"),
     (config.ScoreConfig, {"replicas": 0}, "--replicas 0: must be at least 1"),
     (config.EvaluateConfig, {"bootstrap": 19}, "--bootstrap 19: must be at least 20"),

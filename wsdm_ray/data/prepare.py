@@ -26,6 +26,7 @@ from wsdm_ray.data.splitting import (
     choose_valid,
     digests,
     duplicate_reasons,
+    every_nth,
     first_repeated,
     pair_digests,
     prompt_digests,
@@ -71,7 +72,10 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         survey.dropped.update(REASONS[code] for code in reasons[~kept])
         check_some_kept(survey, int(kept.sum()))
         valid = np.zeros(len(kept), bool)
-        valid[kept] = choose_valid(survey.prompts[kept], config.valid_fraction, config.seed)
+        if config.split == "modulo":
+            valid[kept] = every_nth(int(kept.sum()), config.valid_fraction)
+        else:
+            valid[kept] = choose_valid(survey.prompts[kept], config.valid_fraction, config.seed)
         counts = count(survey, kept, valid)
         for split, mask in (("train", kept & ~valid), ("valid", valid)):
             if mask.any():

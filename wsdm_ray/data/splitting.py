@@ -20,6 +20,7 @@ __all__ = [
     "choose_valid",
     "digests",
     "duplicate_reasons",
+    "every_nth",
     "first_repeated",
     "pair_digests",
     "prompt_digests",
@@ -145,6 +146,13 @@ def first_repeated(values: np.ndarray) -> int | None:
     seen = np.zeros(len(values), bool)
     seen[first] = True
     return int((~seen).argmax())
+
+
+def every_nth(rows: int, fraction: float) -> np.ndarray:
+    """Which rows go to valid (rows, bool): those whose number is a multiple of 1 / `fraction`, rounded."""
+    if not fraction:
+        return np.zeros(rows, bool)
+    return np.arange(rows) % max(round(1 / fraction), 1) == 0
 
 
 def choose_valid(prompts: np.ndarray, fraction: float, seed: int) -> np.ndarray:

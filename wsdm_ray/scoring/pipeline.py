@@ -5,6 +5,7 @@ row of counts comes back. What is there when a run starts is not done again. Not
 (`replica`, `engine`).
 """
 
+import dataclasses
 import json
 import logging
 import re
@@ -106,6 +107,9 @@ def check_models(config: ScoreConfig, device: str) -> tuple[tuple[ModelSpec, ...
     for folder in config.model:
         local = local_copy(folder)
         manifest = read_manifest(local)
+        if config.max_tokens:
+            text = dataclasses.replace(manifest.text, max_tokens=config.max_tokens)
+            manifest = dataclasses.replace(manifest, text=text)
         if config.token_budget < 2 * manifest.text.max_tokens:
             raise ConfigError(
                 f"--token-budget {config.token_budget}: must be at least twice the "

@@ -555,3 +555,10 @@ def test_when_every_prompt_is_excluded(tmp_path):
         DataError, match=r"all 3 input rows were dropped \(excluded_prompt 3\); nothing to write"
     ):
         prepare(config(tmp_path, path, exclude=(path,)))
+
+
+def test_the_recipes_split_is_by_row_number(tmp_path):
+    rows = [vote(number) for number in range(9)]
+    prepare(config(tmp_path, write(tmp_path / "x.parquet", rows), split="modulo", valid_fraction=0.25))
+    ids = [row["id"] for row in read(tmp_path / "out/valid")]
+    assert ids == [rows[number]["id"] for number in (0, 4, 8)]

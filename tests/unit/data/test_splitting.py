@@ -17,6 +17,7 @@ from wsdm_ray.data.splitting import (
     choose_valid,
     digests,
     duplicate_reasons,
+    every_nth,
     first_repeated,
     pair_digests,
     prompt_digests,
@@ -201,3 +202,9 @@ def test_among(values, known):
     found = among(digests(values), np.unique(digests(known)))
     assert found.dtype == bool
     assert found.tolist() == [value in known for value in values]
+
+
+def test_every_nth_row():
+    assert np.flatnonzero(every_nth(10, 0.25)).tolist() == [0, 4, 8]
+    assert every_nth(48_439, 1 / 1000).sum() == 49, "the recipe's fold 0 of 1000"
+    assert not every_nth(5, 0.0).any()

@@ -14,8 +14,8 @@ from wsdm_ray.evaluation.curves import MOST_POINTS, running_mean, thinned, write
 def row(step: int, **more: Any) -> dict[str, Any]:
     return {
         "step": step, "loss": 0.7 - step / 1000, "accuracy": 0.5, "learning_rate": 1e-3, "grad_norm": 1.0,
-        "pairs": 8, "tokens": 100, "padding_share": 0.29, "memory_gb": 1.5, "seconds": 0.5, "pairs_per_second": 16.0,
-        "tokens_per_second": 200.0, **more,
+        "pairs": 8, "tokens": 100, "padding_share": 0.29, "memory_gb": 1.5, "seconds": 0.5,
+        "pairs_per_second": 16.0, "tokens_per_second": 200.0, **more,
     }  # fmt: skip
 
 
