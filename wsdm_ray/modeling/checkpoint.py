@@ -1,7 +1,8 @@
 """The checkpoint folder: plain Hugging Face or PEFT files, and `wsdm_ray.json`, which says how they fit.
 
     adapter   adapter_config.json, adapter_model.safetensors (adapter and head), tokenizer; needs its base
-    full      config.json, model.safetensors (with the head), tokenizer
+    full      config.json, model.safetensors (with the head), tokenizer; larger weights stand in
+              model-NNNNN-of-NNNNN.safetensors, and model.safetensors.index.json says which is where
     base      the same without a head: what `quantize` makes of a model that was not trained yet
 
 `wsdm_ray.json` is written last, so a folder that has one is whole. Safetensors only; no code from a folder is
@@ -36,6 +37,7 @@ from wsdm_ray.text.encoding import read_settings
 __all__ = [
     "MANIFEST",
     "Manifest",
+    "complete_folder",
     "folder_digest",
     "load_adapter_weights",
     "load_classifier",
@@ -44,9 +46,12 @@ __all__ = [
     "resolve_precision",
     "save_classifier",
     "stored_quantization",
+    "weight_files",
 ]
 
 MANIFEST = "wsdm_ray.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = re.compile(
     r"(tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\..*|merges\.txt)"
 )
@@ -100,6 +105,27 @@ def folder_digest(folder: str) -> str:
     return sha256_of_files([str(path) for path in [*files, *weights] if path.is_file()])
 
 
+def weight_files(folder: str) -> list[Path]:
+    """The safetensors files of a full model's folder, as transformers finds them: one, or those of the index.
+
+    Raises:
+        ModelError: there are none, or one that the index names is not there.
+    """
+    root = Path(folder)
+    if (root / WEIGHTS).is_file():
+        return [root / WEIGHTS]
+    if not (root / INDEX).is_file():
+        raise ModelError(f"{folder}: no {WEIGHTS} and no {INDEX}; save the model as safetensors")
+    places = read_settings(root / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ModelError(f"{root / INDEX}: has no weight_map; restore the model's own file")
+    files = [root / name for name in sorted(set(places.values()))]
+    for path in files:
+        if not path.is_file():
+            raise ModelError(f"{folder}: no {path.name}, which {INDEX} names; fetch or save the model anew")
+    return files
+
+
 def stored_quantization(folder: str, asked: str) -> Literal["int8", "nf4", "none"]:
     """How a base will be held: as its folder stores it, else as asked for (`auto` is int8).
 
@@ -112,6 +138,9 @@ def stored_quantization(folder: str, asked: str) -> Literal["int8", "nf4", "none
     settings = read_settings(path).get("quantization_config")
     if settings is None:
         return {"auto": "int8", "int8": "int8", "nf4": "nf4", "none": "none"}[asked]  # pyright: ignore[reportReturnType]
+    method = settings.get("quant_method", "bitsandbytes") if isinstance(settings, dict) else settings
+    if method != "bitsandbytes":
+        raise ModelError(f"{folder}: is quantized by {method}, not by bitsandbytes; give an unquantized base")
     stored = "int8" if settings.get("load_in_8bit") else "nf4"
     if asked not in ("auto", stored):
         raise ConfigError(
@@ -162,7 +191,7 @@ def read_manifest(folder: str, *, need_head: bool = True) -> Manifest:
 
 
 def save_classifier(network: nn.Module, tokenizer_folder: str, folder: str, manifest: Manifest) -> None:
-    """Write a checkpoint folder; the manifest's tokenizer digest and versions are filled in here."""
+    """Write a checkpoint folder; `complete_folder` says what is filled in."""
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     # PEFT would ask the hub for the base's vocabulary where it may save embeddings.
@@ -173,6 +202,15 @@ def save_classifier(network: nn.Module, tokenizer_folder: str, folder: str, mani
         path = root / "adapter_config.json"
         settings = json.loads(path.read_text()) | {"base_model_name_or_path": manifest.base}
         path.write_text(json.dumps(settings, indent=2, sort_keys=True))
+    complete_folder(tokenizer_folder, folder, manifest)
+
+
+def complete_folder(tokenizer_folder: str, folder: str, manifest: Manifest) -> None:
+    """Put the tokenizer and, last, the manifest beside the weights of a checkpoint folder.
+
+    The manifest's tokenizer digest and versions are filled in here.
+    """
+    root = Path(folder)
     for path in Path(tokenizer_folder).iterdir():
         if TOKENIZER_FILES.fullmatch(path.name) and path.is_file():
             shutil.copyfile(path, root / path.name)
@@ -334,7 +372,7 @@ def load_adapter_weights(network: nn.Module, folder: str) -> None:
 def load_head(network: nn.Module, folder: str) -> None:
     """Fill the head of `network` from a full checkpoint folder."""
     head = network.get_submodule("score")
-    files = sorted(Path(folder).glob("*.safetensors"))
+    files = weight_files(folder)
     found = {name: (path, shape) for path in files for name, shape in tensor_shapes(path, "score.").items()}
     check_head(folder, head, {name: shape for name, (_, shape) in found.items()})
     tensors = {}

@@ -1,94 +1,352 @@
-"""One quantized checkpoint from a base model, with an adapter merged in first where there is one."""
+"""One quantized checkpoint from a base model, with adapters merged in first where there are any.
 
+The weights stream from the base's files to the checkpoint's, tensor by tensor: merged in float32, quantized
+with bitsandbytes' own functions, written. What comes out is, byte for byte, what transformers saves after it
+quantized the same weights on loading. Then both are run on a few pairs: the checkpoint as it is loaded for
+use, and the unquantized merge, whose layers are made one at a time.
+"""
+
+import copy
+import dataclasses
+import json
 import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import transformers
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
 
-from wsdm_ray.config import QuantizeConfig, to_dict
+from wsdm_ray.config import HeadConfig, QuantizeConfig, to_dict
 from wsdm_ray.errors import ModelError
-from wsdm_ray.modeling.checkpoint import MANIFEST, Manifest, folder_digest, load_classifier, save_classifier
-from wsdm_ray.modeling.classifier import (
-    bitsandbytes_config,
-    check_complete,
-    device_and_dtype,
-    load_network,
-    loading,
-    model_config,
+from wsdm_ray.modeling.attention import dense_masks
+from wsdm_ray.modeling.checkpoint import (
+    INDEX,
+    MANIFEST,
+    WEIGHTS,
+    Manifest,
+    complete_folder,
+    folder_digest,
+    load_head,
 )
+from wsdm_ray.modeling.classifier import bitsandbytes_config, device_and_dtype, load_network
+from wsdm_ray.modeling.merging import Adapter, Base, Merged, quantized, read_adapter, read_base, skeleton
+from wsdm_ray.packing.layouts import Layout, lay_out
 from wsdm_ray.runs import check_outside, finish_run, open_run
 from wsdm_ray.storage import local_copy, upload_folder
 from wsdm_ray.telemetry import logger
+from wsdm_ray.text.encoding import PairEncoder, read_settings
 
-__all__ = ["quantize"]
+__all__ = ["SHARD_BYTES", "merge", "quantize"]
+
+SHARD_BYTES = 4_000_000_000
+"""The most bytes of one file of weights, and of what waits in memory to be written."""
+
+PROBES = (
+    (
+        "Which is larger, 9.11 or 9.9? Explain briefly.",
+        "9.9 is larger: write it as 9.90, and 90 hundredths are more than 11.",
+        "9.11 is larger, because 11 is larger than 9.",
+    ),
+    (
+        "Write a Python function that returns the n-th Fibonacci number.",
+        "def fib(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a",
+        "Sorry, I cannot help with that.",
+    ),
+    (
+        "Schreibe eine höfliche Absage auf eine Einladung zum Abendessen.",
+        "Vielen Dank für die Einladung! Leider bin ich an diesem Abend verhindert. Ein andermal sehr gern.",
+        "Nein.",
+    ),
+    (
+        "请用一句话解释光合作用。",
+        "植物利用阳光,把二氧化碳和水变成糖,并放出氧气。",
+        "Photosynthesis is a process. It has many steps, of which each is important in its own way.",
+    ),
+)
+"""Pairs on which a checkpoint is compared with the unquantized merge."""
 
 
 def quantize(config: QuantizeConfig) -> dict[str, Any]:
     """Write the checkpoint that `config` asks for; returns what run.json holds.
 
     Raises:
-        ModelError: the base or the adapter is not usable.
+        ModelError: the base or an adapter is not usable.
         RunMismatchError: the output folder belongs to another run.
     """
-    check_outside(config.output, [config.base, *([config.adapter] if config.adapter else [])])
+    check_outside(config.output, [config.base, *config.adapter])
     base = local_copy(config.base)
-    adapter = local_copy(config.adapter) if config.adapter else None
+    adapters = [local_copy(adapter) for adapter in config.adapter]
     fingerprint = {
         "base": folder_digest(base),
-        "adapter": folder_digest(adapter) if adapter else None,
+        "adapter": [folder_digest(adapter) for adapter in adapters],
         "precision": config.precision,
     }
     earlier = open_run(config.output, "quantize", fingerprint, config.restart)
     if earlier:
         logger.info("quantize: %s is complete already", config.output)
         return earlier
+    merged = merge(base, adapters, fingerprint["base"])
     with tempfile.TemporaryDirectory() as work:
-        if adapter:
-            manifest = quantize_classifier(base, adapter, config.precision, work)
-        else:
-            manifest = quantize_backbone(base, config.precision, work)
+        manifest = write_checkpoint(merged, config.precision, work)
+        check = compare(merged, work, manifest)
         upload_folder(work, config.output, last=MANIFEST)
-    run = finish_run(
-        config.output, "quantize", fingerprint, {"config": to_dict(config), "kind": manifest.kind}
-    )
+    content = {"config": to_dict(config), "kind": manifest.kind, "check": check}
+    run = finish_run(config.output, "quantize", fingerprint, content)
     logger.info("quantize: %s is %s (%s)", config.output, config.precision, manifest.kind)
     return run
 
 
-def quantize_backbone(base: str, precision: str, target: str) -> Manifest:
-    """A base that was not trained yet: the backbone alone, without a head."""
-    if getattr(model_config(base), "quantization_config", None) is not None:
+def merge(base: str, adapters: list[str], base_digest: str) -> Merged:
+    """The weights of a base with adapters merged in, in order; nothing is computed yet.
+
+    Raises:
+        ModelError: a part is not usable, or does not fit.
+    """
+    found = read_base(base)
+    if found.quantization != "none" and not adapters:
         raise ModelError(f"{base}: is quantized already; give the model as it was before")
-    device, dtype = device_and_dtype("bf16" if precision == "bf16" else "auto")
-    options = {} if precision == "bf16" else {"quantization_config": bitsandbytes_config(precision, dtype)}
-    with loading(base):
-        network, found = transformers.AutoModel.from_pretrained(
-            base, dtype=dtype, device_map={"": device}, local_files_only=True, trust_remote_code=False,
-            use_safetensors=True, output_loading_info=True, **options,
-        )  # fmt: skip
-    check_complete(base, found)
-    manifest = Manifest(kind="base", quantization="none" if precision == "bf16" else precision)  # pyright: ignore[reportArgumentType]
-    save_classifier(network, base, target, manifest)
+    merged = Merged(base=found, adapters=tuple(read_adapter(folder, found.config) for folder in adapters))
+    if found.heads:
+        logger.info("quantize: %s: its head is left out: %s", base, ", ".join(found.heads))
+    for number, adapter in enumerate(merged.adapters):
+        check_trained_on(adapter, base, base_digest, first=number == 0)
+        if adapter.heads and adapter is not head_of(merged):
+            names = ", ".join(adapter.heads)
+            logger.info("quantize: %s: its head is left out: %s", adapter.folder, names)
+    return merged
+
+
+def check_trained_on(adapter: Adapter, base: str, base_digest: str, *, first: bool) -> None:
+    """Raise `ModelError` where an adapter of `train` stands first and was trained on another base."""
+    if adapter.manifest is None or adapter.manifest.base_digest == base_digest:
+        return
+    if first:
+        raise ModelError(
+            f"{adapter.folder}: was trained on a base with digest {str(adapter.manifest.base_digest)[:12]}, "
+            f"but {base} has {base_digest[:12]}; use --base with the base it was trained on"
+        )
+    logger.info(
+        "quantize: %s: is merged into %s with the adapters before it, on whose sum it should have been "
+        "trained; this cannot be checked",
+        adapter.folder,
+        base,
+    )
+
+
+def head_of(merged: Merged) -> Adapter | None:
+    """The adapter whose head the checkpoint has: the last one, if it is of `train`."""
+    last = merged.adapters[-1] if merged.adapters else None
+    return last if last is not None and last.manifest is not None else None
+
+
+# Writing
+
+
+def write_checkpoint(merged: Merged, precision: str, folder: str) -> Manifest:
+    """Write the weights in a precision (`int8`, `nf4`, `bf16`) with all that belongs to them."""
+    base, last = merged.base, head_of(merged)
+    stored = "none" if precision == "bf16" else precision
+    dtype = torch.bfloat16 if precision == "bf16" else base.dtype
+    writer = ShardWriter(folder, SHARD_BYTES)
+    prefix = "model." if last else ""
+    for name in base.shapes:
+        layer = base.layer_of(name)
+        if layer is not None and stored != "none":
+            for part, tensor in quantized(merged.parameter(name), precision, dtype).items():
+                writer.add(f"{prefix}{layer}.{part}", tensor)
+        elif layer is not None and merged.adapters:
+            writer.add(prefix + name, merged.parameter(name).to(dtype))
+        else:
+            writer.add(prefix + name, base.stored(name)["weight"].to(dtype))
+    if last:
+        for name, tensor in last.head().items():
+            writer.add(f"score.{name}", tensor)
+    writer.close()
+    write_config(base, precision, dtype, folder, with_head=last is not None)
+    about: dict[str, Any] = {"kind": "base", "quantization": stored}
+    if last and last.manifest:
+        about |= {"kind": "full"} | {
+            name: getattr(last.manifest, name)
+            for name in ("head", "text", "orders", "temperature", "metrics")
+        }
+    manifest = Manifest(**about)
+    complete_folder(last.folder if last else base.folder, folder, manifest)
     return manifest
 
 
-def quantize_classifier(base: str, adapter: str, precision: str, target: str) -> Manifest:
-    """A trained classifier: its adapter merged in float32, then quantized, head included."""
-    network, manifest = load_classifier(adapter, precision="fp32", base=base)
-    assert manifest.head is not None
-    device, dtype = device_and_dtype("bf16" if precision == "bf16" else "auto")
-    stored = "none" if precision == "bf16" else precision
-    head = network.score
-    with tempfile.TemporaryDirectory() as work:
-        network.save_pretrained(work)  # pyright: ignore[reportCallIssue]
-        del network
-        quantized: Any = load_network(
-            work, manifest.head, seed=0, device=device, dtype=dtype, quantization=stored
-        )  # fmt: skip
-    quantized.score = head
-    full = Manifest(
-        kind="full", quantization=stored, head=manifest.head, text=manifest.text, orders=manifest.orders,  # pyright: ignore[reportArgumentType]
-        temperature=manifest.temperature, metrics=manifest.metrics,
-    )  # fmt: skip
-    save_classifier(quantized, adapter, target, full)
-    return full
+def write_config(base: Base, precision: str, dtype: torch.dtype, folder: str, *, with_head: bool) -> None:
+    """Write config.json as transformers does for the model that is stored."""
+    config = copy.deepcopy(base.config)
+    network = skeleton(config)
+    config.architectures = [type(network if with_head else network.get_submodule("model")).__name__]
+    config.dtype = str(dtype).removeprefix("torch.")
+    config.num_labels = 2
+    config.problem_type = None
+    if with_head:
+        config.use_cache = False
+    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if config.pad_token_id is not None and config.pad_token_id in eos:
+        # transformers takes the last token that is not padding: it would skip the eos that ends each text.
+        logger.info("quantize: pad_token_id %d is an eos token; config.json has none", config.pad_token_id)
+        config.pad_token_id = None
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    if precision != "bf16":
+        config.quantization_config = bitsandbytes_config(precision, torch.bfloat16)
+    config.save_pretrained(folder)
+
+
+class ShardWriter:
+    """Writes tensors into model.safetensors, or into several files and their index where they are many."""
+
+    def __init__(self, folder: str, shard_bytes: int):
+        self.folder, self.shard_bytes = Path(folder), shard_bytes
+        self.waiting: dict[str, torch.Tensor] = {}
+        self.waiting_bytes = self.total_bytes = 0
+        self.shards: list[list[str]] = []
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        if self.waiting and self.waiting_bytes + tensor.nbytes > self.shard_bytes:
+            self.flush()
+        # A copy of what may lie in a file's pages, so that these can go.
+        self.waiting[name] = tensor.clone(memory_format=torch.contiguous_format)
+        self.waiting_bytes += tensor.nbytes
+        self.total_bytes += tensor.nbytes
+
+    def flush(self) -> None:
+        save_file(self.waiting, self.folder / f"{len(self.shards)}.part", metadata={"format": "pt"})
+        self.shards.append(list(self.waiting))
+        self.waiting, self.waiting_bytes = {}, 0
+
+    def close(self) -> None:
+        """Write what waits, and give the files their names, which say how many there are."""
+        self.flush()
+        number = len(self.shards)
+        names = [f"model-{place + 1:05}-of-{number:05}.safetensors" for place in range(number)]
+        if number == 1:
+            names = [WEIGHTS]
+        else:
+            places = {name: file for file, shard in zip(names, self.shards, strict=True) for name in shard}
+            index = {"metadata": {"total_size": self.total_bytes}, "weight_map": places}
+            (self.folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        for place, name in enumerate(names):
+            (self.folder / f"{place}.part").rename(self.folder / name)
+
+
+# Checking
+
+
+@torch.no_grad()
+def compare(merged: Merged, folder: str, manifest: Manifest) -> dict[str, Any]:
+    """How far a checkpoint is from the unquantized merge on `PROBES`: logits, else hidden states.
+
+    Raises:
+        ModelError: one of the two gives values that are not numbers.
+    """
+    layout = probe_layout(folder, manifest)
+    device = device_and_dtype("auto")[0]
+    expected = merged_states(merged, layout, device)
+    found, head = checkpoint_states(folder, manifest.head, layout, device)
+    if head is None:
+        what, real = "hidden states", torch.from_numpy(layout.groups_BT.reshape(-1) >= 0)
+        expected, found = expected[real], found[real]
+    else:
+        what, last = "logits", torch.from_numpy(layout.last_S)
+        expected, found = head(expected[last]), head(found[last])
+    for name, values in (("the unquantized merge", expected), ("the checkpoint", found)):
+        if not bool(values.isfinite().all()):
+            raise ModelError(
+                f"{merged.base.folder}: {name} gives {what} that are not numbers; check its weights"
+            )
+    difference = (found - expected).abs()
+    check = {
+        "compared": what,
+        "sequences": len(layout.last_S),
+        "tokens": layout.num_tokens,
+        "spread": float(expected.std()),
+        "max_abs": float(difference.max()),
+        "mean_abs": float(difference.mean()),
+        "mean_abs_relative": float(difference.mean() / expected.std()),
+    }
+    line = (
+        "{compared}: off by {mean_abs:.3g} on average, {max_abs:.3g} at most, where they spread {spread:.3g}"
+    )
+    if manifest.head is not None:
+        moved = (found.softmax(-1) - expected.softmax(-1))[:, 0].abs()
+        check |= {"mean_abs_prob": float(moved.mean()), "max_abs_prob": float(moved.max())}
+        line += "; probabilities by {mean_abs_prob:.3g}"
+    logger.info("quantize: against the unquantized weights, " + line.format(**check))
+    return check
+
+
+def probe_layout(folder: str, manifest: Manifest) -> Layout:
+    """One pass with both orderings of `PROBES`."""
+    prompts, responses_a, responses_b = zip(*PROBES, strict=True)
+    pairs = PairEncoder(folder, manifest.text).encode(prompts, responses_a, responses_b)
+    return lay_out("shared", pairs.prefix, [pairs.suffix_ab, pairs.suffix_ba], np.arange(len(pairs)))
+
+
+@torch.no_grad()
+def states(backbone: Any, config: Any, layout: Layout, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Last hidden states of all tokens of a pass: float32 [B * T, D], on the CPU."""
+    found = backbone(
+        input_ids=torch.from_numpy(layout.tokens_BT).to(device),
+        position_ids=torch.from_numpy(layout.positions_BT).to(device),
+        attention_mask=dense_masks(layout, config, dtype, device),
+        use_cache=False,
+    )
+    return found.last_hidden_state.flatten(0, 1).float().cpu()
+
+
+def checkpoint_states(
+    folder: str, head: HeadConfig | None, layout: Layout, device: str
+) -> tuple[torch.Tensor, nn.Module | None]:
+    """The hidden states of a checkpoint that is loaded as for use, in the type it stores, and its head."""
+    stored = read_settings(Path(folder) / "config.json").get("dtype")
+    lacking = device != "cpu" and device_and_dtype("auto", device)[1] != torch.bfloat16
+    dtype = torch.bfloat16 if stored == "bfloat16" and not lacking else torch.float32
+    network = load_network(
+        folder, head or HeadConfig(kind="linear"), seed=0, device=device, dtype=dtype, quantization="none"
+    )
+    found_ND = states(network.get_submodule("model"), network.config, layout, dtype, device)
+    if head is None:
+        return found_ND, None
+    load_head(network, folder)
+    return found_ND, network.get_submodule("score").float().cpu()
+
+
+def merged_states(merged: Merged, layout: Layout, device: str) -> torch.Tensor:
+    """The hidden states of the unquantized merge in float32, with the weights of one layer at a time."""
+    used, tokens = np.unique(layout.tokens_BT, return_inverse=True)
+    config = copy.deepcopy(merged.base.config)
+    config.vocab_size, config.pad_token_id = len(used), None  # only the embeddings that are looked up
+    backbone: Any = skeleton(config).get_submodule("model")
+    for name, buffer in list(backbone.named_buffers()):
+        path, _, leaf = name.rpartition(".")
+        backbone.get_submodule(path).register_buffer(leaf, buffer.to(device), persistent=False)
+    rows = merged.base.stored("embed_tokens.weight")["weight"][torch.from_numpy(used)]
+    fill(backbone.embed_tokens, {"weight": rows.float().to(device)})
+    fill(backbone.norm, {"weight": merged.parameter("norm.weight").to(device)})
+    for number, layer in enumerate(backbone.layers):
+        names = [name for name, _ in layer.named_parameters()]
+
+        def make(layer: nn.Module, _: Any, number: int = number, names: list[str] = names) -> None:
+            fill(layer, {name: merged.parameter(f"layers.{number}.{name}").to(device) for name in names})
+
+        def drop(layer: nn.Module, *_: Any, names: list[str] = names) -> None:
+            fill(layer, {name: layer.get_parameter(name).to("meta") for name in names})
+
+        layer.register_forward_pre_hook(make)
+        layer.register_forward_hook(drop)
+    renumbered = dataclasses.replace(layout, tokens_BT=tokens.reshape(layout.tokens_BT.shape))
+    return states(backbone, config, renumbered, torch.float32, device)
+
+
+def fill(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Replace parameters of a module, of any device, by tensors."""
+    for name, tensor in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=False))

@@ -102,8 +102,8 @@ def folders(family_model: Callable[..., Path], tmp_path_factory: pytest.TempPath
         found[f"full_{precision}"] = root / f"full_{precision}"
         quantize(
             QuantizeConfig(
-                base=str(plain), adapter=str(found["adapter_plain"]), output=str(found[f"full_{precision}"]),
-                precision=precision,
+                base=str(plain), adapter=(str(found["adapter_plain"]),),
+                output=str(found[f"full_{precision}"]), precision=precision,
             )
         )  # fmt: skip
     return found
