@@ -341,37 +341,31 @@ def write_submission(table: pa.Table, path: str) -> None:
 
 
 def show(run: dict[str, Any], config: EnsembleConfig) -> None:
-    """The figures of each set, of their plain mean and of the result."""
-    measured = run["metrics"] or {}
+    """The weight of each set and, where there are votes, figures: of each, of all alike and of the result."""
+    measured = run["metrics"]
     table = Table("predictions", box=SIMPLE_HEAD)
-    for heading in ("weight", "accuracy %", "log loss"):
+    for heading in ("weight", "accuracy %", "log loss")[: 3 if measured else 1]:
         table.add_column(heading, justify="right")
-    rows: list[tuple[str, float | None, dict[str, float] | None]] = [
-        *zip(
-            config.predictions,
-            run["weights"],
-            measured.get("sets", [None] * len(run["weights"])),
-            strict=True,
-        ),
-        ("all alike", None, measured.get("equal_mean")),
-        (f"result, temperature {run['temperature']:.3f}", None, measured.get("result")),
-    ]
-    for name, weight, figures in rows:
-        cells = (percent(figures["accuracy"]), decimals(figures["log_loss"])) if figures else ("", "")
-        table.add_row(name, "" if weight is None else f"{weight:.3f}", *cells)
+    for place, (name, weight) in enumerate(zip(config.predictions, run["weights"], strict=True)):
+        table.add_row(name, f"{weight:.3f}", *(cells(measured["sets"][place]) if measured else ()))
     counts = run["counts"]
-    lines = [f"{counts['rows']:,} rows in {config.output}, {counts['errors']:,} with an error"]
+    lines = [
+        f"{counts['rows']:,} rows in {config.output}, {counts['errors']:,} with an error; "
+        f"temperature {run['temperature']:.3f}"
+    ]
     if measured:
-        lines.append(
-            f"figures of {measured['rows']:,} votes"
-            + (
-                f"; {' and '.join(run['fitted'])} of the result fitted on other prompts"
-                if run["fitted"]
-                else ""
-            )
+        table.add_row("all alike", "", *cells(measured["equal_mean"]))
+        table.add_row("result", "", *cells(measured["result"]))
+        what = (
+            f"; {' and '.join(run['fitted'])} of the result fitted on other prompts" if run["fitted"] else ""
         )
+        lines.append(f"figures of {measured['rows']:,} votes" + what)
         if measured["result"] is None:
             lines.append(
-                "no figures of the result: the votes have too few prompts to fit on some and judge on others"
+                "none of the result: the votes have too few prompts to fit on some and judge on others"
             )
     Console(markup=False, highlight=False, soft_wrap=True).print(table, *lines, sep="\n")
+
+
+def cells(figures: dict[str, float] | None) -> tuple[str, str]:
+    return (percent(figures["accuracy"]), decimals(figures["log_loss"])) if figures else ("", "")
