@@ -77,6 +77,8 @@ def on_wrong_rows(shards: Path, target: Path) -> None:
     characters = sum((pc.utf8_length(table[name]).to_numpy() for name in TEXTS), np.zeros(len(table)))
     sorted_rows = table["prob_a"].take(pa.array(np.argsort(characters, kind="stable")))
     target.mkdir(exist_ok=True)
+    if (target / "part-000000.parquet").exists():
+        return
     index = table.column_names.index("prob_a")
     pq.write_table(table.set_column(index, "prob_a", sorted_rows), target / "part-000000.parquet")
 
