@@ -1,0 +1,313 @@
+"""Do our defaults beat the recipe's way on real votes, with small pretrained models on a GPU?
+
+    python tests/benchmarks/votes_study.py --votes VOTES.parquet --base smollm2_135m=FOLDER --work DIR
+
+For each base (its preset by name) and seed:
+
+    ours       the preset
+    recipe     one order, truncation on the left, the checkpoint chosen on rows that share prompts with train
+    bf16       the preset on an unquantized base
+    one_order  the preset in one order, also in scoring
+
+One run is one process: train, score the held-out fifth of the votes, whose prompts no run has seen, evaluate.
+As many run at once as `--at-once` says, over all GPUs. Beside them: a logistic regression on TF-IDF and lengths,
+and "the longer answer wins". Runs that are there already are not done again. Writes results/votes_study.json.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from common import HERE, ROOT, write_result
+
+from wsdm_ray.config import Columns, EvaluateConfig, PrepareConfig, QuantizeConfig, TrainConfig
+from wsdm_ray.data.prepare import prepare
+from wsdm_ray.data.votes import read_votes
+from wsdm_ray.evaluation.calibration import cross_fit
+from wsdm_ray.evaluation.evaluate import evaluate
+from wsdm_ray.evaluation.join import read_votes as read_labels
+from wsdm_ray.presets import PRESETS
+
+VARIANTS = ("ours", "recipe", "bf16", "one_order")
+KEPT = ("rows", "accuracy", "accuracy_ci95", "log_loss", "log_loss_ci95", "auc", "brier", "ece",
+        "position_bias", "flip_rate", "calibration", "baselines")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--votes", required=True)
+    parser.add_argument("--base", nargs="+", required=True, metavar="PRESET=FOLDER")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--at-once", type=int, default=1)
+    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--override", nargs="*", default=[], metavar="FIELD=VALUE", help="of the preset")
+    parser.add_argument("--one", help="for its own processes: PRESET,VARIANT,SEED")
+    parser.add_argument("--json", type=Path, default=HERE / "results" / "votes_study.json")
+    given = parser.parse_args()
+    bases = dict(pair.split("=", 1) for pair in given.base)
+    if given.one:
+        preset, variant, seed = given.one.split(",")
+        run_one(bases[preset], preset, variant, int(seed), given.work, given.override)
+        return
+    split(given.votes, given.work)
+    for preset, folder in bases.items():
+        quantize_base(folder, given.work / preset)
+    runs = [(preset, variant, seed) for seed in given.seeds for preset in bases for variant in given.variants]
+    started = time.monotonic()
+    run_all(runs, given)
+    done = [read_run(given.work, *run) for run in runs]
+    results = {
+        "baselines": baselines(given.work),
+        "runs": [run for run in done if run],
+        "missing": [run for run, found in zip(runs, done, strict=True) if not found],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    settings = {
+        name: value for name, value in vars(given).items() if name not in ("votes", "base", "work", "json")
+    }
+    write_result(given.json, __doc__.splitlines()[0], settings | {"presets": list(bases)}, results)
+    show(results)
+
+
+def split(votes: str, work: Path) -> None:
+    """A fifth to judge by, by prompt; of the rest a tenth to choose by, by prompt and by row number."""
+    prepare(PrepareConfig(input=(votes,), output=f"{work}/outer", valid_fraction=0.2))
+    rest = (f"{work}/outer/train",)
+    prepare(PrepareConfig(input=rest, output=f"{work}/by_prompt", valid_fraction=0.1))
+    prepare(PrepareConfig(input=rest, output=f"{work}/by_row", valid_fraction=0.1, split="modulo"))
+
+
+def quantize_base(folder: str, work: Path) -> None:
+    from wsdm_ray.modeling.quantization import quantize
+
+    quantize(QuantizeConfig(base=folder, output=f"{work}/int8"))
+
+
+def run_all(runs: list[tuple[str, str, int]], given: argparse.Namespace) -> None:
+    free: Queue[int] = Queue()
+    for slot in range(given.at_once):
+        free.put(slot % given.gpus)
+
+    def start(run: tuple[str, str, int]) -> None:
+        folder = folder_of(given.work, *run)
+        if (folder / "result.json").exists():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        gpu = free.get()
+        try:
+            with (folder / "log.txt").open("w") as log:
+                subprocess.run(
+                    [sys.executable, __file__, *sys.argv[1:], "--one", ",".join(map(str, run))],
+                    cwd=ROOT, stdout=log, stderr=log, check=False,
+                    env=os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu), "OMP_NUM_THREADS": "2"},
+                )  # fmt: skip
+        finally:
+            free.put(gpu)
+        ended = "done" if (folder / "result.json").exists() else f"failed, see {folder}/log.txt"
+        print(*run, ended, flush=True)
+
+    with ThreadPoolExecutor(given.at_once) as pool:
+        list(pool.map(start, runs))
+
+
+def folder_of(work: Path, preset: str, variant: str, seed: int) -> Path:
+    return work / preset / f"{variant}-{seed}"
+
+
+def read_run(work: Path, preset: str, variant: str, seed: int) -> dict[str, Any] | None:
+    path = folder_of(work, preset, variant, seed) / "result.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def config_of(
+    preset: str, variant: str, seed: int, base: str, work: Path, overrides: list[str]
+) -> TrainConfig:
+    data = work / ("by_row" if variant == "recipe" else "by_prompt")
+    quantized = variant != "bf16"
+    config = PRESETS[preset](
+        base=f"{work}/{preset}/int8" if quantized else base,
+        train=(f"{data}/train",),
+        valid=(f"{data}/valid",),
+        output=str(folder_of(work, preset, variant, seed)),
+    )
+    changes: dict[str, Any] = {"seed": seed, "allow_leakage": variant == "recipe"}
+    changes |= {} if quantized else {"quantization": "none"}
+    if variant in ("recipe", "one_order"):
+        changes["orders"] = "ab"
+    if variant == "recipe":
+        changes |= {"text": dataclasses.replace(config.text, truncation="left"), "layout": "padded"}
+    config = dataclasses.replace(config, **changes)
+    for override in overrides:
+        config = overridden(config, *override.split("=", 1))
+    return config
+
+
+def overridden(config: Any, path: str, value: str) -> Any:
+    """`config` with the field that a dotted path names set to a value in JSON (or a bare string)."""
+    name, _, rest = path.partition(".")
+    if rest:
+        return dataclasses.replace(config, **{name: overridden(getattr(config, name), rest, value)})
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        parsed = value
+    return dataclasses.replace(config, **{name: parsed})
+
+
+def run_one(base: str, preset: str, variant: str, seed: int, work: Path, overrides: list[str]) -> None:
+    """Train, keep the best checkpoint by its valid log loss, score the test votes with it, evaluate."""
+    config = config_of(preset, variant, seed, base, work, overrides)
+    folder = Path(config.output)
+    started = time.monotonic()
+    checkpoints, steps = train_one(config, folder / "model")
+    trained = time.monotonic()
+    speed = score_one(config, work, folder, "ab" if variant == "one_order" else "both")
+    metrics = evaluate(
+        EvaluateConfig(
+            predictions=f"{folder}/predictions", votes=(f"{work}/outer/valid",), output=f"{folder}/report"
+        )
+    )
+    result = {
+        "preset": preset, "variant": variant, "seed": seed, "checkpoints": checkpoints,
+        "steps": len(steps), "train_seconds": round(trained - started, 1),
+        "train_tokens_per_second": float(np.median([step["tokens_per_second"] for step in steps])),
+        "score_pairs_per_second": speed, "metrics": {name: metrics[name] for name in KEPT},
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result, default=float))
+
+
+def train_one(config: TrainConfig, target: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    from wsdm_ray.modeling.checkpoint import Manifest, folder_digest, stored_quantization
+    from wsdm_ray.training.loop import Trainer
+
+    manifest = Manifest(
+        kind="adapter", base=config.base, base_digest=folder_digest(config.base),
+        quantization=stored_quantization(config.base, config.quantization), head=config.head,
+        text=config.text, orders=config.orders,
+    )  # fmt: skip
+    trainer = Trainer(config, config.base, manifest, read_votes(config.train), read_votes(config.valid))
+    checkpoints: list[dict[str, Any]] = []
+    for step in trainer.steps():
+        if step["step"] % 10 == 0:
+            print({name: round(step[name], 4) for name in ("step", "loss", "tokens_per_second")}, flush=True)
+        if step["step"] % config.checkpoint_steps == 0 or step["step"] == trainer.total_steps:
+            found = {"step": step["step"], **trainer.evaluate()}
+            print(found, flush=True)
+            if all(found["valid_log_loss"] < earlier["valid_log_loss"] for earlier in checkpoints):
+                trainer.save(str(target), found)
+            checkpoints.append(found)
+    return checkpoints, trainer.metrics
+
+
+def score_one(config: TrainConfig, work: Path, folder: Path, orders: str) -> float:
+    """Score the test votes as a replica does; pairs a second."""
+    import pyarrow as pa
+
+    from wsdm_ray.modeling.checkpoint import read_manifest
+    from wsdm_ray.scoring.plan import make_plan, part_name
+    from wsdm_ray.scoring.replica import ModelSpec, Replica, ReplicaOptions, encode_unit
+    from wsdm_ray.storage import list_files, write_parquet
+
+    model = str(folder / "model")
+    spec = ModelSpec(model, None, read_manifest(model), "auto")
+    plan = make_plan(list_files(f"{work}/outer/valid"), 100_000, Columns())
+    options = {
+        "models": (spec,), "output": f"{folder}/predictions", "id_type": plan.id_type, "orders": orders,
+        "layout": "padded", "token_budget": config.token_budget, "logits": False, "threads": None,
+    }  # fmt: skip
+    known = {field.name for field in dataclasses.fields(ReplicaOptions)}
+    replica = Replica(ReplicaOptions(**{name: value for name, value in options.items() if name in known}))
+    seconds = 0.0
+    for unit in plan.units:
+        encoded = encode_unit(unit, [spec], Columns())
+        started = time.monotonic()
+        table, _ = replica.score(encoded)
+        seconds += time.monotonic() - started
+        write_parquet(f"{folder}/predictions/{part_name(unit.number)}", table)
+    assert isinstance(plan.id_type, pa.DataType)
+    return plan.rows / seconds
+
+
+def baselines(work: Path) -> dict[str, Any]:
+    """Logistic regression on TF-IDF and lengths, and the longer answer, on the same test votes."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold
+
+    train, test = (pq.read_table(f"{work}/outer/{name}") for name in ("train", "valid"))
+    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=3, max_features=50_000)
+    vectorizer.fit(train["response_a"].to_pylist() + train["response_b"].to_pylist())
+
+    def features(table: Any) -> Any:
+        import scipy.sparse
+
+        a, b = (table[name].to_pylist() for name in ("response_a", "response_b"))
+        lengths = np.array([[np.log1p(len(x)) - np.log1p(len(y))] for x, y in zip(a, b, strict=True)])
+        return scipy.sparse.hstack([vectorizer.transform(a) - vectorizer.transform(b), lengths]).tocsr()
+
+    def votes(table: Any) -> np.ndarray:
+        return np.array([winner == "model_a" for winner in table["winner"].to_pylist()])
+
+    X, y = features(train), votes(train)
+    groups = np.unique(train["prompt"].to_pylist(), return_inverse=True)[1]
+
+    def fitted(rows: np.ndarray, strength: float) -> LogisticRegression:
+        # Differences without an intercept: swapping the two answers gives 1 - p.
+        return LogisticRegression(C=strength, fit_intercept=False, max_iter=500).fit(X[rows], y[rows])
+
+    def loss(p: np.ndarray, truth: np.ndarray) -> float:
+        p = np.clip(p, 1e-7, 1 - 1e-7)
+        return float(-np.mean(truth * np.log(p) + (1 - truth) * np.log(1 - p)))
+
+    choices = {}
+    for strength in (0.03, 0.1, 0.3, 1.0, 3.0):
+        found = np.zeros(len(y))
+        for fit, judge in GroupKFold(4).split(X, y, groups):
+            found[judge] = fitted(fit, strength).predict_proba(X[judge])[:, 1]
+        choices[strength] = loss(found, y)
+    best = min(choices, key=lambda strength: choices[strength])
+    p, truth = fitted(np.arange(len(y)), best).predict_proba(features(test))[:, 1], votes(test)
+    labels = read_labels([f"{work}/outer/valid"], Columns())
+    longer = np.sign(labels["characters_a"].to_numpy() - labels["characters_b"].to_numpy())
+    agree = np.where(longer == 0, 0.5, (longer > 0) == truth)
+    calibrated, _ = cross_fit(p, truth.astype(float), labels["group"].to_numpy())
+    return {
+        "logistic_regression": {
+            "rows": len(truth), "accuracy": float(np.mean((p > 0.5) == truth)), "log_loss": loss(p, truth),
+            "C": best, "log_loss_by_C": choices, "calibration": calibrated,
+        },
+        "longer_answer": {"rows": len(truth), "accuracy": float(agree.mean())},
+    }  # fmt: skip
+
+
+def show(results: dict[str, Any]) -> None:
+    for name, found in results["baselines"].items():
+        print(
+            f"{name:40} accuracy {found['accuracy']:.4f} log loss {found.get('log_loss', float('nan')):.4f}"
+        )
+    for run in results["runs"]:
+        metrics = run["metrics"]
+        what = f"{run['preset']:16}{run['variant']:12}{run['seed']:4}"
+        quality = f"accuracy {metrics['accuracy']:.4f} log loss {metrics['log_loss']:.4f}"
+        speed = f"train {run['train_seconds']:.0f} s, scoring {run['score_pairs_per_second']:.1f} pairs/s"
+        print(what, quality, speed)
+    if results["missing"]:
+        print("missing:", results["missing"])
+
+
+if __name__ == "__main__":
+    main()
