@@ -10,7 +10,7 @@ For each base (its preset by name) and seed:
     one_order  the preset in one order, also in scoring
 
 One run is one process: train, score the held-out fifth of the votes, whose prompts no run has seen, evaluate.
-As many run at once as `--at-once` says, over all GPUs. Beside them: a logistic regression on TF-IDF and lengths,
+As many run at once as `--at-once` says, over all GPUs. Beside them: logistic regression on TF-IDF and length,
 and "the longer answer wins". Runs that are there already are not done again. Writes results/votes_study.json.
 """
 
