@@ -46,25 +46,17 @@ SHARD_BYTES = 4_000_000_000
 
 PROBES = (
     (
-        "Which is larger, 9.11 or 9.9? Explain briefly.",
-        "9.9 is larger: write it as 9.90, and 90 hundredths are more than 11.",
-        "9.11 is larger, because 11 is larger than 9.",
+        "Which is larger, 9.11 or 9.9?",
+        "9.9, as 90 hundredths are more than 11.",
+        "9.11, as 11 is more than 9.",
     ),
     (
-        "Write a Python function that returns the n-th Fibonacci number.",
-        "def fib(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a",
-        "Sorry, I cannot help with that.",
+        "Write fib(n) in Python.",
+        "def fib(n):\n    return n if n < 2 else fib(n - 1) + fib(n - 2)",
+        "Sorry, no.",
     ),
-    (
-        "Schreibe eine höfliche Absage auf eine Einladung zum Abendessen.",
-        "Vielen Dank für die Einladung! Leider bin ich an diesem Abend verhindert. Ein andermal sehr gern.",
-        "Nein.",
-    ),
-    (
-        "请用一句话解释光合作用。",
-        "植物利用阳光,把二氧化碳和水变成糖,并放出氧气。",
-        "Photosynthesis is a process. It has many steps, of which each is important in its own way.",
-    ),
+    ("Sag die Einladung höflich ab.", "Vielen Dank! Leider bin ich verhindert.", "Nein."),
+    ("请用一句话解释光合作用。", "植物用阳光把水和二氧化碳变成糖和氧气。", "It has many steps."),
 )
 """Pairs on which a checkpoint is compared with the unquantized merge."""
 
@@ -84,11 +76,13 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
         "adapter": [folder_digest(adapter) for adapter in adapters],
         "precision": config.precision,
     }
+    merged = merge(base, adapters, fingerprint["base"])
     earlier = open_run(config.output, "quantize", fingerprint, config.restart)
     if earlier:
         logger.info("quantize: %s is complete already", config.output)
         return earlier
-    merged = merge(base, adapters, fingerprint["base"])
+    for folder, heads in left_out(merged):
+        logger.info("quantize: %s: its head is left out: %s", folder, ", ".join(heads))
     with tempfile.TemporaryDirectory() as work:
         manifest = write_checkpoint(merged, config.precision, work)
         check = compare(merged, work, manifest)
@@ -109,14 +103,15 @@ def merge(base: str, adapters: list[str], base_digest: str) -> Merged:
     if found.quantization != "none" and not adapters:
         raise ModelError(f"{base}: is quantized already; give the model as it was before")
     merged = Merged(base=found, adapters=tuple(read_adapter(folder, found.config) for folder in adapters))
-    if found.heads:
-        logger.info("quantize: %s: its head is left out: %s", base, ", ".join(found.heads))
     for number, adapter in enumerate(merged.adapters):
         check_trained_on(adapter, base, base_digest, first=number == 0)
-        if adapter.heads and adapter is not head_of(merged):
-            names = ", ".join(adapter.heads)
-            logger.info("quantize: %s: its head is left out: %s", adapter.folder, names)
     return merged
+
+
+def left_out(merged: Merged) -> list[tuple[str, tuple[str, ...]]]:
+    """Folders whose heads the checkpoint does not have, each with the names of the tensors."""
+    parts = [merged.base, *(adapter for adapter in merged.adapters if adapter is not head_of(merged))]
+    return [(part.folder, part.heads) for part in parts if part.heads]
 
 
 def check_trained_on(adapter: Adapter, base: str, base_digest: str, *, first: bool) -> None:

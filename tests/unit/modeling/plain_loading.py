@@ -35,8 +35,11 @@ def load(folder: str) -> tuple[Any, Any, dict[str, Any]]:
     if about["kind"] == "adapter":
         model = PeftModel.from_pretrained(model, folder)  # fills the head, too
     else:
-        with safe_open(f"{folder}/model.safetensors", "pt") as file:
-            head = {name: file.get_tensor(f"score.{name}") for name in model.score.state_dict()}
+        head = {}
+        for path in Path(folder).glob("model*.safetensors"):
+            with safe_open(path, "pt") as file:
+                for name in {f"score.{name}" for name in model.score.state_dict()} & set(file.keys()):
+                    head[name.removeprefix("score.")] = file.get_tensor(name)
         model.score.load_state_dict(head)
     return model.eval(), AutoTokenizer.from_pretrained(folder), about
 
