@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 Orders = Literal["both", "ab", "ba"]
+ScoreOrders = Literal["both", "ab", "ba", "adaptive"]
 Layout = Literal["padded", "packed", "shared"]
 Precision = Literal["auto", "fp32", "bf16", "bnb-int8", "nf4"]
 VoteFormat = Literal[
@@ -208,7 +209,7 @@ class PrepareConfig:
     valid_fraction: float = 0.1
     """Share of the rows that go to valid."""
     split: Literal["prompt", "modulo"] = "prompt"
-    """prompt: whole prompt groups, so that none is on both sides. modulo: every n-th row, as in the recipe."""
+    """prompt: whole prompt groups, so that none is on both sides. modulo: every n-th row (the recipe)."""
     seed: int = 0
     """Decides which prompt groups go to valid."""
     ties: Literal["drop", "soft"] = "drop"
@@ -339,18 +340,23 @@ class ScoreConfig:
 
     model: tuple[str, ...]
     """Checkpoint folder of `train` or `quantize`; more than one is averaged."""
+    model_weights: tuple[float, ...] = ()
+    """Weight of each model in the mean probability; by default all alike."""
     input: tuple[str, ...]
     """Parquet files, folders or globs with the columns id, prompt, response_a, response_b."""
     output: str
     """Folder for part-NNNNNN.parquet and run.json."""
     base: str | None = None
     """Where the base model is, if not where it was in training."""
-    orders: Orders = "both"
+    orders: ScoreOrders = "both"
+    """adaptive: one ordering of the first model, and all the others only where that one is in doubt."""
+    adaptive_threshold: float = 0.2
+    """adaptive: a row is in doubt where its probability is less than this from 0.5."""
     precision: Precision = "auto"
     """auto: bnb-int8 on a GPU, fp32 (dequantized, adapter merged) on a CPU."""
     layout: Layout | Literal["auto"] = "auto"
-    token_budget: int = 16_384
-    """The most tokens of one forward pass."""
+    token_budget: int | None = 16_384
+    """The most tokens of one forward pass, halved for good where memory runs out; None: by free memory."""
     max_tokens: int | None = None
     """The most tokens of one ordering; by default as many as in training."""
     unit_rows: int = 2_000
@@ -369,7 +375,27 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         check_paths(model=self.model, input=self.input, output=self.output)
         check(self.unit_rows >= 1, "unit_rows", self.unit_rows, "at least 1")
-        check(self.token_budget >= 64, "token_budget", self.token_budget, "at least 64")
+        check(
+            not self.model_weights or len(self.model_weights) == len(self.model),
+            "model_weights",
+            self.model_weights,
+            f"one for each of the {len(self.model)} models",
+        )
+        check(
+            all(0 < weight < float("inf") for weight in self.model_weights),
+            "model_weights",
+            self.model_weights,
+            "above 0 each",
+        )
+        check(
+            0 < self.adaptive_threshold <= 0.5, "adaptive_threshold", self.adaptive_threshold, "in (0, 0.5]"
+        )
+        check(
+            self.token_budget is None or self.token_budget >= 64,
+            "token_budget",
+            self.token_budget,
+            "at least 64",
+        )
         check(self.max_tokens is None or self.max_tokens >= 32, "max_tokens", self.max_tokens, "at least 32")
         check(self.replicas is None or self.replicas >= 1, "replicas", self.replicas, "at least 1")
 
@@ -449,6 +475,8 @@ class EvaluateConfig:
     """Folder for metrics.json and report.html."""
     bootstrap: int = 1_000
     """Resamples behind each interval."""
+    adaptive_tolerance: float = 0.0005
+    """Log loss, in nats, that the threshold recommended for `score --orders adaptive` may cost."""
     seed: int = 0
     columns: Columns = field(default_factory=Columns)
     """The votes' own column names, where they differ."""
@@ -457,6 +485,7 @@ class EvaluateConfig:
         check_paths(predictions=self.predictions, votes=self.votes, output=self.output)
         check(self.seed >= 0, "seed", self.seed, "0 or more")
         check(self.bootstrap >= 20, "bootstrap", self.bootstrap, "at least 20")
+        check(self.adaptive_tolerance >= 0, "adaptive_tolerance", self.adaptive_tolerance, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

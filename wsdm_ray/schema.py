@@ -4,6 +4,7 @@ Not covered: how rows are read (`wsdm_ray.data`).
 """
 
 import enum
+import hashlib
 
 import pyarrow as pa
 
@@ -15,6 +16,7 @@ __all__ = [
     "RESPONSES",
     "TEXTS",
     "Ordering",
+    "first_ordering",
     "orderings_of",
     "predictions_schema",
 ]
@@ -48,8 +50,22 @@ class Ordering(enum.IntEnum):
 
 
 def orderings_of(orders: str) -> tuple[Ordering, ...]:
-    """The orderings that `both`, `ab` or `ba` names."""
-    return {"both": (Ordering.AB, Ordering.BA), "ab": (Ordering.AB,), "ba": (Ordering.BA,)}[orders]
+    """The orderings that `both`, `ab`, `ba` or `adaptive` names: all that a row may be run in."""
+    both = (Ordering.AB, Ordering.BA)
+    return {"both": both, "adaptive": both, "ab": (Ordering.AB,), "ba": (Ordering.BA,)}[orders]
+
+
+def first_ordering(response_a: str, response_b: str) -> Ordering:
+    """The ordering that a pair is run in first: the response whose hash is the smaller stands first.
+
+    Which of the two is called response_a does not matter, so a pair and its swapped twin are the same text
+    to the model. It is a hash, since in the order of the alphabet "Sorry, ..." would always stand late.
+    """
+    a, b = (
+        hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
+        for text in (response_a, response_b)
+    )
+    return Ordering.BA if b < a else Ordering.AB
 
 
 def predictions_schema(id_type: pa.DataType) -> pa.Schema:

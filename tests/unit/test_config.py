@@ -107,7 +107,23 @@ WRONG = [
     (config.ScoreConfig, {"max_tokens": 31}, "--max-tokens 31: must be at least 32"),
     (config.ScoreConfig, {"token_budget": 63}, "--token-budget 63: must be at least 64"),
     (config.ScoreConfig, {"replicas": 0}, "--replicas 0: must be at least 1"),
+    (
+        config.ScoreConfig,
+        {"model_weights": (1.0, 2.0)},
+        "--model-weights (1.0, 2.0): must be one for each of the 1 models",
+    ),
+    (config.ScoreConfig, {"model_weights": (0.0,)}, "--model-weights (0.0,): must be above 0 each"),
+    (
+        config.ScoreConfig,
+        {"adaptive_threshold": 0.51},
+        "--adaptive-threshold 0.51: must be in (0, 0.5]",
+    ),
     (config.EvaluateConfig, {"bootstrap": 19}, "--bootstrap 19: must be at least 20"),
+    (
+        config.EvaluateConfig,
+        {"adaptive_tolerance": -0.1},
+        "--adaptive-tolerance -0.1: must be 0 or more",
+    ),
     (config.QuickstartConfig, {"rows": 199}, "--rows 199: must be at least 200"),
     (config.QuickstartConfig, {"num_workers": 0}, "--num-workers 0: must be at least 1"),
 ]

@@ -2,16 +2,39 @@
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from wsdm_ray.schema import CANONICAL_TYPES, PAIR_COLUMNS, Ordering, orderings_of, predictions_schema
+from wsdm_ray.schema import (
+    CANONICAL_TYPES,
+    PAIR_COLUMNS,
+    Ordering,
+    first_ordering,
+    orderings_of,
+    predictions_schema,
+)
 
 
 def test_orderings():
     assert orderings_of("both") == (Ordering.AB, Ordering.BA) == (0, 1)
     assert orderings_of("ab") == (Ordering.AB,)
     assert orderings_of("ba") == (Ordering.BA,)
+    assert orderings_of("adaptive") == orderings_of("both")
     with pytest.raises(KeyError):
         orderings_of("neither")
+
+
+@given(st.text(), st.text())
+def test_the_swapped_twin_starts_with_the_same_text(a, b):
+    assert (first_ordering(a, b) is first_ordering(b, a)) == (a == b)
+
+
+def test_neither_side_nor_alphabet_decides_who_stands_first():
+    pairs = [(f"a {number}", f"b {number}") for number in range(1_000)]
+    # Binomial with a standard deviation of 16.
+    assert 440 < sum(first_ordering(*pair) for pair in pairs) < 560
+    assert first_ordering("same", "same") is Ordering.AB
+    assert {first_ordering("", "\ud800"), first_ordering("\ud800", "")} == {Ordering.AB, Ordering.BA}
 
 
 @pytest.mark.parametrize("id_type", [pa.int64(), pa.string()])

@@ -37,6 +37,7 @@ from wsdm_ray.text.encoding import read_settings
 __all__ = [
     "MANIFEST",
     "Manifest",
+    "add_adapter",
     "complete_folder",
     "folder_digest",
     "load_adapter_weights",
@@ -348,11 +349,29 @@ def load_adapter(network: nn.Module, folder: str) -> nn.Module:
     return wrapped
 
 
-def check_adapter(network: nn.Module, path: Path) -> None:
+def add_adapter(network: Any, folder: str, name: str) -> None:
+    """Put the adapter and the head of another folder beside those that `network` has already.
+
+    `network.set_adapter` switches both. The heads must be of one shape and type.
+    """
+    folder = local_copy(folder)
+    path = Path(folder) / "adapter_model.safetensors"
+    head = network.get_base_model().score.original_module
+    check_head(folder, head, tensor_shapes(path, "base_model.model.score."))
+    try:
+        with peft_warnings():
+            network.load_adapter(folder, name, torch_device=str(next(head.parameters()).device))
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"{folder}: its adapter does not fit the base ({reason(error)})") from error
+    check_adapter(network, path, name)
+    network.requires_grad_(False).eval()
+
+
+def check_adapter(network: nn.Module, path: Path, name: str = "default") -> None:
     """Raise `ModelError` unless the file holds the very tensors that train in `network`; PEFT would not."""
     import peft
 
-    expected = set(peft.get_peft_model_state_dict(network, save_embedding_layers=False))
+    expected = set(peft.get_peft_model_state_dict(network, adapter_name=name, save_embedding_layers=False))
     found = set(tensor_shapes(path, ""))
     if lacking := sorted(expected - found):
         raise ModelError(f"{path}: lacks {lacking[0]} and {len(lacking) - 1} other tensors; copy it anew")

@@ -1,42 +1,106 @@
 """Encoded pairs to probabilities: plan, lay out, run, gather. Torch, no Ray and no file.
 
-Both orderings of a pair run in the same pass. Of the two, the one whose ids sort first stands first,
+Both orderings of a pair run in the same pass. Of the two, the one that `first_ordering` names stands first,
 whichever the input calls response_a; so a pair and its swapped twin are computed by the very same operations,
 and their probabilities add up to exactly 1.
+
+What a pass may fail of, and what becomes of its pairs:
+
+    memory          the token budget is halved for all that follows; a pair alone loses only itself
+    anything else   its pairs run one by one; those that fail alone have an error in place of a value
+    a lost GPU      nothing more can run in this process: `DeviceLostError`
 """
 
+import gc
+from collections import deque
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
+from wsdm_ray.errors import ModelError, WsdmRayError
 from wsdm_ray.modeling.classifier import first_wins, ordering_logits
 from wsdm_ray.packing.layouts import lay_out
-from wsdm_ray.packing.plan import pair_tokens, plan_passes
+from wsdm_ray.packing.plan import pair_tokens, pass_tokens, plan_passes
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import Ordering
 from wsdm_ray.text.encoding import EncodedPairs
 
-__all__ = ["Scores", "combine", "log_odds", "to_probability"]
+__all__ = [
+    "NOT_FINITE",
+    "DeviceLostError",
+    "Scores",
+    "combine",
+    "combine_models",
+    "log_odds",
+    "to_probability",
+]
 
 GRID = 2.0**-24
 """Probabilities are multiples of this: the coarsest step of float32 below 1, so that 1 - p is exact."""
+
+NOT_FINITE = "the model's output is not finite"
+
+OUT_OF_MEMORY = "out of memory"
+
+MEMORY = (OUT_OF_MEMORY, "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+"""What errors of CUDA, cuBLAS and PyTorch's CPU allocator say when there is no memory left."""
+
+LOST = (
+    "device-side assert",
+    "illegal memory access",
+    "illegal instruction",
+    "misaligned address",
+    "unspecified launch failure",
+    "launch timed out",
+    "uncorrectable",
+    "device is lost",
+)
+"""What CUDA errors say after which every further call of the process fails."""
+
+SHOWN_CHARACTERS = 200
+"""Of a library's message."""
+
+
+class DeviceLostError(Exception):
+    """The GPU of this process can do nothing more.
+
+    pairs: indices of those that were in the pass that lost it.
+    """
+
+    def __init__(self, pairs: Sequence[int], reason: str):
+        super().__init__(reason)
+        self.pairs, self.reason = list(pairs), reason
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a pass has no logits: the first line of the reason."""
+
+    reason: str
+    of_memory: bool
 
 
 @dataclass(frozen=True)
 class Scores:
     """What the engine says of N pairs.
 
-    log_odds_NO: float32 [N, orderings asked for], that the given response_a wins; NaN where the pass failed.
+    log_odds_NO: float32 [N, orderings asked for], that the given response_a wins; NaN where that ordering was
+    not wanted, or failed.
+    errors_N: object [N], why a pair that was wanted has no value, else None.
     passed_tokens: tokens that went through the model, padding included.
+    token_budget: that of the last pass; `halved` says how often it was halved on the way.
     """
 
     log_odds_NO: np.ndarray
+    errors_N: np.ndarray
     passed_tokens: int
+    token_budget: int
+    halved: int
 
 
-@torch.inference_mode()
 def log_odds(
     network: nn.Module,
     pairs: EncodedPairs,
@@ -44,50 +108,162 @@ def log_odds(
     *,
     layout: str,
     token_budget: int,
+    wanted_NO: np.ndarray | None = None,
+    alone: Collection[int] = (),
 ) -> Scores:
-    """Run every pair in every ordering asked for.
+    """Run the pairs in the orderings asked for.
+
+    A pair that takes more tokens than the budget has a pass of its own. Of two orderings that are the same
+    tokens one alone is run.
+
+    Args:
+        wanted_NO: bool [N, orderings], which to run; by default all.
+        alone: indices of pairs that are to run in a pass of their own, after all others.
 
     Raises:
-        ValueError: a pair alone is over the token budget.
+        ModelError: several pairs were run, and all failed of the same reason.
+        DeviceLostError: the process must be replaced.
     """
-    sides, mirrored, identical = sort_sides(pairs, orderings)
-    tokens_N = pair_tokens(layout, pairs.prefix.lengths, pairs.suffix_ab.lengths, len(sides))
-    result_NO = np.full((len(pairs), len(sides)), np.nan, np.float32)
-    passed = 0
-    for indices in plan_passes(layout, tokens_N, token_budget):
-        batch = lay_out(layout, pairs.prefix, sides, indices)
-        found = first_wins(ordering_logits(network, batch)).cpu().numpy()
-        result_NO[indices] = found.reshape(len(indices), len(sides))
-        passed += batch.tokens_BT.size
-    result_NO[~np.isfinite(result_NO)] = np.nan
-    result_NO[identical, -1] = result_NO[identical, 0]  # one sequence twice: no rounding may prefer a side
-    return Scores(of_given_a(result_NO, orderings, mirrored), passed)
+    wanted_NO = np.ones((len(pairs), len(orderings)), bool) if wanted_NO is None else wanted_NO
+    runs = Runs(network, layout, token_budget, set(alone), np.full(len(pairs), None, object))
+    result_NO = np.full(wanted_NO.shape, np.nan, np.float32)
+    same_N = identical(pairs)
+    once_N = (wanted_NO.sum(axis=1) == 1) | (wanted_NO.any(axis=1) & same_N)
+    twice_N = wanted_NO.any(axis=1) & ~once_N
+
+    column_N = np.argmax(wanted_NO, axis=1)  # the ordering of a pair that is run once
+    for rows, second in ((np.flatnonzero(once_N), False), (np.flatnonzero(twice_N), True)):
+        ba_N = pairs.ba_first_N if second else np.asarray(orderings)[column_N] == Ordering.BA
+        sides = [choose(pairs, ba_N)] + ([choose(pairs, ~ba_N)] if second else [])
+        found_NS = runs.run(pairs.prefix, sides, rows)
+        for column, ordering in enumerate(orderings):
+            side_N = (ba_N != (ordering == Ordering.BA)).astype(int)
+            here = rows if second else rows[side_N[rows] == 0]
+            sign = 1 if ordering == Ordering.AB else -1  # of the response that stands first: b, in ba
+            result_NO[here, column] = sign * found_NS[here, side_N[here]]
+    if len(orderings) == 2:  # one sequence twice: no rounding may prefer a side
+        known = np.flatnonzero(once_N & same_N)
+        result_NO[known, 1 - column_N[known]] = -result_NO[known, column_N[known]]
+    check_not_all_failed(runs.errors_N[wanted_NO.any(axis=1)])
+    return Scores(result_NO, runs.errors_N, runs.passed_tokens, runs.token_budget, runs.halved)
 
 
-def sort_sides(
-    pairs: EncodedPairs, orderings: tuple[Ordering, ...]
-) -> tuple[list[Ragged], np.ndarray, np.ndarray]:
-    """The orderings to run, which pairs run them mirrored, and which have two equal responses (bool [N])."""
-    ab, ba = pairs.suffix_ab, pairs.suffix_ba
-    neither = np.zeros(len(pairs), bool)
-    if len(orderings) == 1:
-        return [ab if orderings[0] is Ordering.AB else ba], neither, neither
-    mirrored, identical = neither.copy(), neither.copy()
-    for i in range(len(pairs)):
-        this, other = ab[i].tobytes(), ba[i].tobytes()
-        mirrored[i], identical[i] = other < this, other == this
-    first = Ragged.from_lists([ba[i] if flip else ab[i] for i, flip in enumerate(mirrored)])
-    second = Ragged.from_lists([ab[i] if flip else ba[i] for i, flip in enumerate(mirrored)])
-    return [first, second], mirrored, identical
+def identical(pairs: EncodedPairs) -> np.ndarray:
+    """Which pairs are the same tokens in both orderings: bool [N]."""
+    return np.array([np.array_equal(pairs.suffix_ab[i], pairs.suffix_ba[i]) for i in range(len(pairs))], bool)
 
 
-def of_given_a(first_NO: np.ndarray, orderings: tuple[Ordering, ...], mirrored: np.ndarray) -> np.ndarray:
-    """From log-odds, as run, that the first response wins to those, as asked for, that response_a wins."""
-    if len(orderings) == 1:
-        return first_NO if orderings[0] is Ordering.AB else -first_NO
-    ab = np.where(mirrored, first_NO[:, 1], first_NO[:, 0])
-    ba = np.where(mirrored, first_NO[:, 0], first_NO[:, 1])
-    return np.stack([ab, -ba], axis=1)
+def choose(pairs: EncodedPairs, ba_N: np.ndarray) -> Ragged:
+    """The suffix of each pair in `ba` where `ba_N`, else in `ab`."""
+    return Ragged.from_lists([(pairs.suffix_ba if ba else pairs.suffix_ab)[i] for i, ba in enumerate(ba_N)])
+
+
+@dataclass
+class Runs:
+    """Passes of one network, one after the other, and what came of them so far."""
+
+    network: nn.Module
+    layout: str
+    token_budget: int
+    alone: set[int]
+    errors_N: np.ndarray
+    passed_tokens: int = 0
+    halved: int = 0
+
+    def run(self, prefix: Ragged, sides: Sequence[Ragged], rows: np.ndarray) -> np.ndarray:
+        """Log-odds that the first response wins: float32 [N, sides], NaN but for `rows` (int [R])."""
+        found_NS = np.full((len(prefix), len(sides)), np.nan, np.float32)
+        tokens_N = pair_tokens(self.layout, prefix.lengths, sides[0].lengths, len(sides))
+        waiting = self.plan(tokens_N, rows)
+        while waiting:
+            indices = waiting.popleft()
+            found = self.run_pass(prefix, sides, indices)
+            if isinstance(found, Failure) and len(indices) == 1 and found.of_memory and len(sides) > 1:
+                found = self.run_sides(prefix, sides, indices)
+            if isinstance(found, np.ndarray):
+                found_NS[indices] = found
+                bad = indices[~np.isfinite(found).all(axis=1)]
+                self.errors_N[bad] = NOT_FINITE
+                found_NS[bad] = np.nan
+            elif len(indices) == 1:
+                tokens = len(prefix[indices[0]]) + len(sides[0][indices[0]])
+                self.errors_N[indices] = error_of(found, tokens)
+            elif found.of_memory:
+                cost = pass_tokens(self.layout, tokens_N[indices])
+                while self.token_budget >= cost:
+                    self.token_budget //= 2
+                    self.halved += 1
+                waiting = self.plan(tokens_N, np.sort(np.concatenate([indices, *waiting])))
+            else:
+                waiting.extendleft(np.asarray([index]) for index in indices[::-1])
+        return found_NS
+
+    def plan(self, tokens_N: np.ndarray, rows: np.ndarray) -> deque[np.ndarray]:
+        """The passes of `rows`, those that must run alone last: what they break, breaks nothing else."""
+        suspect = np.isin(rows, list(self.alone))
+        over = ~suspect & (tokens_N[rows] > self.token_budget)
+        single, last, rest = rows[over], rows[suspect], rows[~over & ~suspect]
+        passes = [rest[indices] for indices in plan_passes(self.layout, tokens_N[rest], self.token_budget)]
+        return deque([*single[:, None], *passes, *last[:, None]])
+
+    def run_sides(self, prefix: Ragged, sides: Sequence[Ragged], indices: np.ndarray) -> np.ndarray | Failure:
+        """One pair, a pass each ordering: what is left to try where both together take too much memory."""
+        columns = []
+        for side in sides:
+            found = self.run_pass(prefix, [side], indices)
+            if isinstance(found, Failure):
+                return found
+            columns.append(found)
+        return np.concatenate(columns, axis=1)
+
+    def run_pass(self, prefix: Ragged, sides: Sequence[Ragged], indices: np.ndarray) -> np.ndarray | Failure:
+        """Log-odds that the first response wins: float32 [pairs, sides], or why there are none."""
+        try:
+            with torch.inference_mode():
+                batch = lay_out(self.layout, prefix, sides, indices)
+                found = first_wins(ordering_logits(self.network, batch)).cpu().numpy()
+            self.passed_tokens += batch.tokens_BT.size
+            return found.reshape(len(indices), len(sides))
+        except WsdmRayError:
+            raise
+        # A token that is not in the vocabulary is an IndexError on a CPU.
+        except (MemoryError, RuntimeError, IndexError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:SHOWN_CHARACTERS]
+            of_memory = is_any_of(MEMORY, error) or isinstance(error, MemoryError | torch.OutOfMemoryError)
+            if not of_memory and is_any_of(LOST, error):
+                raise DeviceLostError(indices.tolist(), reason) from None
+            failure = Failure(reason, of_memory)
+        # Only here is the traceback gone, and with it what it held.
+        free_memory()
+        return failure
+
+
+def error_of(failure: Failure, tokens: int) -> str:
+    """What a row says that failed alone, with so many tokens of one ordering."""
+    if failure.of_memory:
+        return f"{OUT_OF_MEMORY} at {tokens} tokens; score it with a lower --max-tokens"
+    return f"the model fails on this row ({failure.reason})"
+
+
+def check_not_all_failed(errors_N: np.ndarray) -> None:
+    """Raise `ModelError` where several pairs were run and all failed alike: that is no row's fault."""
+    if len(errors_N) < 2 or any(error is None for error in errors_N):
+        return
+    of_memory = all(error.startswith(OUT_OF_MEMORY) for error in errors_N)
+    if of_memory or len(set(errors_N)) == 1:
+        remedy = "choose a --precision that takes less memory" if of_memory else "try --precision fp32"
+        raise ModelError(f"all {len(errors_N)} pairs of a unit fail, each alone: {errors_N[0]}; {remedy}")
+
+
+def is_any_of(marks: Sequence[str], error: BaseException) -> bool:
+    return any(mark.lower() in str(error).lower() for mark in marks)
+
+
+def free_memory() -> None:
+    """Let go of what no tensor uses any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def to_probability(log_odds: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -97,10 +273,31 @@ def to_probability(log_odds: np.ndarray, temperature: float = 1.0) -> np.ndarray
 
 
 def combine(probabilities: np.ndarray) -> np.ndarray:
-    """The mean over models and orderings: float32 [N], on the grid on which 1 - p is exact.
+    """The mean over orderings: float32 [N], on the grid on which 1 - p is exact.
 
     Args:
-        probabilities: float64 [N, parts], of the given response_a.
+        probabilities: float64 [N, orderings], of the given response_a.
     """
-    half = (probabilities - 0.5).mean(axis=1)
-    return (0.5 + np.round(half / GRID) * GRID).astype(np.float32)
+    return combine_models(probabilities[None], np.ones((1, *probabilities.shape), bool), [1.0])
+
+
+def combine_models(
+    probabilities_MNO: np.ndarray, ran_MNO: np.ndarray, weights: Sequence[float]
+) -> np.ndarray:
+    """The mean over the orderings that a model ran, and over models by their weights: float32 [N].
+
+    It is on the grid on which 1 - p is exact. NaN where one that ran is not finite, or where none ran.
+
+    Args:
+        probabilities_MNO: float64 [models, N, orderings], of the given response_a.
+        ran_MNO: bool [models, N, orderings].
+        weights: one a model, above 0.
+    """
+    half_MN = np.where(ran_MNO, probabilities_MNO - 0.5, 0).sum(axis=2) / np.maximum(ran_MNO.sum(axis=2), 1)
+    # Orderings first: a sum of two is the same either way round, and exchanging responses exchanges them.
+    weights_MN = ran_MNO.any(axis=2) * np.asarray(weights, np.float64)[:, None]
+    total_N = weights_MN.sum(axis=0)
+    half_N = np.divide(
+        (half_MN * weights_MN).sum(axis=0), total_N, out=np.full(len(total_N), np.nan), where=total_N > 0
+    )
+    return (0.5 + np.round(half_N / GRID) * GRID).astype(np.float32)

@@ -22,17 +22,27 @@ from wsdm_ray.config import ScoreConfig, to_dict
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, WsdmRayError
 from wsdm_ray.modeling.checkpoint import folder_digest, local_base, read_manifest, resolve_precision
 from wsdm_ray.runs import check_outside, finish_run, identities, names_in, open_run, options
+from wsdm_ray.scoring.models import ModelSpec
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan, part_name
 from wsdm_ray.scoring.replica import (
     COUNTS,
-    ModelSpec,
+    LOSSES_NAME,
     Replica,
     ReplicaOptions,
     encode_unit,
     pack_error,
     to_bytes,
 )
-from wsdm_ray.storage import absolute, is_remote, join, list_files, local_copy, open_parquet
+from wsdm_ray.storage import (
+    absolute,
+    delete_file,
+    is_remote,
+    join,
+    list_files,
+    local_copy,
+    open_parquet,
+    read_json,
+)
 from wsdm_ray.telemetry import human, logger, track_rows
 
 __all__ = ["score"]
@@ -43,6 +53,12 @@ READER_CPUS = (
 REPLICA_CPUS = 1
 SAMPLED_ROWS = 200
 PART_NAME = re.compile(r"part-\d{6}\.parquet")
+
+NOT_OF_THE_OUTPUT = (
+    *("output", "restart", "dry_run", "replicas", "base", "model", "input", "precision"),
+    "token_budget",  # decides what shares a pass, which changes roundings alone
+)
+"""Options that a run may go on with changed, or whose effect the fingerprint holds in another form."""
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
@@ -67,7 +83,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     fingerprint = {
         "options": options(
             config,
-            leave_out=("output", "restart", "dry_run", "replicas", "base", "model", "input", "precision"),
+            leave_out=(*NOT_OF_THE_OUTPUT, *(() if config.orders == "adaptive" else ("adaptive_threshold",))),
         )
         | {"layout": settings.layout},
         "models": digests,
@@ -80,7 +96,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     committed = committed_units(config.output)
     todo = [unit for unit in plan.units if unit.number not in committed]
     fresh = run_units(todo, plan, settings, config, replicas, on_gpu)
-    counts = account(plan, config.output, committed, fresh)
+    counts, shortage = account(plan, config.output, committed, fresh)
+    losses = losses_of(config.output)
     seconds = time.monotonic() - started
     run = finish_run(
         config.output,
@@ -89,14 +106,28 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         {
             "config": to_dict(config),
             "counts": counts,
+            "adaptive": {"rerun": counts["rerun"], "share_rerun": round(counts["rerun"] / counts["rows"], 4)}
+            if config.orders == "adaptive"
+            else None,
+            "budget_halved": shortage,
+            "replicas_lost": sum(len(read_json(path)) for path in losses),
             "throughput": throughput(fresh, seconds) | {"replicas": replicas, "gpu": on_gpu},
         },
     )
+    for path in losses:
+        delete_file(path)
     logger.info(
         "score: %d rows in %s, %d with an error, %d cut; %.0f s, %s pairs/s",
         counts["rows"], config.output, counts["errors"], counts["cut"], seconds,
         human(sum(report["rows"] for report in fresh) / seconds),
     )  # fmt: skip
+    if shortage["times"]:
+        logger.warning(
+            "score: memory ran out: the token budget was halved %d times, down to %d (--token-budget)",
+            shortage["times"], shortage["smallest"],
+        )  # fmt: skip
+    if run["replicas_lost"]:
+        logger.warning("score: %d replicas lost their GPU and were replaced", run["replicas_lost"])
     return run
 
 
@@ -110,7 +141,7 @@ def check_models(config: ScoreConfig, device: str) -> tuple[tuple[ModelSpec, ...
         if config.max_tokens:
             text = dataclasses.replace(manifest.text, max_tokens=config.max_tokens)
             manifest = dataclasses.replace(manifest, text=text)
-        if config.token_budget < 2 * manifest.text.max_tokens:
+        if config.token_budget is not None and config.token_budget < 2 * manifest.text.max_tokens:
             raise ConfigError(
                 f"--token-budget {config.token_budget}: must be at least twice the "
                 f"{manifest.text.max_tokens} tokens that one ordering may have in {folder}"
@@ -166,6 +197,8 @@ def replica_options(
         orders=config.orders,
         layout="padded" if config.layout == "auto" else config.layout,
         token_budget=config.token_budget,
+        adaptive_threshold=config.adaptive_threshold,
+        model_weights=config.model_weights,
         logits=config.logits,
         threads=None if on_gpu else max(int(ray.cluster_resources().get("CPU", 1)) // replicas, 1),
     )
@@ -243,8 +276,12 @@ def committed_units(output: str) -> dict[int, str]:
 
 def account(
     plan: ScorePlan, output: str, committed: dict[int, str], fresh: Sequence[dict[str, Any]]
-) -> dict[str, int]:
-    """Counts over all parts. Raises `DataError` unless every input row is in exactly one of them."""
+) -> tuple[dict[str, int], dict[str, int | None]]:
+    """Counts over all parts, and how often memory ran out (`times`) and the `smallest` token budget since.
+
+    Raises:
+        DataError: not every input row is in exactly one part.
+    """
     by_unit = {report["unit"]: report for report in fresh}
     there = committed_units(output)  # asked anew: a replica on another machine may have another disk
     for number, path in committed.items():
@@ -261,10 +298,20 @@ def account(
             "delete it and run again, with an --output that all nodes share"
         )
     totals = {
-        name: sum(int(by_unit[unit.number][name]) for unit in plan.units)
-        for name in ("rows", "errors", "cut", "tokens")
+        name: sum(int(by_unit[unit.number].get(name, 0)) for unit in plan.units)
+        for name in ("rows", "errors", "cut", "tokens", "rerun")
     }
-    return totals | {"units": len(plan.units), "resumed_units": len(committed)}
+    short = [report for report in by_unit.values() if report.get("halved")]
+    shortage = {
+        "times": sum(int(report["halved"]) for report in short),
+        "smallest": min((int(report["token_budget"]) for report in short), default=None),
+    }
+    return totals | {"units": len(plan.units), "resumed_units": len(committed)}, shortage
+
+
+def losses_of(output: str) -> list[str]:
+    """Paths of what replicas that lost their GPU left behind."""
+    return [join(output, name) for name in names_in(output) if LOSSES_NAME.fullmatch(name)]
 
 
 def throughput(fresh: Sequence[dict[str, Any]], seconds: float) -> dict[str, float]:
@@ -291,7 +338,7 @@ def describe(plan: ScorePlan, models: Sequence[ModelSpec], config: ScoreConfig) 
         lengths = np.diff(prefix.offsets.to_numpy()) + np.diff(suffix.offsets.to_numpy())
         sampled.append(np.stack([lengths, table.column("cut_0").to_numpy() > 0]))
     tokens, cut = np.concatenate(sampled, axis=1)
-    orderings = 2 if config.orders == "both" else 1
+    orderings = 2 if config.orders in ("both", "adaptive") else 1  # adaptive: at most
     figures = {
         "rows": plan.rows,
         "units": len(plan.units),

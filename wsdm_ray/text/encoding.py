@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from wsdm_ray.config import TextConfig
 from wsdm_ray.errors import ModelError
 from wsdm_ray.packing.ragged import Ragged
+from wsdm_ray.schema import Ordering, first_ordering
 from wsdm_ray.text.normalize import fix_text
 from wsdm_ray.text.truncation import balanced_budgets, head_and_tail
 
@@ -29,12 +30,14 @@ class EncodedPairs:
     prefix: what both orderings begin with. suffix_ab, suffix_ba: the rest of each ordering; both are
     equally long.
     cut_tokens_N: int32, tokens that truncation left out of one ordering.
+    ba_first_N: bool, where `first_ordering` of the two responses, as they were given, is `ba`.
     """
 
     prefix: Ragged
     suffix_ab: Ragged
     suffix_ba: Ragged
     cut_tokens_N: np.ndarray
+    ba_first_N: np.ndarray
 
     def __len__(self) -> int:
         return len(self.prefix)
@@ -105,6 +108,10 @@ class PairEncoder:
             Ragged.from_lists(suffixes_ab),
             Ragged.from_lists(suffixes_ba),
             cut.astype(np.int32),
+            np.array(
+                [first_ordering(*pair) is Ordering.BA for pair in zip(responses_a, responses_b, strict=True)],
+                bool,
+            ),
         )
 
     def suffix(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -1,0 +1,203 @@
+"""The models of one process, and what they and their passes take of its device's memory.
+
+Where several adapters stand unmerged beside the same quantized base, the base is held once. Not covered: what
+is done when memory runs out in a pass all the same (`engine`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from wsdm_ray.errors import ClusterError
+from wsdm_ray.modeling.checkpoint import (
+    Manifest,
+    add_adapter,
+    load_classifier,
+    local_base,
+    resolve_precision,
+    weight_files,
+)
+from wsdm_ray.modeling.classifier import device_and_dtype, inner
+from wsdm_ray.storage import local_copy
+
+__all__ = ["ModelSpec", "Models", "PassMemory", "budget_within", "weight_bytes"]
+
+MOST_TOKENS = 65_536
+"""Of a pass; beyond, larger passes are no faster."""
+CPU_TOKENS = 2_048
+"""Of a pass on a CPU, where small passes are the fastest: they stay in its caches and have little padding."""
+USABLE = 0.8
+"""Share of the free memory that a pass may be planned to fill."""
+UNMERGED = ("bnb-int8", "nf4")
+"""Precisions in which an adapter stands beside its base."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model as every process of a run needs to know it."""
+
+    folder: str
+    base: str | None
+    manifest: Manifest
+    precision: str
+
+
+class Models:
+    """Networks ready to score, in the order of their specs.
+
+    Raises:
+        ClusterError: the device's memory does not hold them.
+        ModelError, ConfigError: one cannot be loaded.
+    """
+
+    def __init__(self, specs: Sequence[ModelSpec]):
+        self.specs = tuple(specs)
+        self.held: list[tuple[Any, str | None]] = []  # network and, where it has several, the adapter's name
+        device = device_and_dtype("auto")[0]
+        keys = [shared_base(spec, device) for spec in self.specs]
+        for number, (spec, key) in enumerate(zip(self.specs, keys, strict=True)):
+            same = keys.index(key) if key is not None else number
+            check_memory(self.specs, number, device, whole=same == number)
+            if same < number:
+                network, name = self.held[same][0], f"model_{number}"
+                add_adapter(network, spec.folder, name)
+            else:
+                network, _ = load_classifier(
+                    spec.folder, precision=spec.precision, base=spec.base, verify=False
+                )
+                name = "default" if key is not None and keys.count(key) > 1 else None
+            self.held.append((network, name))
+
+    def select(self, number: int) -> nn.Module:
+        """Network `number`, with its own adapter and head in place, until the next call."""
+        network, name = self.held[number]
+        if name is not None:
+            network.set_adapter(name, inference_mode=True)
+        return network
+
+    def token_budget(self, layout: str) -> int:
+        """The token budget of passes that any of the models can run in the memory that is free."""
+        return min(
+            budget_within(free_bytes(), PassMemory.of(network), layout, spec.manifest.text.max_tokens)
+            for (network, _), spec in zip(self.held, self.specs, strict=True)
+        )
+
+
+def shared_base(spec: ModelSpec, device: str) -> tuple[Any, ...] | None:
+    """Equal for models that can stand beside one base; None for one that takes a base of its own."""
+    manifest = spec.manifest
+    precision = resolve_precision(spec.precision, device, manifest)
+    if manifest.kind != "adapter" or precision not in UNMERGED:
+        return None
+    head = manifest.head
+    shape = (head.kind, head.precision) if head else None
+    return manifest.base_digest, manifest.quantization, precision, shape
+
+
+def free_bytes() -> float:
+    """Free memory of this process's GPU, with what PyTorch keeps for later; infinite without one."""
+    if not torch.cuda.is_available():
+        return math.inf
+    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+
+def check_memory(specs: Sequence[ModelSpec], number: int, device: str, *, whole: bool) -> None:
+    """Raise `ClusterError` where model `number` does not fit beside those that are loaded.
+
+    Args:
+        whole: it takes a base of its own.
+    """
+    free = free_bytes()
+    if math.isinf(free):
+        return
+    spec = specs[number]
+    folder = local_copy(spec.folder)
+    precision = resolve_precision(spec.precision, device, spec.manifest)
+    needed = 0
+    if spec.manifest.kind == "adapter":
+        needed += weight_bytes([f"{folder}/adapter_model.safetensors"], "fp32")
+        folder = local_base(folder, spec.manifest, spec.base, verify=False)
+    if whole:
+        needed += weight_bytes([str(path) for path in weight_files(folder)], precision)
+    if needed > free:
+        remedy = (
+            "give fewer models, a --precision that takes less, or score each by itself and use jobs.ensemble"
+            if len(specs) > 1
+            else "choose a --precision that takes less, or a larger GPU"
+        )
+        raise ClusterError(
+            f"{spec.folder}: model {number + 1} of {len(specs)} needs {needed / 1e9:.1f} GB of GPU memory "
+            f"as {precision}, and {free / 1e9:.1f} GB are free; {remedy}"
+        )
+
+
+def weight_bytes(files: Sequence[str], precision: str) -> int:
+    """Memory that the weights in safetensors files take while they are loaded in a precision.
+
+    Merging an adapter is done in float32, whatever the result. In bitsandbytes' precisions, embeddings and
+    norms have 2 bytes.
+    """
+    total = 0.0
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  (not a dict)
+                part = file.get_slice(name)
+                elements, kind = math.prod(part.get_shape()), part.get_dtype()
+                if precision not in UNMERGED:
+                    packed = 2 if kind == "U8" else 1  # two weights of 4 bits in a byte
+                    total += 4 * packed * elements
+                elif kind in ("I8", "U8"):
+                    total += elements
+                elif len(part.get_shape()) < 2 or "embed" in name:
+                    total += 2 * elements
+                else:
+                    total += elements * (1 if precision == "bnb-int8" else 0.5)
+    return int(total)
+
+
+@dataclass(frozen=True)
+class PassMemory:
+    """Bytes that a pass takes at its peak, of which one layer at a time is alive: no gradients are kept.
+
+    token: bytes of a token. key: bytes of a token for each token of its row, of masks and attention scores.
+    """
+
+    token: int
+    key: int
+
+    @classmethod
+    def of(cls, network: nn.Module) -> "PassMemory":
+        """Four copies of each width (of the model, all heads, within the MLP), and two in float32."""
+        model = inner(network)
+        config = model.config.get_text_config()
+        itemsize = model.get_input_embeddings().weight.element_size()
+        heads = config.num_attention_heads
+        wide = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+        token = 4 * itemsize * (config.hidden_size + wide + config.intermediate_size) + 8 * config.hidden_size
+        masks = len(set(getattr(config, "layer_types", None) or ["full_attention"]))
+        key = masks * itemsize + 6  # positions' distance and who sees whom, while a mask is made
+        if model.config._attn_implementation == "eager":
+            key += heads * (2 * itemsize + 4)  # scores, their softmax in float32, and that in their type
+        return cls(token, key)
+
+
+def budget_within(free: float, memory: PassMemory, layout: str, max_tokens: int) -> int:
+    """The tokens of a pass that fits `free` bytes: a power of two up to 65,536, but at least 2 * max_tokens.
+
+    Without a GPU (`free` is infinite) it is 2,048. A row of the layouts that pack is as long as the pass.
+    """
+    least = 2 * max_tokens
+    if math.isinf(free):
+        return max(least, CPU_TOKENS)
+    budget = MOST_TOKENS
+    while budget > least:
+        keys = max_tokens if layout == "padded" else budget
+        if budget * (memory.token + memory.key * keys) <= USABLE * free:
+            return budget
+        budget //= 2
+    return least
