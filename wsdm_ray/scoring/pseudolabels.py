@@ -24,7 +24,7 @@ from wsdm_ray.data.splitting import among, digests, prompt_digests
 from wsdm_ray.errors import DataError
 from wsdm_ray.runs import check_outside, finish_run, identities, open_run, options
 from wsdm_ray.schema import CANONICAL_TYPES, MODEL_A, MODEL_B, PAIR_COLUMNS, TEXTS
-from wsdm_ray.scoring.pipeline import check_models, fit_cluster, score
+from wsdm_ray.scoring.pipeline import NOT_OF_THE_OUTPUT, check_models, fit_cluster, score
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan, part_name, read_unit
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.normalize import fix_text
@@ -104,9 +104,8 @@ def fingerprint_of(
     """All that decides the shards; cluster and models are checked here, before any folder is touched."""
     _, on_gpu = fit_cluster(config.replicas)
     _, models = check_models(config, "cuda" if on_gpu else "cpu")
-    paths = ("model", "base", "input", "output", "predictions", "exclude")
     return {
-        "options": options(config, leave_out=(*paths, "restart", "dry_run", "replicas", "precision")),
+        "options": options(config, leave_out=(*NOT_OF_THE_OUTPUT, "predictions", "exclude")),
         "models": models,
         "inputs": identities(files),
         "excluded": identities(excluded_files),

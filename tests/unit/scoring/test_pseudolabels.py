@@ -237,7 +237,7 @@ def test_the_same_command_again_finishes_the_work(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             pseudolabel(given)
     assert not (tmp_path / "out/run.json").exists()
-    run = pseudolabel(given)
+    run = pseudolabel(dataclasses.replace(given, token_budget=1_024, replicas=2))  # they decide nothing
     assert run["counts"]["kept"] == 25
     monkeypatch.setattr(pseudolabels, "score", stop)
     assert pseudolabel(given) == run
