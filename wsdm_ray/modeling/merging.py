@@ -50,6 +50,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_PREFIX = "base_model.model."
 HEADS = ("score", "classifier", "lm_head")
+REMEDY = "merge it with PEFT (merge_and_unload) and give the result as --base"
 
 LAYER_OPTIONS = (
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "r", "lora_alpha",
@@ -265,7 +266,7 @@ def read_adapter(folder: str, config: Any) -> Adapter:
         ModelError: it is no LoRA adapter, is of a kind that cannot be merged so, or does not fit the base.
     """
     path = Path(folder) / ADAPTER_WEIGHTS
-    manifest = read_manifest(folder) if (Path(folder) / MANIFEST).is_file() else None
+    manifest = read_manifest(folder, need_head=False) if (Path(folder) / MANIFEST).is_file() else None
     if manifest is not None and manifest.kind != "adapter":
         raise ModelError(f"{folder}: is a model ({manifest.kind}), not an adapter; give it as --base")
     options = adapter_options(folder)
@@ -279,7 +280,8 @@ def read_adapter(folder: str, config: Any) -> Adapter:
 
     network = skeleton(config)
     if manifest is not None:
-        assert manifest.head is not None
+        if manifest.head is None:
+            raise ModelError(f"{folder}: {MANIFEST} names no head; restore the original file")
         head = make_head(manifest.head, config.hidden_size, 0)
         start = f"{ADAPTER_PREFIX}score."
         check_head(folder, head, {name.removeprefix(start): found[name] for name in heads})
@@ -310,9 +312,8 @@ def adapter_options(folder: str) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(f"{folder}: no {ADAPTER_CONFIG}; this is no adapter of `train` or PEFT")
     values = read_settings(path)
-    remedy = "merge it with PEFT (merge_and_unload) and give the result as --base"
     if values.get("peft_type") != "LORA":
-        raise ModelError(f"{folder}: peft_type {values.get('peft_type')} cannot be merged here; {remedy}")
+        raise ModelError(f"{folder}: peft_type {values.get('peft_type')} cannot be merged here; {REMEDY}")
     saved = values.get("modules_to_save") or []
     for name, value, fits in (
         ("bias", values.get("bias", "none"), values.get("bias", "none") == "none"),
@@ -329,7 +330,7 @@ def adapter_options(folder: str) -> dict[str, Any]:
         ),
     ):
         if not fits:
-            raise ModelError(f"{folder}: {name} {json.dumps(value)} cannot be merged here; {remedy}")
+            raise ModelError(f"{folder}: {name} {json.dumps(value)} cannot be merged here; {REMEDY}")
     return {name: values[name] for name in LAYER_OPTIONS if values.get(name) is not None}
 
 
@@ -355,7 +356,7 @@ def lora_layers(
     for name, module in network.get_submodule("model").named_modules():
         if isinstance(module, LoraLayer):
             if not isinstance(module.get_base_layer(), nn.Linear):
-                raise ModelError(f"{folder}: changes {name}, which is no linear layer; merge it with PEFT")
+                raise ModelError(f"{folder}: changes {name}, which is no linear layer; {REMEDY}")
             rank, width, height = module.r["default"], module.in_features, module.out_features
             scales[name] = float(module.scaling["default"])
             shapes[f"{name}.lora_A.weight"], shapes[f"{name}.lora_B.weight"] = (rank, width), (height, rank)
