@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
 from wsdm_ray.packing.layouts import Layout
 
-__all__ = ["attention_implementation", "dense_masks", "visible"]
+__all__ = ["Visibility", "attention_implementation", "dense_masks", "visible"]
 
 
 def attention_implementation(config: Any) -> str:
@@ -57,3 +59,30 @@ def dense_masks(
     if unknown:
         raise ValueError(f"layers of kind {sorted(unknown)} have no mask here")
     return {kind: additive(windows[kind]) for kind in sorted(set(kinds))}
+
+
+class Visibility:
+    """Who sees whom in a pass, and the attention that follows it, for a pass of one row.
+
+    Masks are dense, bool [T, T], one for each kind of layer.
+    """
+
+    def __init__(self, layout: Layout, kinds: set[str], window: int | None, device: torch.device | str):
+        self.masks = {
+            kind: visible(layout, window if kind == "sliding_attention" else None, device)[0]
+            for kind in kinds
+        }
+
+    def attend(
+        self, q_HTW: Tensor, k_KTW: Tensor, v_KTW: Tensor, kind: str, scale: float, softcap: float | None
+    ) -> Tensor:
+        """Attention of all heads, side by side: [T, H * W]."""
+        group = len(q_HTW) // len(k_KTW)
+        k_HTW, v_HTW = (heads.repeat_interleave(group, 0) for heads in (k_KTW, v_KTW))
+        if softcap is None:
+            out = F.scaled_dot_product_attention(q_HTW, k_HTW, v_HTW, self.masks[kind], scale=scale)
+        else:
+            scores = softcap * torch.tanh(q_HTW @ k_HTW.transpose(1, 2) * scale / softcap)
+            scores = scores.masked_fill(~self.masks[kind], torch.finfo(scores.dtype).min)
+            out = scores.softmax(-1, dtype=torch.float32).to(q_HTW.dtype) @ v_HTW
+        return out.transpose(0, 1).flatten(1)

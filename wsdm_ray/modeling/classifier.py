@@ -17,11 +17,12 @@ from torch import nn
 from wsdm_ray.config import HeadConfig, LoraConfig
 from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling.attention import attention_implementation, dense_masks
+from wsdm_ray.modeling.families import FAMILIES
+from wsdm_ray.modeling.stack import StackClassifier
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.storage import reason
 
 __all__ = [
-    "FAMILIES",
     "add_lora",
     "check_complete",
     "device_and_dtype",
@@ -36,9 +37,6 @@ __all__ = [
     "set_threads",
     "trainable_parameters",
 ]
-
-FAMILIES = ("gemma2", "gemma3_text", "llama", "qwen2", "qwen3")
-"""`model_type` of the supported families."""
 
 
 HEAD_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -182,6 +180,8 @@ def ordering_logits(network: nn.Module, layout: Layout) -> torch.Tensor:
 
     A device with bfloat16 weights computes under autocast, so that float32 adapters meet them in one type.
     """
+    if isinstance(network, StackClassifier):
+        return network(layout)
     model = inner(network)
     backbone = model.model
     embedding = backbone.get_input_embeddings().weight

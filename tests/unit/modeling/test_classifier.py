@@ -18,7 +18,6 @@ from torch import nn
 from wsdm_ray.config import HeadConfig, LoraConfig
 from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling.classifier import (
-    FAMILIES,
     add_lora,
     device_and_dtype,
     first_wins,
@@ -28,6 +27,7 @@ from wsdm_ray.modeling.classifier import (
     ordering_logits,
     trainable_parameters,
 )
+from wsdm_ray.modeling.families import FAMILIES
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.plan import pair_tokens
 from wsdm_ray.packing.ragged import Ragged

@@ -1,0 +1,167 @@
+"""The stack against the stock forward pass, one sequence at a time, for every family."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from wsdm_ray.config import HeadConfig
+from wsdm_ray.errors import ModelError
+from wsdm_ray.modeling.classifier import load_network
+from wsdm_ray.modeling.families import FAMILIES, shape_of
+from wsdm_ray.modeling.products import Weight, multiply, pack_weight, quantize_rows
+from wsdm_ray.modeling.stack import StackClassifier
+from wsdm_ray.packing.layouts import lay_out
+from wsdm_ray.packing.ragged import Ragged
+
+WINDOW = 16
+"""Of the tiny models' sliding layers."""
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def network(request: pytest.FixtureRequest, family_model: Callable[..., Path]) -> Any:
+    return load_network(
+        str(family_model(request.param)),
+        HeadConfig(),
+        seed=0,
+        device="cpu",
+        dtype=torch.float32,
+        quantization="none",
+    )
+
+
+def stack_of(network: nn.Module, precision: str = "none") -> StackClassifier:
+    return StackClassifier(copy.deepcopy(network), precision)
+
+
+def pairs_of(lengths: list[tuple[int, int, int]], seed: int = 0) -> tuple[Ragged, Ragged, Ragged]:
+    """Prompts, and the rest of both orderings, of (prompt, one answer, the other) tokens."""
+    source = np.random.default_rng(seed)
+    prompts, first, second = [], [], []
+    for prompt, a, b in lengths:
+        prompts.append(source.integers(3, 300, prompt).astype(np.int32))
+        answers = [source.integers(3, 300, size).astype(np.int32) for size in (a, b)]
+        first.append(np.concatenate(answers))
+        second.append(np.concatenate(answers[::-1]))
+    return Ragged.from_lists(prompts), Ragged.from_lists(first), Ragged.from_lists(second)
+
+
+@torch.no_grad()
+def one_at_a_time(network: nn.Module, pairs: tuple[Ragged, Ragged, Ragged]) -> np.ndarray:
+    """Logits [S, 2] of each sequence by transformers' own forward pass, alone."""
+    found = []
+    for i in range(len(pairs[0])):
+        for suffix in pairs[1:]:
+            ids = torch.from_numpy(np.concatenate([pairs[0][i], suffix[i]]).astype(np.int64))
+            hidden = network.model(input_ids=ids[None], use_cache=False).last_hidden_state[0, -1]  # pyright: ignore
+            found.append(network.score(hidden).numpy())  # pyright: ignore
+    return np.stack(found)
+
+
+@torch.no_grad()
+def in_one_pass(
+    stack: StackClassifier, kind: str, pairs: tuple[Ragged, Ragged, Ragged], row_tokens: int = 0
+) -> np.ndarray:
+    every = np.arange(len(pairs[0]))
+    return stack(lay_out(kind, pairs[0], pairs[1:], every, row_tokens=row_tokens)).numpy()
+
+
+LENGTHS = [
+    (0, 3, 4),  # a prompt that was cut away
+    (5, 1, 1),
+    (40, 30, 20),  # three windows long
+    (WINDOW, 1, 2),
+    (2, 70, 9),
+]
+
+
+@pytest.mark.parametrize("kind", ["packed", "shared"])
+@pytest.mark.parametrize("row_tokens", [0, 512])
+def test_every_family_as_one_sequence_at_a_time(network, kind, row_tokens):
+    pairs = pairs_of(LENGTHS)
+    found = in_one_pass(stack_of(network), kind, pairs, row_tokens)
+    np.testing.assert_allclose(found, one_at_a_time(network, pairs), atol=1e-5)
+
+
+@settings(max_examples=15)
+@given(
+    lengths=st.lists(
+        st.tuples(st.integers(0, 40), st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=5
+    ),
+    kind=st.sampled_from(["packed", "shared"]),
+)
+def test_any_lengths(network, lengths, kind):
+    pairs = pairs_of(lengths, seed=len(lengths))
+    np.testing.assert_allclose(
+        in_one_pass(stack_of(network), kind, pairs), one_at_a_time(network, pairs), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_quantized_products_are_near_and_do_not_depend_on_neighbours(network, precision):
+    pairs = pairs_of(LENGTHS)
+    stack = stack_of(network, precision)
+    found, exact = in_one_pass(stack, "shared", pairs), one_at_a_time(network, pairs)
+    near = {"int8": 0.1, "fp8": 0.5}[precision]
+    assert np.abs(found - exact).max() < near * exact.std()
+    alone = pairs_of(LENGTHS[:3])
+    np.testing.assert_allclose(in_one_pass(stack, "shared", alone), found[:6], atol=1e-5)
+
+
+def test_the_network_gives_its_layers_away(network):
+    given = copy.deepcopy(network)
+    StackClassifier(given, "none")
+    assert all(isinstance(layer, nn.Identity) for layer in given.model.layers)
+
+
+def test_rows_are_refused(network):
+    prompts, first, second = pairs_of(LENGTHS[:2])
+    with pytest.raises(ValueError, match="packed or shared"):
+        stack_of(network)(lay_out("padded", prompts, [first, second], np.arange(2)))
+
+
+def test_an_unknown_family_or_kind_of_layer(network):
+    config = copy.deepcopy(network.config)
+    config.layer_types = ["full_attention", "chunked_attention"]
+    with pytest.raises(ModelError, match="layers of kind chunked_attention"):
+        shape_of(config)
+    config.model_type = "mamba"
+    with pytest.raises(ModelError, match="model type mamba is not one of gemma2, gemma3_text, llama"):
+        shape_of(config)
+
+
+def test_rows_in_8_bit_by_hand():
+    x = torch.tensor([[127.0, -63.5, 0.4], [0.0, 0.0, 0.0], [2.54, 0.01, -2.54]])
+    values, scale = quantize_rows(x, torch.int8)
+    assert values.tolist() == [[127, -64, 0], [0, 0, 0], [127, 0, -127]]
+    assert scale.tolist() == pytest.approx([1.0, 0.0, 0.02], abs=1e-9)
+    values, scale = quantize_rows(torch.tensor([[896.0, 2.0, 100.0]]), torch.float8_e4m3fn)
+    assert values.float().tolist() == [[448.0, 1.0, 48.0]]  # 50 is not among the 8-bit numbers
+    assert scale.tolist() == [2.0]
+
+
+@pytest.mark.parametrize(("precision", "near"), [("none", 1e-6), ("int8", 0.02), ("fp8", 0.06)])
+def test_products_of_fused_weights(precision, near):
+    torch.manual_seed(0)
+    parts = [nn.Linear(64, size) for size in (32, 48)]
+    x = torch.randn(40, 64)
+    with torch.no_grad():
+        expected = torch.cat([part(x) for part in parts], 1)
+        found = multiply(x, pack_weight(parts, precision))
+    assert found.dtype == torch.float32
+    assert float((found - expected).abs().max() / expected.std()) < near * 3
+    assert float((found - expected).square().mean().sqrt() / expected.std()) < near
+
+
+def test_a_weight_without_a_bias():
+    weight = pack_weight([nn.Linear(8, 4, bias=False)], "none")
+    assert isinstance(weight, Weight)
+    assert weight.bias is None
+    assert multiply(torch.ones(2, 8), weight).shape == (2, 4)

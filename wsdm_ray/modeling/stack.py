@@ -1,0 +1,176 @@
+"""A frozen backbone as one loop over its layers, for scoring: fused products, no cache, last tokens at the
+end.
+
+    T tokens of a pass, D width, H query heads, K key heads, W head width, F inner width, S orderings
+
+Every layer runs the same two functions of tensors, with attention between them, so that compiling them once
+serves all layers. The last layer goes on with the last token of each ordering alone. What sets families
+apart is in `families`; who sees whom is in `attention`. Not covered: training, dropout, adapters that are
+not merged.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from wsdm_ray.modeling.attention import Visibility
+from wsdm_ray.modeling.families import Shape, shape_of
+from wsdm_ray.modeling.products import Weight, multiply, pack_weight
+from wsdm_ray.packing.layouts import Layout
+
+__all__ = ["Stack", "StackClassifier"]
+
+
+@dataclass
+class Layer:
+    """One layer's weights; norms are float32 with the family's offset added."""
+
+    qkv: Weight
+    o: Weight
+    gate_up: Weight
+    down: Weight
+    norms: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Stack(nn.Module):
+    """The layers of a backbone of any supported family.
+
+    Args:
+        backbone: of transformers, unquantized, adapters merged. Its layers are emptied one by one, so that
+            the
+            two never stand in memory whole.
+        precision: of the products: `none` keeps the weights' own type, else `int8` or `fp8` (rows).
+    """
+
+    def __init__(self, backbone: nn.Module, config: Any, precision: str = "none"):
+        super().__init__()
+        self.shape: Shape = shape_of(config)
+        self.embedding: nn.Embedding = backbone.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+        self.rotary: Any = backbone.rotary_emb
+        self.norm = norm_weight(backbone.norm, self.shape)
+        self.layers: list[Layer] = []
+        layers: Any = backbone.layers
+        for index in range(len(layers)):
+            self.layers.append(pack_layer(layers[index], self.shape, precision))
+            layers[index] = nn.Identity()
+
+    def forward(self, tokens_T: Tensor, positions_T: Tensor, sight: Visibility, last_S: Tensor) -> Tensor:
+        """Normed hidden states of the tokens at `last_S`: [S, D], in the type of the embedding.
+
+        Args:
+            tokens_T, positions_T: int64.
+            sight: who sees whom.
+            last_S: int64, places in 0..T.
+        """
+        shape = self.shape
+        x_TD = F.embedding(tokens_T, self.embedding.weight)
+        if shape.family.scaled_embedding:
+            x_TD = x_TD * torch.tensor(shape.width**0.5, dtype=x_TD.dtype)
+        rotations = {kind: self.rotation(x_TD, positions_T, kind) for kind in set(shape.kinds)}
+        for number, (layer, kind) in enumerate(zip(self.layers, shape.kinds, strict=True)):
+            q_HTW, k_KTW, v_KTW = project(x_TD, layer, rotations[kind], shape)
+            a_TD = sight.attend(q_HTW, k_KTW, v_KTW, kind, shape.query_scale, shape.softcap)
+            if number == len(self.layers) - 1:
+                x_TD, a_TD = x_TD[last_S], a_TD[last_S]
+            x_TD = finish(x_TD, a_TD, layer, shape)
+        return rms_norm(x_TD, self.norm, shape.norm_epsilon)
+
+    def rotation(self, x_TD: Tensor, positions_T: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of each position for layers of `kind`: [T, W] each."""
+        named = hasattr(self.rotary, f"{kind}_inv_freq")  # a family with another base in each kind of layer
+        cos, sin = self.rotary(x_TD[None], positions_T[None], *([kind] if named else []))
+        return cos[0], sin[0]
+
+
+class StackClassifier(nn.Module):
+    """A stack with a classifier's head; takes the place of the network that it is made of.
+
+    Args:
+        network: of `load_classifier`, unquantized, adapters merged; its layers are emptied.
+        precision: of the products, as `Stack` takes it.
+    """
+
+    def __init__(self, network: Any, precision: str):
+        super().__init__()
+        self.stack = Stack(network.model, network.config, precision)
+        self.score: nn.Module = network.score
+
+    def forward(self, layout: Layout) -> Tensor:
+        """Logits of each ordering of a pass of one row: float32 [S, 2], (first wins, second wins)."""
+        if len(layout.tokens_BT) != 1:
+            raise ValueError("a stack takes one row of tokens: use the layouts packed or shared")
+        device = self.stack.embedding.weight.device
+        tokens_T, positions_T, last_S = (
+            torch.from_numpy(each).to(device)
+            for each in (layout.tokens_BT[0], layout.positions_BT[0], layout.last_S)
+        )
+        sight = Visibility(layout, set(self.stack.shape.kinds), self.stack.shape.window, device)
+        last_SD = self.stack(tokens_T, positions_T, sight, last_S)
+        return self.score(last_SD.to(next(self.score.parameters()).dtype)).float()
+
+
+def pack_layer(layer: Any, shape: Shape, precision: str) -> Layer:
+    """The weights of a transformers layer, those that multiply the same input fused, and quantized."""
+    attention, mlp = layer.self_attn, layer.mlp
+    norms = {"attention_in": layer.input_layernorm}
+    if shape.family.sandwich:
+        norms |= {
+            "attention_out": layer.post_attention_layernorm,
+            "mlp_in": layer.pre_feedforward_layernorm,
+            "mlp_out": layer.post_feedforward_layernorm,
+        }
+    else:
+        norms |= {"mlp_in": layer.post_attention_layernorm}
+    if shape.family.qk_norm:
+        norms |= {"query": attention.q_norm, "key": attention.k_norm}
+    return Layer(
+        qkv=pack_weight([attention.q_proj, attention.k_proj, attention.v_proj], precision),
+        o=pack_weight([attention.o_proj], precision),
+        gate_up=pack_weight([mlp.gate_proj, mlp.up_proj], precision),
+        down=pack_weight([mlp.down_proj], precision),
+        norms={name: norm_weight(norm, shape) for name, norm in norms.items()},
+    )
+
+
+def norm_weight(norm: Any, shape: Shape) -> Tensor:
+    return norm.weight.detach().float() + shape.family.norm_offset
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon) * weight).to(x.dtype)
+
+
+def project(
+    x_TD: Tensor, layer: Layer, rotation: tuple[Tensor, Tensor], shape: Shape
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [H, T, W], keys and values [K, T, W] of a layer, rotated by position."""
+    normed = rms_norm(x_TD, layer.norms["attention_in"], shape.norm_epsilon)
+    heads = multiply(normed, layer.qkv).view(len(x_TD), -1, shape.head_dim).transpose(0, 1)
+    q, k, v = heads.split([shape.num_heads, shape.num_key_heads, shape.num_key_heads])
+    if shape.family.qk_norm:
+        q = rms_norm(q, layer.norms["query"], shape.norm_epsilon)
+        k = rms_norm(k, layer.norms["key"], shape.norm_epsilon)
+    return rotate(q, *rotation), rotate(k, *rotation), v
+
+
+def rotate(x: Tensor, cos_TW: Tensor, sin_TW: Tensor) -> Tensor:
+    low, high = x.chunk(2, -1)
+    return x * cos_TW + torch.cat((-high, low), -1) * sin_TW
+
+
+def finish(x_TD: Tensor, a_TD: Tensor, layer: Layer, shape: Shape) -> Tensor:
+    """What follows the attention of a layer: its output product, and the MLP."""
+    x_TD = x_TD + after(multiply(a_TD, layer.o), "attention_out", layer, shape)
+    gate_TF, up_TF = multiply(rms_norm(x_TD, layer.norms["mlp_in"], shape.norm_epsilon), layer.gate_up).chunk(
+        2, -1
+    )
+    gated = F.gelu(gate_TF, approximate="tanh") if shape.family.gelu else F.silu(gate_TF)
+    return x_TD + after(multiply(gated * up_TF, layer.down), "mlp_out", layer, shape)
+
+
+def after(x_TD: Tensor, norm: str, layer: Layer, shape: Shape) -> Tensor:
+    return rms_norm(x_TD, layer.norms[norm], shape.norm_epsilon) if shape.family.sandwich else x_TD
