@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 
-from wsdm_ray.config import TrainConfig, to_dict
+from wsdm_ray.config import ObjectiveConfig, TrainConfig, to_dict
 from wsdm_ray.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +85,22 @@ def test_a_preset_is_a_whole_config(name):
     if not name.startswith("recipe"):
         assert config.orders == "both"
         assert config.text.truncation == "balanced"
+
+
+def test_any_field_of_a_preset_can_be_given_anew():
+    words = """--base b --train A B --output o --mix lmsys-57k 0.5 pseudolabels 0.3 --objective.teachers P1 P2
+        --objective.source-weights pseudolabels 0.5 --lora.r 8 --text.truncation left --no-tensorboard"""
+    preset = PRESETS["gemma2_9b"](base=tyro.MISSING, train=tyro.MISSING, output=tyro.MISSING)
+    config = tyro.cli(TrainConfig, args=words.split(), default=preset)
+    expected = PRESETS["gemma2_9b"](base="b", train=("A", "B"), output="o")
+    assert config == dataclasses.replace(
+        expected,
+        mix={"lmsys-57k": 0.5, "pseudolabels": 0.3},
+        objective=ObjectiveConfig(teachers=("P1", "P2"), source_weights={"pseudolabels": 0.5}),
+        lora=dataclasses.replace(expected.lora, r=8),
+        text=dataclasses.replace(expected.text, truncation="left"),
+        tensorboard=False,
+    )
 
 
 def train_job(*arguments: str) -> subprocess.CompletedProcess:
