@@ -1,19 +1,30 @@
-"""Attention masks for any layout, as dense tensors that every transformers family takes.
+"""Attention masks for any layout: dense tensors that every transformers family takes, or sparse in blocks.
 
-Not covered: block-sparse masks. A dense mask takes B * T * T elements, so token budgets on it stay in the ten
-thousands.
+A dense mask takes B * T * T elements, so token budgets on it stay in the ten thousands. Shape suffixes: T
+tokens, H query heads, K key heads, W head width.
 """
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from wsdm_ray.packing.layouts import Layout
 
-__all__ = ["Visibility", "attention_implementation", "dense_masks", "visible"]
+__all__ = [
+    "BLOCK",
+    "BlockVisibility",
+    "DenseVisibility",
+    "Visibility",
+    "attention_implementation",
+    "dense_masks",
+    "visible",
+]
 
 
 def attention_implementation(config: Any) -> str:
@@ -61,22 +72,25 @@ def dense_masks(
     return {kind: additive(windows[kind]) for kind in sorted(set(kinds))}
 
 
-class Visibility:
-    """Who sees whom in a pass, and the attention that follows it, for a pass of one row.
-
-    Masks are dense, bool [T, T], one for each kind of layer.
-    """
-
-    def __init__(self, layout: Layout, kinds: set[str], window: int | None, device: torch.device | str):
-        self.masks = {
-            kind: visible(layout, window if kind == "sliding_attention" else None, device)[0]
-            for kind in kinds
-        }
+class Visibility(Protocol):
+    """Who sees whom in a pass of one row, and the attention that follows it."""
 
     def attend(
         self, q_HTW: Tensor, k_KTW: Tensor, v_KTW: Tensor, kind: str, scale: float, softcap: float | None
     ) -> Tensor:
-        """Attention of all heads, side by side: [T, H * W]."""
+        """Attention of all heads, side by side: [T, H * W]; `kind` is the layer's."""
+        ...
+
+
+class DenseVisibility:
+    """Masks as bool [T, T], one for each kind of layer: for CPUs."""
+
+    def __init__(self, layout: Layout, kinds: set[str], window: int | None, device: torch.device | str):
+        self.masks = {kind: visible(layout, window_of(kind, window), device)[0] for kind in kinds}
+
+    def attend(
+        self, q_HTW: Tensor, k_KTW: Tensor, v_KTW: Tensor, kind: str, scale: float, softcap: float | None
+    ) -> Tensor:
         group = len(q_HTW) // len(k_KTW)
         k_HTW, v_HTW = (heads.repeat_interleave(group, 0) for heads in (k_KTW, v_KTW))
         if softcap is None:
@@ -86,3 +100,117 @@ class Visibility:
             scores = scores.masked_fill(~self.masks[kind], torch.finfo(scores.dtype).min)
             out = scores.softmax(-1, dtype=torch.float32).to(q_HTW.dtype) @ v_HTW
         return out.transpose(0, 1).flatten(1)
+
+
+class BlockVisibility:
+    """Block-sparse masks for FlexAttention, whose tensors stay in place from pass to pass: for GPUs.
+
+    A pass of T tokens is `look`ed at before its layers run; as neither shapes nor functions change, one
+    compilation serves all passes of that T.
+
+    Args:
+        row_tokens: T, a multiple of `BLOCK`.
+    """
+
+    def __init__(self, row_tokens: int, kinds: set[str], window: int | None, device: torch.device | str):
+        if row_tokens % BLOCK:
+            raise ValueError(f"{row_tokens} tokens: must be a multiple of {BLOCK}")
+        blocks = row_tokens // BLOCK
+        self.places = torch.zeros(3, row_tokens, dtype=torch.int32, device=device)
+        self.windows = {kind: window_of(kind, window) for kind in kinds}
+        self.masks = {}
+        for kind, width in self.windows.items():
+            empty = [
+                torch.zeros(1, 1, blocks, *shape, dtype=torch.int32, device=device)
+                for shape in ((), (blocks,), (), (blocks,))
+            ]
+            self.masks[kind] = BlockMask.from_kv_blocks(
+                *empty, BLOCK_SIZE=BLOCK, mask_mod=self.sees(width), seq_lengths=(row_tokens, row_tokens)
+            )
+
+    def sees(self, window: int | None) -> Callable[..., Tensor]:
+        """The rule of `visible` for single places."""
+        groups, branches, positions = self.places
+
+        def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            distance = positions[query] - positions[key]
+            same = (groups[query] == groups[key]) & (distance >= 0)
+            same = same & ((branches[key] == 0) | (branches[query] == branches[key]))
+            return same if window is None else same & (distance < window)
+
+        return rule
+
+    def look(self, layout: Layout) -> "BlockVisibility":
+        """Take the pass that comes next; returns itself."""
+        rows = (layout.groups_BT[0], layout.branches_BT[0], layout.positions_BT[0])
+        self.places.copy_(torch.from_numpy(np.stack(rows).astype(np.int32)))
+        for kind, mask in self.masks.items():
+            for place, found in zip(
+                (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices),
+                self.blocks(self.windows[kind]),
+                strict=True,
+            ):
+                assert place is not None
+                place[0, 0].copy_(found)
+        return self
+
+    def blocks(self, window: int | None) -> list[Tensor]:
+        """For each block of queries, number and places of the key blocks it sees in part, then in whole."""
+        rule, count = self.sees(window), self.places.shape[1] // BLOCK
+        keys = torch.arange(self.places.shape[1], device=self.places.device)
+        some, every = [], []
+        for first in range(0, len(keys), ROWS_AT_ONCE):  # the whole T * T would take gigabytes
+            seen = rule(keys[0], keys[0], keys[first : first + ROWS_AT_ONCE, None], keys[None])
+            tiles = seen.view(-1, BLOCK, count, BLOCK)
+            some.append(tiles.any(3).any(1))
+            every.append(tiles.all(3).all(1))
+        whole = torch.cat(every)
+        part = torch.cat(some) & ~whole
+        return [each for flags in (part, whole) for each in ordered(flags)]
+
+    def attend(
+        self, q_HTW: Tensor, k_KTW: Tensor, v_KTW: Tensor, kind: str, scale: float, softcap: float | None
+    ) -> Tensor:
+        run = compiled_flex() if q_HTW.is_cuda else flex_attention
+        out = run(
+            q_HTW[None],
+            k_KTW[None],
+            v_KTW[None],
+            score_mod=None if softcap is None else capped(softcap),
+            block_mask=self.masks[kind],
+            scale=scale,
+            enable_gqa=len(q_HTW) != len(k_KTW),
+        )
+        assert isinstance(out, Tensor)
+        return out[0].transpose(0, 1).flatten(1)
+
+
+BLOCK = 128
+"""Side of a block of FlexAttention's masks, in tokens."""
+ROWS_AT_ONCE = 2_048
+"""Queries whose sight of all keys is worked out at a time."""
+
+
+def window_of(kind: str, window: int | None) -> int | None:
+    return window if kind == "sliding_attention" else None
+
+
+def ordered(flags: Tensor) -> tuple[Tensor, Tensor]:
+    """How many flags of each row are set, and their places, those first: int32 [rows], [rows, columns]."""
+    places = flags.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    return flags.sum(-1).to(torch.int32), places.to(torch.int32)
+
+
+@functools.cache
+def capped(softcap: float) -> Callable[..., Tensor]:
+    """One function a cap, so that it is compiled once."""
+
+    def cap(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return cap
+
+
+@functools.cache
+def compiled_flex() -> Callable[..., Any]:
+    return torch.compile(flex_attention, dynamic=False)

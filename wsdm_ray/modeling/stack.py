@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from wsdm_ray.modeling.attention import Visibility
+from wsdm_ray.modeling.attention import BLOCK, BlockVisibility, DenseVisibility, Visibility
 from wsdm_ray.modeling.families import Shape, shape_of
 from wsdm_ray.modeling.products import Weight, multiply, pack_weight
 from wsdm_ray.packing.layouts import Layout
@@ -97,6 +97,8 @@ class StackClassifier(nn.Module):
         super().__init__()
         self.stack = Stack(network.model, network.config, precision)
         self.score: nn.Module = network.score
+        self.sights: dict[int, BlockVisibility] = {}
+        """By the tokens of a pass: one compilation each."""
 
     def forward(self, layout: Layout) -> Tensor:
         """Logits of each ordering of a pass of one row: float32 [S, 2], (first wins, second wins)."""
@@ -107,9 +109,18 @@ class StackClassifier(nn.Module):
             torch.from_numpy(each).to(device)
             for each in (layout.tokens_BT[0], layout.positions_BT[0], layout.last_S)
         )
-        sight = Visibility(layout, set(self.stack.shape.kinds), self.stack.shape.window, device)
-        last_SD = self.stack(tokens_T, positions_T, sight, last_S)
+        last_SD = self.stack(tokens_T, positions_T, self.sight_of(layout), last_S)
         return self.score(last_SD.to(next(self.score.parameters()).dtype)).float()
+
+    def sight_of(self, layout: Layout) -> Visibility:
+        kinds, window = set(self.stack.shape.kinds), self.stack.shape.window
+        device = self.stack.embedding.weight.device
+        tokens = layout.tokens_BT.shape[1]
+        if device.type == "cpu" or tokens % BLOCK:
+            return DenseVisibility(layout, kinds, window, device)
+        if tokens not in self.sights:
+            self.sights[tokens] = BlockVisibility(tokens, kinds, window, device)
+        return self.sights[tokens].look(layout)
 
 
 def pack_layer(layer: Any, shape: Shape, precision: str) -> Layer:

@@ -6,7 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsdm_ray.modeling.attention import attention_implementation, dense_masks, visible
+from wsdm_ray.modeling.attention import (
+    BLOCK,
+    BlockVisibility,
+    DenseVisibility,
+    attention_implementation,
+    dense_masks,
+    visible,
+)
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.ragged import Ragged
 
@@ -122,3 +129,54 @@ def test_soft_capped_scores_are_computed_eagerly():
     assert attention_implementation(Config(attn_logit_softcapping=50.0)) == "eager"
     assert attention_implementation(Config(attn_logit_softcapping=None)) == "sdpa"
     assert attention_implementation(Config()) == "sdpa"
+
+
+KINDS = {"full_attention", "sliding_attention"}
+
+
+def blocks_of(sight: BlockVisibility, kind: str) -> np.ndarray:
+    """What a block mask says of each block: 0 unseen, 1 seen in part, 2 seen in whole."""
+    mask = sight.masks[kind]
+    blocks = mask.kv_num_blocks.shape[-1]
+    found = np.zeros((blocks, blocks), int)
+    for value, counts, places in (
+        (1, mask.kv_num_blocks, mask.kv_indices),
+        (2, mask.full_kv_num_blocks, mask.full_kv_indices),
+    ):
+        for query, count in enumerate(counts[0, 0].tolist()):
+            found[query, places[0, 0, query, :count].numpy()] = value
+    return found
+
+
+@pytest.mark.parametrize("window", [16, 300])
+@pytest.mark.parametrize("layout", ["packed", "shared"])
+def test_blocks_say_what_the_rule_says(layout, window):
+    sight = BlockVisibility(6 * BLOCK, KINDS, window, "cpu")
+    for sizes in (([200, 3], [150, 20]), ([10], [40])):  # the second pass overwrites the first
+        given = layout_of(layout, *sizes, row_tokens=6 * BLOCK)
+        sight.look(given)
+        for kind in KINDS:
+            seen = visible(given, window if kind == "sliding_attention" else None, "cpu")[0].numpy()
+            tiles = seen.reshape(6, BLOCK, 6, BLOCK).transpose(0, 2, 1, 3).reshape(6, 6, -1)
+            assert (blocks_of(sight, kind) == tiles.any(-1) * 1 + tiles.all(-1) * 1).all()
+            rule = sight.sees(sight.windows[kind])
+            places = torch.arange(6 * BLOCK)
+            assert (rule(places[0], places[0], places[:, None], places[None]).numpy() == seen).all()
+
+
+def test_blocks_of_tokens_that_do_not_divide():
+    with pytest.raises(ValueError, match="100 tokens: must be a multiple of 128"):
+        BlockVisibility(100, KINDS, 16, "cpu")
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_sparse_and_dense_attention_agree(kind, softcap):
+    given = layout_of("shared", [70, 0], [40, 9], row_tokens=2 * BLOCK)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(4, 256, 16), torch.randn(2, 256, 16), torch.randn(2, 256, 16)
+    dense = DenseVisibility(given, KINDS, 16, "cpu").attend(q, k, v, kind, 0.25, softcap)
+    sparse = BlockVisibility(2 * BLOCK, KINDS, 16, "cpu").look(given).attend(q, k, v, kind, 0.25, softcap)
+    torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-5)
+    assert dense.shape == (256, 64)
