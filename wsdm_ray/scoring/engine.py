@@ -260,9 +260,9 @@ def is_any_of(marks: Sequence[str], error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Let go of what no tensor uses any more."""
-    gc.collect()
+    """Give back what the GPU's memory holds for no tensor."""
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -1,5 +1,6 @@
 """The engine: probabilities of swapped pairs add up to 1 exactly, and a pair's neighbours do not matter."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.scoring.conftest import random_texts
+from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling.checkpoint import load_classifier
+from wsdm_ray.packing.layouts import Layout
+from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import orderings_of
 from wsdm_ray.scoring import engine
-from wsdm_ray.scoring.engine import combine, log_odds, to_probability
+from wsdm_ray.scoring.engine import (
+    NOT_FINITE,
+    DeviceLostError,
+    Runs,
+    combine,
+    combine_models,
+    log_odds,
+    to_probability,
+)
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 
 LAYOUTS = ("padded", "packed", "shared")
@@ -148,15 +160,247 @@ def test_what_is_not_finite_becomes_nan_of_its_row_alone(monkeypatch, network, e
     np.testing.assert_array_equal(found[~hit], clean[~hit])
 
 
+def test_one_row_that_is_not_a_number_among_good_ones(monkeypatch, fake):
+    pairs = pairs_of([5, 4, 7, 3])
+    marked = int(pairs.prefix[2][0])
+    monkeypatch.setattr(engine, "ordering_logits", breaking(fake, marked, torch.tensor(float("nan"))))
+    scores = log_odds(None, pairs, BOTH, layout="padded", token_budget=100)  # pyright: ignore[reportArgumentType]
+    assert scores.errors_N.tolist() == [None, None, NOT_FINITE, None]
+    assert np.isnan(scores.log_odds_NO).all(axis=1).tolist() == [False, False, True, False]
+
+
 def test_no_pairs(network, encoder):
     scores = log_odds(network, encoder.encode([], [], []), BOTH, layout="shared", token_budget=600)
     assert scores.log_odds_NO.shape == (0, 2)
     assert scores.passed_tokens == 0
 
 
-def test_a_pair_over_the_budget(network, encoder, texts):
-    with pytest.raises(ValueError, match="over the budget of 60"):
-        log_odds(network, encoder.encode(*texts), BOTH, layout="shared", token_budget=60)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_pair_over_the_budget_has_a_pass_of_its_own(network, encoder, texts, layout):
+    pairs = encoder.encode(*texts)
+    expected = log_odds(network, pairs, BOTH, layout=layout, token_budget=600)
+    found = log_odds(network, pairs, BOTH, layout=layout, token_budget=60)
+    np.testing.assert_allclose(found.log_odds_NO, expected.log_odds_NO, rtol=0, atol=1e-5)
+    assert (found.token_budget, found.halved) == (60, 0)
+
+
+def test_only_what_is_wanted_is_run(network, encoder, texts):
+    prompts, a, b = texts
+    pairs = encoder.encode(prompts, a, [*a[:6], *b[6:]])
+    expected = log_odds(network, pairs, BOTH, layout="padded", token_budget=600)
+    wanted = np.random.default_rng(0).random((60, 2)) < 0.5
+    assert {tuple(row) for row in wanted.tolist()} == {(a, b) for a in (True, False) for b in (True, False)}
+    found = log_odds(network, pairs, BOTH, layout="padded", token_budget=600, wanted_NO=wanted)
+    same = engine.identical(pairs)
+    assert np.flatnonzero(same).tolist() == [*range(6)]
+    known = wanted | (wanted.any(axis=1) & same)[:, None]
+    np.testing.assert_array_equal(np.isfinite(found.log_odds_NO), known)
+    np.testing.assert_allclose(found.log_odds_NO[known], expected.log_odds_NO[known], rtol=0, atol=1e-5)
+    assert found.passed_tokens < expected.passed_tokens
+    assert found.errors_N.tolist() == [None] * 60
+
+
+# What fails, with a fake model: an ordering's logits are a function of its tokens alone.
+
+
+def fake_logits(network: object, layout: Layout) -> torch.Tensor:
+    """Logits of a padded pass: from the sum of the tokens, each times its position."""
+    value = (layout.tokens_BT * (layout.groups_BT >= 0) * (layout.positions_BT + 1)).sum(axis=1)
+    return torch.from_numpy(np.stack([np.sin(value), np.cos(value)], axis=1)).float()
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[object, Layout], torch.Tensor]:
+    monkeypatch.setattr(engine, "ordering_logits", fake_logits)
+    return fake_logits
+
+
+def pairs_of(lengths: list[int]) -> EncodedPairs:
+    """Pairs whose orderings have so many tokens, at least 3; the first token is the pair's own."""
+    number = len(lengths)
+    return EncodedPairs(
+        Ragged.from_lists([np.array([100 + i]) for i in range(number)]),
+        Ragged.from_lists([np.arange(length - 1) for length in lengths]),
+        Ragged.from_lists([np.arange(length - 1)[::-1] for length in lengths]),
+        np.zeros(number, np.int32),
+        np.arange(number) % 2 == 1,
+    )
+
+
+def breaking(real: Callable[..., torch.Tensor], marked: int, what: Exception | torch.Tensor):
+    """`real`, but passes with the token `marked` raise, or have `what` as the logits of its rows."""
+
+    def run(network: object, layout: Layout) -> torch.Tensor:
+        hit = (layout.tokens_BT == marked).any(axis=1)
+        if isinstance(what, Exception) and hit.any():
+            raise what
+        logits = real(network, layout)
+        if isinstance(what, torch.Tensor):
+            logits[torch.from_numpy(hit)] = what
+        return logits
+
+    return run
+
+
+def with_room_for(tokens: int, passes: list[int], error: Exception | None = None):
+    """The fake model on a device where passes of more tokens run out of memory; notes the size of each."""
+
+    def run(network: object, layout: Layout) -> torch.Tensor:
+        passes.append(layout.tokens_BT.size)
+        if layout.tokens_BT.size > tokens:
+            raise error or torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return fake_logits(network, layout)
+
+    return run
+
+
+def score(pairs: EncodedPairs, budget: int = 100, **options: Any) -> engine.Scores:
+    return log_odds(None, pairs, BOTH, layout="padded", token_budget=budget, **options)  # pyright: ignore[reportArgumentType]
+
+
+OUT_OF_MEMORY = (
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+def test_where_memory_runs_out_the_budget_is_halved_and_all_goes_on(monkeypatch, fake, error):
+    pairs = pairs_of([9, 9, 8, 8, 7, 6, 5, 4])
+    expected = score(pairs, 160)
+    passes: list[int] = []
+    monkeypatch.setattr(engine, "ordering_logits", with_room_for(45, passes, error))
+    found = score(pairs, 160)
+    # Pairs of 18 18 16 16 14 12 10 8 tokens, the longest of a pass deciding: all, then 4 in 80, then 2 in 40.
+    assert passes == [144, 72, 36, 32, 28, 20]
+    assert (found.token_budget, found.halved) == (40, 2)
+    assert found.errors_N.tolist() == [None] * 8
+    np.testing.assert_array_equal(found.log_odds_NO, expected.log_odds_NO)
+    assert found.passed_tokens == sum(passes[2:])
+
+
+@given(st.lists(st.integers(3, 40), max_size=20), st.integers(1, 400), st.integers(6, 300))
+def test_whatever_the_memory_a_row_has_its_value_or_says_why(lengths, budget, room):
+    pairs = pairs_of(lengths)
+    passes: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "ordering_logits", fake_logits)
+        expected = score(pairs, 1_000).log_odds_NO
+        patch.setattr(engine, "ordering_logits", with_room_for(room, passes))
+        fits = [length <= room for length in lengths]
+        if len(lengths) > 1 and not any(fits):
+            with pytest.raises(ModelError, match="pairs of a unit fail, each alone: out of memory at"):
+                score(pairs, budget)
+            return
+        found = score(pairs, budget)
+    for row, length in enumerate(lengths):
+        if fits[row]:
+            assert found.errors_N[row] is None
+            np.testing.assert_array_equal(found.log_odds_NO[row], expected[row])
+        else:
+            assert (
+                found.errors_N[row] == f"out of memory at {length} tokens; score it with a lower --max-tokens"
+            )
+            assert np.isnan(found.log_odds_NO[row]).all()
+    assert found.token_budget == budget >> found.halved
+
+
+def test_a_pair_that_does_not_fit_runs_its_orderings_one_by_one(monkeypatch, fake):
+    pairs = pairs_of([30, 10])
+    expected = score(pairs)
+    passes: list[int] = []
+    monkeypatch.setattr(engine, "ordering_logits", with_room_for(40, passes))
+    found = score(pairs)
+    assert passes == [60, 30, 30, 20]
+    np.testing.assert_array_equal(found.log_odds_NO, expected.log_odds_NO)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("no kernel for this shape\nsecond line"), "no kernel for this shape"),
+        (IndexError("index out of range in self"), "index out of range in self"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_a_pair_that_fails_alone_spoils_no_other(monkeypatch, fake, error, reason):
+    pairs = pairs_of([9, 8, 7, 6, 5])
+    expected = score(pairs)
+    monkeypatch.setattr(engine, "ordering_logits", breaking(fake, 102, error))
+    found = score(pairs)
+    assert found.errors_N.tolist() == [None, None, f"the model fails on this row ({reason})", None, None]
+    assert (found.halved, found.token_budget) == (0, 100)
+    good = [0, 1, 3, 4]
+    np.testing.assert_array_equal(found.log_odds_NO[good], expected.log_odds_NO[good])
+
+
+def test_what_fails_on_every_pair_is_no_pairs_fault(monkeypatch):
+    def fail(network, layout):
+        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+    monkeypatch.setattr(engine, "ordering_logits", fail)
+    with pytest.raises(ModelError) as caught:
+        score(pairs_of([5, 4, 3]))
+    assert str(caught.value) == (
+        "all 3 pairs of a unit fail, each alone: the model fails on this row (FlashAttention only supports "
+        "Ampere GPUs or newer.); try --precision fp32"
+    )
+    [error] = score(pairs_of([5])).errors_N
+    assert error.startswith("the model fails on this row (Flash"), "one pair is not enough to tell"
+
+
+def test_errors_of_ours_and_defects_keep_their_kind(monkeypatch):
+    for error in (ConfigError("an option"), TypeError("a defect")):
+
+        def fail(network, layout, error=error):
+            raise error
+
+        monkeypatch.setattr(engine, "ordering_logits", fail)
+        with pytest.raises(type(error), match=str(error)):
+            score(pairs_of([5, 4]))
+
+
+@pytest.mark.parametrize(
+    "reason", ["device-side assert triggered", "an illegal memory access was encountered"]
+)
+def test_a_lost_gpu_names_the_pairs_of_its_pass(monkeypatch, fake, reason):
+    pairs = pairs_of([20, 9, 9, 9, 5])
+    error = torch.AcceleratorError(f"CUDA error: {reason}\nCompile with TORCH_USE_CUDA_DSA")
+    monkeypatch.setattr(engine, "ordering_logits", breaking(fake, 102, error))
+    with pytest.raises(DeviceLostError) as caught:
+        score(pairs, 54)
+    assert caught.value.pairs == [1, 2, 3]
+    assert caught.value.reason == f"CUDA error: {reason}"
+    with pytest.raises(DeviceLostError) as caught:
+        score(pairs, 54, alone={1, 2, 3})
+    assert caught.value.pairs == [2]
+
+
+@given(
+    st.lists(st.integers(1, 50), max_size=30),
+    st.integers(1, 300),
+    st.sets(st.integers(0, 29)),
+    st.sampled_from(LAYOUTS),
+)
+def test_a_plan_holds_each_row_once_and_suspects_last(tokens, budget, alone, layout):
+    tokens_N = np.array(tokens, np.int64)
+    rows = np.arange(len(tokens))[::2]
+    runs = Runs(None, layout, budget, alone, np.full(len(tokens), None, object))  # pyright: ignore[reportArgumentType]
+    plan = [indices.tolist() for indices in runs.plan(tokens_N, rows)]
+    assert sorted(row for indices in plan for row in indices) == rows.tolist()
+    for indices in plan:
+        cost = (
+            len(indices) * max(tokens[i] for i in indices)
+            if layout == "padded"
+            else sum(tokens[i] for i in indices)
+        )
+        assert cost <= budget or len(indices) == 1
+    suspects = [indices for indices in plan if alone & set(indices)]
+    assert all(len(indices) == 1 for indices in suspects)
+    assert plan[len(plan) - len(suspects) :] == suspects
 
 
 finite = st.floats(-1e4, 1e4)
@@ -179,6 +423,33 @@ def test_means_mirror_exactly(rows):
     odds = np.asarray(rows, np.float32)
     p, q = combine(to_probability(odds)), combine(to_probability(-odds))
     assert p.dtype == np.float32
+    np.testing.assert_array_equal(q, np.float32(1) - p)
+
+
+def test_models_are_weighed_by_hand():
+    # Two models, two rows: the second row has one ordering of the first model alone.
+    probabilities = np.array([[[0.75, 0.25], [0.75, 0.1]], [[1.0, 0.75], [0.9, 0.9]]])
+    ran = np.array([[[True, True], [True, False]], [[True, True], [False, False]]])
+    np.testing.assert_array_equal(combine_models(probabilities, ran, [1, 1]), [0.6875, 0.75])
+    np.testing.assert_array_equal(combine_models(probabilities, ran, [1, 3]), [0.78125, 0.75])
+    assert np.isnan(combine_models(probabilities, np.zeros_like(ran), [1, 3])).all()
+    probabilities[1, 0, 1] = np.nan
+    assert np.isnan(combine_models(probabilities, ran, [1, 1])).tolist() == [True, False]
+
+
+@given(
+    st.lists(st.tuples(*[finite] * 6), min_size=1, max_size=9),
+    st.tuples(*[st.floats(0.01, 100)] * 3),
+    st.data(),
+)
+def test_weighted_means_mirror_exactly(rows, weights, data):
+    odds = np.asarray(rows, np.float32).reshape(-1, 3, 2).transpose(1, 0, 2)
+    ran = np.array(data.draw(st.lists(st.booleans(), min_size=odds.size, max_size=odds.size)), bool).reshape(
+        odds.shape
+    )
+    p = combine_models(to_probability(odds), ran, weights)
+    # Exchanging the responses exchanges the orderings, too.
+    q = combine_models(to_probability(-odds[:, :, ::-1]), ran[:, :, ::-1], weights)
     np.testing.assert_array_equal(q, np.float32(1) - p)
 
 
