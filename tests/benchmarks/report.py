@@ -59,7 +59,7 @@ def pseudolabels(results: dict[str, Any]) -> list[str]:
     names = {
         "teacher": f"teacher: {first['teacher']['train_rows']} votes, {first['teacher']['epochs']:g} epochs",
         "student": f"student: the votes and {kept:,} pseudolabels, {first['student']['epochs']:g} epoch",
-        "votes_only": "the votes alone, as many steps as the student",
+        "votes_only": f"the votes alone, {first['votes_only']['steps']} steps (the student: {first['student']['steps']})",
         "wrong_rows": "the student with the pseudolabels on wrong rows",
     }
     seeds = [f"seed {run['seed']}" for run in results["runs"]]
@@ -79,11 +79,15 @@ def pseudolabels(results: dict[str, Any]) -> list[str]:
     best = [run["models"]["teacher"] for run in results["runs"]]
     lines.append(row("best possible", [(model["best_accuracy"], model["best_log_loss"]) for model in best]))
     lines += ["", "Student less another, on the same held-out votes (95 % interval by prompt):", ""]
-    lines += [f"| accuracy | {' | '.join(seeds)} |", f"|{'---|' * (len(seeds) + 1)}"]
-    for key, name in (("teacher", "teacher"), ("votes_only", "votes alone"), ("wrong_rows", "wrong rows")):
-        found = [run["student_less"][key]["accuracy"] for run in results["runs"]]
-        cells = (f"{each['mean']:+.3f} ({each['ci95'][0]:+.3f} to {each['ci95'][1]:+.3f})" for each in found)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [f"| | {' | '.join(seeds)} |", f"|{'---|' * (len(seeds) + 1)}"]
+    others = {"teacher": "teacher", "votes_only": "votes alone", "wrong_rows": "wrong rows"}
+    for figure, title in (("accuracy", "accuracy"), ("log_loss", "log loss")):
+        for key, name in others.items():
+            found = [run["student_less"][key][figure] for run in results["runs"]]
+            cells = (
+                f"{each['mean']:+.3f} ({each['ci95'][0]:+.3f} to {each['ci95'][1]:+.3f})" for each in found
+            )
+            lines.append(f"| {title}, less {name} | {' | '.join(cells)} |")
     labels = [run["label_accuracy"] for run in results["runs"]]
     lines += [
         "",
