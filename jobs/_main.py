@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 
 import tyro
 
-from wsdm_ray.errors import WsdmRayError
+from wsdm_ray.errors import ConfigError, WsdmRayError
 from wsdm_ray.telemetry import set_up_logging
 
 __all__ = ["main"]
@@ -36,6 +36,7 @@ def main(
     """
     set_up_logging()
     try:
+        check_repeated(sys.argv[1:] if argv is None else argv)
         try:
             config = tyro.cli(
                 config_type,
@@ -57,6 +58,18 @@ def main(
         print(f"error: {known}", file=sys.stderr)
         return known.exit_status
     return 0
+
+
+def check_repeated(argv: Sequence[str]) -> None:
+    """Raise `ConfigError` for an option that stands twice: the parser would take the last one in silence."""
+    seen: set[str] = set()
+    for word in argv:
+        if not word.startswith("--"):
+            continue
+        name = word.partition("=")[0].replace("_", "-")
+        if name in seen:
+            raise ConfigError(f"{name} stands twice; give all its values at once: {name} A B")
+        seen.add(name)
 
 
 def user_error(error: BaseException) -> WsdmRayError | None:

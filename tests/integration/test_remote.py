@@ -8,7 +8,7 @@ import pytest
 from wsdm_ray.config import ScoreConfig
 from wsdm_ray.presets import tiny
 from wsdm_ray.scoring.pipeline import score
-from wsdm_ray.storage import filesystem, list_files, open_parquet, upload_folder, write_parquet
+from wsdm_ray.storage import exists, filesystem, list_files, open_parquet, upload_folder, write_parquet
 from wsdm_ray.training.runner import train
 
 
@@ -26,7 +26,13 @@ def remote(s3_bucket: str, int8_base, prepared, tmp_path, monkeypatch) -> str:
 
 def test_train_and_score_in_a_bucket(ray_session, remote: str):
     config = tiny(f"{remote}/base", (f"{remote}/train",), f"{remote}/model", (f"{remote}/train",))
-    train(dataclasses.replace(config, max_steps=2, pairs_per_step=4, checkpoint_steps=1))
+    changes = {"max_steps": 2, "pairs_per_step": 4, "checkpoint_steps": 1, "allow_leakage": True}
+    train(dataclasses.replace(config, **changes))
+    for name in ("metrics.jsonl", "tensorboard/events.out.tfevents.0000000001", "wsdm_ray.json"):
+        assert exists(f"{remote}/model/{name}"), name
+    kept = {path.split("/")[-2] for path in list_files(f"{remote}/model/_checkpoints", ("wsdm_ray.json",))}
+    assert "step-000002" in kept
+    assert kept <= {"step-000001", "step-000002"}
     run = score(
         ScoreConfig(
             model=(f"{remote}/model",),

@@ -1,5 +1,6 @@
 """Training through Ray Train: what comes out, and that nothing which dies changes it."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,12 +12,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import ray
 
 from tests.conftest import train_config
 from wsdm_ray.errors import ClusterError, ModelError, RunMismatchError, StorageError, WsdmRayError
+from wsdm_ray.training import runner
 from wsdm_ray.training.runner import train
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +163,24 @@ def test_an_injected_nan_stops_the_run_with_the_step_and_the_ids(ray_session, in
         WsdmRayError, match=r"step \d+: loss (nan|inf).* ids \[.*arena.*lower --optimizer.learning-rate"
     ):
         train(dataclasses.replace(given, optimizer=wild))
+
+
+def test_the_bar_follows_the_first_worker(ray_session, monkeypatch):
+    seen: list[tuple[int, int]] = []
+
+    @contextlib.contextmanager
+    def recorder(what: str, total: int):
+        assert (what, total) == ("train", 100)
+        yield SimpleNamespace(advance=lambda pairs, tokens: seen.append((pairs, tokens)))
+
+    monkeypatch.setattr(runner, "in_terminal", lambda: True)
+    monkeypatch.setattr(runner, "track_rows", recorder)
+    with runner.show_bar(100) as board:
+        ray.get(board.tell.remote(10, 500))
+        wait_for(lambda: seen)
+        ray.get(board.tell.remote(30, 900))
+        wait_for(lambda: len(seen) == 2)
+    assert seen == [(10, 500), (20, 400)]
 
 
 def pids_of(name: str) -> list[int]:

@@ -119,3 +119,9 @@ def test_arena_then_prepare(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {data}: belongs to another run")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["--input", "a", "--input", "b"], ["--input=a", "--input", "b"]])
+def test_an_option_that_stands_twice_is_refused(capsys, words):
+    assert main(lambda config: None, PrepareConfig, [*words, "--output", "o"]) == 2
+    assert "error: --input stands twice; give all its values at once: --input A B" in capsys.readouterr().err

@@ -28,7 +28,6 @@ from wsdm_ray.modeling.checkpoint import (
     stored_quantization,
 )
 from wsdm_ray.modeling.classifier import (
-    FAMILIES,
     add_lora,
     bitsandbytes_config,
     load_network,
@@ -36,6 +35,7 @@ from wsdm_ray.modeling.classifier import (
     peft_warnings,
     trainable_parameters,
 )
+from wsdm_ray.modeling.families import FAMILIES
 from wsdm_ray.modeling.quantization import merge, quantize
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.text.encoding import PairEncoder
