@@ -21,6 +21,8 @@ class Family:
     """Added to the stored weights of every RMS norm."""
     sandwich: bool = False
     """The outputs of attention and MLP are normed too, before they are added to the residual."""
+    qkv_bias: bool = False
+    """The products that make queries, keys and values have biases."""
     qk_norm: bool = False
     """Queries and keys are normed, a head at a time."""
     gelu: bool = False
@@ -33,7 +35,7 @@ FAMILIES: dict[str, Family] = {
     "gemma2": Family(norm_offset=1.0, sandwich=True, gelu=True, scaled_embedding=True),
     "gemma3_text": Family(norm_offset=1.0, sandwich=True, gelu=True, scaled_embedding=True, qk_norm=True),
     "llama": Family(),
-    "qwen2": Family(),
+    "qwen2": Family(qkv_bias=True),
     "qwen3": Family(qk_norm=True),
 }
 """By `model_type` of config.json."""
@@ -66,6 +68,8 @@ def shape_of(config: Any) -> Shape:
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise ModelError(f"model type {config.model_type} is not one of {', '.join(FAMILIES)}")
+    if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
+        raise ModelError(f"model type {config.model_type} with biases in attention or MLP is not supported")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     if unknown := set(kinds) - {"full_attention", "sliding_attention"}:

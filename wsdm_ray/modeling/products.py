@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = ["Weight", "multiply", "pack_weight", "quantize_rows"]
 
@@ -31,17 +31,25 @@ class Weight(NamedTuple):
     bias: Tensor | None
 
 
-def pack_weight(modules: Sequence[nn.Linear], precision: str) -> Weight:
-    """The weights of linear layers that multiply the same input, as one of all their rows.
+def pack_weight(
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    precision: str,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Weight:
+    """Weights of linear layers that multiply the same input, as one of all their rows.
 
     Args:
-        precision: `none`, `int8` or `fp8`.
+        weights: [out, in] each, all of one `in`.
+        biases: [out] each, as many as weights, or none.
+        precision: `none` (then of `dtype`), `int8` or `fp8`.
     """
-    values = torch.cat([module.weight.detach() for module in modules])
-    biases = [module.bias.detach() for module in modules if module.bias is not None]
-    bias = torch.cat(biases) if biases else None
+    bias = torch.cat(list(biases)).to(device, dtype) if biases else None
+    values = torch.cat([weight.to(device) for weight in weights])
     if precision == "none":
-        return Weight(values, None, bias)
+        return Weight(values.to(dtype), None, bias)
     quantized, scale = quantize_rows(values, TYPES[precision])
     return Weight(quantized, scale, bias)
 

@@ -9,6 +9,7 @@ apart is in `families`; who sees whom is in `attention`. Not covered: training, 
 not merged.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,23 +40,65 @@ class Stack(nn.Module):
     """The layers of a backbone of any supported family.
 
     Args:
-        backbone: of transformers, unquantized, adapters merged. Its layers are emptied one by one, so that
-            the
-            two never stand in memory whole.
-        precision: of the products: `none` keeps the weights' own type, else `int8` or `fp8` (rows).
+        parameter: a weight of the backbone by its name in transformers, unquantized, adapters merged; each is
+            asked for once and may be forgotten then.
+        rotary: the backbone's module that turns positions into cosines and sines.
+        precision: of the products: `none` keeps `dtype`, else `int8` or `fp8` (rows).
+        dtype: of activations, and of weights that are not quantized.
     """
 
-    def __init__(self, backbone: nn.Module, config: Any, precision: str = "none"):
+    def __init__(
+        self,
+        parameter: Callable[[str], Tensor],
+        config: Any,
+        rotary: nn.Module,
+        *,
+        precision: str = "none",
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
         super().__init__()
         self.shape: Shape = shape_of(config)
-        self.embedding: nn.Embedding = backbone.get_input_embeddings()  # pyright: ignore[reportCallIssue]
-        self.rotary: Any = backbone.rotary_emb
-        self.norm = norm_weight(backbone.norm, self.shape)
-        self.layers: list[Layer] = []
-        layers: Any = backbone.layers
-        for index in range(len(layers)):
-            self.layers.append(pack_layer(layers[index], self.shape, precision))
-            layers[index] = nn.Identity()
+        self.rotary = rotary.to(device)
+        self.to_device: Any = {"device": device, "dtype": dtype}
+        self.embedding_VD = parameter("embed_tokens.weight").detach().to(device, dtype)
+        self.norm_D = self.norm(parameter("norm.weight"))
+        self.layers = [self.layer(parameter, number, precision) for number in range(len(self.shape.kinds))]
+
+    def layer(self, parameter: Callable[[str], Tensor], number: int, precision: str) -> Layer:
+        """A layer's weights, those that multiply the same input fused."""
+
+        def fused(*names: str, bias: bool = False) -> Weight:
+            paths = [f"layers.{number}.{name}_proj" for name in names]
+            weights = [parameter(f"{path}.weight").detach() for path in paths]
+            biases = [parameter(f"{path}.bias").detach() for path in paths if bias]
+            return pack_weight(weights, biases, precision, **self.to_device)
+
+        def norm(name: str) -> Tensor:
+            return self.norm(parameter(f"layers.{number}.{name}.weight"))
+
+        norms = {"attention_in": norm("input_layernorm")}
+        if self.shape.family.sandwich:
+            norms |= {
+                "attention_out": norm("post_attention_layernorm"),
+                "mlp_in": norm("pre_feedforward_layernorm"),
+                "mlp_out": norm("post_feedforward_layernorm"),
+            }
+        else:
+            norms |= {"mlp_in": norm("post_attention_layernorm")}
+        if self.shape.family.qk_norm:
+            norms |= {"query": norm("self_attn.q_norm"), "key": norm("self_attn.k_norm")}
+        return Layer(
+            qkv=fused("self_attn.q", "self_attn.k", "self_attn.v", bias=self.shape.family.qkv_bias),
+            o=fused("self_attn.o"),
+            gate_up=fused("mlp.gate", "mlp.up"),
+            down=fused("mlp.down"),
+            norms=norms,
+        )
+
+    def norm(self, weight_D: Tensor) -> Tensor:
+        """A norm's weight as it multiplies: float32, with the family's offset."""
+        return weight_D.detach().to(self.to_device["device"], torch.float32) + self.shape.family.norm_offset
 
     def forward(self, tokens_T: Tensor, positions_T: Tensor, sight: Visibility, last_S: Tensor) -> Tensor:
         """Normed hidden states of the tokens at `last_S`: [S, D], in the type of the embedding.
@@ -66,7 +109,7 @@ class Stack(nn.Module):
             last_S: int64, places in 0..T.
         """
         shape = self.shape
-        x_TD = F.embedding(tokens_T, self.embedding.weight)
+        x_TD = F.embedding(tokens_T, self.embedding_VD)
         if shape.family.scaled_embedding:
             x_TD = x_TD * torch.tensor(shape.width**0.5, dtype=x_TD.dtype)
         rotations = {kind: self.rotation(x_TD, positions_T, kind) for kind in set(shape.kinds)}
@@ -76,7 +119,7 @@ class Stack(nn.Module):
             if number == len(self.layers) - 1:
                 x_TD, a_TD = x_TD[last_S], a_TD[last_S]
             x_TD = finish(x_TD, a_TD, layer, shape)
-        return rms_norm(x_TD, self.norm, shape.norm_epsilon)
+        return rms_norm(x_TD, self.norm_D, shape.norm_epsilon)
 
     def rotation(self, x_TD: Tensor, positions_T: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         """Cosines and sines of each position for layers of `kind`: [T, W] each."""
@@ -86,17 +129,16 @@ class Stack(nn.Module):
 
 
 class StackClassifier(nn.Module):
-    """A stack with a classifier's head; takes the place of the network that it is made of.
+    """A stack with a classifier's head; scores as the network does that it stands for.
 
     Args:
-        network: of `load_classifier`, unquantized, adapters merged; its layers are emptied.
-        precision: of the products, as `Stack` takes it.
+        head: of `make_head`, on any device.
     """
 
-    def __init__(self, network: Any, precision: str):
+    def __init__(self, stack: Stack, head: nn.Module):
         super().__init__()
-        self.stack = Stack(network.model, network.config, precision)
-        self.score: nn.Module = network.score
+        self.stack = stack
+        self.score = head.to(stack.embedding_VD.device)
         self.sights: dict[int, BlockVisibility] = {}
         """By the tokens of a pass: one compilation each."""
 
@@ -104,7 +146,7 @@ class StackClassifier(nn.Module):
         """Logits of each ordering of a pass of one row: float32 [S, 2], (first wins, second wins)."""
         if len(layout.tokens_BT) != 1:
             raise ValueError("a stack takes one row of tokens: use the layouts packed or shared")
-        device = self.stack.embedding.weight.device
+        device = self.stack.embedding_VD.device
         tokens_T, positions_T, last_S = (
             torch.from_numpy(each).to(device)
             for each in (layout.tokens_BT[0], layout.positions_BT[0], layout.last_S)
@@ -114,40 +156,13 @@ class StackClassifier(nn.Module):
 
     def sight_of(self, layout: Layout) -> Visibility:
         kinds, window = set(self.stack.shape.kinds), self.stack.shape.window
-        device = self.stack.embedding.weight.device
+        device = self.stack.embedding_VD.device
         tokens = layout.tokens_BT.shape[1]
         if device.type == "cpu" or tokens % BLOCK:
             return DenseVisibility(layout, kinds, window, device)
         if tokens not in self.sights:
             self.sights[tokens] = BlockVisibility(tokens, kinds, window, device)
         return self.sights[tokens].look(layout)
-
-
-def pack_layer(layer: Any, shape: Shape, precision: str) -> Layer:
-    """The weights of a transformers layer, those that multiply the same input fused, and quantized."""
-    attention, mlp = layer.self_attn, layer.mlp
-    norms = {"attention_in": layer.input_layernorm}
-    if shape.family.sandwich:
-        norms |= {
-            "attention_out": layer.post_attention_layernorm,
-            "mlp_in": layer.pre_feedforward_layernorm,
-            "mlp_out": layer.post_feedforward_layernorm,
-        }
-    else:
-        norms |= {"mlp_in": layer.post_attention_layernorm}
-    if shape.family.qk_norm:
-        norms |= {"query": attention.q_norm, "key": attention.k_norm}
-    return Layer(
-        qkv=pack_weight([attention.q_proj, attention.k_proj, attention.v_proj], precision),
-        o=pack_weight([attention.o_proj], precision),
-        gate_up=pack_weight([mlp.gate_proj, mlp.up_proj], precision),
-        down=pack_weight([mlp.down_proj], precision),
-        norms={name: norm_weight(norm, shape) for name, norm in norms.items()},
-    )
-
-
-def norm_weight(norm: Any, shape: Shape) -> Tensor:
-    return norm.weight.detach().float() + shape.family.norm_offset
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
