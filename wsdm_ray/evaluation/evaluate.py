@@ -16,6 +16,7 @@ from rich.table import Table
 
 import wsdm_ray
 from wsdm_ray.config import EvaluateConfig, to_dict
+from wsdm_ray.evaluation.adaptive import adaptive
 from wsdm_ray.evaluation.calibration import cross_fit
 from wsdm_ray.evaluation.join import Joined, join_by_id, read_pairs, read_predictions, read_votes
 from wsdm_ray.evaluation.metrics import (
@@ -45,13 +46,18 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     joined = join_by_id(read_predictions(config.predictions), read_votes(config.votes, config.columns))
     warn_of_errors(joined)
     calibration, calibrated_N = cross_fit(joined.prob, joined.label, joined.group)
-    metrics = to_json(measure_all(joined, config) | {"calibration": calibration} | provenance(config))
+    run = run_of(config.predictions)
+    figures = measure_all(joined, config) | {
+        "calibration": calibration,
+        "adaptive": adaptive_of(joined, run, config),
+    }
+    metrics = to_json(figures | provenance(config))
     page = render_report(
         metrics,
         joined,
         calibrated_N,
         mistakes_to_show(joined, config),
-        run_of(config.predictions),
+        run,
         {"Predictions": config.predictions, "Votes": ", ".join(config.votes)},
     )
     write_atomic(join(config.output, "report.html"), lambda file: file.write(page.encode()))
@@ -111,6 +117,17 @@ def lower_bound(length_bin: str) -> int:
     return int(length_bin.split("-")[0])
 
 
+def adaptive_of(joined: Joined, run: dict[str, Any], config: EvaluateConfig) -> dict[str, Any] | None:
+    """What `--orders adaptive` would have given; None of several models, or where an ordering is missing."""
+    models = (run.get("config") or {}).get("model") or [None]
+    if run.get("job", "score") != "score" or len(models) > 1:
+        return None
+    return adaptive(
+        joined.prob, joined.prob_ab, joined.prob_ba, joined.ba_first, joined.label, joined.group,
+        config.adaptive_tolerance,
+    )  # fmt: skip
+
+
 def provenance(config: EvaluateConfig) -> dict[str, Any]:
     return {"config": to_dict(config), "version": wsdm_ray.__version__}
 
@@ -160,6 +177,18 @@ def warn_of_errors(joined: Joined) -> None:
         )
 
 
+def adaptive_line(found: dict[str, Any] | None) -> list[str]:
+    """What one would gain by `--orders adaptive`, as it is judged on other rows than it was fitted on."""
+    if not found or found["threshold"] is None or not found["after"]:
+        return []
+    after, both = found["after"], found["both"]
+    return [
+        f"score --orders adaptive --adaptive-threshold {found['threshold']:g}: a second ordering for "
+        f"{percent(after['share_rerun'])} % of the rows, log loss {decimals(after['log_loss'], 4)} "
+        f"(both orderings {decimals(both['log_loss'], 4)})"
+    ]
+
+
 def print_headline(metrics: dict[str, Any], output: str) -> None:
     """The table of the report's first screen, and where the report is."""
     table = Table("predictor", box=SIMPLE_HEAD)
@@ -184,6 +213,7 @@ def print_headline(metrics: dict[str, Any], output: str) -> None:
         f"AUC {decimals(metrics['auc'])}, calibration error {decimals(before['ece'])}"
         + (f" ({decimals(after['ece'])} after temperature)" if after else "")
         + f", {position}",
+        *adaptive_line(metrics["adaptive"]),
         f"report: {join(output, 'report.html')}",
     ]
     console = Console(markup=False, highlight=False, soft_wrap=True)

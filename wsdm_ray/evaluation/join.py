@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
-from wsdm_ray.schema import MODEL_A, MODEL_B, predictions_schema
+from wsdm_ray.schema import MODEL_A, MODEL_B, Ordering, first_ordering, predictions_schema
 from wsdm_ray.storage import list_files, open_parquet
 
 __all__ = ["Joined", "join_by_id", "read_pairs", "read_predictions", "read_votes"]
@@ -37,6 +37,7 @@ VOTES_SCHEMA = [
     ("characters_a", pa.int64()),
     ("characters_b", pa.int64()),
     ("group", pa.uint64()),
+    ("ba_first", pa.bool_()),
 ]
 
 
@@ -64,6 +65,8 @@ class Joined(NamedTuple):
     characters_b: NDArray[np.int64]
     group: NDArray[np.uint64]
     """Hash of the prompt, without regard to case and spaces."""
+    ba_first: NDArray[np.bool_]
+    """Where `ba` is the ordering that scoring runs first."""
     errors: Counter[str]
     """Why rows have no probability, with their number; these rows are in none of the arrays."""
 
@@ -146,6 +149,10 @@ def digest(path: str, table: pa.Table, columns: Columns) -> pa.Table:
         "characters_a": pa.array([len(text) for text in answers_a], pa.int64()),
         "characters_b": pa.array([len(text) for text in answers_b], pa.int64()),
         "group": pa.array([group_of(text) for text in prompts], pa.uint64()),
+        "ba_first": pa.array(
+            [first_ordering(*pair) is Ordering.BA for pair in zip(answers_a, answers_b, strict=True)],
+            pa.bool_(),
+        ),
     } | {name: table[name] for name in ("best_prob_a", "language", "source") if name in table.column_names}
     return conform(path, pa.table(columns_out), pa.schema([("id", ids.type), *VOTES_SCHEMA]))
 
@@ -230,6 +237,7 @@ def join_by_id(predictions: pa.Table, votes: pa.Table) -> Joined:
         characters_a=both["characters_a"].to_numpy(),
         characters_b=both["characters_b"].to_numpy(),
         group=both["group"].to_numpy(),
+        ba_first=both["ba_first"].to_numpy(),
         errors=errors,
     )
 

@@ -12,6 +12,7 @@ from jobs._main import main
 from wsdm_ray.config import EvaluateConfig
 from wsdm_ray.evaluation.evaluate import evaluate
 from wsdm_ray.evaluation.report import HEAD_CHARACTERS, MOST_CHARACTERS, confident_mistakes, excerpt, visible
+from wsdm_ray.schema import Ordering, first_ordering
 from wsdm_ray.storage import exists, read_json
 
 Rows = dict[str, list[Any]]
@@ -234,3 +235,42 @@ def test_long_texts_are_cut_and_say_so():
 def test_visible():
     assert visible("a\tb\n\x07\x85\ud800\N{LEFT-TO-RIGHT ISOLATE}") == "a\tb\n⟨U+0007⟩⟨U+0085⟩\ufffd⟨U+2066⟩"
     assert visible("\N{RIGHT-TO-LEFT MARK}עברית") == "\N{RIGHT-TO-LEFT MARK}עברית"
+
+
+def test_what_adaptive_orders_would_give(on_disk: Write, predictions: Rows, votes: Rows, capsys):
+    config = on_disk(predictions, votes, adaptive_tolerance=1.0)
+    found = evaluate(config)["adaptive"]
+    assert found["tolerance"] == 1
+    assert found["threshold"] == 0.025
+    assert found["thresholds_by_half"] == [0.025, 0.025]
+    ab, ba = (np.array(predictions[name]) for name in ("prob_a_ab", "prob_a_ba"))
+    pairs = zip(votes["response_a"], votes["response_b"], strict=True)
+    first = np.where([first_ordering(*pair) is Ordering.BA for pair in pairs], ba, ab)
+    last = found["table"][-1]
+    assert last["share_rerun"] == 1
+    assert last["log_loss"] == found["both"]["log_loss"]
+    row = found["table"][3]
+    assert row["threshold"] == 0.1
+    assert row["share_rerun"] == pytest.approx(np.mean(np.abs(first - 0.5) < 0.1), abs=1e-6)
+    assert found["after"]["share_rerun"] == found["table"][0]["share_rerun"]
+    assert "score --orders adaptive --adaptive-threshold 0.025: a second ordering" in capsys.readouterr().out
+    text, _ = page_of(config)
+    assert "Is the second order needed everywhere?" in text
+    assert "recommended" in text
+
+
+def test_adaptive_orders_of_one_model_with_both_orderings_alone(
+    on_disk: Write, predictions: Rows, votes: Rows
+):
+    config = on_disk(predictions, votes)
+    for run, known in (
+        ({"job": "score", "config": {"model": ["one"]}}, True),
+        ({"job": "score", "config": {"model": ["one", "two"]}}, False),
+        ({"job": "ensemble"}, False),
+    ):
+        Path(config.predictions, "run.json").write_text(json.dumps(run))
+        assert (evaluate(config)["adaptive"] is not None) == known
+    config = on_disk(predictions | {"prob_a_ba": [None, *predictions["prob_a_ba"][1:]]}, votes)
+    Path(config.predictions, "run.json").unlink()
+    assert evaluate(config)["adaptive"] is None
+    assert "second order needed" not in page_of(config)[0]

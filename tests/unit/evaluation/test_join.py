@@ -54,6 +54,7 @@ def test_any_order_gives_the_same_figures(random):
             "characters_a": numbers.integers(0, 50, 40),
             "characters_b": numbers.integers(0, 50, 40),
             "group": numbers.integers(0, 20, 40).astype(np.uint64),
+            "ba_first": [True, False] * 20,
         }
     )
     probabilities = {name: numbers.random(40) for name in ("prob_a", "prob_a_ab", "prob_a_ba")}
