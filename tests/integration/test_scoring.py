@@ -17,9 +17,10 @@ import pytest
 
 from wsdm_ray.config import Columns, ScoreConfig
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, RunMismatchError, StorageError
+from wsdm_ray.scoring import pipeline
 from wsdm_ray.scoring.pipeline import check_models, score
 from wsdm_ray.scoring.plan import WorkUnit
-from wsdm_ray.scoring.replica import encode_unit
+from wsdm_ray.scoring.replica import Replica, encode_unit
 from wsdm_ray.storage import list_files
 
 RENAMED = Columns(id="key", prompt="question", response_a="left", response_b="right")
@@ -131,6 +132,89 @@ def test_one_ordering(ray_session, scored, classifier, source, tmp_path, orders,
     )
     logits = found[f"logit_{orders}"].to_numpy()
     assert 1 / (1 + np.exp(-logits[:7])) == pytest.approx(found["prob_a"].to_numpy()[:7], abs=1e-6)
+
+
+def test_adaptive_orders_of_two_models_beside_one_base(ray_session, scored, classifier, source, tmp_path):
+    """Both models are the same, so that what they give together is what one gives."""
+    given = config(
+        classifier, source, tmp_path / "out", model=(str(classifier),) * 2, model_weights=(2.0, 1.0),
+        orders="adaptive", adaptive_threshold=0.05, precision="bnb-int8", token_budget=None,
+    )  # fmt: skip
+    run = score(given)
+    found, both = read(tmp_path / "out"), read(scored)
+    assert found["id"].to_pylist() == both["id"].to_pylist()
+    ran = np.stack([np.isfinite(found[f"prob_a_{name}"].to_numpy()) for name in ("ab", "ba")])
+    again = ran.all(axis=0)
+    assert (ran.any(axis=0) == (np.arange(120) != 7)).all()
+    assert 0 < again.sum() < 119
+    # All rows in doubt are run again, those with two equal responses too: by the other model.
+    p, a, b = (both[name].to_numpy() for name in ("prob_a", "prob_a_ab", "prob_a_ba"))
+    expected = np.where(again, p, np.where(ran[0], a, b))
+    # The adapter stands beside 8-bit weights here, and is merged into what they stand for there.
+    valid = np.arange(120) != 7
+    assert found["prob_a"].to_numpy()[valid] == pytest.approx(expected[valid], abs=0.02)
+    assert run["adaptive"]["rerun"] == run["counts"]["rerun"] == again.sum()
+    assert run["adaptive"]["share_rerun"] == pytest.approx(again.sum() / 120, abs=1e-4)
+    assert run["budget_halved"] == {"times": 0, "smallest": None}
+    assert run["replicas_lost"] == 0
+    # The budget is no part of what the output is; the threshold is.
+    assert score(dataclasses.replace(given, token_budget=4_096)) == run
+    with pytest.raises(RunMismatchError, match=r"adaptive_threshold: 0.05 -> 0.1"):
+        score(dataclasses.replace(given, adaptive_threshold=0.1))
+
+
+def test_scoring_goes_on_whatever_a_pass_fails_of(
+    ray_session, scored, classifier, source, pairs, tmp_path, monkeypatch
+):
+    """Too little memory for most passes, a row that fails alone, and one that takes its GPU with it."""
+    given = config(classifier, source, tmp_path / "out")
+    [spec], _ = check_models(given, "cpu")
+    table = encode_unit(WorkUnit(0, str(source / "a.parquet"), 0, 50), [spec], given.columns)
+    fails, kills = (table["prefix_0"][row].values.to_numpy() for row in (20, 30))
+
+    class Breaking(Replica):
+        def __init__(self, options):
+            import torch
+
+            from wsdm_ray.scoring import engine
+
+            super().__init__(options)
+            real = engine.ordering_logits
+
+            def broken(network, layout):
+                def has(ids):
+                    return any(np.array_equal(row[: len(ids)], ids) for row in layout.tokens_BT)
+
+                if has(kills):
+                    raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+                if has(fails):
+                    raise RuntimeError("no kernel for this row")
+                if layout.tokens_BT.size > 700:
+                    raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+                return real(network, layout)
+
+            engine.ordering_logits = broken
+
+    monkeypatch.setattr(pipeline, "Replica", Breaking)
+    run = score(given)
+    found, expected = read(tmp_path / "out"), read(scored)
+    assert found["id"].to_pylist() == pairs["id"].to_pylist()
+    errors = {row: error for row, error in enumerate(found["error"].to_pylist()) if error}
+    assert errors == {
+        7: "prompt is null",
+        20: "the model fails on this row (no kernel for this row)",
+        30: "the GPU is lost on this row (CUDA error: device-side assert triggered)",
+    }
+    good = np.array([row not in errors for row in range(120)])
+    assert found["prob_a"].to_numpy()[good] == pytest.approx(expected["prob_a"].to_numpy()[good], abs=1e-5)
+    assert run["counts"]["errors"] == 3
+    assert run["replicas_lost"] == 2
+    assert run["budget_halved"]["smallest"] == 512
+    assert run["budget_halved"]["times"] >= 2
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *(f"part-{number:06d}.parquet" for number in range(9)),
+        "run.json",
+    ]
 
 
 def test_fewer_tokens_than_in_training(classifier, source, tmp_path):

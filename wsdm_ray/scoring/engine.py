@@ -133,6 +133,8 @@ def log_odds(
 
     column_N = np.argmax(wanted_NO, axis=1)  # the ordering of a pair that is run once
     for rows, second in ((np.flatnonzero(once_N), False), (np.flatnonzero(twice_N), True)):
+        if not len(rows):
+            continue
         ba_N = pairs.ba_first_N if second else np.asarray(orderings)[column_N] == Ordering.BA
         sides = [choose(pairs, ba_N)] + ([choose(pairs, ~ba_N)] if second else [])
         found_NS = runs.run(pairs.prefix, sides, rows)

@@ -4,8 +4,9 @@ Where several adapters stand unmerged beside the same quantized base, the base i
 is done when memory runs out in a pass all the same (`engine`).
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from wsdm_ray.errors import ClusterError
+from wsdm_ray.errors import ClusterError, ModelError
 from wsdm_ray.modeling.checkpoint import (
     Manifest,
     add_adapter,
@@ -63,14 +64,15 @@ class Models:
         for number, (spec, key) in enumerate(zip(self.specs, keys, strict=True)):
             same = keys.index(key) if key is not None else number
             check_memory(self.specs, number, device, whole=same == number)
-            if same < number:
-                network, name = self.held[same][0], f"model_{number}"
-                add_adapter(network, spec.folder, name)
-            else:
-                network, _ = load_classifier(
-                    spec.folder, precision=spec.precision, base=spec.base, verify=False
-                )
-                name = "default" if key is not None and keys.count(key) > 1 else None
+            with within_memory(spec, remedy(self.specs)):
+                if same < number:
+                    network, name = self.held[same][0], f"model_{number}"
+                    add_adapter(network, spec.folder, name)
+                else:
+                    network, _ = load_classifier(
+                        spec.folder, precision=spec.precision, base=spec.base, verify=False
+                    )
+                    name = "default" if key is not None and keys.count(key) > 1 else None
             self.held.append((network, name))
 
     def select(self, number: int) -> nn.Module:
@@ -125,15 +127,30 @@ def check_memory(specs: Sequence[ModelSpec], number: int, device: str, *, whole:
     if whole:
         needed += weight_bytes([str(path) for path in weight_files(folder)], precision)
     if needed > free:
-        remedy = (
-            "give fewer models, a --precision that takes less, or score each by itself and use jobs.ensemble"
-            if len(specs) > 1
-            else "choose a --precision that takes less, or a larger GPU"
-        )
         raise ClusterError(
             f"{spec.folder}: model {number + 1} of {len(specs)} needs {needed / 1e9:.1f} GB of GPU memory "
-            f"as {precision}, and {free / 1e9:.1f} GB are free; {remedy}"
+            f"as {precision}, and {free / 1e9:.1f} GB are free; {remedy(specs)}"
         )
+
+
+def remedy(specs: Sequence[ModelSpec]) -> str:
+    if len(specs) > 1:
+        return (
+            "give fewer models, a --precision that takes less, or score each by itself and use jobs.ensemble"
+        )
+    return "choose a --precision that takes less, or a larger GPU"
+
+
+@contextlib.contextmanager
+def within_memory(spec: ModelSpec, remedy: str) -> Iterator[None]:
+    """Turn memory that runs out while a model is loaded into a `ClusterError`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, ModelError) as error:
+        cause = error.__cause__ or error
+        if not isinstance(cause, MemoryError | torch.OutOfMemoryError):
+            raise
+        raise ClusterError(f"{spec.folder}: memory ran out while it was loaded; {remedy}") from error
 
 
 def weight_bytes(files: Sequence[str], precision: str) -> int:

@@ -313,7 +313,7 @@ def suspects(path: str) -> tuple[set[int], dict[int, str]]:
     if len(losses) >= MOST_LOSSES:
         raise ClusterError(
             f"{path}: {len(losses)} processes lost their GPU over this unit, the last by "
-            f"{losses[-1]['reason']!r}; check the GPU and the model"
+            f"{losses[-1]['reason']!r}; check the GPU and the model, then delete this file"
         )
     times = Counter(row for loss in losses for row in loss["rows"])
     lost = {

@@ -141,6 +141,24 @@ def test_a_model_that_does_not_fit_the_gpu_is_refused_before_it_is_loaded(specs,
         Models(pair[:1])
 
 
+def test_memory_that_runs_out_while_a_model_is_loaded(specs, monkeypatch):
+    def load(error):
+        def fail(folder, **options):
+            try:
+                raise error
+            except RuntimeError as inner:
+                raise ModelError(f"{folder}: cannot be loaded") from inner
+
+        monkeypatch.setattr(models, "load_classifier", fail)
+        return Models([specs["first"]])
+
+    for error in (torch.OutOfMemoryError("CUDA out of memory."), MemoryError()):
+        with pytest.raises(ClusterError, match=r"first: memory ran out while it was loaded; choose a --prec"):
+            load(error)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(RuntimeError("a tensor is missing"))
+
+
 def test_an_adapter_beside_a_base_needs_no_second_base(specs, monkeypatch):
     whole = weight_bytes([f"{specs['first'].manifest.base}/model.safetensors"], "bnb-int8")
     monkeypatch.setattr(models, "free_bytes", lambda: float(whole - 1))

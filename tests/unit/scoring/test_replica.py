@@ -459,7 +459,7 @@ def test_a_unit_may_not_cost_processes_without_end(write, tmp_path, classifiers,
     assert kind == "ClusterError"
     assert text == (
         f"{path}: 8 processes lost their GPU over this unit, the last by 'illegal memory access'; check the "
-        "GPU and the model"
+        "GPU and the model, then delete this file"
     )
 
 

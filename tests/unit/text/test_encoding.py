@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from wsdm_ray.config import TextConfig
 from wsdm_ray.errors import ModelError
+from wsdm_ray.schema import Ordering, first_ordering
 from wsdm_ray.text.encoding import PairEncoder
 
 CONFIG = TextConfig(max_tokens=64)
@@ -43,6 +44,21 @@ def plain_ids(encoder: PairEncoder, text: str) -> list[int]:
 
 def left_encoder(tokenizer_folder: Path, **options) -> PairEncoder:
     return PairEncoder(str(tokenizer_folder), dataclasses.replace(CONFIG, truncation="left", **options))
+
+
+def test_which_ordering_is_first_is_said_of_the_texts_as_given(encoder, long_encoder):
+    responses_a = ["One.", "same", "&amp;", "x" * 500]
+    responses_b = ["Two.", "same", "&", "x" * 501]
+    expected = [first_ordering(*pair) is Ordering.BA for pair in zip(responses_a, responses_b, strict=True)]
+    for one in (encoder, long_encoder):
+        pairs = one.encode(["?"] * 4, responses_a, responses_b)
+        assert pairs.ba_first_N.tolist() == expected
+        turned = one.encode(["?"] * 4, responses_b, responses_a)
+        assert turned.ba_first_N.tolist() == [
+            not expected[0],
+            expected[1],
+            *(not one for one in expected[2:]),
+        ]
 
 
 def test_an_ordering_is_tags_and_texts_in_their_places(encoder):
