@@ -45,8 +45,11 @@ def start_own() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    earlier = os.environ.get("RAY_API_SERVER_ADDRESS")
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     try:
         ray.init(address="local", dashboard_port=port, logging_level=logging.ERROR)
     finally:
         del os.environ["RAY_API_SERVER_ADDRESS"]
+        if earlier is not None:
+            os.environ["RAY_API_SERVER_ADDRESS"] = earlier

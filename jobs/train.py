@@ -8,9 +8,11 @@ import tyro
 from jobs._main import main
 from jobs._ray import connect
 from wsdm_ray.config import TrainConfig
-from wsdm_ray.errors import ConfigError
+from wsdm_ray.errors import ConfigError, WsdmRayError
 from wsdm_ray.evaluation.curves import write_curves
 from wsdm_ray.presets import PRESETS
+from wsdm_ray.runs import STARTED_FILE, names_in
+from wsdm_ray.telemetry import logger
 from wsdm_ray.training.runner import train
 
 
@@ -18,8 +20,19 @@ def run(config: TrainConfig) -> None:
     connect()
     try:
         train(config)
-    finally:  # a run that failed is looked at first of all
-        write_curves(config.output)
+    except WsdmRayError:
+        if STARTED_FILE in names_in(config.output):  # a run that failed is looked at first of all
+            draw(config.output)
+        raise
+    draw(config.output)
+
+
+def draw(output: str) -> None:
+    """Write the curves; what goes wrong there is no reason to call a run failed."""
+    try:
+        write_curves(output)
+    except WsdmRayError as error:
+        logger.warning("train: no training.html: %s", error)
 
 
 def take_preset(argv: list[str]) -> tuple[TrainConfig | None, list[str]]:

@@ -4,6 +4,7 @@ The resolved config of a run is written beside its output. A field's docstring i
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -176,7 +177,8 @@ class ObjectiveConfig:
         )
         check(self.order_agreement >= 0, "objective.order_agreement", self.order_agreement, "0 or more")
         for source, weight in self.source_weights.items():
-            check(weight >= 0, "objective.source_weights", f"{source} {weight}", "0 or more each")
+            fits = 0 <= weight < math.inf
+            check(fits, "objective.source_weights", f"{source} {weight}", "0 or more each")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +233,12 @@ class PrepareConfig:
         check_paths(input=self.input, output=self.output)
         check(self.seed >= 0, "seed", self.seed, "0 or more")
         check(0 <= self.valid_fraction < 1, "valid_fraction", self.valid_fraction, "in [0, 1)")
+        check(
+            self.split == "prompt" or self.valid_fraction <= 0.5,
+            "valid_fraction",
+            self.valid_fraction,
+            "at most 0.5 with --split modulo",
+        )
         check(self.shard_rows >= 1, "shard_rows", self.shard_rows, "at least 1")
 
 
@@ -253,7 +261,11 @@ class QuantizeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Fine-tune a classifier on votes. `--preset NAME` starts from a config of `wsdm_ray.presets`."""
+    """Fine-tune a classifier on votes.
+
+    `--preset NAME` starts from a whole config: gemma2_9b, gemma3_270m, qwen25_14b, recipe_gemma2_9b_ab,
+    recipe_gemma2_9b_ba, smollm2_135m or tiny.
+    """
 
     base: str
     """Folder of a Hugging Face model, quantized or not, with its tokenizer."""
@@ -291,7 +303,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     mix: dict[str, float] = field(default_factory=dict)
-    """Share of the rows of a source that an epoch has, above 1 for repeats; of those not named, all once."""
+    """Share of the rows of a source that every epoch has, above 1 for repeats; of others all, once."""
     allow_leakage: bool = False
     """Go on where a prompt stands both in train and in valid, which makes the valid metrics too good."""
     loss_spike: float = 5.0
@@ -321,7 +333,7 @@ class TrainConfig:
             "at least 1",
         )
         for source, share in self.mix.items():
-            check(share >= 0, "mix", f"{source} {share}", "0 or more each")
+            check(0 <= share < math.inf, "mix", f"{source} {share}", "0 or more each")
         check(self.loss_spike > 1, "loss_spike", self.loss_spike, "above 1")
         check(
             self.orders == "both" or not self.objective.order_agreement,
@@ -455,7 +467,7 @@ class EnsembleConfig:
             f"one for each of the {len(self.predictions)} sets of predictions",
         )
         check(
-            not self.weights or (min(self.weights) >= 0 and sum(self.weights) > 0),
+            not self.weights or (min(self.weights) >= 0 and 0 < sum(self.weights) < math.inf),
             "weights",
             self.weights,
             "0 or more, and not all 0",

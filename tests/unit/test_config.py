@@ -89,6 +89,11 @@ WRONG = [
     ),
     (config.ArenaConfig, {"rows": 0}, "--rows 0: must be at least 1"),
     (config.PrepareConfig, {"valid_fraction": 1.0}, "--valid-fraction 1.0: must be in [0, 1)"),
+    (
+        config.PrepareConfig,
+        {"split": "modulo", "valid_fraction": 0.7},
+        "--valid-fraction 0.7: must be at most 0.5 with --split modulo",
+    ),
     (config.PrepareConfig, {"shard_rows": 0}, "--shard-rows 0: must be at least 1"),
     (config.TrainConfig, {"num_workers": 0}, "--num-workers 0: must be at least 1"),
     (config.TrainConfig, {"epochs": 0}, "--epochs 0: must be above 0"),

@@ -82,6 +82,7 @@ def test_a_preset_is_a_whole_config(name):
     )
     assert PRESETS[name].__name__ == name
     assert inspect.getdoc(PRESETS[name])
+    assert name in str(TrainConfig.__doc__), "as --help shows it"
     if not name.startswith("recipe"):
         assert config.orders == "both"
         assert config.text.truncation == "balanced"

@@ -51,8 +51,8 @@ def read_votes(paths: Sequence[str]) -> Votes:
         DataError: a column is missing or of a wrong type, a text is null, a vote is neither model_a, model_b
             nor a soft label in 0..1, or there are no rows. The first row at fault is named by its id.
     """
-    tables, labels = [], []
-    for path in list_files(paths):
+    tables, labels, files = [], [], list_files(paths)
+    for path in files:
         with open_parquet(path) as file:
             names = file.schema_arrow.names
             missing = [name for name in ("id", *TEXTS) if name not in names]
@@ -74,14 +74,36 @@ def read_votes(paths: Sequence[str]) -> Votes:
         tables.append(table.select([name for name in ("id", *TEXTS, "source") if name in names]))
     if not sum(len(table) for table in tables):
         raise DataError(f"{paths[0]}: holds no votes")
+    check_unique(files, tables)
     try:
         # One chunk with 64-bit offsets: a step's rows are then taken without copying the rest.
         table = pa.concat_tables(
-            [wide(table) for table in tables], promote_options="permissive"
+            [wide(table) for table in like_ids(tables)], promote_options="permissive"
         ).combine_chunks()
         return Votes(table, np.concatenate(labels))
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"{paths[0]}: files of different types ({error}); prepare them in one run") from error
+
+
+def like_ids(tables: list[pa.Table]) -> list[pa.Table]:
+    """The tables with their ids as text, where some sets have text and others numbers."""
+    if len({table.schema.field("id").type for table in tables}) == 1:
+        return tables
+    return [table.set_column(0, "id", table["id"].cast(pa.string())) for table in tables]
+
+
+def check_unique(files: Sequence[str], tables: Sequence[pa.Table]) -> None:
+    """Raise `DataError` where an id stands twice: what is joined by id would meet the wrong row."""
+    first_file: dict[str, str] = {}
+    for path, table in zip(files, tables, strict=True):
+        for name in table["id"].cast(pa.string()).to_pylist():
+            if name in first_file:
+                where = f"in {first_file[name]} too" if first_file[name] != path else "there twice"
+                raise DataError(
+                    f"{path}: id {name} stands {where}; ids must be unique over all sets: give one of them "
+                    "other ids and prepare it again"
+                )
+            first_file[name] = path
 
 
 def check_types(path: str, table: pa.Table) -> None:

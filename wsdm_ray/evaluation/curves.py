@@ -46,7 +46,10 @@ def write_curves(folder: str) -> str | None:
     if not rows:
         return None
     run = join(folder, "run.json")
-    page = render_curves(rows, read_json(run) if exists(run) else {}, folder)
+    try:
+        page = render_curves(rows, read_json(run) if exists(run) else {}, folder)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: has no {error}; it is not what `python -m jobs.train` writes") from error
     write_atomic(join(folder, "training.html"), lambda file: file.write(page.encode()))
     return join(folder, "training.html")
 

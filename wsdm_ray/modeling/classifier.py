@@ -76,10 +76,12 @@ def load_network(
     options: dict[str, Any] = {}
     if stored is None and quantization != "none":
         options["quantization_config"] = bitsandbytes_config(quantization, dtype)
+    # By number: transformers loads in threads of its own, whose current GPU is the first.
+    place = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
     with loading(folder):
         network, found = transformers.AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=2, dtype=dtype, attn_implementation=attention_implementation(config),
-            device_map={"": device}, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            device_map={"": place}, local_files_only=True, trust_remote_code=False, use_safetensors=True,
             output_loading_info=True, **options,
         )  # fmt: skip
     check_complete(folder, found)

@@ -21,7 +21,7 @@ from wsdm_ray.data import cleaning
 from wsdm_ray.data.cleaning import normalized
 from wsdm_ray.data.shards import write_shards
 from wsdm_ray.data.splitting import among, digests, prompt_digests
-from wsdm_ray.errors import DataError
+from wsdm_ray.errors import DataError, RunMismatchError
 from wsdm_ray.runs import check_outside, finish_run, identities, open_run, options
 from wsdm_ray.schema import CANONICAL_TYPES, MODEL_A, MODEL_B, PAIR_COLUMNS, TEXTS
 from wsdm_ray.scoring.pipeline import NOT_OF_THE_OUTPUT, check_models, fit_cluster, score
@@ -75,6 +75,8 @@ def pseudolabel(config: PseudolabelConfig) -> dict[str, Any]:
     schema = shards_schema(plan.id_type, extra.values(), config.hard_threshold is not None)
     excluded = np.unique(prompt_digests(excluded_files))
     fingerprint = fingerprint_of(config, files, excluded_files)
+    if config.predictions:
+        use_finished(to_score)  # before --restart deletes anything
     done = open_run(config.output, "pseudolabel", fingerprint, config.restart)
     if done:
         logger.info("pseudolabel: %s is finished already, nothing to do", config.output)
@@ -89,6 +91,18 @@ def pseudolabel(config: PseudolabelConfig) -> dict[str, Any]:
     run = finish_run(config.output, "pseudolabel", fingerprint, content)
     show(run)
     return run
+
+
+def use_finished(config: ScoreConfig) -> None:
+    """Refuse predictions of another model, input or options; finish them where they are not complete."""
+    try:
+        score(config)
+    except RunMismatchError as error:
+        told = str(error).partition(". Give the same options again")[0]
+        raise RunMismatchError(
+            f"--predictions {told}. Give predictions of the same model, input and options, or "
+            "leave the option out"
+        ) from error
 
 
 def score_config(config: PseudolabelConfig, predictions: str) -> ScoreConfig:

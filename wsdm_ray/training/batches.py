@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-__all__ = ["num_steps", "share_passes", "step_rows", "steps_per_epoch"]
+__all__ = ["num_steps", "pairs_in_steps", "share_passes", "step_rows", "steps_per_epoch"]
 
 
 def steps_per_epoch(rows: int, pairs_per_step: int) -> int:
@@ -19,6 +19,12 @@ def num_steps(rows: int, pairs_per_step: int, epochs: float, max_steps: int | No
     """Optimizer steps of a whole run."""
     steps = max(math.ceil(epochs * steps_per_epoch(rows, pairs_per_step) - 1e-9), 1)
     return min(steps, max_steps or steps)
+
+
+def pairs_in_steps(steps: int, rows: int, pairs_per_step: int) -> int:
+    """Pairs that the first `steps` steps see."""
+    epochs, rest = divmod(steps, steps_per_epoch(rows, pairs_per_step))
+    return epochs * rows + min(rest * pairs_per_step, rows)
 
 
 def step_rows(seed: int, step: int, rows: int, pairs_per_step: int) -> np.ndarray:

@@ -58,6 +58,10 @@ STATE = "trainer_state.json"
 
 SPIKE_STEPS = 50
 """Steps whose median loss says what a spike is; the first of a run are not judged until there are 10."""
+SPIKE_FLOOR = 3.0
+"""Nats that are no spike whatever is usual: a model that is nearly always right is sometimes quite wrong."""
+SPIKE_SEQUENCES = 8
+"""The fewest sequences of a step that tell a spike from one surprising vote."""
 
 
 class TrainingDivergedError(WsdmRayError, RuntimeError):
@@ -157,7 +161,8 @@ class Trainer:
         )
         loss, right, tokens = self.sum_over_workers(totals)
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.max_grad_norm))
-        self.check_health(loss, norm, step.rows)
+        weight = float(self.weights_N[step.rows].mean())
+        self.check_health(loss, weight, norm, step.rows)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -165,8 +170,8 @@ class Trainer:
         self.step += 1
         seconds = time.monotonic() - started
         return {
-            "step": self.step, "loss": loss, "accuracy": right / count, "learning_rate": rate,
-            "grad_norm": norm, "pairs": len(step.rows), "tokens": int(tokens), "seconds": seconds,
+            "step": self.step, "loss": loss, "weight": weight, "accuracy": right / count, "learning_rate":
+            rate, "grad_norm": norm, "pairs": len(step.rows), "tokens": int(tokens), "seconds": seconds,
             "padding_share": 1 - tokens / sum(step.costs), "memory_gb": memory_gb(self.device),
             "pairs_per_second": len(step.rows) / seconds, "tokens_per_second": tokens / seconds,
         }  # fmt: skip
@@ -199,22 +204,28 @@ class Trainer:
         right = ((log_odds_S > 0) == (target_S > 0.5)).sum()
         return (weight_S * each_S).sum(), right
 
-    def check_health(self, loss: float, norm: float, rows: np.ndarray) -> None:
-        """Raise `TrainingDivergedError` before a step is taken that would spoil the weights."""
-        before = [row["loss"] for row in self.metrics[-SPIKE_STEPS:]]
+    def check_health(self, loss: float, weight: float, norm: float, rows: np.ndarray) -> None:
+        """Raise `TrainingDivergedError` before a step is taken that would spoil the weights.
+
+        Args:
+            weight: mean weight of the step's rows: a step of heavy rows has a large loss without being wrong.
+        """
+        before = [row["loss"] / row["weight"] for row in self.metrics[-SPIKE_STEPS:] if row["weight"]]
         usual = float(np.median(before)) if len(before) >= 10 else float("inf")
         finite = bool(np.isfinite([loss, norm]).all())
-        if finite and loss <= self.config.loss_spike * usual:
+        judged = bool(weight) and len(rows) * len(self.sides) >= SPIKE_SEQUENCES
+        if finite and not (judged and loss / weight > max(self.config.loss_spike * usual, SPIKE_FLOOR)):
             return
-        what = f"is {loss:.3g}, {loss / usual:.1f} times the usual {usual:.3g}" if finite else f"{loss}"
+        what = f"is {loss / weight:.3g} where {usual:.3g} is usual" if finite else f"{loss}"
         ids = self.train.table["id"].take(rows[:5]).to_pylist()
         every = self.config.checkpoint_steps
         good = self.step // every * every
         kept = f"the last good checkpoint is that of step {good}" if good else "there is no checkpoint yet"
+        on = ", or go on from there with a larger --loss-spike" if finite else ""
         raise TrainingDivergedError(
             f"step {self.step + 1}: loss {what}, gradient norm {norm:.3g}; its rows begin with ids {ids}; "
-            f"{kept}; look at these rows, then lower --optimizer.learning-rate and start over with --restart"
-            + ("" if not finite else ", or go on from that checkpoint with a larger --loss-spike")
+            f"{kept}; look at these rows, then lower --optimizer.learning-rate and start over with "
+            f"--restart{on}"
         )
 
     def suffixes(self, pairs: EncodedPairs) -> list[Ragged]:
@@ -233,7 +244,8 @@ class Trainer:
             dist.all_reduce(flat)
             offset = 0
             for parameter in parameters:
-                parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter)
+                part = flat[offset : offset + parameter.numel()].view_as(parameter)
+                parameter.grad = part.to(parameter.dtype)  # a head in bfloat16 beside float32 adapters
                 offset += parameter.numel()
             dist.all_reduce(totals)
         return totals.tolist()

@@ -32,7 +32,7 @@ from wsdm_ray.modeling.checkpoint import MANIFEST, Manifest, folder_digest, stor
 from wsdm_ray.runs import check_outside, finish_run, identities, open_run, options
 from wsdm_ray.storage import absolute, filesystem, is_remote, join, list_files, local_copy, upload_folder
 from wsdm_ray.telemetry import human, in_terminal, logger, set_up_logging, track_rows
-from wsdm_ray.training.batches import num_steps
+from wsdm_ray.training.batches import num_steps, pairs_in_steps
 from wsdm_ray.training.loop import STATE, STATE_TENSORS, Trainer, TrainingDivergedError
 from wsdm_ray.training.tracking import METRICS, Tracker, check_tracking
 
@@ -65,7 +65,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     files = {"train": list_files(config.train), "valid": list_files(config.valid) if config.valid else []}
     check_outside(
-        config.output, [*config.train, *config.valid, *files["train"], *files["valid"], config.base]
+        config.output,
+        [
+            *(*config.train, *config.valid, *files["train"], *files["valid"]),
+            *(config.base, *config.objective.teachers),
+        ],
     )
     base = local_copy(config.base)
     manifest = Manifest(
@@ -91,9 +95,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_tracking(config)
     counts = check_data(config, files)
     on_gpu = fit_cluster(config.num_workers)
+    unnamed = dataclasses.replace(config, objective=dataclasses.replace(config.objective, teachers=()))
     fingerprint = {
         "options": options(
-            config,
+            unnamed,  # teachers are told by their files, below
             leave_out=(
                 "output",
                 "restart",
@@ -104,6 +109,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 "num_workers",
                 "micro_batches",
                 "loss_spike",
+                "allow_leakage",
                 "tensorboard",
                 "wandb",
             ),
@@ -118,8 +124,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if earlier:
         logger.info("train: %s is complete already", config.output)
         return earlier
-    pairs = counts["steps"] * config.pairs_per_step
-    with show_bar(pairs) as board:
+    with show_bar(pairs_in_steps(counts["steps"], counts["epoch_rows"], config.pairs_per_step)) as board:
         result = fit(WorkerTask(told_workers, manifest, board), on_gpu)
     best, metrics = best_checkpoint(result, bool(config.valid))
     publish(best, config.output)
@@ -281,9 +286,14 @@ def first_line(error: BaseException) -> str:
 
 def work(config: dict[str, Any]) -> tuple[str, str] | None:
     """What each worker runs; returns the kind and text of an error that no other try would mend."""
+    task: WorkerTask = config["task"]
     try:
-        run_worker(config["task"])
-    except (ConfigError, DataError, ModelError, TrainingDivergedError) as error:
+        run_worker(task)
+    except TrainingDivergedError as error:  # every worker has it
+        return type(error).__name__, str(error)
+    except (ConfigError, DataError, ModelError) as error:
+        if task.config.num_workers > 1:
+            raise  # the others may wait for this one
         return type(error).__name__, str(error)
     return None
 

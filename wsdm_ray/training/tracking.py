@@ -2,8 +2,8 @@
 
 All of it stands in the output folder. Every file is written whole, so that it may lie in an object store: the
 events of each flush are a file of their own, which TensorBoard reads in the order of their names. A run that
-goes on from a checkpoint writes the steps after it once more, with the same values. Not covered: the lines on
-the screen (`runner`), the page with the curves (`wsdm_ray.evaluation.curves`).
+goes on from a checkpoint shows the steps after it once. Not covered: the lines on the screen (`runner`),
+the page with the curves (`wsdm_ray.evaluation.curves`).
 """
 
 import importlib.util
@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from wsdm_ray.config import TrainConfig, to_dict
-from wsdm_ray.errors import ConfigError
-from wsdm_ray.storage import exists, is_remote, join, open_read, write_atomic
+from wsdm_ray.errors import ConfigError, StorageError
+from wsdm_ray.runs import names_in
+from wsdm_ray.storage import delete_file, exists, is_remote, join, open_read, reason, write_atomic
+from wsdm_ray.telemetry import logger
 
 __all__ = ["METRICS", "Tracker", "check_tracking"]
 
@@ -47,6 +49,8 @@ class Tracker:
         self.config, self.rows, self.shown = config, list(history), len(history)
         self.times: list[float] = []
         self.flushed = time.monotonic()
+        if config.tensorboard:
+            forget_events(config.output, len(history))
         self.wandb = start_wandb(config) if config.wandb is not None else None
 
     def add(self, row: dict[str, Any]) -> None:
@@ -56,7 +60,10 @@ class Tracker:
         if self.wandb:
             self.wandb.log(scalars(row), step=row["step"])
         if time.monotonic() - self.flushed >= FLUSH_SECONDS:
-            self.flush()
+            try:
+                self.flush()
+            except StorageError as error:  # no reason to lose steps: the next flush writes it all
+                logger.warning("train: %s", error)
 
     def flush(self) -> None:
         """Write what there is."""
@@ -76,6 +83,14 @@ class Tracker:
         self.flush()
         if self.wandb:
             self.wandb.finish()
+
+
+def forget_events(output: str, last_step: int) -> None:
+    """Delete event files of steps after the checkpoint that a run goes on from: they come once more."""
+    folder = join(output, TENSORBOARD)
+    for name in names_in(folder):
+        if int(name.rpartition(".")[2]) > last_step:
+            delete_file(join(folder, name))
 
 
 def scalars(row: dict[str, Any]) -> dict[str, float]:
@@ -113,12 +128,18 @@ def start_wandb(config: TrainConfig) -> Any:
         name = uuid.uuid4().hex
         write_atomic(place, lambda file: file.write(name.encode()))
     folder = tempfile.mkdtemp() if is_remote(config.output) else config.output
-    return wandb.init(
-        project=config.wandb,
-        id=name,
-        name=os.path.basename(config.output.rstrip("/")),
-        resume="allow",
-        dir=folder,
-        config=to_dict(config),
-        settings=wandb.Settings(silent=True, console="off"),
-    )
+    try:
+        return wandb.init(
+            project=config.wandb,
+            id=name,
+            name=os.path.basename(config.output.rstrip("/")),
+            resume="allow",
+            dir=folder,
+            config=to_dict(config),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except wandb.Error as error:
+        raise ConfigError(
+            f"--wandb {config.wandb}: {reason(error)}; run `wandb login` or set WANDB_API_KEY on the "
+            "node of the first worker, or set WANDB_MODE=offline"
+        ) from error

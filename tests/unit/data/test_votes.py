@@ -105,6 +105,22 @@ def test_an_empty_file_among_others(write):
 
 
 def test_files_of_different_types(write):
-    paths = write(table_of(winner=["model_a"] * 3), table_of(("x",), winner=["model_a"]))
+    one = table_of(winner=["model_a"] * 3, source=["x"] * 3)
+    paths = write(one, table_of((1,), winner=["model_a"], source=[True]))
     assert refusal(paths).startswith(f"{paths[0]}: files of different types (")
-    assert refusal(paths).endswith("; prepare them in one run")
+
+
+def test_ids_are_unique_over_all_sets(write):
+    one, two = write(table_of(winner=["model_a"] * 3), table_of((10, 8), winner=["model_a"] * 2))
+    assert refusal([one, two]) == (
+        f"{two}: id 8 stands in {one} too; ids must be unique over all sets: give one of them other ids and "
+        "prepare it again"
+    )
+    (twice,) = write(table_of((1, 1), winner=["model_a"] * 2))
+    assert f"{twice}: id 1 stands there twice" in refusal([twice])
+
+
+def test_sets_with_ids_of_two_types(write):
+    votes = read_votes(write(table_of(winner=["model_a"] * 3), table_of(("p-1", "p-2"), prob_a=[0.5, 0.75])))
+    assert votes.table["id"].to_pylist() == ["7", "8", "9", "p-1", "p-2"]
+    assert votes.prob_a_N.tolist() == [1, 1, 1, 0.5, 0.75]

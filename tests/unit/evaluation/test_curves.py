@@ -66,6 +66,9 @@ def test_nothing_to_show(tmp_path):
     assert write_curves(str(tmp_path)) is None
     (tmp_path / "metrics.jsonl").write_text("")
     assert write_curves(str(tmp_path)) is None
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}')
+    with pytest.raises(DataError, match=r"metrics.jsonl: has no 'pairs'|metrics.jsonl: has no"):
+        write_curves(str(tmp_path))
     (tmp_path / "metrics.jsonl").write_text("{not json")
     with pytest.raises(DataError, match=r"metrics.jsonl: not JSON lines"):
         write_curves(str(tmp_path))

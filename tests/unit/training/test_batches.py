@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsdm_ray.training.batches import num_steps, share_passes, step_rows, steps_per_epoch
+from wsdm_ray.training.batches import num_steps, pairs_in_steps, share_passes, step_rows, steps_per_epoch
 
 
 @given(st.integers(0, 2**32), st.integers(1, 90), st.integers(1, 40), st.integers(0, 3))
@@ -66,3 +66,8 @@ def test_shares_by_hand():
     assert share_passes([5, 9, 4, 3], 2) == [[1, 3], [0, 2]]
     assert share_passes([7, 7, 7], 1) == [[0, 1, 2]]
     assert share_passes([7], 3) == [[0], [], []]
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, 4), (3, 10), (4, 14), (6, 20), (0, 0)])
+def test_pairs_in_steps(steps, expected):
+    assert pairs_in_steps(steps, rows=10, pairs_per_step=4) == expected

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from tensorboardX.proto.event_pb2 import Event
 
 from wsdm_ray.config import TrainConfig
-from wsdm_ray.errors import ConfigError
+from wsdm_ray.errors import ConfigError, StorageError
 from wsdm_ray.presets import tiny
 from wsdm_ray.training import tracking
 from wsdm_ray.training.tracking import Tracker, check_tracking
@@ -112,3 +113,40 @@ def test_weights_and_biases_not_installed(config, monkeypatch):
     with pytest.raises(ConfigError, match=r"--wandb votes: .*pip install wandb"):
         check_tracking(dataclasses.replace(config, wandb="votes"))
     check_tracking(config)
+
+
+def test_events_after_the_checkpoint_are_forgotten(config):
+    first = Tracker(config, [])
+    for step in range(1, 7):
+        first.add(row(step))
+        first.flush()
+    first.close()
+    second = Tracker(config, [row(step) for step in (1, 2, 3, 4)])  # the checkpoint was of step 4
+    second.add(row(5))
+    second.close()
+    names = [path.name[-2:] for path in sorted((Path(config.output) / "tensorboard").iterdir())]
+    assert names == ["01", "02", "03", "04", "05"]
+
+
+def test_a_store_that_fails_costs_no_step(config, monkeypatch):
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
+
+    def fail(path: str, write: Any) -> None:
+        raise StorageError(f"{path}: no")
+
+    tracker = Tracker(config, [])
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "write_atomic", fail)
+        tracker.add(row(1))
+    tracker.add(row(2))
+    lines = (Path(config.output) / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+def test_weights_and_biases_without_a_key(config, monkeypatch):
+    def refuse(**_: Any) -> None:
+        raise wandb.Error("No API key configured.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(ConfigError, match=r"--wandb votes: .*No API key.*wandb login.*WANDB_MODE=offline"):
+        Tracker(dataclasses.replace(config, wandb="votes"), [])
