@@ -98,7 +98,22 @@ def pseudolabels(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def score_cpu(results: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| way | pairs/s, median (min to max) | tokens/s | mean distance from float32 | largest |",
+        "|---|---|---|---|---|",
+    ]
+    for each in results:
+        speed = each["pairs_per_second"]
+        lines.append(
+            f"| {each['way']} | {speed['median']:.3f} ({speed['min']:.3f} to {speed['max']:.3f}) "
+            f"| {each['tokens_per_second']:,.0f} | {each['mean_abs_prob']:.2g} | {each['max_abs_prob']:.2g} |"
+        )
+    return lines
+
+
 SECTIONS = {
+    "score_cpu": score_cpu,
     "quickstart": quickstart,
     "real_votes": real_votes,
     "arena_rows": rows_per_second,
