@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wsdm_ray.data.cleaning import normalized
-from wsdm_ray.data.splitting import digests
+from wsdm_ray.data.splitting import group_digests
 from wsdm_ray.data.votes import Votes
 from wsdm_ray.errors import ConfigError, DataError
 from wsdm_ray.storage import list_files, open_parquet
@@ -81,7 +80,7 @@ def check_sources(named: Mapping[str, float], sources_N: np.ndarray, option: str
 
 def check_leakage(train: Votes, valid: Votes) -> None:
     """Raise `DataError` where a prompt stands in both, however it is spaced."""
-    train_N, valid_M = (prompts_of(votes) for votes in (train, valid))
+    train_N, valid_M = (group_digests(votes.table["prompt"].to_pylist()) for votes in (train, valid))
     leaked_M = np.isin(valid_M, train_N)
     if not leaked_M.any():
         return
@@ -92,10 +91,6 @@ def check_leakage(train: Votes, valid: Votes) -> None:
         f"{valid.table['id'][row]}, in train as id {train.table['id'][twin]}); run `python -m jobs.prepare` "
         "on the train set with --exclude and the valid set, or give --allow-leakage"
     )
-
-
-def prompts_of(votes: Votes) -> np.ndarray:
-    return digests([normalized(prompt) for prompt in votes.table["prompt"].to_pylist()])
 
 
 def read_teachers(folders: Sequence[str], ids: pa.ChunkedArray) -> np.ndarray:

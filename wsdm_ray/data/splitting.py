@@ -22,6 +22,7 @@ __all__ = [
     "duplicate_reasons",
     "every_nth",
     "first_repeated",
+    "group_digests",
     "pair_digests",
     "prompt_digests",
 ]
@@ -46,11 +47,16 @@ def digest(*texts: str) -> bytes:
     return total.digest()
 
 
+def group_digests(prompts: Iterable[str]) -> np.ndarray:
+    """Digests of the normalized prompts (N, S16): prompts of one digest are one prompt group."""
+    return digests(map(normalized, prompts))
+
+
 def prompt_digests(paths: Sequence[str]) -> np.ndarray:
     """Digests of the normalized prompts of canonical shards, one a row, in file order (N, S16).
 
-    They are what `pair_digests` gives for the same prompts, and `digests` for the `normalized` ones. Files
-    are read a few rows at a time, so that memory holds 16 bytes a row.
+    They are what `pair_digests` and `group_digests` give for the same prompts. Files are read a few rows at a
+    time, so that memory holds 16 bytes a row.
 
     Args:
         paths: parquet files, folders or globs.
@@ -75,7 +81,7 @@ def prompt_digests(paths: Sequence[str]) -> np.ndarray:
                             f"{path}: the prompt of row {done + wrong} (counted from 0) is no text but "
                             f"{prompts[wrong]!r}; make canonical shards with `python -m jobs.prepare`"
                         )
-                    found.append(digests([normalized(text) for text in prompts]))
+                    found.append(group_digests(prompts))
                     done += len(prompts)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
                 raise DataError(

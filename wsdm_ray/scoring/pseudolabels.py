@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from wsdm_ray import storage
 from wsdm_ray.config import Columns, PseudolabelConfig, ScoreConfig
 from wsdm_ray.data import cleaning
-from wsdm_ray.data.cleaning import normalized
 from wsdm_ray.data.shards import write_shards
-from wsdm_ray.data.splitting import among, digests, prompt_digests
+from wsdm_ray.data.splitting import among, group_digests, prompt_digests
 from wsdm_ray.errors import DataError, RunMismatchError
 from wsdm_ray.runs import check_outside, finish_run, identities, open_run, options
 from wsdm_ray.schema import CANONICAL_TYPES, MODEL_A, MODEL_B, PAIR_COLUMNS, TEXTS
@@ -226,7 +225,7 @@ def drop_codes(
     for code in np.unique(for_itself[for_itself >= 0]).tolist():
         codes_N[left[for_itself == code]] = REASONS.index(cleaning.REASONS[code])
     # Canonical shards have mended texts.
-    prompts = digests([normalized(fix_text(prompt)) for prompt in pairs.column("prompt").to_pylist()])
+    prompts = group_digests(map(fix_text, pairs.column("prompt").to_pylist()))
     codes_N[left[among(prompts, excluded) & (codes_N[left] < 0)]] = REASONS.index("excluded_prompt")
     if hard_threshold is not None:
         unsure = ~(np.maximum(prob_N, 1 - prob_N) >= hard_threshold) | (prob_N == 0.5)

@@ -170,8 +170,9 @@ class Trainer:
         self.step += 1
         seconds = time.monotonic() - started
         return {
-            "step": self.step, "loss": loss, "weight": weight, "accuracy": right / count, "learning_rate":
-            rate, "grad_norm": norm, "pairs": len(step.rows), "tokens": int(tokens), "seconds": seconds,
+            "step": self.step, "loss": loss, "weight": weight, "accuracy": right / count,
+            "learning_rate": rate, "grad_norm": norm,
+            "pairs": len(step.rows), "tokens": int(tokens), "seconds": seconds,
             "padding_share": 1 - tokens / sum(step.costs), "memory_gb": memory_gb(self.device),
             "pairs_per_second": len(step.rows) / seconds, "tokens_per_second": tokens / seconds,
         }  # fmt: skip

@@ -26,7 +26,7 @@ from ray.exceptions import RayActorError
 from wsdm_ray import errors
 from wsdm_ray.config import TrainConfig, to_dict
 from wsdm_ray.data.mixing import check_leakage, mixed, read_teachers, row_weights
-from wsdm_ray.data.votes import Votes, read_votes
+from wsdm_ray.data.votes import read_votes
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, WsdmRayError
 from wsdm_ray.modeling.checkpoint import MANIFEST, Manifest, folder_digest, stored_quantization
 from wsdm_ray.runs import check_outside, finish_run, identities, open_run, options
@@ -41,6 +41,8 @@ __all__ = ["train"]
 NOT_OF_THE_CLASSIFIER = (STATE, STATE_TENSORS, METRICS)
 CHECKPOINTS = "_checkpoints"
 RUN_NAME = "run"
+SHOWN = ("pairs", "tokens")
+"""What a bar counts."""
 ETA_STEPS = 20
 """The time that is left is told by the latest so many steps."""
 
@@ -150,7 +152,7 @@ def fit_cluster(num_workers: int) -> bool:
 def check_data(config: TrainConfig, files: dict[str, list[str]]) -> dict[str, Any]:
     """Counts of what there is to train on. Raises where the sets do not fit each other or the options."""
     votes = read_votes(files["train"])
-    epoch = training_votes(config, votes)
+    epoch = mixed(votes, config.mix, config.seed)
     row_weights(epoch.sources_N, config.objective.source_weights)
     steps = num_steps(len(epoch), config.pairs_per_step, config.epochs, config.max_steps)
     counts: dict[str, Any] = {"train": len(votes), "epoch_rows": len(epoch), "steps": steps}
@@ -168,11 +170,6 @@ def check_data(config: TrainConfig, files: dict[str, list[str]]) -> dict[str, An
         if not config.allow_leakage:
             check_leakage(epoch, valid)
     return counts
-
-
-def training_votes(config: TrainConfig, votes: Votes) -> Votes:
-    """The rows that an epoch has, of all train sets."""
-    return mixed(votes, config.mix, config.seed)
 
 
 def fit(task: WorkerTask, on_gpu: bool) -> ray.train.Result:
@@ -302,7 +299,7 @@ def run_worker(task: WorkerTask) -> None:
     set_up_logging()
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train would tell every report of ours once more
     options = task.config
-    train = training_votes(options, read_votes(options.train))
+    train = mixed(read_votes(options.train), options.mix, options.seed)
     valid = read_votes(options.valid) if options.valid else None
     trainer = Trainer(options, local_copy(options.base), task.manifest, train, valid)
     latest = ray.train.get_checkpoint()
@@ -316,12 +313,14 @@ def run_worker(task: WorkerTask) -> None:
             len(train), sum(parameter.numel() for parameter in trainer.parameters.values()),
             trainer.step + 1, trainer.total_steps, options.pairs_per_step, trainer.num_workers,
         )  # fmt: skip
+    shown = [sum(row[name] for row in trainer.metrics) for name in SHOWN]
     with tracking(trainer) as tracker:
         for metrics in trainer.steps():
             if first:
                 logger.info(step_line(metrics, trainer))
                 if task.board:
-                    task.board.tell.remote(*(sum(row[name] for row in trainer.metrics) for name in SHOWN))
+                    shown = [total + metrics[name] for total, name in zip(shown, SHOWN, strict=True)]
+                    task.board.tell.remote(*shown)
             last = trainer.step == trainer.total_steps
             is_due = last or trainer.step % options.checkpoint_steps == 0
             if is_due:
@@ -332,9 +331,6 @@ def run_worker(task: WorkerTask) -> None:
                 if tracker:
                     tracker.flush()
                 checkpoint(trainer, metrics)
-
-
-SHOWN = ("pairs", "tokens")
 
 
 @contextlib.contextmanager
