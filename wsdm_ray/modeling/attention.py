@@ -133,16 +133,23 @@ class BlockVisibility:
         groups, branches, positions = self.places
 
         def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            distance = positions[query] - positions[key]
-            same = (groups[query] == groups[key]) & (distance >= 0)
-            same = same & ((branches[key] == 0) | (branches[query] == branches[key]))
-            return same if window is None else same & (distance < window)
+            return sees(
+                (groups[query], groups[key]),
+                (branches[query], branches[key]),
+                (positions[query], positions[key]),
+                window,
+            )
 
         return rule
 
     def look(self, layout: Layout) -> "BlockVisibility":
-        """Take the pass that comes next; returns itself."""
-        rows = (layout.groups_BT[0], layout.branches_BT[0], layout.positions_BT[0])
+        """Take the pass that comes next; returns itself.
+
+        Padding is a group of its own in each block: it costs no more than that block.
+        """
+        groups_T, places = layout.groups_BT[0], np.arange(layout.groups_BT.shape[1])
+        groups_T = np.where(groups_T < 0, -1 - places // BLOCK, groups_T)
+        rows = (groups_T, layout.branches_BT[0], layout.positions_BT[0])
         self.places.copy_(torch.from_numpy(np.stack(rows).astype(np.int32)))
         for kind, mask in self.masks.items():
             for place, found in zip(
@@ -156,22 +163,18 @@ class BlockVisibility:
 
     def blocks(self, window: int | None) -> list[Tensor]:
         """For each block of queries, number and places of the key blocks it sees in part, then in whole."""
-        rule, count = self.sees(window), self.places.shape[1] // BLOCK
-        keys = torch.arange(self.places.shape[1], device=self.places.device)
-        some, every = [], []
-        for first in range(0, len(keys), ROWS_AT_ONCE):  # the whole T * T would take gigabytes
-            seen = rule(keys[0], keys[0], keys[first : first + ROWS_AT_ONCE, None], keys[None])
-            tiles = seen.view(-1, BLOCK, count, BLOCK)
-            some.append(tiles.any(3).any(1))
-            every.append(tiles.all(3).all(1))
-        whole = torch.cat(every)
-        part = torch.cat(some) & ~whole
+        # The whole T * T would take gigabytes.
+        run = compiled_tiles() if self.places.is_cuda else tiles
+        parts = [run(rows, self.places, window) for rows in self.places.split(ROWS_AT_ONCE, 1)]
+        some, whole = (torch.cat(each) for each in zip(*parts, strict=True))
+        part = some & ~whole
         return [each for flags in (part, whole) for each in ordered(flags)]
 
     def attend(
         self, q_HTW: Tensor, k_KTW: Tensor, v_KTW: Tensor, kind: str, scale: float, softcap: float | None
     ) -> Tensor:
         run = compiled_flex() if q_HTW.is_cuda else flex_attention
+        tuned = q_HTW.is_cuda and q_HTW.shape[2] == 256 and softcap is not None
         out = run(
             q_HTW[None],
             k_KTW[None],
@@ -180,6 +183,7 @@ class BlockVisibility:
             block_mask=self.masks[kind],
             scale=scale,
             enable_gqa=len(q_HTW) != len(k_KTW),
+            kernel_options=dict(WIDE_CAPPED) if tuned else None,
         )
         assert isinstance(out, Tensor)
         return out[0].transpose(0, 1).flatten(1)
@@ -189,6 +193,39 @@ BLOCK = 128
 """Side of a block of FlexAttention's masks, in tokens."""
 ROWS_AT_ONCE = 2_048
 """Queries whose sight of all keys is worked out at a time."""
+
+WIDE_CAPPED = {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
+"""FlexAttention's `kernel_options` for heads of 256 with soft-capping: three quarters of the time that its
+own choice takes on an H100. Its own is left for other heads."""
+
+
+def tiles(rows: Tensor, keys: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+    """Which blocks of keys any query of a block sees at all, and which every query sees in whole.
+
+    Args:
+        rows, keys: int32 [3, queries], [3, T]: groups, branches, positions.
+
+    Returns:
+        Bool [blocks of queries, blocks of keys], twice.
+    """
+    groups, branches, positions = (
+        (row[:, None], key[None]) for row, key in zip(rows.unbind(), keys.unbind(), strict=True)
+    )
+    seen = sees(groups, branches, positions, window).view(-1, BLOCK, keys.shape[1] // BLOCK, BLOCK)
+    return seen.any(3).any(1), seen.all(3).all(1)
+
+
+def sees(
+    groups: tuple[Tensor, Tensor],
+    branches: tuple[Tensor, Tensor],
+    positions: tuple[Tensor, Tensor],
+    window: int | None,
+) -> Tensor:
+    """The rule of `visible`, of (query, key) each."""
+    distance = positions[0] - positions[1]
+    same = (groups[0] == groups[1]) & (distance >= 0)
+    same = same & ((branches[1] == 0) | (branches[0] == branches[1]))
+    return same if window is None else same & (distance < window)
 
 
 def window_of(kind: str, window: int | None) -> int | None:
@@ -214,3 +251,9 @@ def capped(softcap: float) -> Callable[..., Tensor]:
 @functools.cache
 def compiled_flex() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=False)
+
+
+@functools.cache
+def compiled_tiles() -> Callable[..., Any]:
+    """Uncompiled, a pass of 16,384 tokens writes out gigabytes of intermediate steps."""
+    return torch.compile(tiles, dynamic=False)

@@ -11,12 +11,27 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-__all__ = ["Weight", "multiply", "pack_weight", "quantize_rows"]
+from wsdm_ray.errors import ModelError
+
+__all__ = ["TYPES", "Rows", "Weight", "in_rows", "multiply", "pack_rows", "pack_weight", "quantize_rows"]
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 """What the largest value of a row becomes."""
 
 TYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+
+MULTIPLES = {torch.float8_e4m3fn: 16, torch.int8: 8}
+"""What GPUs need the sizes of a weight to be multiples of."""
+
+ROWS_AT_ONCE = 2_048
+"""Rows of a weight that are quantized at a time: what that takes beside the weight stays small."""
+
+
+class Rows(NamedTuple):
+    """A weight in 8 bit: values, int8 or float8 [out, in]; scale, float32 [out]."""
+
+    values: Tensor
+    scale: Tensor
 
 
 class Weight(NamedTuple):
@@ -46,12 +61,39 @@ def pack_weight(
         biases: [out] each, as many as weights, or none.
         precision: `none` (then of `dtype`), `int8` or `fp8`.
     """
+    if precision != "none":
+        every = [in_rows(weight.to(device), TYPES[precision]) for weight in weights]
+        return pack_rows(every, biases, device=device, dtype=dtype)
     bias = torch.cat(list(biases)).to(device, dtype) if biases else None
-    values = torch.cat([weight.to(device) for weight in weights])
-    if precision == "none":
-        return Weight(values.to(dtype), None, bias)
-    quantized, scale = quantize_rows(values, TYPES[precision])
-    return Weight(quantized, scale, bias)
+    return Weight(torch.cat([weight.to(device, dtype) for weight in weights]), None, bias)
+
+
+def pack_rows(
+    weights: Sequence[Rows],
+    biases: Sequence[Tensor],
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Weight:
+    """`pack_weight` of weights that are in 8 bit already; `dtype` is that of the bias.
+
+    Raises:
+        ModelError: a GPU has no products of these sizes.
+    """
+    values = torch.cat([rows.values.to(device) for rows in weights])
+    scale = torch.cat([rows.scale.to(device) for rows in weights])
+    if values.is_cuda and any(size % MULTIPLES[values.dtype] for size in values.shape):
+        raise ModelError(
+            f"a product of {' x '.join(map(str, values.shape))}: GPUs have it in 8 bit only where its sizes "
+            f"are multiples of {MULTIPLES[values.dtype]}; use --precision bf16"
+        )
+    return Weight(values, scale, torch.cat(list(biases)).to(device, dtype) if biases else None)
+
+
+def in_rows(weight: Tensor, kind: torch.dtype) -> Rows:
+    """A weight in 8 bit, a few rows at a time."""
+    parts = [quantize_rows(part, kind) for part in weight.split(ROWS_AT_ONCE)]
+    return Rows(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 def quantize_rows(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:

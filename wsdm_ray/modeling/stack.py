@@ -4,25 +4,37 @@ end.
     T tokens of a pass, D width, H query heads, K key heads, W head width, F inner width, S orderings
 
 Every layer runs the same two functions of tensors, with attention between them, so that compiling them once
-serves all layers. The last layer goes on with the last token of each ordering alone. What sets families
-apart is in `families`; who sees whom is in `attention`. Not covered: training, dropout, adapters that are
-not merged.
+serves all layers: nothing in them tells one layer from another. The last layer goes on with the last token
+of each ordering alone. On a GPU every pass is one row of a fixed number of tokens, whatever its layout, and
+the last tokens come so many at a time, so that nothing is compiled again after the first pass. What sets
+families apart is in `families`; who sees whom is in `attention`. Not covered: training, dropout, adapters
+that are not merged.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from wsdm_ray.modeling.attention import BLOCK, BlockVisibility, DenseVisibility, Visibility
 from wsdm_ray.modeling.families import Shape, shape_of
-from wsdm_ray.modeling.products import Weight, multiply, pack_weight
+from wsdm_ray.modeling.products import TYPES, Rows, Weight, in_rows, multiply, pack_rows, pack_weight
 from wsdm_ray.packing.layouts import Layout
 
-__all__ = ["Stack", "StackClassifier"]
+__all__ = ["Stack", "StackClassifier", "in_one_row", "whole_blocks"]
+
+LAST_ROWS = 256
+"""Last tokens that a compiled layer finishes at a time: one shape for any number of orderings, and more than
+the 16 rows that int8 products on GPUs need."""
+
+COMPILATIONS = 64
+"""Of one function in one process: a few for each model and number of tokens. Beyond its own limit of 8,
+PyTorch would go on uncompiled without a word, and FlexAttention would write out all scores."""
 
 
 @dataclass
@@ -43,6 +55,8 @@ class Stack(nn.Module):
         parameter: a weight of the backbone by its name in transformers, unquantized, adapters merged; each is
             asked for once and may be forgotten then.
         rotary: the backbone's module that turns positions into cosines and sines.
+        rows: a linear layer's weight by its name, where it is stored in the 8-bit rows of `precision`;
+            asked for before `parameter` is.
         precision: of the products: `none` keeps `dtype`, else `int8` or `fp8` (rows).
         dtype: of activations, and of weights that are not quantized.
     """
@@ -53,6 +67,7 @@ class Stack(nn.Module):
         config: Any,
         rotary: nn.Module,
         *,
+        rows: Callable[[str], Rows | None] = lambda name: None,
         precision: str = "none",
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -63,16 +78,40 @@ class Stack(nn.Module):
         self.to_device: Any = {"device": device, "dtype": dtype}
         self.embedding_VD = parameter("embed_tokens.weight").detach().to(device, dtype)
         self.norm_D = self.norm(parameter("norm.weight"))
-        self.layers = [self.layer(parameter, number, precision) for number in range(len(self.shape.kinds))]
+        self.layers = [
+            self.layer(parameter, rows, number, precision) for number in range(len(self.shape.kinds))
+        ]
+        self.project, self.finish = project, finish
+        if device == "cuda":
+            self.compile_layers()
 
-    def layer(self, parameter: Callable[[str], Tensor], number: int, precision: str) -> Layer:
+    def compile_layers(self, backend: Any = "inductor") -> None:
+        """Compile what every layer runs, once for all of them, when it first runs."""
+        self.project, self.finish = compiled(project, backend), compiled(finish, backend)
+
+    def layer(
+        self,
+        parameter: Callable[[str], Tensor],
+        rows: Callable[[str], Rows | None],
+        number: int,
+        precision: str,
+    ) -> Layer:
         """A layer's weights, those that multiply the same input fused."""
+        device = self.to_device["device"]
 
         def fused(*names: str, bias: bool = False) -> Weight:
             paths = [f"layers.{number}.{name}_proj" for name in names]
-            weights = [parameter(f"{path}.weight").detach() for path in paths]
             biases = [parameter(f"{path}.bias").detach() for path in paths if bias]
-            return pack_weight(weights, biases, precision, **self.to_device)
+            weights = [f"{path}.weight" for path in paths]
+            if precision == "none":
+                floats = [parameter(name).detach() for name in weights]
+                return pack_weight(floats, biases, precision, **self.to_device)
+            # One float32 weight at a time.
+            every = [
+                rows(name) or in_rows(parameter(name).detach().to(device), TYPES[precision])
+                for name in weights
+            ]
+            return pack_rows(every, biases, **self.to_device)
 
         def norm(name: str) -> Tensor:
             return self.norm(parameter(f"layers.{number}.{name}.weight"))
@@ -114,12 +153,21 @@ class Stack(nn.Module):
             x_TD = x_TD * torch.tensor(shape.width**0.5, dtype=x_TD.dtype)
         rotations = {kind: self.rotation(x_TD, positions_T, kind) for kind in set(shape.kinds)}
         for number, (layer, kind) in enumerate(zip(self.layers, shape.kinds, strict=True)):
-            q_HTW, k_KTW, v_KTW = project(x_TD, layer, rotations[kind], shape)
+            q_HTW, k_KTW, v_KTW = self.project(x_TD, layer, rotations[kind], shape)
             a_TD = sight.attend(q_HTW, k_KTW, v_KTW, kind, shape.query_scale, shape.softcap)
-            if number == len(self.layers) - 1:
-                x_TD, a_TD = x_TD[last_S], a_TD[last_S]
-            x_TD = finish(x_TD, a_TD, layer, shape)
+            if number < len(self.layers) - 1:
+                x_TD = self.finish(x_TD, a_TD, layer, shape)
+            else:
+                x_TD = self.finish_last(x_TD, a_TD, layer, last_S)
         return rms_norm(x_TD, self.norm_D, shape.norm_epsilon)
+
+    def finish_last(self, x_TD: Tensor, a_TD: Tensor, layer: Layer, last_S: Tensor) -> Tensor:
+        """What the last layer makes of the tokens at `last_S`: [S, D]."""
+        if self.finish is finish:
+            return finish(x_TD[last_S], a_TD[last_S], layer, self.shape)
+        padded = F.pad(last_S, (0, -len(last_S) % LAST_ROWS))
+        parts = [self.finish(x_TD[rows], a_TD[rows], layer, self.shape) for rows in padded.split(LAST_ROWS)]
+        return torch.cat(parts)[: len(last_S)]
 
     def rotation(self, x_TD: Tensor, positions_T: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         """Cosines and sines of each position for layers of `kind`: [T, W] each."""
@@ -131,6 +179,9 @@ class Stack(nn.Module):
 class StackClassifier(nn.Module):
     """A stack with a classifier's head; scores as the network does that it stands for.
 
+    fixed_rows: whether all passes should be of one number of tokens (`row_tokens` of `in_one_row`), as each
+        number is compiled for itself.
+
     Args:
         head: of `make_head`, on any device.
     """
@@ -139,13 +190,13 @@ class StackClassifier(nn.Module):
         super().__init__()
         self.stack = stack
         self.score = head.to(stack.embedding_VD.device)
+        self.fixed_rows = stack.embedding_VD.is_cuda
         self.sights: dict[int, BlockVisibility] = {}
         """By the tokens of a pass: one compilation each."""
 
     def forward(self, layout: Layout) -> Tensor:
-        """Logits of each ordering of a pass of one row: float32 [S, 2], (first wins, second wins)."""
-        if len(layout.tokens_BT) != 1:
-            raise ValueError("a stack takes one row of tokens: use the layouts packed or shared")
+        """Logits of each ordering of a pass: float32 [S, 2], (first response wins, second wins)."""
+        layout = in_one_row(layout)
         device = self.stack.embedding_VD.device
         tokens_T, positions_T, last_S = (
             torch.from_numpy(each).to(device)
@@ -161,8 +212,45 @@ class StackClassifier(nn.Module):
         if device.type == "cpu" or tokens % BLOCK:
             return DenseVisibility(layout, kinds, window, device)
         if tokens not in self.sights:
-            self.sights[tokens] = BlockVisibility(tokens, kinds, window, device)
+            with torch.inference_mode(False):  # tensors made in inference can be overwritten there alone
+                self.sights[tokens] = BlockVisibility(tokens, kinds, window, device)
         return self.sights[tokens].look(layout)
+
+    def warm_up(self, row_tokens: int) -> None:
+        """Run one pass of `row_tokens` tokens that says nothing, so that all is compiled."""
+        one = np.zeros((1, 1), np.int64)
+        layout = Layout(one, one, one.astype(np.int32), one.astype(np.int32), np.zeros(1, np.int64))
+        with torch.inference_mode():
+            self(in_one_row(layout, row_tokens)).cpu()
+
+
+def whole_blocks(tokens: int) -> int:
+    """`tokens`, rounded up to a multiple of `BLOCK`."""
+    return -(-tokens // BLOCK) * BLOCK
+
+
+def in_one_row(layout: Layout, row_tokens: int = 0) -> Layout:
+    """A pass as one row, its rows end to end, with padding up to `row_tokens`.
+
+    No group may be in two rows.
+    """
+    flat = {
+        name: getattr(layout, name).reshape(-1)
+        for name in ("tokens_BT", "positions_BT", "groups_BT", "branches_BT")
+    }
+    more = max(row_tokens - layout.tokens_BT.size, 0)
+    filled = {
+        name: np.pad(values, (0, more), constant_values=-1 if name == "groups_BT" else 0)[None]
+        for name, values in flat.items()
+    }
+    return Layout(last_S=layout.last_S, **filled)
+
+
+@functools.cache
+def compiled(function: Callable[..., Any], backend: Any) -> Callable[..., Any]:
+    """`function`, compiled for each set of shapes; one for all stacks of a process."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
+    return torch.compile(function, backend=backend, dynamic=False, fullgraph=True)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

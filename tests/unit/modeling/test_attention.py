@@ -1,5 +1,7 @@
 """Masks: who sees whom, by hand and by a loop that follows the rule word for word."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -155,6 +157,8 @@ def test_blocks_say_what_the_rule_says(layout, window):
     for sizes in (([200, 3], [150, 20]), ([10], [40])):  # the second pass overwrites the first
         given = layout_of(layout, *sizes, row_tokens=6 * BLOCK)
         sight.look(given)
+        blocks = -1 - np.arange(6 * BLOCK) // BLOCK  # padding is a group of its own in each block
+        given = dataclasses.replace(given, groups_BT=np.where(given.groups_BT < 0, blocks, given.groups_BT))
         for kind in KINDS:
             seen = visible(given, window if kind == "sliding_attention" else None, "cpu")[0].numpy()
             tiles = seen.reshape(6, BLOCK, 6, BLOCK).transpose(0, 2, 1, 3).reshape(6, 6, -1)
@@ -162,6 +166,14 @@ def test_blocks_say_what_the_rule_says(layout, window):
             rule = sight.sees(sight.windows[kind])
             places = torch.arange(6 * BLOCK)
             assert (rule(places[0], places[0], places[:, None], places[None]).numpy() == seen).all()
+
+
+def test_padding_sees_no_more_than_its_block():
+    given = layout_of("packed", [50], [50], row_tokens=6 * BLOCK)
+    sight = BlockVisibility(6 * BLOCK, KINDS, None, "cpu").look(given)
+    seen = np.diag([1, 1, 2, 2, 2, 2])
+    seen[1, 0] = 1  # the second sequence begins in the first block
+    assert (blocks_of(sight, "full_attention") == seen).all()
 
 
 def test_blocks_of_tokens_that_do_not_divide():

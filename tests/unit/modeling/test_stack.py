@@ -11,13 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from wsdm_ray.config import HeadConfig
 from wsdm_ray.errors import ModelError
 from wsdm_ray.modeling.classifier import load_network
 from wsdm_ray.modeling.families import FAMILIES, shape_of
 from wsdm_ray.modeling.products import Weight, multiply, pack_weight, quantize_rows
-from wsdm_ray.modeling.stack import Stack, StackClassifier
+from wsdm_ray.modeling.stack import Stack, StackClassifier, in_one_row, whole_blocks
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.ragged import Ragged
 
@@ -72,7 +73,13 @@ def in_one_pass(
     stack: StackClassifier, kind: str, pairs: tuple[Ragged, Ragged, Ragged], row_tokens: int = 0
 ) -> np.ndarray:
     every = np.arange(len(pairs[0]))
-    return stack(lay_out(kind, pairs[0], pairs[1:], every, row_tokens=row_tokens)).numpy()
+    return stack(in_one_row(lay_out(kind, pairs[0], pairs[1:], every), row_tokens)).numpy()
+
+
+def passed(lengths: list[tuple[int, int, int]]) -> tuple[Ragged, tuple[Ragged, ...], np.ndarray]:
+    """What `lay_out` takes."""
+    pairs = pairs_of(lengths)
+    return pairs[0], pairs[1:], np.arange(len(lengths))
 
 
 LENGTHS = [
@@ -84,8 +91,8 @@ LENGTHS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["packed", "shared"])
-@pytest.mark.parametrize("row_tokens", [0, 512])
+@pytest.mark.parametrize("kind", ["padded", "packed", "shared"])
+@pytest.mark.parametrize("row_tokens", [0, 1024])
 def test_every_family_as_one_sequence_at_a_time(network, kind, row_tokens):
     pairs = pairs_of(LENGTHS)
     found = in_one_pass(stack_of(network), kind, pairs, row_tokens)
@@ -97,7 +104,7 @@ def test_every_family_as_one_sequence_at_a_time(network, kind, row_tokens):
     lengths=st.lists(
         st.tuples(st.integers(0, 40), st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=5
     ),
-    kind=st.sampled_from(["packed", "shared"]),
+    kind=st.sampled_from(["padded", "packed", "shared"]),
 )
 def test_any_lengths(network, lengths, kind):
     pairs = pairs_of(lengths, seed=len(lengths))
@@ -117,10 +124,56 @@ def test_quantized_products_are_near_and_do_not_depend_on_neighbours(network, pr
     np.testing.assert_allclose(in_one_pass(stack, "shared", alone), found[:6], atol=1e-5)
 
 
-def test_rows_are_refused(network):
-    prompts, first, second = pairs_of(LENGTHS[:2])
-    with pytest.raises(ValueError, match="packed or shared"):
-        stack_of(network)(lay_out("padded", prompts, [first, second], np.arange(2)))
+def test_one_row_of_a_pass():
+    prompts, first, second = pairs_of([(1, 1, 1), (2, 2, 1)])
+    rows = lay_out("padded", prompts, [first, second], np.arange(2))
+    one = in_one_row(rows, 25)
+    assert one.tokens_BT.shape == one.groups_BT.shape == (1, 25)
+    assert one.groups_BT.tolist() == [[0, 0, 0, -1, -1, 1, 1, 1, -1, -1, *[2] * 5, *[3] * 5, *[-1] * 5]]
+    assert one.last_S.tolist() == rows.last_S.tolist() == [2, 7, 14, 19]
+    assert one.num_tokens == rows.num_tokens == 16
+    assert in_one_row(one, 7).tokens_BT.tolist() == one.tokens_BT.tolist()
+    assert [whole_blocks(tokens) for tokens in (0, 1, 128, 129)] == [0, 128, 128, 256]
+
+
+@pytest.mark.parametrize("precision", ["none", "int8"])
+def test_one_compilation_serves_all_layers_and_passes(precision, family_model):
+    network: Any = load_network(
+        str(family_model("gemma3_text")),
+        HeadConfig(),
+        seed=0,
+        device="cpu",
+        dtype=torch.float32,
+        quantization="none",
+    )
+    stack = stack_of(network, precision)
+    counter = CompileCounter()
+    stack.stack.compile_layers(counter)
+    assert len(stack.stack.layers) == 2
+    assert len(set(stack.stack.shape.kinds)) == 2
+    with torch.inference_mode():
+        first = stack(in_one_row(lay_out("shared", *passed(LENGTHS)), 1024)).numpy()
+        assert counter.frame_count == 3, "project, finish, and finish on the last tokens"
+        stack(in_one_row(lay_out("packed", *passed(LENGTHS[:2])), 1024))
+        stack(in_one_row(lay_out("padded", *passed(LENGTHS[:1])), 1024))
+        stack(
+            in_one_row(lay_out("shared", *passed([(0, 1, 1)] * 150)), 1024)
+        )  # more last tokens than LAST_ROWS
+    assert counter.frame_count == 3
+    np.testing.assert_allclose(
+        first, in_one_pass(stack_of(network, precision), "shared", pairs_of(LENGTHS)), atol=1e-5
+    )
+
+
+def test_warm_up_compiles_what_passes_run(network):
+    stack = stack_of(network)
+    counter = CompileCounter()
+    stack.stack.compile_layers(counter)
+    stack.warm_up(384)
+    assert counter.frame_count == 3
+    with torch.inference_mode():
+        stack(in_one_row(lay_out("shared", *passed(LENGTHS[:2])), 384))
+    assert counter.frame_count == 3
 
 
 def test_an_unknown_family_or_kind_of_layer(network):
