@@ -285,7 +285,8 @@ class TrainConfig:
     """Pairs of one optimizer step over all workers, whatever their number."""
     orders: Orders = "both"
     """both: each pair in both orderings within the same step."""
-    layout: Layout = "padded"
+    layout: Layout | Literal["auto"] = "auto"
+    """auto: packed on a GPU, without padding, unless the family caps its attention scores; else padded."""
     token_budget: int = 16_384
     """The most tokens of one forward pass on one worker."""
     micro_batches: int | None = None
@@ -295,6 +296,9 @@ class TrainConfig:
     """Of activations: bf16 where the GPU has it, else fp32."""
     quantization: Literal["auto", "int8", "nf4", "none"] = "auto"
     """Of the frozen base; auto keeps what the folder holds and makes an unquantized one int8."""
+    int8_activations: bool = False
+    """Multiply int8 weights by activations in int8, as LLM.int8() does, instead of by activations as they
+    are. Slower, and the result of a row depends on its neighbours."""
     gradient_checkpointing: bool = False
     """Trade time for memory."""
     text: TextConfig = field(default_factory=TextConfig)

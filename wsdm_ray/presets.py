@@ -103,6 +103,7 @@ def recipe_gemma2_9b_ab(
         token_budget=8 * 2_200,
         precision="bf16",
         quantization="int8",
+        int8_activations=True,
         gradient_checkpointing=True,
         text=TextConfig(
             prompt_tag="<prompt>: ",

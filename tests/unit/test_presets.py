@@ -44,6 +44,7 @@ RECIPE: dict[str, Any] = {
     "seed": 0xFACED,
     "checkpoint_steps": 1000,
     "layout": "padded",
+    "int8_activations": True,
 }
 
 

@@ -1,18 +1,26 @@
-"""Attention masks for any layout: dense tensors that every transformers family takes, or sparse in blocks.
+"""Attention for any layout: by the bounds of sequences, by dense masks, or by masks sparse in blocks.
 
-A dense mask takes B * T * T elements, so token budgets on it stay in the ten thousands. Shape suffixes: T
-tokens, H query heads, K key heads, W head width.
+    bounds   variable-length attention; a row of whole sequences (packed), in a family without soft-capping
+    dense    B * T * T elements, so token budgets on it stay in the ten thousands; anything else
+    blocks   FlexAttention, for scoring on GPUs alone
+
+Shape suffixes: T tokens, H query heads, K key heads, W head width.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+import transformers
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.varlen import varlen_attn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from wsdm_ray.packing.layouts import Layout
 
@@ -21,15 +29,106 @@ __all__ = [
     "BlockVisibility",
     "DenseVisibility",
     "Visibility",
+    "attention_arguments",
     "attention_implementation",
     "dense_masks",
+    "takes_bounds",
     "visible",
 ]
 
+BOUNDS = "wsdm_ray_bounds"
+"""The name under which transformers finds `attend`."""
+
 
 def attention_implementation(config: Any) -> str:
-    """`eager` for a family whose attention scores are soft-capped (SDPA has no such path), else `sdpa`."""
-    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+    """The name of the attention that transformers is to use: `attend`, or `eager` where it cannot serve."""
+    return BOUNDS if takes_bounds(config) else "eager"
+
+
+def takes_bounds(config: Any) -> bool:
+    """Whether a family's attention can go by bounds: neither SDPA nor variable-length attention soft-caps."""
+    return not getattr(config, "attn_logit_softcapping", None)
+
+
+def attention_arguments(
+    layout: Layout, config: Any, dtype: torch.dtype, device: torch.device | str
+) -> dict[str, Any]:
+    """What a backbone's forward takes so that the tokens of `layout` see whom they may."""
+    if not takes_bounds(config) or len(layout.tokens_BT) > 1 or np.any(layout.branches_BT):
+        return {"attention_mask": dense_masks(layout, config, dtype, device)}
+    bounds = layout.bounds
+    return {
+        "attention_mask": torch.zeros(1, 1, 1, 1, device=device),  # ready, so that none is made
+        "cu_seq_lens_q": torch.from_numpy(bounds).to(device),
+        "max_length_q": int(np.diff(bounds).max()),
+    }
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int = 0,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it: by bounds where they are given, else by a mask.
+
+    Args:
+        query: [B, H, T, W]; key, value: [B, K, T, W]; B is 1 with bounds.
+        sliding_window: tokens that each sees, itself with them, by place: the layer's.
+        cu_seq_lens_q: int32 [sequences + 1], where sequences begin, and T.
+        max_length_q: tokens of the longest sequence.
+
+    Returns:
+        [B, T, H, W], and nothing for the weights.
+    """
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )  # pyright: ignore[reportReturnType]  # of no weights
+    if torch.is_autocast_enabled(query.device.type):  # which knows nothing of this operation
+        query, key, value = (
+            each.to(torch.get_autocast_dtype(query.device.type)) for each in (query, key, value)
+        )
+    group = query.shape[1] // key.shape[1]
+    k_HTW, v_HTW = (each[0].repeat_interleave(group, 0) for each in (key, value))
+    if query.is_cuda and query.dtype != torch.float32:
+        q_THW, k_THW, v_THW = (each.transpose(0, 1).contiguous() for each in (query[0], k_HTW, v_HTW))
+        window = (-1 if sliding_window is None else sliding_window - 1, 0)
+        out = varlen_attn(
+            q_THW, k_THW, v_THW, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
+            scale=scaling, window_size=window,
+        )  # fmt: skip
+        assert isinstance(out, Tensor)
+        return out[None], None
+    parts = [
+        attend_alone(
+            query[0, :, start:end], k_HTW[:, start:end], v_HTW[:, start:end], scaling, sliding_window
+        )
+        for start, end in itertools.pairwise(cu_seq_lens_q.tolist())
+    ]
+    return torch.cat(parts, 1).transpose(0, 1)[None], None
+
+
+def attend_alone(
+    q_HTW: Tensor, k_HTW: Tensor, v_HTW: Tensor, scale: float | None, window: int | None
+) -> Tensor:
+    """Causal attention of one sequence: [H, T, W]."""
+    length = q_HTW.shape[1]
+    if window is None or window >= length:
+        return F.scaled_dot_product_attention(q_HTW, k_HTW, v_HTW, scale=scale, is_causal=True)
+    seen = torch.ones(length, length, dtype=torch.bool, device=q_HTW.device).tril().triu(1 - window)
+    return F.scaled_dot_product_attention(q_HTW, k_HTW, v_HTW, attn_mask=seen, scale=scale)
+
+
+transformers.AttentionInterface.register(BOUNDS, attend)
+transformers.AttentionMaskInterface.register(BOUNDS, sdpa_mask)  # for plain calls of the network
 
 
 def visible(layout: Layout, window: int | None, device: torch.device | str) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch import nn
 
 from wsdm_ray.config import HeadConfig, LoraConfig
 from wsdm_ray.errors import ConfigError, ModelError
-from wsdm_ray.modeling.attention import attention_implementation, dense_masks
+from wsdm_ray.modeling.attention import attention_arguments, attention_implementation
 from wsdm_ray.modeling.families import FAMILIES
 from wsdm_ray.modeling.stack import StackClassifier
 from wsdm_ray.packing.layouts import Layout
@@ -192,8 +192,8 @@ def ordering_logits(network: nn.Module, layout: Layout) -> torch.Tensor:
         hidden = backbone(
             input_ids=torch.from_numpy(layout.tokens_BT).to(device),
             position_ids=torch.from_numpy(layout.positions_BT).to(device),
-            attention_mask=dense_masks(layout, model.config, dtype, device),
             use_cache=False,
+            **attention_arguments(layout, model.config, dtype, device),
         ).last_hidden_state
     last = hidden.flatten(0, 1)[torch.from_numpy(layout.last_S).to(device)]
     with torch.autocast(device.type, enabled=False):

@@ -41,6 +41,16 @@ class Layout:
         """Tokens that are not padding."""
         return int((self.groups_BT >= 0).sum())
 
+    @property
+    def bounds(self) -> np.ndarray:
+        """Where the sequences of a layout of one row begin, and its end: int32 [sequences + 1].
+
+        Padding is a sequence too. Not for `shared`, whose orderings are no sequences of their own.
+        """
+        groups_T = self.groups_BT[0]
+        starts = np.flatnonzero(np.diff(groups_T)) + 1
+        return np.concatenate([[0], starts, [len(groups_T)]]).astype(np.int32)
+
 
 def lay_out(
     layout: str,

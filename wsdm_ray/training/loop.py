@@ -24,12 +24,14 @@ from wsdm_ray.config import TrainConfig
 from wsdm_ray.data.mixing import read_teachers, row_weights
 from wsdm_ray.data.votes import Votes
 from wsdm_ray.errors import WsdmRayError
+from wsdm_ray.modeling.attention import takes_bounds
 from wsdm_ray.modeling.checkpoint import Manifest, load_adapter_weights, save_classifier
 from wsdm_ray.modeling.classifier import (
     add_lora,
     device_and_dtype,
     first_wins,
     load_network,
+    model_config,
     ordering_logits,
     trainable_parameters,
 )
@@ -94,6 +96,7 @@ class Trainer:
             (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         )
         self.device, dtype = device_and_dtype(config.precision)
+        self.layout = config.layout if config.layout != "auto" else fastest_layout(base, self.device)
         self.sides = tuple(int(ordering) for ordering in orderings_of(config.orders))
         self.encoder = PairEncoder(base, config.text)
         network = load_network(
@@ -104,6 +107,10 @@ class Trainer:
             dtype=dtype,
             quantization=manifest.quantization,
         )
+        if manifest.quantization == "int8" and not config.int8_activations:
+            from wsdm_ray.modeling.int8 import with_activations_as_they_are
+
+            network = with_activations_as_they_are(network)
         if config.gradient_checkpointing:
             network.activation_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
         self.network = add_lora(network, config.lora, config.seed)
@@ -128,16 +135,14 @@ class Trainer:
     def prepare(self, number: int) -> Step:
         rows = step_rows(self.config.seed, number, len(self.train), self.config.pairs_per_step)
         pairs = self.encoder.encode(*self.train.texts(rows))
-        tokens = pair_tokens(
-            self.config.layout, pairs.prefix.lengths, pairs.suffix_ab.lengths, len(self.sides)
-        )
+        tokens = pair_tokens(self.layout, pairs.prefix.lengths, pairs.suffix_ab.lengths, len(self.sides))
         passes = plan_passes_at_least(
-            self.config.layout,
+            self.layout,
             tokens,
             self.config.token_budget,
             self.config.micro_batches or self.num_workers,
         )
-        return Step(rows, pairs, passes, [pass_tokens(self.config.layout, tokens[each]) for each in passes])
+        return Step(rows, pairs, passes, [pass_tokens(self.layout, tokens[each]) for each in passes])
 
     def take(self, step: Step) -> dict[str, Any]:
         """One optimizer step."""
@@ -147,9 +152,7 @@ class Trainer:
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, right orderings, tokens
         for number in share_passes(step.costs, self.num_workers)[self.rank]:
             torch.manual_seed(seed_of(self.config.seed, self.step, number))
-            layout = lay_out(
-                self.config.layout, step.pairs.prefix, self.suffixes(step.pairs), step.passes[number]
-            )
+            layout = lay_out(self.layout, step.pairs.prefix, self.suffixes(step.pairs), step.passes[number])
             log_odds = first_wins(ordering_logits(self.network, layout))
             loss, right = self.loss(log_odds, step.rows[step.passes[number]])
             (loss / count).backward()
@@ -258,15 +261,13 @@ class Trainer:
             return {}
         self.network.eval()
         pairs = self.encoder.encode(*self.valid.texts(np.arange(len(self.valid))))
-        tokens = pair_tokens(
-            self.config.layout, pairs.prefix.lengths, pairs.suffix_ab.lengths, len(self.sides)
-        )
-        passes = plan_passes(self.config.layout, tokens, self.config.token_budget)
-        costs = [pass_tokens(self.config.layout, tokens[each]) for each in passes]
+        tokens = pair_tokens(self.layout, pairs.prefix.lengths, pairs.suffix_ab.lengths, len(self.sides))
+        passes = plan_passes(self.layout, tokens, self.config.token_budget)
+        costs = [pass_tokens(self.layout, tokens[each]) for each in passes]
         log_odds = torch.zeros(len(pairs), len(self.sides), dtype=torch.float64)
         sign = torch.tensor([1.0 if side == 0 else -1.0 for side in self.sides])
         for number in share_passes(costs, self.num_workers)[self.rank]:
-            layout = lay_out(self.config.layout, pairs.prefix, self.suffixes(pairs), passes[number])
+            layout = lay_out(self.layout, pairs.prefix, self.suffixes(pairs), passes[number])
             found = first_wins(ordering_logits(self.network, layout)).view(-1, len(self.sides)).cpu()
             log_odds[torch.from_numpy(passes[number])] = (found * sign).double()
         if self.num_workers > 1:
@@ -293,6 +294,13 @@ class Trainer:
         self.optimizer.load_state_dict(unflatten(load_file(Path(folder) / STATE_TENSORS), state["optimizer"]))
         self.step = state["step"]
         self.metrics = [json.loads(line) for line in (Path(folder) / METRICS).read_text().splitlines()]
+
+
+def fastest_layout(base: str, device: str) -> str:
+    """`packed` where attention by bounds is fast: dense masks of a packed row cost the square of its length,
+    and CPUs like short passes best.
+    """
+    return "packed" if device == "cuda" and takes_bounds(model_config(base)) else "padded"
 
 
 def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,11 @@ from hypothesis import strategies as st
 
 from wsdm_ray.modeling.attention import (
     BLOCK,
+    BOUNDS,
     BlockVisibility,
     DenseVisibility,
+    attend,
+    attention_arguments,
     attention_implementation,
     dense_masks,
     visible,
@@ -129,8 +134,8 @@ def test_an_unknown_kind_of_layer():
 
 def test_soft_capped_scores_are_computed_eagerly():
     assert attention_implementation(Config(attn_logit_softcapping=50.0)) == "eager"
-    assert attention_implementation(Config(attn_logit_softcapping=None)) == "sdpa"
-    assert attention_implementation(Config()) == "sdpa"
+    assert attention_implementation(Config(attn_logit_softcapping=None)) == BOUNDS
+    assert attention_implementation(Config()) == BOUNDS
 
 
 KINDS = {"full_attention", "sliding_attention"}
@@ -192,3 +197,43 @@ def test_sparse_and_dense_attention_agree(kind, softcap):
     sparse = BlockVisibility(2 * BLOCK, KINDS, 16, "cpu").look(given).attend(q, k, v, kind, 0.25, softcap)
     torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-5)
     assert dense.shape == (256, 64)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), min_size=1, max_size=4),
+    padding=st.integers(0, 5),
+)
+def test_attention_by_bounds_is_attention_by_masks(window, sizes, padding):
+    prefixes, suffixes = zip(*sizes, strict=True)
+    used = 2 * sum(prefixes) + 2 * sum(suffixes)
+    layout = layout_of("packed", list(prefixes), list(suffixes), row_tokens=used + padding)
+    arguments = attention_arguments(layout, Config(), torch.float32, "cpu")
+    assert arguments.pop("attention_mask").numel() == 1
+    random = torch.Generator().manual_seed(0)
+    tokens = used + padding
+    q, k, v = (torch.randn(1, heads, tokens, 8, generator=random, requires_grad=True) for heads in (4, 2, 2))
+    module: Any = torch.nn.Identity()
+    module.num_key_value_groups = 2
+    mask = torch.where(visible(layout, window, "cpu"), 0.0, torch.finfo(torch.float32).min)[:, None]
+    expected, _ = attend(module, q, k, v, mask, scaling=0.3)
+    found, _ = attend(module, q, k, v, None, scaling=0.3, sliding_window=window, **arguments)
+    real = torch.from_numpy(layout.groups_BT[0] >= 0)
+    # Sums in another order.
+    torch.testing.assert_close(found[:, real], expected[:, real], atol=1e-6, rtol=1e-5)
+    weights = torch.randn(expected.shape, generator=random) * real[:, None, None]
+    for one, other in zip(
+        torch.autograd.grad((found * weights).sum(), (q, k, v)),
+        torch.autograd.grad((expected * weights).sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_goes_by_masks_where_bounds_do_not_tell():
+    for layout, config in (
+        (layout_of("shared", [2], [2]), Config()),
+        (layout_of("padded", [2], [2]), Config()),
+        (layout_of("packed", [2], [2]), Config(attn_logit_softcapping=50.0)),
+    ):
+        assert set(attention_arguments(layout, config, torch.float32, "cpu")) == {"attention_mask"}

@@ -172,7 +172,7 @@ def test_the_window_is_narrower_than_these_sequences(network_of, window):
     network.config.sliding_window = 1_000
     try:
         with torch.no_grad():
-            found = ordering_logits(network, lay_out("packed", prefix, suffixes, np.array([0])))
+            found = ordering_logits(network, lay_out("shared", prefix, suffixes, np.array([0])))
     finally:
         network.config.sliding_window = old
     assert (found - expected).abs().max() > 100 * TOLERANCE
