@@ -1,15 +1,17 @@
-"""What every benchmark's JSON says of where it ran."""
+"""What every benchmark's JSON says of where it ran, and of repeats."""
 
 import json
 import os
 import platform
+import statistics
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from wsdm_ray.runs import versions
 
-__all__ = ["HERE", "ROOT", "write_result"]
+__all__ = ["HERE", "ROOT", "spread", "write_result"]
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -27,6 +29,11 @@ def write_result(path: Path, question: str, settings: dict[str, Any], results: A
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, smallest and largest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def hardware() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import HERE, write_result
+from references import both_orderings, pipeline_scorer, recipe_batches, sequences_of
 
 from wsdm_ray.config import HeadConfig, TextConfig
 from wsdm_ray.data.votes import read_votes
@@ -113,48 +114,11 @@ def stack_of(base: str, precision: str) -> StackClassifier:
 
 
 def pipeline(base: str, pairs: EncodedPairs) -> Callable[[], np.ndarray]:
-    """The transformers pipeline in float32 on the same token ids, which it gets as text of a word an id."""
-    import transformers
-
-    class Ids(transformers.PreTrainedTokenizer):
-        """A tokenizer whose texts are the ids themselves: the pipeline sees the engine's very tokens."""
-
-        def __init__(self) -> None:
-            super().__init__(pad_token="<pad>", model_max_length=10**6)
-
-        def get_vocab(self) -> dict[str, int]:
-            return {"<pad>": 0}
-
-        @property
-        def vocab_size(self) -> int:
-            return 10**6
-
-        def _tokenize(self, text: str, **_: Any) -> list[str]:
-            return text.split()
-
-        def _convert_token_to_id(self, token: str) -> int:
-            return 0 if token == "<pad>" else int(token)
-
-    model = network_of(base, torch.float32)
-    model.config.pad_token_id = 0
-    run = transformers.TextClassificationPipeline(model=model, tokenizer=Ids(), framework="pt", batch_size=8)
-    sequences = [
-        np.concatenate([pairs.prefix[i], suffix[i]])
-        for suffix in (pairs.suffix_ab, pairs.suffix_ba)
-        for i in range(len(pairs))
-    ]
-    order = np.argsort([-len(ids) for ids in sequences], kind="stable")
-    texts = [" ".join(map(str, sequences[place].tolist())) for place in order]
-
-    def score() -> np.ndarray:
-        logits = np.zeros(len(sequences))
-        for place, found in zip(order, run(texts, top_k=None, function_to_apply="none"), strict=True):
-            by_label = {each["label"]: each["score"] for each in found}
-            logits[place] = by_label["LABEL_0"] - by_label["LABEL_1"]
-        ab, ba = logits.reshape(2, -1)
-        return np.stack([ab, -ba], 1)
-
-    return score
+    """The transformers pipeline in float32 on the same token ids, in batches of 8 sorted by length."""
+    run = pipeline_scorer(network_of(base, torch.float32), "cpu")
+    sequences = sequences_of(pairs)
+    order = np.concatenate(recipe_batches(sequences, 8))
+    return lambda: both_orderings(run(sequences, order, 8))
 
 
 WAYS = {
