@@ -1,4 +1,4 @@
-"""What every benchmark's JSON says of where it ran, and of repeats."""
+"""What benchmarks share: what every JSON says of where it ran, the spread of repeats, some of many pairs."""
 
 import json
 import os
@@ -9,9 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wsdm_ray.runs import versions
+import numpy as np
 
-__all__ = ["HERE", "ROOT", "spread", "write_result"]
+from wsdm_ray.packing.ragged import Ragged
+from wsdm_ray.runs import versions
+from wsdm_ray.text.encoding import EncodedPairs
+
+__all__ = ["HERE", "ROOT", "spread", "take", "write_result"]
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -34,6 +38,15 @@ def write_result(path: Path, question: str, settings: dict[str, Any], results: A
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, smallest and largest."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def take(pairs: EncodedPairs, rows: np.ndarray) -> EncodedPairs:
+    """The pairs of `rows` (int [n]), in that order."""
+    ragged = (
+        Ragged.from_lists([each[row] for row in rows.tolist()])
+        for each in (pairs.prefix, pairs.suffix_ab, pairs.suffix_ba)
+    )
+    return EncodedPairs(*ragged, cut_tokens_N=pairs.cut_tokens_N[rows], ba_first_N=pairs.ba_first_N[rows])
 
 
 def hardware() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import HERE, write_result
+from common import HERE, take, write_result
 from references import pipeline_scorer, random_network, recipe_network, sequences_of
 from synthetic import HEAD, config_of, random_parameter, synthetic_pairs
 
@@ -15,12 +15,10 @@ from wsdm_ray.modeling.classifier import make_head
 from wsdm_ray.modeling.merging import skeleton
 from wsdm_ray.modeling.stack import Stack, StackClassifier
 from wsdm_ray.packing.plan import pair_tokens
-from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import Ordering
 from wsdm_ray.scoring.engine import Scores, log_odds
-from wsdm_ray.text.encoding import EncodedPairs
 
-__all__ = ["BOTH", "PRECISIONS", "Bench", "take"]
+__all__ = ["BOTH", "PRECISIONS", "Bench"]
 
 BOTH = (Ordering.AB, Ordering.BA)
 PRECISIONS = {"bf16": "none", "int8": "int8", "fp8": "fp8"}
@@ -112,12 +110,3 @@ class Bench:
     def wait(self) -> None:
         if self.device == "cuda":
             torch.cuda.synchronize()
-
-
-def take(pairs: EncodedPairs, rows: np.ndarray) -> EncodedPairs:
-    """The pairs of `rows` (int [n]), in that order."""
-    ragged = (
-        Ragged.from_lists([each[row] for row in rows.tolist()])
-        for each in (pairs.prefix, pairs.suffix_ab, pairs.suffix_ba)
-    )
-    return EncodedPairs(*ragged, cut_tokens_N=pairs.cut_tokens_N[rows], ba_first_N=pairs.ba_first_N[rows])

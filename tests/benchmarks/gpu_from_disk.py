@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from gpu_bench import BOTH, Bench, take
+from common import take
+from gpu_bench import BOTH, Bench
 from gpu_measures import peak_memory
 from synthetic import random_parquet, write_checkpoint
 
