@@ -112,8 +112,128 @@ def score_cpu(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def score_gpu(results: dict[str, Any]) -> list[str]:
+    pairs = results["pairs"]
+    lines = [
+        f"Pairs of {pairs['tokens_of_both_orderings']:,.0f} tokens on average in both orderings "
+        f"({pairs['tokens_shared']:,.0f} where they share their prompt), {pairs['cut_share']:.0%} cut; random weights."
+    ]
+    parts = {"speed": gpu_speed, "ceiling": gpu_ceiling, "timeline": gpu_timeline, "memory": gpu_memory,
+             "start": gpu_start, "scaling": gpu_scaling}  # fmt: skip
+    for name, write in parts.items():
+        if name in results:
+            lines += ["", *write(results[name])]
+    return lines
+
+
+def gpu_speed(rows: list[dict[str, Any]]) -> list[str]:
+    recipe = next((row["pairs_per_second"]["median"] for row in rows if row["way"] == "recipe"), None)
+    lines = [
+        "| way | pairs/s, median (min to max) | times the recipe | tokens/s, both orderings | turns | pass filled |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        speed = row["pairs_per_second"]
+        times = f"{speed['median'] / recipe:.2f}" if recipe else ""
+        filled = f"{row['fill']:.1%}" if "fill" in row else f"batches of {row['batch']}"
+        lines.append(
+            f"| {row['way']} | {speed['median']:.2f} ({speed['min']:.2f} to {speed['max']:.2f}) | {times} "
+            f"| {row['tokens_per_second']['median']:,.0f} | {row['turns']} | {filled} |"
+        )
+    return lines
+
+
+def gpu_ceiling(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "The four products of a layer alone, for all layers:",
+        "",
+        "| precision | TFLOP/s | tokens/s of a pass | pairs/s, shared layout | reached by `shared` |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        reached = f"{row['reached']:.0%}" if row["reached"] else ""
+        lines.append(
+            f"| {row['precision']} | {row['tflops']:,.0f} | {row['pass_tokens_per_second']:,.0f} "
+            f"| {row['pairs_per_second']:.1f} | {reached} |"
+        )
+    return lines
+
+
+def gpu_timeline(found: dict[str, Any]) -> list[str]:
+    lines = [
+        f"`fp8 shared` on the GPU's timeline, {found['milliseconds']:,.0f} ms: idle {found['idle_share']:.2%}, "
+        f"at most {found['longest_gap_ms']:.2f} ms at a time. Kernels by their share:",
+        "",
+        "| kernel | share | calls | median |",
+        "|---|---|---|---|",
+    ]
+    for each in found["kernels"]:
+        lines.append(
+            f"| `{each['name']}` | {each['share']:.1%} | {each['calls']} | {each['median_us']:,.0f} us |"
+        )
+    return lines
+
+
+def gpu_memory(found: dict[str, float]) -> list[str]:
+    return [
+        f"One `fp8 shared` replica: weights {found['weights_gib']:.1f} GiB, at its peak "
+        f"{found['allocated_gib']:.1f} GiB in use and {found['reserved_gib']:.1f} GiB reserved."
+    ]
+
+
+def gpu_start(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "Seconds from the start of a process, weights on local disk:",
+        "",
+        "| compile cache | imported | loaded | first pass | second pass | of which compiling | peak, loading included |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        stages = " | ".join(
+            f"{row[name]:.1f}" for name in ("imported", "loaded", "first_pass", "second_pass")
+        )
+        lines.append(
+            f"| {row['compile_cache']} | {stages} | {row['compiling']:.1f} | {row['reserved_gib']:.1f} GiB |"
+        )
+    return lines
+
+
+def gpu_scaling(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "The whole pipeline on Ray, parquet to parquet:",
+        "",
+        "| replicas | pairs/s, all at work | times one | pairs/s within replicas | with start-up |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['replicas']} | {row['steady_pairs_per_second']:.2f} | {row['times_one']:.2f} "
+            f"| {row['busy_pairs_per_second']:.2f} | {row['pairs_per_second']:.2f} |"
+        )
+    return lines
+
+
+def same_answers(results: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "Distances of probabilities are from `bf16 single`; the last columns are of the same rows in several batches.",
+        "",
+        "| way | mean distance | 99th percentile | largest | other winner | accuracy | log loss | spread over batches, mean | largest |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results:
+        spreads = (row.get(f"batch_spread_{name}") for name in ("mean", "max"))
+        cells = " | ".join("" if spread is None else f"{spread:.5f}" for spread in spreads)
+        lines.append(
+            f"| {row['way']} | {row['mean_abs']:.5f} | {row['p99_abs']:.5f} | {row['max_abs']:.5f} "
+            f"| {row['other_winner']:.2%} | {row['accuracy']:.4f} | {row['log_loss']:.4f} | {cells} |"
+        )
+    return lines
+
+
 SECTIONS = {
     "score_cpu": score_cpu,
+    "score_gpu": score_gpu,
+    "same_answers": same_answers,
     "quickstart": quickstart,
     "real_votes": real_votes,
     "arena_rows": rows_per_second,

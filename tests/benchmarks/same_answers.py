@@ -15,6 +15,7 @@ row's probabilities are. Writes results/same_answers.json, or --json, anew after
 """
 
 import argparse
+import functools
 import gc
 import time
 from collections.abc import Callable
@@ -103,11 +104,10 @@ def main() -> None:
 def scorer_of(way: str, folder: str, base: str | None, token_budget: int) -> Scorer:
     """The way's function; the model is loaded here."""
     precision, kind = way.split(" ")
-    where: dict[str, Any] = {"base": base, "verify": False}
     if kind in ("packed", "shared"):
-        stack, _ = load_stack(folder, precision=precision, **where)
+        stack = stack_of(folder, base, precision)
         return lambda pairs: log_odds(stack, pairs, BOTH, layout=kind, token_budget=token_budget).log_odds_NO
-    network, _ = load_classifier(folder, precision=precision, **where)
+    network, _ = load_classifier(folder, precision=precision, base=base, verify=False)
     if kind == "single":
         return lambda pairs: score_single(network, pairs)
     inner(network).set_attn_implementation("eager")
@@ -117,6 +117,12 @@ def scorer_of(way: str, folder: str, base: str | None, token_budget: int) -> Sco
         return both_orderings(score_recipe(network, sequences, recipe_batches(sequences, BATCH)))
 
     return recipe
+
+
+@functools.lru_cache(maxsize=1)
+def stack_of(folder: str, base: str | None, precision: str) -> torch.nn.Module:
+    """One stack for the layouts that follow each other: what it compiled serves both."""
+    return load_stack(folder, precision=precision, base=base, verify=False)[0]
 
 
 @torch.inference_mode()
