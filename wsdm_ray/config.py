@@ -32,7 +32,7 @@ __all__ = [
 Orders = Literal["both", "ab", "ba"]
 ScoreOrders = Literal["both", "ab", "ba", "adaptive"]
 Layout = Literal["padded", "packed", "shared"]
-Precision = Literal["auto", "fp32", "bf16", "bnb-int8", "nf4"]
+Precision = Literal["auto", "fp32", "bf16", "int8", "fp8", "bnb-int8", "nf4"]
 VoteFormat = Literal[
     "canonical", "wsdm", "lmsys-57k", "lmsys-33k", "ultrafeedback", "orpo-dpo-mix", "hh-rlhf", "dpo"
 ]
@@ -369,8 +369,11 @@ class ScoreConfig:
     adaptive_threshold: float = 0.2
     """adaptive: a row is in doubt where its probability is less than this from 0.5."""
     precision: Precision = "auto"
-    """auto: bnb-int8 on a GPU, fp32 (dequantized, adapter merged) on a CPU."""
+    """auto: fp8 on a GPU that has it, else int8 or bnb-int8; fp32 on a CPU. fp32, bf16, int8 and fp8 merge
+    the adapter in float32; int8 and fp8 then have a scale for each row of weights and activations. bnb-int8
+    and nf4 are bitsandbytes', the adapter beside the base: the least memory for several adapters of one."""
     layout: Layout | Literal["auto"] = "auto"
+    """auto: shared (the prompt once for both orderings) on a GPU in bf16, int8 and fp8; else padded."""
     token_budget: int | None = 16_384
     """The most tokens of one forward pass, halved for good where memory runs out; None: by free memory."""
     max_tokens: int | None = None

@@ -282,7 +282,7 @@ class BlockVisibility:
             block_mask=self.masks[kind],
             scale=scale,
             enable_gqa=len(q_HTW) != len(k_KTW),
-            kernel_options=dict(WIDE_CAPPED) if tuned else None,
+            kernel_options=WIDE_CAPPED if tuned else None,
         )
         assert isinstance(out, Tensor)
         return out[0].transpose(0, 1).flatten(1)
@@ -293,7 +293,7 @@ BLOCK = 128
 ROWS_AT_ONCE = 2_048
 """Queries whose sight of all keys is worked out at a time."""
 
-WIDE_CAPPED = {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
+WIDE_CAPPED: Any = {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
 """FlexAttention's `kernel_options` for heads of 256 with soft-capping: three quarters of the time that its
 own choice takes on an H100. Its own is left for other heads."""
 

@@ -56,6 +56,8 @@ INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = re.compile(
     r"(tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\..*|merges\.txt)"
 )
+FP8_CAPABILITY, INT8_CAPABILITY = (8, 9), (8, 0)
+"""Compute capabilities of GPUs that have products in these precisions."""
 LABEL_ORDER = ("first response wins", "second response wins")
 
 
@@ -67,7 +69,7 @@ class Manifest:
     base: str | None = None
     """Where the base was in training (kind adapter)."""
     base_digest: str | None = None
-    quantization: Literal["int8", "nf4", "none"] = "none"
+    quantization: Literal["int8", "nf4", "fp8", "none"] = "none"
     """Of the base as it was trained on, or of the folder's own weights."""
     head: HeadConfig | None = None
     text: TextConfig = field(default_factory=TextConfig)
@@ -175,7 +177,7 @@ def read_manifest(folder: str, *, need_head: bool = True) -> Manifest:
         raise ModelError(f"{path}: not readable by this version ({error})") from error
     for name, value, known in (
         ("kind", manifest.kind, ("adapter", "full", "base")),
-        ("quantization", manifest.quantization, ("int8", "nf4", "none")),
+        ("quantization", manifest.quantization, ("int8", "nf4", "fp8", "none")),
         ("label_order", tuple(manifest.label_order), (LABEL_ORDER,)),
     ):
         if value not in known:
@@ -219,36 +221,59 @@ def complete_folder(tokenizer_folder: str, folder: str, manifest: Manifest) -> N
     (root / MANIFEST).write_text(json.dumps(to_dict(filled), indent=2, ensure_ascii=False) + "\n")
 
 
-def resolve_precision(precision: str, device: str, manifest: Manifest) -> str:
-    """What `auto` means for a checkpoint on a kind of device, and that its weights allow what was asked for.
+def resolve_precision(
+    precision: str, device: str, manifest: Manifest, capability: tuple[int, int] | None = None
+) -> str:
+    """What `auto` means for a checkpoint on a kind of device, and that both allow what was asked for.
+
+    Args:
+        capability: of the GPU, (major, minor); by default of this process's.
 
     Raises:
-        ConfigError: the weights are quantized in another way than was asked for.
+        ConfigError: the weights are quantized in another way than was asked for, or the GPU lacks it.
     """
-    as_trained = {"int8": "bnb-int8", "nf4": "nf4", "none": "bf16"}[manifest.quantization]
+    if device == "cuda" and precision in ("auto", "fp8"):
+        capability = capability or torch.cuda.get_device_capability()
+        if precision == "fp8" and capability < FP8_CAPABILITY:
+            raise ConfigError(
+                f"--precision fp8: a GPU of compute capability {capability[0]}.{capability[1]} has no 8-bit "
+                "floats (8.9 and later have); use --precision int8"
+            )
+    stored = {"int8": "bnb-int8", "nf4": "nf4", "fp8": "fp8", "none": None}[manifest.quantization]
     if precision == "auto":
-        precision = "fp32" if device == "cpu" else as_trained
-    if precision in ("bnb-int8", "nf4") and manifest.quantization != "none" and precision != as_trained:
+        precision = "fp32" if device == "cpu" else fastest_precision(capability or (0, 0), stored)
+    if precision in ("bnb-int8", "nf4") and stored not in (None, precision):
         raise ConfigError(
-            f"--precision {precision}: the weights are stored as {as_trained}; use it, fp32 or bf16"
+            f"--precision {precision}: the weights are stored as {stored}; use it, fp32, bf16, int8 or fp8"
         )
     return precision
+
+
+def fastest_precision(capability: tuple[int, int], stored: str | None) -> str:
+    """Of a GPU, for weights that are stored in a precision or (None) unquantized."""
+    if capability >= FP8_CAPABILITY:
+        return "fp8"
+    if capability >= INT8_CAPABILITY or stored == "fp8":  # bitsandbytes has no such weights
+        return "int8"
+    return stored or "bnb-int8"
 
 
 def load_classifier(
     folder: str,
     *,
-    precision: str = "auto",
+    precision: str = "fp32",
     device: str | None = None,
     base: str | None = None,
     verify: bool = True,
 ) -> tuple[nn.Module, Manifest]:
-    """A network ready to score, from a checkpoint folder (local or remote).
+    """A network of transformers ready to score, from a checkpoint folder (local or remote).
 
     With `fp32` or `bf16` the weights are dequantized and the adapter is merged, in float32; otherwise the
     base stays quantized as it was trained and the adapter stands beside it.
 
     Args:
+        precision: `fp32`, `bf16`, `bnb-int8` or `nf4`; for others, and for checkpoints stored in fp8, there
+            is `loading.load_scorer`.
         base: where the base is, if not where the manifest says.
         verify: compare the base's digest with the manifest's (reads all of its weights).
 
@@ -260,9 +285,9 @@ def load_classifier(
     manifest = read_manifest(folder)
     assert manifest.head is not None
     device = device_and_dtype("auto", device)[0]
-    asked, precision = precision, resolve_precision(precision, device, manifest)
+    precision = resolve_precision(precision, device, manifest)
     merge = precision in ("fp32", "bf16")
-    final = device_and_dtype(precision if merge and asked != "auto" else "auto", device)[1]
+    final = device_and_dtype(precision if merge else "auto", device)[1]
     weights = local_base(folder, manifest, base, verify) if manifest.kind == "adapter" else folder
     # An adapter was trained beside quantized weights: it is merged into what these stand for.
     quantization = (

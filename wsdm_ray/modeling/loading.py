@@ -1,19 +1,68 @@
-"""A checkpoint as a stack with 8-bit products, one layer at a time.
+"""A checkpoint as what scores it: a stack, or a network of transformers.
 
-The adapter is merged into the dequantized base in float32, and the sum is quantized by rows: what is held
-at any time is the result and one weight. Not covered: precisions that transformers runs
-(`checkpoint.load_classifier`).
+A stack is loaded one weight at a time: dequantized, the adapter merged in float32, and the sum quantized by
+rows, on the device itself. What is held at any time is the result and one weight; weights that are stored in
+the very rows that are asked for are taken as they are.
 """
 
-import torch
+import functools
 
-from wsdm_ray.modeling.checkpoint import Manifest, load_head, local_base, read_manifest
+import torch
+from torch import nn
+
+from wsdm_ray.modeling.checkpoint import (
+    Manifest,
+    load_classifier,
+    load_head,
+    local_base,
+    read_manifest,
+    resolve_precision,
+)
 from wsdm_ray.modeling.classifier import device_and_dtype, make_head
 from wsdm_ray.modeling.merging import Merged, read_adapter, read_base, skeleton
 from wsdm_ray.modeling.stack import Stack, StackClassifier
 from wsdm_ray.storage import local_copy
 
-__all__ = ["load_stack"]
+__all__ = ["load_scorer", "load_stack", "on_stack"]
+
+
+def on_stack(precision: str, device: str, manifest: Manifest) -> bool:
+    """Whether a checkpoint in a precision (not `auto`) is scored by a stack.
+
+    The products in 8-bit rows are the stack's own, transformers has no reader for what is stored so, and
+    merged weights run faster on it wherever there is a GPU for FlexAttention. bitsandbytes' precisions keep
+    the adapter beside the base, which is for networks of transformers.
+    """
+    return (
+        precision in ("int8", "fp8")
+        or manifest.quantization == "fp8"
+        or (device == "cuda" and precision == "bf16")
+    )
+
+
+def load_scorer(
+    folder: str,
+    *,
+    precision: str = "auto",
+    device: str | None = None,
+    base: str | None = None,
+    verify: bool = True,
+) -> tuple[nn.Module, Manifest]:
+    """A classifier ready to score, from a checkpoint folder (local or remote), for `ordering_logits`.
+
+    Args:
+        base: where the base is, if not where the manifest says.
+        verify: compare the base's digest with the manifest's (reads all of its weights).
+
+    Raises:
+        ModelError: a part is missing or does not fit.
+        ConfigError: the precision is not to be had.
+    """
+    manifest = read_manifest(local_copy(folder))
+    device = device_and_dtype("auto", device)[0]
+    precision = resolve_precision(precision, device, manifest)
+    load = load_stack if on_stack(precision, device, manifest) else load_classifier
+    return load(folder, precision=precision, device=device, base=base, verify=verify)
 
 
 @torch.no_grad()
@@ -25,20 +74,17 @@ def load_stack(
     base: str | None = None,
     verify: bool = True,
 ) -> tuple[StackClassifier, Manifest]:
-    """A classifier ready to score, from a checkpoint folder (local or remote).
+    """A stack ready to score, from a checkpoint folder; the options are those of `load_scorer`.
 
     Args:
-        precision: of the products: `int8`, `fp8`, or `none` for the device's own type.
-        base: where the base is, if not where the manifest says.
-        verify: compare the base's digest with the manifest's (reads all of its weights).
-
-    Raises:
-        ModelError: a part is missing or does not fit.
+        precision: `fp32` or `bf16` (of everything), or `int8` or `fp8`, of the products; activations are
+            then of the device's own type.
     """
     folder = local_copy(folder)
     manifest = read_manifest(folder)
     assert manifest.head is not None
-    device, dtype = device_and_dtype("auto", device)
+    products = precision if precision in ("int8", "fp8") else "none"
+    device, dtype = device_and_dtype("auto" if products != "none" else precision, device)
     if manifest.kind == "adapter":
         found = read_base(local_base(folder, manifest, base, verify))
         merged = Merged(base=found, adapters=(read_adapter(folder, found.config),))
@@ -46,10 +92,11 @@ def load_stack(
         merged = Merged(base=read_base(folder), adapters=())
     network = skeleton(merged.base.config)
     stack = Stack(
-        merged.parameter,
+        functools.partial(merged.parameter, device=device),
         merged.base.config,
         network.get_submodule("model.rotary_emb"),
-        precision=precision,
+        rows=functools.partial(merged.rows, precision=products, device=device),
+        precision=products,
         device=device,
         dtype=dtype,
     )

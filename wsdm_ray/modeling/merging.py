@@ -32,6 +32,7 @@ from wsdm_ray.modeling.checkpoint import (
     weight_files,
 )
 from wsdm_ray.modeling.classifier import make_head, model_config, peft_warnings
+from wsdm_ray.modeling.products import Rows
 from wsdm_ray.storage import reason
 from wsdm_ray.text.encoding import read_settings
 
@@ -111,6 +112,8 @@ def dequantized(stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
     weight = stored["weight"]
     if "SCB" in stored:
         return functional.int8_vectorwise_dequant(weight, stored["SCB"])
+    if "weight_scale" in stored:
+        return weight.float() * stored["weight_scale"]
     statistics = {name.removeprefix("weight."): value for name, value in stored.items() if name != "weight"}
     if not statistics:
         return weight.float()
@@ -140,18 +143,18 @@ class Base:
     quantization: str
     heads: tuple[str, ...]
 
-    def stored(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors that hold a parameter. They lie in the pages of their file until they are let go."""
-        return {part: read_tensor(*place) for part, place in self.places[name].items()}
+    def stored(self, name: str, device: str = "cpu") -> dict[str, torch.Tensor]:
+        """The tensors that hold a parameter. On a CPU they lie in the pages of their file until let go."""
+        return {part: read_tensor(*place).to(device) for part, place in self.places[name].items()}
 
     def layer_of(self, name: str) -> str | None:
         """The linear layer whose weight a parameter is, if it is one."""
         layer = name.removesuffix(".weight")
         return layer if layer != name and layer in self.linears else None
 
-    def parameter(self, name: str) -> torch.Tensor:
+    def parameter(self, name: str, device: str = "cpu") -> torch.Tensor:
         """A parameter in float32. Raises `ModelError` where it has another shape than the config says."""
-        value = dequantized(self.stored(name))
+        value = dequantized(self.stored(name, device))
         check_shape(self.folder, name, value.shape, self.shapes[name])
         return value
 
@@ -222,7 +225,7 @@ def split_name(name: str, quantized_layers: frozenset[str]) -> tuple[str, str]:
     if rest and layer in quantized_layers:
         return f"{layer}.weight", f"weight.{rest}"
     layer, _, part = name.rpartition(".")
-    if part in ("SCB", "weight_format") and layer in quantized_layers:
+    if part in ("SCB", "weight_format", "weight_scale") and layer in quantized_layers:
         return f"{layer}.weight", part
     return name, "weight"
 
@@ -246,10 +249,13 @@ class Adapter:
     manifest: Manifest | None = None
     heads: tuple[str, ...] = ()
 
-    def update(self, layer: str) -> torch.Tensor:
+    def update(self, layer: str, device: str = "cpu") -> torch.Tensor:
         """What it adds to the weight of a layer: float32 [out, in]."""
         path = Path(self.folder) / ADAPTER_WEIGHTS
-        A, B = (read_tensor(path, f"{self.prefix}{layer}.lora_{side}.weight").float() for side in "AB")
+        A, B = (
+            read_tensor(path, f"{self.prefix}{layer}.lora_{side}.weight").to(device, torch.float32)
+            for side in "AB"
+        )
         return (B @ A) * self.scales[layer]
 
     def head(self) -> dict[str, torch.Tensor]:
@@ -373,20 +379,33 @@ class Merged:
     base: Base
     adapters: tuple[Adapter, ...] = ()
 
-    def parameter(self, name: str) -> torch.Tensor:
+    def rows(self, name: str, precision: str, device: str = "cpu") -> Rows | None:
+        """A weight in the 8-bit rows (`int8`, `fp8`) that it is stored in; None where that is not so, or
+        where an adapter changes it."""
+        layer = self.base.layer_of(name)
+        if layer is None or self.base.quantization != precision:
+            return None
+        if any(layer in adapter.scales for adapter in self.adapters):
+            return None
+        stored = self.base.stored(name, device)
+        # bitsandbytes keeps the largest value of a row, which stands for 127.
+        scale = stored["SCB"] / 127 if precision == "int8" else stored["weight_scale"]
+        return Rows(stored["weight"], scale.float().flatten())
+
+    def parameter(self, name: str, device: str = "cpu") -> torch.Tensor:
         """A parameter with all adapters, in float32.
 
         An adapter that was trained beside a quantized base is added to what that base stands for: where the
         weight is not so already, it is quantized and dequantized first.
         """
-        value = self.base.parameter(name)
+        value = self.base.parameter(name, device)
         layer = self.base.layer_of(name)
         if layer is None:
             return value
         for number, adapter in enumerate(self.adapters):
             rounded = number == 0 and self.base.quantization != "none"
             if adapter.quantization != "none" and not rounded:
-                value = dequantized(quantized(value, adapter.quantization, torch.float32))
+                value = dequantized(quantized(value.cpu(), adapter.quantization, torch.float32)).to(device)
             if layer in adapter.scales:
-                value = value + adapter.update(layer)
+                value = value + adapter.update(layer, device)
         return value

@@ -4,6 +4,8 @@ Both orderings of a pair run in the same pass. Of the two, the one that `first_o
 whichever the input calls response_a; so a pair and its swapped twin are computed by the very same operations,
 and their probabilities add up to exactly 1.
 
+A stack on a GPU takes rows of a fixed number of tokens: all its passes are filled up to the token budget.
+
 What a pass may fail of, and what becomes of its pairs:
 
     memory          the token budget is halved for all that follows; a pair alone loses only itself
@@ -22,6 +24,7 @@ from torch import nn
 
 from wsdm_ray.errors import ModelError, WsdmRayError
 from wsdm_ray.modeling.classifier import first_wins, ordering_logits
+from wsdm_ray.modeling.stack import StackClassifier, in_one_row, whole_blocks
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.plan import pair_tokens, pass_tokens, plan_passes
 from wsdm_ray.packing.ragged import Ragged
@@ -44,6 +47,8 @@ GRID = 2.0**-24
 NOT_FINITE = "the model's output is not finite"
 
 OUT_OF_MEMORY = "out of memory"
+
+OVER_BUDGET = "over the token budget"
 
 MEMORY = (OUT_OF_MEMORY, "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 """What errors of CUDA, cuBLAS and PyTorch's CPU allocator say when there is no memory left."""
@@ -108,15 +113,17 @@ def log_odds(
     *,
     layout: str,
     token_budget: int,
+    most_tokens: int | None = None,
     wanted_NO: np.ndarray | None = None,
     alone: Collection[int] = (),
 ) -> Scores:
     """Run the pairs in the orderings asked for.
 
-    A pair that takes more tokens than the budget has a pass of its own. Of two orderings that are the same
-    tokens one alone is run.
+    A pair that takes more tokens than `most_tokens` has an error; one that takes more than the budget, which
+    memory may have lowered, has a pass of its own. Of two orderings of the same tokens one alone is run.
 
     Args:
+        most_tokens: the budget that was asked for; by default `token_budget`.
         wanted_NO: bool [N, orderings], which to run; by default all.
         alone: indices of pairs that are to run in a pass of their own, after all others.
 
@@ -125,7 +132,15 @@ def log_odds(
         DeviceLostError: the process must be replaced.
     """
     wanted_NO = np.ones((len(pairs), len(orderings)), bool) if wanted_NO is None else wanted_NO
-    runs = Runs(network, layout, token_budget, set(alone), np.full(len(pairs), None, object))
+    runs = Runs(
+        network=network,
+        layout=layout,
+        token_budget=token_budget,
+        most_tokens=token_budget if most_tokens is None else most_tokens,
+        fixed_rows=isinstance(network, StackClassifier) and network.fixed_rows,
+        alone=set(alone),
+        errors_N=np.full(len(pairs), None, object),
+    )
     result_NO = np.full(wanted_NO.shape, np.nan, np.float32)
     same_N = identical(pairs)
     once_N = (wanted_NO.sum(axis=1) == 1) | (wanted_NO.any(axis=1) & same_N)
@@ -167,6 +182,8 @@ class Runs:
     network: nn.Module
     layout: str
     token_budget: int
+    most_tokens: int
+    fixed_rows: bool
     alone: set[int]
     errors_N: np.ndarray
     passed_tokens: int = 0
@@ -176,29 +193,53 @@ class Runs:
         """Log-odds that the first response wins: float32 [N, sides], NaN but for `rows` (int [R])."""
         found_NS = np.full((len(prefix), len(sides)), np.nan, np.float32)
         tokens_N = pair_tokens(self.layout, prefix.lengths, sides[0].lengths, len(sides))
-        waiting = self.plan(tokens_N, rows)
+        waiting = self.plan(tokens_N, self.within(tokens_N, rows))
         while waiting:
             indices = waiting.popleft()
-            found = self.run_pass(prefix, sides, indices)
-            if isinstance(found, Failure) and len(indices) == 1 and found.of_memory and len(sides) > 1:
+            tokens = pass_tokens(self.layout, tokens_N[indices])
+            size, least = self.size(tokens), self.least(tokens)
+            found = self.run_pass(prefix, sides, indices, size)
+            alone = len(indices) == 1 and (size == least or not is_of_memory(found))
+            if is_of_memory(found) and alone and len(sides) > 1:
                 found = self.run_sides(prefix, sides, indices)
             if isinstance(found, np.ndarray):
                 found_NS[indices] = found
                 bad = indices[~np.isfinite(found).all(axis=1)]
                 self.errors_N[bad] = NOT_FINITE
                 found_NS[bad] = np.nan
-            elif len(indices) == 1:
-                tokens = len(prefix[indices[0]]) + len(sides[0][indices[0]])
-                self.errors_N[indices] = error_of(found, tokens)
+            elif alone:
+                of_one = len(prefix[indices[0]]) + len(sides[0][indices[0]])
+                self.errors_N[indices] = error_of(found, of_one)
             elif found.of_memory:
-                cost = pass_tokens(self.layout, tokens_N[indices])
-                while self.token_budget >= cost:
-                    self.token_budget //= 2
-                    self.halved += 1
+                self.halve(size if size > least else tokens)
                 waiting = self.plan(tokens_N, np.sort(np.concatenate([indices, *waiting])))
             else:
                 waiting.extendleft(np.asarray([index]) for index in indices[::-1])
         return found_NS
+
+    def within(self, tokens_N: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Of `rows` those that the budget that was asked for allows; the others have their error."""
+        over_N = tokens_N > self.most_tokens
+        for row in rows[over_N[rows]].tolist():
+            self.errors_N[row] = (
+                f"takes {tokens_N[row]} tokens in the layout {self.layout}, {OVER_BUDGET} of "
+                f"{self.most_tokens}; score it with a higher --token-budget or a lower --max-tokens"
+            )
+        return rows[~over_N[rows]]
+
+    def least(self, tokens: int) -> int:
+        """The fewest tokens, padding included, that a pass of so many can have."""
+        return whole_blocks(tokens) if self.fixed_rows else tokens
+
+    def size(self, tokens: int) -> int:
+        """The tokens, padding included, of a pass of so many."""
+        return max(self.least(tokens), whole_blocks(self.token_budget)) if self.fixed_rows else tokens
+
+    def halve(self, below: int) -> None:
+        """Halve the budget, again where it is not less than `below` then."""
+        self.token_budget, self.halved = self.token_budget // 2, self.halved + 1
+        while self.token_budget >= below:
+            self.token_budget, self.halved = self.token_budget // 2, self.halved + 1
 
     def plan(self, tokens_N: np.ndarray, rows: np.ndarray) -> deque[np.ndarray]:
         """The passes of `rows`, those that must run alone last: what they break, breaks nothing else."""
@@ -212,17 +253,22 @@ class Runs:
         """One pair, a pass each ordering: what is left to try where both together take too much memory."""
         columns = []
         for side in sides:
-            found = self.run_pass(prefix, [side], indices)
+            tokens_N = pair_tokens(self.layout, prefix.lengths, side.lengths, 1)
+            found = self.run_pass(prefix, [side], indices, self.least(int(tokens_N[indices[0]])))
             if isinstance(found, Failure):
                 return found
             columns.append(found)
         return np.concatenate(columns, axis=1)
 
-    def run_pass(self, prefix: Ragged, sides: Sequence[Ragged], indices: np.ndarray) -> np.ndarray | Failure:
+    def run_pass(
+        self, prefix: Ragged, sides: Sequence[Ragged], indices: np.ndarray, size: int
+    ) -> np.ndarray | Failure:
         """Log-odds that the first response wins: float32 [pairs, sides], or why there are none."""
         try:
             with torch.inference_mode():
                 batch = lay_out(self.layout, prefix, sides, indices)
+                if self.fixed_rows:
+                    batch = in_one_row(batch, size)
                 found = first_wins(ordering_logits(self.network, batch)).cpu().numpy()
             self.passed_tokens += batch.tokens_BT.size
             return found.reshape(len(indices), len(sides))
@@ -240,6 +286,10 @@ class Runs:
         return failure
 
 
+def is_of_memory(found: np.ndarray | Failure) -> bool:
+    return isinstance(found, Failure) and found.of_memory
+
+
 def error_of(failure: Failure, tokens: int) -> str:
     """What a row says that failed alone, with so many tokens of one ordering."""
     if failure.of_memory:
@@ -249,6 +299,7 @@ def error_of(failure: Failure, tokens: int) -> str:
 
 def check_not_all_failed(errors_N: np.ndarray) -> None:
     """Raise `ModelError` where several pairs were run and all failed alike: that is no row's fault."""
+    errors_N = np.array([error for error in errors_N if OVER_BUDGET not in (error or "")], object)
     if len(errors_N) < 2 or any(error is None for error in errors_N):
         return
     of_memory = all(error.startswith(OUT_OF_MEMORY) for error in errors_N)

@@ -6,6 +6,7 @@ is done when memory runs out in a pass all the same (`engine`).
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,13 @@ from wsdm_ray.errors import ClusterError, ModelError
 from wsdm_ray.modeling.checkpoint import (
     Manifest,
     add_adapter,
-    load_classifier,
     local_base,
     resolve_precision,
     weight_files,
 )
 from wsdm_ray.modeling.classifier import device_and_dtype, inner
+from wsdm_ray.modeling.loading import load_scorer, on_stack
+from wsdm_ray.modeling.stack import Stack, StackClassifier, whole_blocks
 from wsdm_ray.storage import local_copy
 
 __all__ = ["ModelSpec", "Models", "PassMemory", "budget_within", "weight_bytes"]
@@ -69,7 +71,7 @@ class Models:
                     network, name = self.held[same][0], f"model_{number}"
                     add_adapter(network, spec.folder, name)
                 else:
-                    network, _ = load_classifier(
+                    network, _ = load_scorer(
                         spec.folder, precision=spec.precision, base=spec.base, verify=False
                     )
                     name = "default" if key is not None and keys.count(key) > 1 else None
@@ -81,6 +83,17 @@ class Models:
         if name is not None:
             network.set_adapter(name, inference_mode=True)
         return network
+
+    def warm_up(self, token_budget: int) -> float:
+        """Compile, for passes of so many tokens, what has to be compiled; returns the seconds it took."""
+        started = time.monotonic()
+        stacks = {network for network, _ in self.held if isinstance(network, StackClassifier)}
+        for network in stacks:
+            if network.fixed_rows:
+                # Where memory runs out, the engine goes on with shorter passes.
+                with contextlib.suppress(torch.OutOfMemoryError):
+                    network.warm_up(whole_blocks(token_budget))
+        return time.monotonic() - started if any(network.fixed_rows for network in stacks) else 0.0
 
     def token_budget(self, layout: str) -> int:
         """The token budget of passes that any of the models can run in the memory that is free."""
@@ -120,12 +133,15 @@ def check_memory(specs: Sequence[ModelSpec], number: int, device: str, *, whole:
     spec = specs[number]
     folder = local_copy(spec.folder)
     precision = resolve_precision(spec.precision, device, spec.manifest)
+    streamed = on_stack(precision, device, spec.manifest)
     needed = 0
     if spec.manifest.kind == "adapter":
-        needed += weight_bytes([f"{folder}/adapter_model.safetensors"], "fp32")
+        if not streamed:
+            needed += weight_bytes([f"{folder}/adapter_model.safetensors"], "fp32")
         folder = local_base(folder, spec.manifest, spec.base, verify=False)
     if whole:
-        needed += weight_bytes([str(path) for path in weight_files(folder)], precision)
+        files = [str(path) for path in weight_files(folder)]
+        needed += streamed_bytes(files, precision) if streamed else weight_bytes(files, precision)
     if needed > free:
         raise ClusterError(
             f"{spec.folder}: model {number + 1} of {len(specs)} needs {needed / 1e9:.1f} GB of GPU memory "
@@ -154,7 +170,7 @@ def within_memory(spec: ModelSpec, remedy: str) -> Iterator[None]:
 
 
 def weight_bytes(files: Sequence[str], precision: str) -> int:
-    """Memory that the weights in safetensors files take while they are loaded in a precision.
+    """Memory that the weights in safetensors files take while a network of transformers loads them.
 
     Merging an adapter is done in float32, whatever the result. In bitsandbytes' precisions, embeddings and
     norms have 2 bytes.
@@ -177,6 +193,35 @@ def weight_bytes(files: Sequence[str], precision: str) -> int:
     return int(total)
 
 
+def streamed_bytes(files: Sequence[str], precision: str) -> int:
+    """Memory that the weights in safetensors files take while a stack is made of them.
+
+    A linear layer's weight has the bytes of its precision and 4 a row, a norm 4 a number. One weight at a
+    time stands beside them in float32, three times while it is merged; the embedding, when nothing else is
+    there yet.
+    """
+    total = largest = embedding = 0
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  (not a dict)
+                part = file.get_slice(name)
+                shape, kind = part.get_shape(), part.get_dtype()
+                elements = math.prod(shape) * (2 if kind == "U8" else 1)  # two weights of 4 bits in a byte
+                if len(shape) < 2:
+                    total += 4 * elements
+                elif "embed" in name:
+                    total += STREAMED[precision][1] * elements
+                    embedding = 4 * elements
+                else:
+                    total += STREAMED[precision][0] * elements + 4 * shape[0]
+                    largest = max(largest, elements)
+    return max(total + 3 * 4 * largest, 2 * embedding)
+
+
+STREAMED = {"fp32": (4, 4), "bf16": (2, 2), "int8": (1, 2), "fp8": (1, 2)}
+"""Bytes of a number of a linear layer's weight, and of an embedding, in a stack on a GPU."""
+
+
 @dataclass(frozen=True)
 class PassMemory:
     """Bytes that a pass takes at its peak, of which one layer at a time is alive: no gradients are kept.
@@ -190,6 +235,8 @@ class PassMemory:
     @classmethod
     def of(cls, network: nn.Module) -> "PassMemory":
         """Four copies of each width (of the model, all heads, within the MLP), and two in float32."""
+        if isinstance(network, StackClassifier):
+            return cls.of_stack(network.stack)
         model = inner(network)
         config = model.config.get_text_config()
         itemsize = model.get_input_embeddings().weight.element_size()
@@ -201,6 +248,24 @@ class PassMemory:
         if model.config._attn_implementation == "eager":
             key += heads * (2 * itemsize + 4)  # scores, their softmax in float32, and that in their type
         return cls(token, key)
+
+    @classmethod
+    def of_stack(cls, stack: Stack) -> "PassMemory":
+        """Of a stack on a GPU, where attention writes out neither masks nor scores.
+
+        At its widest a layer holds its input and its sum beside either what attention works on or what the
+        MLP does; an 8-bit product, a copy of its input in 8 bit; one in int8, its sums in int32.
+        """
+        shape, layer = stack.shape, stack.layers[0]
+        itemsize = stack.embedding_VD.element_size()
+        in_8_bit = layer.qkv.scale is not None
+        sums = 4 if layer.qkv.values.dtype == torch.int8 else 0
+        qkv, heads = len(layer.qkv.values), shape.num_heads * shape.head_dim
+        gate_up, inside = len(layer.gate_up.values), layer.down.values.shape[1]
+        attention = itemsize * (shape.width + 2 * qkv + heads) + in_8_bit * max(shape.width, heads)
+        mlp = itemsize * (shape.width + gate_up + inside) + in_8_bit * inside
+        attention, mlp = attention + sums * qkv, mlp + sums * gate_up
+        return cls(token=(2 * itemsize + 4) * shape.width + max(attention, mlp), key=0)
 
 
 def budget_within(free: float, memory: PassMemory, layout: str, max_tokens: int) -> int:

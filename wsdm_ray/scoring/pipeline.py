@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import ray
 import ray.data
+import torch
 
 from wsdm_ray import errors
 from wsdm_ray.config import ScoreConfig, to_dict
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, WsdmRayError
 from wsdm_ray.modeling.checkpoint import folder_digest, local_base, read_manifest, resolve_precision
+from wsdm_ray.modeling.loading import on_stack
 from wsdm_ray.runs import check_outside, finish_run, identities, names_in, open_run, options
 from wsdm_ray.scoring.models import ModelSpec
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan, part_name
@@ -132,7 +134,13 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 
 
 def check_models(config: ScoreConfig, device: str) -> tuple[tuple[ModelSpec, ...], list[dict[str, Any]]]:
-    """The models, and digests of all that decides their output. Every part is checked to be there and fit."""
+    """The models, and digests of all that decides their output. Every part is checked to be there and fit.
+
+    Args:
+        device: of the replicas, `cuda` or `cpu`.
+    """
+    asks_the_gpu = device == "cuda" and config.precision in ("auto", "fp8")
+    capability = gpu_capability() if asks_the_gpu else None
     models, digests = [], []
     base = absolute(config.base) if config.base else None
     for folder in config.model:
@@ -149,15 +157,26 @@ def check_models(config: ScoreConfig, device: str) -> tuple[tuple[ModelSpec, ...
         if manifest.kind == "adapter":
             local_base(local, manifest, config.base, verify=True)
         shared = folder if is_remote(folder) else local
-        models.append(ModelSpec(shared, base, manifest, config.precision))
+        precision = resolve_precision(config.precision, device, manifest, capability)
+        models.append(ModelSpec(shared, base, manifest, precision))
         digests.append(
             {
                 "digest": folder_digest(local),
                 "base_digest": manifest.base_digest,
-                "precision": resolve_precision(config.precision, device, manifest),
+                "precision": precision,
             }
         )
     return tuple(models), digests
+
+
+def gpu_capability() -> tuple[int, int]:
+    """The compute capability of the cluster's GPUs: of this process's, or of one that a task finds.
+
+    A driver that was submitted as a job sees no GPU, and the node that it is on may have none.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_capability()
+    return ray.get(ray.remote(num_gpus=1, num_cpus=0)(torch.cuda.get_device_capability).remote())
 
 
 def fit_cluster(asked: int | None) -> tuple[int, bool]:
@@ -195,13 +214,19 @@ def replica_options(
         output=absolute(config.output),
         id_type=plan.id_type,
         orders=config.orders,
-        layout="padded" if config.layout == "auto" else config.layout,
+        layout=fastest_layout(models, on_gpu) if config.layout == "auto" else config.layout,
         token_budget=config.token_budget,
         adaptive_threshold=config.adaptive_threshold,
         model_weights=config.model_weights,
         logits=config.logits,
         threads=None if on_gpu else max(int(ray.cluster_resources().get("CPU", 1)) // replicas, 1),
     )
+
+
+def fastest_layout(models: Sequence[ModelSpec], on_gpu: bool) -> str:
+    """`shared` where stacks run on GPUs; dense masks of long rows cost more than padding of short ones."""
+    stacks = [on_stack(model.precision, "cuda", model.manifest) for model in models]
+    return "shared" if on_gpu and all(stacks) else "padded"
 
 
 def run_units(

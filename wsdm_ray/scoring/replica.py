@@ -184,11 +184,20 @@ class Replica:
         self.failure = ""
         self.token_budget = options.token_budget or 0
         try:
+            started = time.monotonic()
             self.models = Models(options.models)
+            loaded = time.monotonic() - started
             if options.token_budget is None:
                 self.token_budget = self.models.token_budget(options.layout)
+            if compiled := self.models.warm_up(self.token_budget):
+                print(
+                    f"process {os.getpid()}: models loaded in {loaded:.1f} s, compiled for passes of "
+                    f"{self.token_budget} tokens in {compiled:.1f} s",
+                    file=sys.stderr,
+                )
         except WsdmRayError as error:  # Ray Data would make other replicas, and fail each the same way
             self.failure = pack_error(error)
+        self.most_tokens = self.token_budget
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         number, start = int(batch["unit"][0]), time.monotonic()
@@ -290,6 +299,7 @@ class Replica:
                 orderings,
                 layout=self.options.layout,
                 token_budget=self.token_budget,
+                most_tokens=self.most_tokens,
                 wanted_NO=wanted_NO,
                 alone=unit.alone,
             )

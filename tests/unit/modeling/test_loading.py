@@ -46,7 +46,7 @@ def logits(network: torch.nn.Module, folder: str, text) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["adapter", "adapter_int8", "full"])
 def test_as_the_merged_network(folders, kind):
     network, manifest = load_classifier(folders[kind], precision="fp32")
-    stack, found = load_stack(folders[kind], precision="none")
+    stack, found = load_stack(folders[kind], precision="fp32")
     assert found == manifest
     expected = logits(network, folders[kind], manifest.text)
     np.testing.assert_allclose(logits(stack, folders[kind], manifest.text), expected, atol=1e-5)

@@ -121,13 +121,13 @@ def test_bytes_of_weights(tmp_path):
 def test_a_model_that_does_not_fit_the_gpu_is_refused_before_it_is_loaded(specs, monkeypatch):
     pair = [specs["first"], specs["linear"]]
     loaded = []
-    real = models.load_classifier
+    real = models.load_scorer
 
     def load(folder, **options):
         loaded.append(folder)
         return real(folder, **options)
 
-    monkeypatch.setattr(models, "load_classifier", load)
+    monkeypatch.setattr(models, "load_scorer", load)
     monkeypatch.setattr(models, "free_bytes", lambda: 10e9 if not loaded else 1_000.0)
     with pytest.raises(ClusterError) as caught:
         Models(pair)
@@ -149,7 +149,7 @@ def test_memory_that_runs_out_while_a_model_is_loaded(specs, monkeypatch):
             except RuntimeError as inner:
                 raise ModelError(f"{folder}: cannot be loaded") from inner
 
-        monkeypatch.setattr(models, "load_classifier", fail)
+        monkeypatch.setattr(models, "load_scorer", fail)
         return Models([specs["first"]])
 
     for error in (torch.OutOfMemoryError("CUDA out of memory."), MemoryError()):
