@@ -456,7 +456,7 @@ def test_a_manifest_of_no_use(copy_of, content):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("kind", "diff"), ("quantization", "fp8"), ("label_order", ["b wins", "a wins"])]
+    ("name", "value"), [("kind", "diff"), ("quantization", "int3"), ("label_order", ["b wins", "a wins"])]
 )
 def test_a_manifest_of_a_later_version(copy_of, name, value):
     folder = copy_of("full_int8")
@@ -548,10 +548,26 @@ def test_quantizing_what_is_quantized(folders, tmp_path):
 def test_precisions(folders):
     manifest = read_manifest(str(folders["full_int8"]))
     assert resolve_precision("auto", "cpu", manifest) == "fp32"
-    assert resolve_precision("auto", "cuda", manifest) == "bnb-int8"
+    for stored, found in {
+        "int8": ["fp8", "fp8", "int8", "bnb-int8"],
+        "nf4": ["fp8", "fp8", "int8", "nf4"],
+        "none": ["fp8", "fp8", "int8", "bnb-int8"],
+        "fp8": ["fp8", "fp8", "int8", "int8"],  # bitsandbytes cannot hold it
+    }.items():
+        kept = dataclasses.replace(manifest, quantization=stored)  # pyright: ignore[reportArgumentType]
+        capabilities = [(9, 0), (8, 9), (8, 6), (7, 5)]
+        assert [resolve_precision("auto", "cuda", kept, each) for each in capabilities] == found
+        assert resolve_precision("auto", "cpu", kept) == "fp32"
+        assert resolve_precision("fp8", "cpu", kept) == "fp8"
+    assert refusal(ConfigError, lambda: resolve_precision("fp8", "cuda", manifest, (8, 0))) == (
+        "--precision fp8: a GPU of compute capability 8.0 has no 8-bit floats (8.9 and later have); use "
+        "--precision int8"
+    )
     for name in ("full_int8", "adapter_int8", "adapter_as_int8"):
         message = refusal(ConfigError, lambda name=name: load_classifier(str(folders[name]), precision="nf4"))
-        assert message == "--precision nf4: the weights are stored as bnb-int8; use it, fp32 or bf16"
+        assert message == (
+            "--precision nf4: the weights are stored as bnb-int8; use it, fp32, bf16, int8 or fp8"
+        )
     plain = dataclasses.replace(manifest, quantization="none")
     assert resolve_precision("nf4", "cpu", plain) == "nf4"
     assert resolve_precision("bnb-int8", "cpu", plain) == "bnb-int8"

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from tests.unit.scoring.conftest import random_texts
 from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling.checkpoint import load_classifier
+from wsdm_ray.modeling.loading import load_stack
+from wsdm_ray.modeling.stack import StackClassifier
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import orderings_of
@@ -176,12 +178,94 @@ def test_no_pairs(network, encoder):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_pair_over_the_budget_has_a_pass_of_its_own(network, encoder, texts, layout):
+def test_a_pair_over_the_budget_that_memory_lowered_has_a_pass_of_its_own(network, encoder, texts, layout):
     pairs = encoder.encode(*texts)
     expected = log_odds(network, pairs, BOTH, layout=layout, token_budget=600)
-    found = log_odds(network, pairs, BOTH, layout=layout, token_budget=60)
+    found = log_odds(network, pairs, BOTH, layout=layout, token_budget=60, most_tokens=600)
     np.testing.assert_allclose(found.log_odds_NO, expected.log_odds_NO, rtol=0, atol=1e-5)
     assert (found.token_budget, found.halved) == (60, 0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_pair_over_the_budget_asked_for_is_an_error_of_its_row(network, encoder, texts, layout):
+    pairs = encoder.encode(*texts)
+    expected = log_odds(network, pairs, BOTH, layout=layout, token_budget=600).log_odds_NO
+    found = log_odds(network, pairs, BOTH, layout=layout, token_budget=120)
+    tokens = pairs.prefix.lengths * (1 if layout == "shared" else 2) + 2 * pairs.suffix_ab.lengths
+    tokens = np.where(engine.identical(pairs), pairs.tokens_N, tokens)
+    over = tokens > 120
+    assert 0 < over.sum() < 60
+    assert found.errors_N[over].tolist() == [
+        f"takes {number} tokens in the layout {layout}, over the token budget of 120; score it with a higher "
+        "--token-budget or a lower --max-tokens"
+        for number in tokens[over]
+    ]
+    assert found.errors_N[~over].tolist() == [None] * int((~over).sum())
+    np.testing.assert_allclose(found.log_odds_NO[~over], expected[~over], rtol=0, atol=1e-5)
+    assert np.isnan(found.log_odds_NO[over]).all()
+
+
+def test_pairs_that_are_all_over_the_budget_are_errors_of_their_rows(fake):
+    found = score(pairs_of([30, 30, 30]), 50)
+    assert all("takes 60 tokens in the layout padded" in error for error in found.errors_N)
+    assert found.passed_tokens == 0
+
+
+@pytest.fixture(scope="module")
+def stack(classifiers) -> StackClassifier:
+    """The classifier as a stack that wants rows of a fixed number of tokens, as on a GPU."""
+    made, _ = load_stack(classifiers[0].folder, precision="fp32")
+    made.fixed_rows = True
+    return made
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("budget", [256, 600])
+def test_a_stack_has_rows_of_the_budget_alone(monkeypatch, network, stack, encoder, texts, layout, budget):
+    pairs = encoder.encode(*texts)
+    expected = log_odds(network, pairs, BOTH, layout="padded", token_budget=600)
+    sizes: list[tuple[int, ...]] = []
+    real = engine.ordering_logits
+
+    def run(network, layout):
+        sizes.append(layout.tokens_BT.shape)
+        return real(network, layout)
+
+    monkeypatch.setattr(engine, "ordering_logits", run)
+    found = log_odds(stack, pairs, BOTH, layout=layout, token_budget=budget)
+    assert set(sizes) == {(1, 256 if budget == 256 else 640)}
+    np.testing.assert_allclose(found.log_odds_NO, expected.log_odds_NO, rtol=0, atol=1e-5)
+    assert found.errors_N.tolist() == [None] * 60
+    assert found.passed_tokens == sum(row for _, row in sizes)
+    swapped = encoder.encode(texts[0], texts[2], texts[1])
+    other = log_odds(stack, swapped, BOTH, layout=layout, token_budget=budget)
+    p, q = (combine(to_probability(scores.log_odds_NO)) for scores in (found, other))
+    np.testing.assert_array_equal(q, np.float32(1) - p)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("room", [1_023, 511, 255, 128, 127])
+def test_where_memory_runs_out_a_stack_has_shorter_rows(monkeypatch, stack, encoder, texts, layout, room):
+    pairs = encoder.encode(*texts)
+    expected = log_odds(stack, pairs, BOTH, layout=layout, token_budget=1_024)
+    real, sizes = engine.ordering_logits, []
+
+    def run(network, layout):
+        sizes.append(layout.tokens_BT.size)
+        if sizes[-1] > room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(network, layout)
+
+    monkeypatch.setattr(engine, "ordering_logits", run)
+    if room < 128:
+        with pytest.raises(ModelError, match="pairs of a unit fail, each alone: out of memory at"):
+            log_odds(stack, pairs, BOTH, layout=layout, token_budget=1_024)
+        return
+    found = log_odds(stack, pairs, BOTH, layout=layout, token_budget=1_024)
+    assert all(size % 128 == 0 for size in sizes)
+    assert found.token_budget <= max(room, 128)
+    assert found.errors_N.tolist() == [None] * 60
+    np.testing.assert_allclose(found.log_odds_NO, expected.log_odds_NO, rtol=0, atol=1e-5)
 
 
 def test_only_what_is_wanted_is_run(network, encoder, texts):
@@ -293,9 +377,9 @@ def test_whatever_the_memory_a_row_has_its_value_or_says_why(lengths, budget, ro
         fits = [length <= room for length in lengths]
         if len(lengths) > 1 and not any(fits):
             with pytest.raises(ModelError, match="pairs of a unit fail, each alone: out of memory at"):
-                score(pairs, budget)
+                score(pairs, budget, most_tokens=1_000)
             return
-        found = score(pairs, budget)
+        found = score(pairs, budget, most_tokens=1_000)
     for row, length in enumerate(lengths):
         if fits[row]:
             assert found.errors_N[row] is None
@@ -388,7 +472,8 @@ def test_a_lost_gpu_names_the_pairs_of_its_pass(monkeypatch, fake, reason):
 def test_a_plan_holds_each_row_once_and_suspects_last(tokens, budget, alone, layout):
     tokens_N = np.array(tokens, np.int64)
     rows = np.arange(len(tokens))[::2]
-    runs = Runs(None, layout, budget, alone, np.full(len(tokens), None, object))  # pyright: ignore[reportArgumentType]
+    errors_N = np.full(len(tokens), None, object)
+    runs = Runs(None, layout, budget, 300, False, alone, errors_N)  # pyright: ignore[reportArgumentType]
     plan = [indices.tolist() for indices in runs.plan(tokens_N, rows)]
     assert sorted(row for indices in plan for row in indices) == rows.tolist()
     for indices in plan:
