@@ -98,7 +98,9 @@ class Bench:
             token_budget=self.given.token_budget,
         )  # fmt: skip
         if found.halved:
-            raise torch.OutOfMemoryError(f"{precision} {layout}: {found.errors_N[0]}")
+            raise torch.OutOfMemoryError(
+                f"{precision} {layout}: out of memory at {self.given.token_budget} tokens"
+            )
         assert all(error is None for error in found.errors_N), found.errors_N
         return found
 

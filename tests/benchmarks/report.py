@@ -185,8 +185,8 @@ def gpu_start(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "Seconds from the start of a process, weights on local disk:",
         "",
-        "| compile cache | imported | loaded | first pass | second pass | of which compiling | peak, loading included |",
-        "|---|---|---|---|---|---|---|",
+        "| compile cache | imported | loaded | compiled | first pass | second pass | of which compiling | peak, loading included |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         stages = " | ".join(
