@@ -109,7 +109,7 @@ def saved_model(bench: Bench) -> Path:
     folder = bench.work / "model"
     if not folder.exists():
         started = time.monotonic()
-        write_checkpoint(folder, bench.config, bench.given.served, bench.device, bench.given.max_tokens)
+        write_checkpoint(folder, bench.config, bench.given.stored, bench.device, bench.given.max_tokens)
         bench.drop()
         print(f"wrote {folder} in {time.monotonic() - started:.0f} s", flush=True)
     return folder

@@ -4,6 +4,7 @@ What a model learned and what its pairs say do not change its speed, so benchmar
 weights nor texts of anyone.
 """
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from wsdm_ray.modeling.checkpoint import INDEX, Manifest, complete_folder
 from wsdm_ray.modeling.classifier import make_head
 from wsdm_ray.modeling.families import FAMILIES
 from wsdm_ray.modeling.merging import skeleton
+from wsdm_ray.modeling.products import in_rows
 from wsdm_ray.modeling.tiny import make_tokenizer
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.text.encoding import EncodedPairs
@@ -152,36 +154,65 @@ def random_parquet(path: Path, number: int, *, max_tokens: int, seed: int = 0) -
 SHARD_BYTES = 4_000_000_000
 
 
-def write_checkpoint(folder: Path, config: Any, precision: str, device: str, max_tokens: int) -> None:
+FP8_ROWS = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["score"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {
+                "num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel", "dynamic": False,
+            },
+            "input_activations": {
+                "num_bits": 8, "type": "float", "symmetric": True, "strategy": "token", "dynamic": True,
+            },
+        }
+    },
+}  # fmt: skip
+"""What config.json says of weights in float8 rows."""
+
+
+def write_checkpoint(folder: Path, config: Any, stored: str, device: str, max_tokens: int) -> None:
     """A classifier's folder of random weights, as `quantize` leaves it, in files of 4 GB.
 
     Args:
-        precision: `bf16`.
+        stored: `bf16` or `fp8`.
         device: where weights are made.
         max_tokens: of one ordering, for the manifest.
     """
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
+    manifest = Manifest(kind="full", head=HEAD, text=TextConfig(max_tokens=max_tokens))
+    if stored == "fp8":
+        settings = json.loads((folder / "config.json").read_text()) | {"quantization_config": FP8_ROWS}
+        (folder / "config.json").write_text(json.dumps(settings))
+        manifest = dataclasses.replace(manifest, quantization="fp8")
     places: dict[str, str] = {}
-    for number, tensors in enumerate(shards(config, device, torch.bfloat16)):
+    for number, tensors in enumerate(shards(config, stored, device)):
         name = f"model-{number:05d}.safetensors"
         save_file(tensors, folder / name, metadata={"format": "pt"})
         places |= dict.fromkeys(tensors, name)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    manifest = Manifest(kind="full", head=HEAD, text=TextConfig(max_tokens=max_tokens))
     with tempfile.TemporaryDirectory() as tokenizer:
         make_tokenizer(tokenizer, [" ".join(WORDS)], 512)
         complete_folder(tokenizer, str(folder), manifest)
 
 
-def shards(config: Any, device: str, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+def shards(config: Any, stored: str, device: str) -> Iterator[dict[str, Tensor]]:
     """All tensors of a random classifier by name, on the CPU, in portions of about `SHARD_BYTES`."""
-    parameter = random_parameter(config, device, dtype)
-    network = skeleton(config)
+    parameter = random_parameter(config, device, torch.bfloat16)
     head = make_head(HEAD, config.hidden_size, seed=0).state_dict()
     held = {f"score.{name}": tensor for name, tensor in head.items()}
-    for name, _ in network.get_submodule("model").named_parameters():
-        held[f"model.{name}"] = parameter(name).cpu()
+    for name, _ in skeleton(config).get_submodule("model").named_parameters():
+        value = parameter(name)
+        if stored == "fp8" and name.endswith("_proj.weight"):
+            rows = in_rows(value, torch.float8_e4m3fn)
+            held[f"model.{name}"] = rows.values.cpu()
+            held[f"model.{name}_scale"] = rows.scale[:, None].cpu()
+        else:
+            held[f"model.{name}"] = value.cpu()
         if sum(tensor.nbytes for tensor in held.values()) > SHARD_BYTES:
             yield held
             held = {}
