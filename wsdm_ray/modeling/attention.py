@@ -182,23 +182,29 @@ class Visibility(Protocol):
 
 
 class DenseVisibility:
-    """Masks as bool [T, T], one for each kind of layer: for CPUs."""
+    """Masks as bool [B, 1, L, L] of B rows of L tokens, one for each kind of layer: for CPUs.
+
+    The T tokens are those of all rows, end to end.
+    """
 
     def __init__(self, layout: Layout, kinds: set[str], window: int | None, device: torch.device | str):
-        self.masks = {kind: visible(layout, window_of(kind, window), device)[0] for kind in kinds}
+        self.masks = {kind: visible(layout, window_of(kind, window), device)[:, None] for kind in kinds}
 
     def attend(
         self, q_HTW: Tensor, k_KTW: Tensor, v_KTW: Tensor, kind: str, scale: float, softcap: float | None
     ) -> Tensor:
-        group = len(q_HTW) // len(k_KTW)
-        k_HTW, v_HTW = (heads.repeat_interleave(group, 0) for heads in (k_KTW, v_KTW))
+        group, mask = len(q_HTW) // len(k_KTW), self.masks[kind]
+        q, k, v = (
+            heads.unflatten(1, (len(mask), -1)).transpose(0, 1)  # [B, H, L, W]
+            for heads in (q_HTW, *(each.repeat_interleave(group, 0) for each in (k_KTW, v_KTW)))
+        )
         if softcap is None:
-            out = F.scaled_dot_product_attention(q_HTW, k_HTW, v_HTW, self.masks[kind], scale=scale)
+            out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
         else:
-            scores = softcap * torch.tanh(q_HTW @ k_HTW.transpose(1, 2) * scale / softcap)
-            scores = scores.masked_fill(~self.masks[kind], torch.finfo(scores.dtype).min)
-            out = scores.softmax(-1, dtype=torch.float32).to(q_HTW.dtype) @ v_HTW
-        return out.transpose(0, 1).flatten(1)
+            scores = softcap * torch.tanh(q @ k.transpose(2, 3) * scale / softcap)
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+            out = scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
+        return out.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
 class BlockVisibility:

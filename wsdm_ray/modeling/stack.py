@@ -180,7 +180,7 @@ class StackClassifier(nn.Module):
     """A stack with a classifier's head; scores as the network does that it stands for.
 
     fixed_rows: whether all passes should be of one number of tokens (`row_tokens` of `in_one_row`), as each
-        number is compiled for itself.
+        number is compiled for itself. sparse: whether attention is by FlexAttention, where the tokens divide.
 
     Args:
         head: of `make_head`, on any device.
@@ -190,17 +190,16 @@ class StackClassifier(nn.Module):
         super().__init__()
         self.stack = stack
         self.score = head.to(stack.embedding_VD.device)
-        self.fixed_rows = stack.embedding_VD.is_cuda
+        self.fixed_rows = self.sparse = stack.embedding_VD.is_cuda
         self.sights: dict[int, BlockVisibility] = {}
         """By the tokens of a pass: one compilation each."""
 
     def forward(self, layout: Layout) -> Tensor:
         """Logits of each ordering of a pass: float32 [S, 2], (first response wins, second wins)."""
-        layout = in_one_row(layout)
         device = self.stack.embedding_VD.device
         tokens_T, positions_T, last_S = (
-            torch.from_numpy(each).to(device)
-            for each in (layout.tokens_BT[0], layout.positions_BT[0], layout.last_S)
+            torch.from_numpy(each.reshape(-1)).to(device)
+            for each in (layout.tokens_BT, layout.positions_BT, layout.last_S)
         )
         last_SD = self.stack(tokens_T, positions_T, self.sight_of(layout), last_S)
         return self.score(last_SD.to(next(self.score.parameters()).dtype)).float()
@@ -208,13 +207,13 @@ class StackClassifier(nn.Module):
     def sight_of(self, layout: Layout) -> Visibility:
         kinds, window = set(self.stack.shape.kinds), self.stack.shape.window
         device = self.stack.embedding_VD.device
-        tokens = layout.tokens_BT.shape[1]
-        if device.type == "cpu" or tokens % BLOCK:
+        tokens = layout.tokens_BT.size
+        if not self.sparse or tokens % BLOCK:
             return DenseVisibility(layout, kinds, window, device)
         if tokens not in self.sights:
             with torch.inference_mode(False):  # tensors made in inference can be overwritten there alone
                 self.sights[tokens] = BlockVisibility(tokens, kinds, window, device)
-        return self.sights[tokens].look(layout)
+        return self.sights[tokens].look(in_one_row(layout))
 
     def warm_up(self, row_tokens: int) -> None:
         """Run one pass of `row_tokens` tokens that says nothing, so that all is compiled."""

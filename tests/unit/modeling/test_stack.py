@@ -73,7 +73,8 @@ def in_one_pass(
     stack: StackClassifier, kind: str, pairs: tuple[Ragged, Ragged, Ragged], row_tokens: int = 0
 ) -> np.ndarray:
     every = np.arange(len(pairs[0]))
-    return stack(in_one_row(lay_out(kind, pairs[0], pairs[1:], every), row_tokens)).numpy()
+    layout = lay_out(kind, pairs[0], pairs[1:], every)
+    return stack(in_one_row(layout, row_tokens) if row_tokens else layout).numpy()
 
 
 def passed(lengths: list[tuple[int, int, int]]) -> tuple[Ragged, tuple[Ragged, ...], np.ndarray]:
@@ -122,6 +123,15 @@ def test_quantized_products_are_near_and_do_not_depend_on_neighbours(network, pr
     assert np.abs(found - exact).max() < near * exact.std()
     alone = pairs_of(LENGTHS[:3])
     np.testing.assert_allclose(in_one_pass(stack, "shared", alone), found[:6], atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_sparse_attention_in_the_whole_stack(network):
+    stack, pairs = stack_of(network), pairs_of(LENGTHS[1:3])
+    stack.sparse, expected = True, one_at_a_time(network, pairs)
+    for kind in ("padded", "packed", "shared"):  # one after the other in the same tensors
+        np.testing.assert_allclose(in_one_pass(stack, kind, pairs, 384), expected, atol=1e-5)
+    assert list(stack.sights) == [384]
 
 
 def test_one_row_of_a_pass():
