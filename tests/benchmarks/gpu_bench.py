@@ -14,7 +14,7 @@ from synthetic import HEAD, config_of, random_parameter, synthetic_pairs
 from wsdm_ray.modeling.classifier import make_head
 from wsdm_ray.modeling.merging import skeleton
 from wsdm_ray.modeling.stack import Stack, StackClassifier
-from wsdm_ray.packing.plan import pair_tokens
+from wsdm_ray.packing.plan import pair_tokens, plan_passes
 from wsdm_ray.schema import Ordering
 from wsdm_ray.scoring.engine import Scores, log_odds
 
@@ -68,7 +68,9 @@ class Bench:
             half = torch.float16 if self.device == "cuda" else torch.float32
             return recipe_network(self.config, self.device, half)
         if name == "pipeline":
-            return pipeline_scorer(random_network(self.config, self.device, torch.bfloat16), self.device)
+            model = random_network(self.config, self.device, torch.bfloat16)
+            self.results["pipeline_attention"] = model.config._attn_implementation
+            return pipeline_scorer(model, self.device)
         rotary = skeleton(self.config).get_submodule("model.rotary_emb")
         parameter = random_parameter(self.config, self.device, self.dtype)
         stack = Stack(
@@ -108,6 +110,16 @@ class Bench:
         """Pairs that fill so many passes in the shared layout."""
         filled = np.cumsum(self.shared_N) >= passes * self.given.token_budget
         return min(int(np.argmax(filled)) + 1 if filled.any() else len(self.pairs), len(self.pairs))
+
+    def filling(self, layout: str, rows: int) -> int:
+        """So many pairs, or up to a quarter fewer, that their passes are as full as those of many pairs."""
+        lengths = (self.pairs.prefix.lengths[:rows], self.pairs.suffix_ab.lengths[:rows])
+        tokens_N, budget = pair_tokens(layout, *lengths, 2), self.given.token_budget
+
+        def fill(count: int) -> float:
+            return tokens_N[:count].sum() / len(plan_passes(layout, tokens_N[:count], budget))
+
+        return max(range(rows - rows // 4, rows + 1), key=fill)
 
     def wait(self) -> None:
         if self.device == "cuda":
