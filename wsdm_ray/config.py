@@ -251,7 +251,8 @@ class QuantizeConfig:
     output: str
     adapter: tuple[str, ...] = ()
     """Folders of adapters, of `train` or plain PEFT ones, that are merged in first, in order."""
-    precision: Literal["int8", "nf4", "bf16"] = "int8"
+    precision: Literal["int8", "nf4", "fp8", "bf16"] = "int8"
+    """int8 and nf4 are bitsandbytes', for training and scoring; fp8 is compressed-tensors', for scoring."""
     restart: bool = False
     """Delete what the output folder holds and start over."""
 
@@ -301,6 +302,8 @@ class TrainConfig:
     are. Slower, and the result of a row depends on its neighbours."""
     gradient_checkpointing: bool = False
     """Trade time for memory."""
+    compile: Literal["auto", "yes", "no"] = "auto"
+    """Compile the model's layers, once at the start of every worker. auto: on a GPU, in the layout packed."""
     text: TextConfig = field(default_factory=TextConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)

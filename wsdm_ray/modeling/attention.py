@@ -60,7 +60,8 @@ def attention_arguments(
     return {
         "attention_mask": torch.zeros(1, 1, 1, 1, device=device),  # ready, so that none is made
         "cu_seq_lens_q": torch.from_numpy(bounds).to(device),
-        "max_length_q": int(np.diff(bounds).max()),
+        # A bound is enough, and of few values a compiled layer needs few guards.
+        "max_length_q": 1 << (int(np.diff(bounds).max()) - 1).bit_length(),
     }
 
 
@@ -83,7 +84,7 @@ def attend(
         query: [B, H, T, W]; key, value: [B, K, T, W]; B is 1 with bounds.
         sliding_window: tokens that each sees, itself with them, by place: the layer's.
         cu_seq_lens_q: int32 [sequences + 1], where sequences begin, and T.
-        max_length_q: tokens of the longest sequence.
+        max_length_q: tokens of the longest sequence, or more.
 
     Returns:
         [B, T, H, W], and nothing for the weights.

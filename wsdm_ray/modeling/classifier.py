@@ -5,6 +5,7 @@ plain transformers and PEFT can load what is saved. Only the last token of each 
 """
 
 import contextlib
+import types
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +26,7 @@ from wsdm_ray.storage import reason
 __all__ = [
     "add_lora",
     "check_complete",
+    "compile_layers",
     "device_and_dtype",
     "first_wins",
     "inner",
@@ -170,6 +172,22 @@ def add_lora(network: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
         if parameter.requires_grad and ".score." not in name:
             parameter.data = parameter.data.float()
     return wrapped
+
+
+def compile_layers(network: nn.Module, backend: Any = "inductor") -> None:
+    """Have the layers compiled for training, at their first forward: one compilation serves all layers and
+    passes of any length. Evaluation runs them as they are.
+    """
+    model = inner(network)
+    model.enable_input_require_grads()  # else the first layer, whose input has no gradient, is compiled apart
+    plain = type(model.model.layers[0]).forward
+    compiled = torch.compile(plain, dynamic=True, backend=backend)
+
+    def forward(self: nn.Module, *args: Any, **options: Any) -> Any:
+        return (compiled if self.training else plain)(self, *args, **options)
+
+    for layer in model.model.layers:
+        layer.forward = types.MethodType(forward, layer)
 
 
 def inner(network: Any) -> Any:

@@ -19,8 +19,6 @@ class Int8Linear(Linear8bitLt):
     """A `Linear8bitLt` whose products dequantize its weight instead of quantizing its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.CB is not None:  # pyright: ignore[reportAttributeAccessIssue]
-            self.init_8bit_state()
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         out = DequantizedProduct.apply(x, self.state.CB, self.state.SCB)
@@ -51,5 +49,7 @@ def with_activations_as_they_are(network: nn.Module) -> nn.Module:
     """`network`, its int8 layers made `Int8Linear` in place."""
     for module in network.modules():
         if type(module) is Linear8bitLt:
+            if module.weight.CB is not None:  # pyright: ignore[reportAttributeAccessIssue]
+                module.init_8bit_state()  # as its own first forward does
             module.__class__ = Int8Linear
     return network

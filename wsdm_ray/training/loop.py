@@ -28,6 +28,7 @@ from wsdm_ray.modeling.attention import takes_bounds
 from wsdm_ray.modeling.checkpoint import Manifest, load_adapter_weights, save_classifier
 from wsdm_ray.modeling.classifier import (
     add_lora,
+    compile_layers,
     device_and_dtype,
     first_wins,
     load_network,
@@ -114,6 +115,10 @@ class Trainer:
         if config.gradient_checkpointing:
             network.activation_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
         self.network = add_lora(network, config.lora, config.seed)
+        if config.compile == "yes" or (
+            config.compile == "auto" and self.device == "cuda" and self.layout == "packed"
+        ):
+            compile_layers(self.network)
         self.parameters = trainable_parameters(self.network)
         self.optimizer = make_optimizer(config, list(self.parameters.values()))
         self.total_steps = num_steps(len(train), config.pairs_per_step, config.epochs, config.max_steps)

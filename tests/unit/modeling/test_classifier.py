@@ -19,6 +19,7 @@ from wsdm_ray.config import HeadConfig, LoraConfig
 from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling.classifier import (
     add_lora,
+    compile_layers,
     device_and_dtype,
     first_wins,
     inner,
@@ -437,3 +438,38 @@ def test_weights_that_are_not_all_there(family_model, tmp_path):
         f"{folder}: its weights lack model.layers.1.mlp.down_proj.weight and 2 other tensors, "
         "or have them in another shape; fetch or save the model anew"
     )
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_one_compilation_serves_all_layers_and_passes_of_training(family_model, family):
+    from torch._dynamo.testing import CompileCounter
+
+    network = load_network(
+        str(family_model(family)), HeadConfig(dropout=0.0), seed=0, device="cpu", dtype=torch.float32,
+        quantization="none",
+    )  # fmt: skip
+    network = add_lora(network, LoraConfig(r=4, alpha=8, dropout=0.0), 0).train()
+    layouts = [
+        lay_out("padded", *random_pairs(sizes, 3), np.arange(len(sizes)))
+        for sizes in ([(5, 9), (3, 20)], [(1, 4), (7, 30), (2, 2)], [(4, 4), (4, 5)])
+    ]
+
+    def gradients() -> list[torch.Tensor]:
+        for parameter in trainable_parameters(network).values():
+            parameter.grad = None
+        for layout in layouts:
+            first_wins(ordering_logits(network, layout)).square().sum().backward()
+        return [parameter.grad for parameter in trainable_parameters(network).values()]
+
+    expected = gradients()
+    counter = CompileCounter()
+    compile_layers(network, counter)
+    ordering_logits(network, layouts[0])
+    compiled = counter.frame_count
+    assert compiled > 0
+    found = gradients()
+    assert counter.frame_count == compiled
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, expected, strict=True))
+    with torch.no_grad():
+        ordering_logits(network.eval(), layouts[0])
+    assert counter.frame_count == compiled
