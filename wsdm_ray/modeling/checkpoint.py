@@ -40,6 +40,7 @@ __all__ = [
     "add_adapter",
     "complete_folder",
     "folder_digest",
+    "folder_quantization",
     "load_adapter_weights",
     "load_classifier",
     "local_base",
@@ -129,22 +130,55 @@ def weight_files(folder: str) -> list[Path]:
     return files
 
 
-def stored_quantization(folder: str, asked: str) -> Literal["int8", "nf4", "none"]:
-    """How a base will be held: as its folder stores it, else as asked for (`auto` is int8).
+def folder_quantization(folder: str) -> Literal["int8", "nf4", "fp8", "none"]:
+    """How a model folder stores the weights of its linear layers.
 
     Raises:
-        ConfigError: the folder is quantized in another way than was asked for.
+        ModelError: in another way than these.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder}: no config.json; this is no model folder")
     settings = read_settings(path).get("quantization_config")
     if settings is None:
-        return {"auto": "int8", "int8": "int8", "nf4": "nf4", "none": "none"}[asked]  # pyright: ignore[reportReturnType]
+        return "none"
     method = settings.get("quant_method", "bitsandbytes") if isinstance(settings, dict) else settings
-    if method != "bitsandbytes":
-        raise ModelError(f"{folder}: is quantized by {method}, not by bitsandbytes; give an unquantized base")
-    stored = "int8" if settings.get("load_in_8bit") else "nf4"
+    if method == "bitsandbytes":
+        return "int8" if settings.get("load_in_8bit") else "nf4"
+    if method == "compressed-tensors" and in_fp8_rows(settings):
+        return "fp8"
+    raise ModelError(
+        f"{folder}: is quantized by {method}, neither by bitsandbytes nor in rows of 8-bit floats; give an "
+        "unquantized base"
+    )
+
+
+def in_fp8_rows(settings: dict[str, Any]) -> bool:
+    """Whether compressed-tensors' settings mean 8-bit floats with one scale a row in every linear layer."""
+    try:
+        [group] = settings["config_groups"].values()
+        weights = group["weights"]
+        found = (*(weights[name] for name in ("type", "num_bits", "strategy", "symmetric")), group["targets"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return found == ("float", 8, "channel", True, ["Linear"])
+
+
+def stored_quantization(folder: str, asked: str) -> Literal["int8", "nf4", "none"]:
+    """How a base will be held in training: as its folder stores it, else as asked for (`auto` is int8).
+
+    Raises:
+        ConfigError: the folder is quantized in another way than was asked for.
+        ModelError: in a way beside which nothing can be trained.
+    """
+    stored = folder_quantization(folder)
+    if stored == "none":
+        return {"auto": "int8", "int8": "int8", "nf4": "nf4", "none": "none"}[asked]  # pyright: ignore[reportReturnType]
+    if stored == "fp8":
+        raise ModelError(
+            f"{folder}: is stored in fp8, which is for scoring alone; train on the unquantized model, or on "
+            "one that jobs.quantize made int8 or nf4"
+        )
     if asked not in ("auto", stored):
         raise ConfigError(
             f"--quantization {asked}: {folder} is stored as {stored}; use auto, or an unquantized base"
@@ -287,6 +321,8 @@ def load_classifier(
     device = device_and_dtype("auto", device)[0]
     precision = resolve_precision(precision, device, manifest)
     merge = precision in ("fp32", "bf16")
+    if manifest.quantization == "fp8" or precision in ("int8", "fp8"):
+        raise ModelError(f"{folder}: a network of transformers cannot run {precision} of it; use load_scorer")
     final = device_and_dtype(precision if merge else "auto", device)[1]
     weights = local_base(folder, manifest, base, verify) if manifest.kind == "adapter" else folder
     # An adapter was trained beside quantized weights: it is merged into what these stand for.

@@ -23,7 +23,7 @@ from wsdm_ray.modeling.merging import Merged, read_adapter, read_base, skeleton
 from wsdm_ray.modeling.stack import Stack, StackClassifier
 from wsdm_ray.storage import local_copy
 
-__all__ = ["load_scorer", "load_stack", "on_stack"]
+__all__ = ["load_scorer", "load_stack", "make_stack", "on_stack"]
 
 
 def on_stack(precision: str, device: str, manifest: Manifest) -> bool:
@@ -90,19 +90,24 @@ def load_stack(
         merged = Merged(base=found, adapters=(read_adapter(folder, found.config),))
     else:
         merged = Merged(base=read_base(folder), adapters=())
-    network = skeleton(merged.base.config)
-    stack = Stack(
-        functools.partial(merged.parameter, device=device),
-        merged.base.config,
-        network.get_submodule("model.rotary_emb"),
-        rows=functools.partial(merged.rows, precision=products, device=device),
-        precision=products,
-        device=device,
-        dtype=dtype,
-    )
+    stack = make_stack(merged, products, device, dtype)
+    network = nn.Module()
     network.score = make_head(manifest.head, stack.shape.width, seed=0)
     if manifest.kind == "adapter":
         network.score.load_state_dict(merged.adapters[0].head())
     else:
         load_head(network, folder)
     return StackClassifier(stack, network.score.eval().requires_grad_(False)), manifest
+
+
+def make_stack(merged: Merged, precision: str, device: str, dtype: torch.dtype) -> Stack:
+    """The stack of a base with adapters; `precision` of the products is `none`, `int8` or `fp8`."""
+    return Stack(
+        functools.partial(merged.parameter, device=device),
+        merged.base.config,
+        skeleton(merged.base.config).get_submodule("model.rotary_emb"),
+        rows=functools.partial(merged.rows, precision=precision, device=device),
+        precision=precision,
+        device=device,
+        dtype=dtype,
+    )

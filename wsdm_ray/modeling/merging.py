@@ -26,13 +26,13 @@ from wsdm_ray.modeling.checkpoint import (
     MANIFEST,
     Manifest,
     check_head,
+    folder_quantization,
     read_manifest,
-    stored_quantization,
     tensor_shapes,
     weight_files,
 )
 from wsdm_ray.modeling.classifier import make_head, model_config, peft_warnings
-from wsdm_ray.modeling.products import Rows
+from wsdm_ray.modeling.products import TYPES, Rows, in_rows
 from wsdm_ray.storage import reason
 from wsdm_ray.text.encoding import read_settings
 
@@ -88,14 +88,18 @@ def skeleton(config: Any) -> nn.Module:
 
 
 def quantized(weight: torch.Tensor, precision: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """What a bitsandbytes layer stores of its weight, by the name after the layer's.
+    """What a quantized layer stores of its weight, by the name after the layer's.
 
     Args:
         weight: floating [out, in], on the CPU, where the same weight gives the same bytes on any machine.
-        precision: `int8` (of the weight in float16) or `nf4` (of the weight in `dtype`, double quantization).
+        precision: bitsandbytes' `int8` (of the weight in float16) or `nf4` (of the weight in `dtype`, double
+            quantization), or compressed-tensors' `fp8` (a scale a row).
     """
     from bitsandbytes import functional
 
+    if precision == "fp8":
+        values, scale = in_rows(weight, TYPES[precision])
+        return {"weight": values, "weight_scale": scale[:, None]}
     if precision == "int8":
         values, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
         return {"weight": values, "SCB": scales, "weight_format": torch.tensor(0, dtype=torch.uint8)}
@@ -130,7 +134,7 @@ class Base:
 
     shapes: of every parameter. linears: names of the linear layers, without `.weight`.
     places: of every parameter, the tensors that hold it, as (file, name in it): `weight`, and beside it what
-    `quantized` names. dtype: of what is not quantized. quantization: `int8`, `nf4` or `none`.
+    `quantized` names. dtype: of what is not quantized. quantization: `int8`, `nf4`, `fp8` or `none`.
     heads: names of the tensors that are not the backbone's.
     """
 
@@ -179,12 +183,12 @@ def read_base(folder: str) -> Base:
         ModelError: it is of no supported family; a tensor is missing, has another shape, or has no place.
     """
     config = model_config(folder)
-    settings = read_settings(Path(folder) / "config.json").get("quantization_config")
-    quantization = "none" if settings is None else stored_quantization(folder, "auto")
+    quantization = folder_quantization(folder)
     backbone = skeleton(config).get_submodule("model")
     shapes = {name: tuple(parameter.shape) for name, parameter in backbone.named_parameters()}
     linears = frozenset(name for name, module in backbone.named_modules() if type(module) is nn.Linear)
 
+    quantized_layers = linears if quantization != "none" else frozenset()
     found = {
         name: (path, shape)
         for path in weight_files(folder)
@@ -197,7 +201,7 @@ def read_base(folder: str) -> Base:
         if not inside.startswith(prefix) or inside.split(".")[0] in HEADS:
             heads.append(inside)
             continue
-        name, part = split_name(inside.removeprefix(prefix), linears if settings else frozenset())
+        name, part = split_name(inside.removeprefix(prefix), quantized_layers)
         if name in shapes:
             places.setdefault(name, {})[part] = (path, inside)
         elif not name.endswith("rotary_emb.inv_freq"):  # in older files; it follows from the config

@@ -1,9 +1,10 @@
 """One quantized checkpoint from a base model, with adapters merged in first where there are any.
 
-The weights stream from the base's files to the checkpoint's, tensor by tensor: merged in float32, quantized
-with bitsandbytes' own functions, written. What comes out is, byte for byte, what transformers saves after it
-quantized the same weights on loading. Then both are run on a few pairs: the checkpoint as it is loaded for
-use, and the unquantized merge, whose layers are made one at a time.
+The weights stream from the base's files to the checkpoint's, tensor by tensor: merged in float32, quantized,
+written. In int8 and nf4 that is done by bitsandbytes' own functions, and what comes out is, byte for byte,
+what transformers saves after it quantized the same weights on loading; fp8 is written as compressed-tensors
+does it. Then both are run on a few pairs: the checkpoint as it is loaded for use, and the unquantized merge,
+whose layers are made one at a time.
 """
 
 import copy
@@ -21,8 +22,9 @@ from torch import nn
 
 from wsdm_ray.config import HeadConfig, QuantizeConfig, to_dict
 from wsdm_ray.errors import ModelError
-from wsdm_ray.modeling.attention import dense_masks
+from wsdm_ray.modeling.attention import DenseVisibility, dense_masks
 from wsdm_ray.modeling.checkpoint import (
+    FP8_CAPABILITY,
     INDEX,
     MANIFEST,
     WEIGHTS,
@@ -31,7 +33,8 @@ from wsdm_ray.modeling.checkpoint import (
     folder_digest,
     load_head,
 )
-from wsdm_ray.modeling.classifier import bitsandbytes_config, device_and_dtype, load_network
+from wsdm_ray.modeling.classifier import bitsandbytes_config, device_and_dtype, load_network, make_head
+from wsdm_ray.modeling.loading import make_stack
 from wsdm_ray.modeling.merging import Adapter, Base, Merged, quantized, read_adapter, read_base, skeleton
 from wsdm_ray.packing.layouts import Layout, lay_out
 from wsdm_ray.runs import check_outside, finish_run, open_run
@@ -43,6 +46,27 @@ __all__ = ["SHARD_BYTES", "merge", "quantize"]
 
 SHARD_BYTES = 4_000_000_000
 """The most bytes of one file of weights, and of what waits in memory to be written."""
+
+FP8_ROWS: dict[str, Any] = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "quantization_status": "compressed",
+    "kv_cache_scheme": None,
+    "ignore": ["lm_head", "score", r"re:score\..*"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {
+                "num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False,
+            },
+            "input_activations": {
+                "num_bits": 8, "type": "float", "strategy": "token", "symmetric": True, "dynamic": True,
+            },
+            "output_activations": None,
+        }
+    },
+}  # fmt: skip
+"""What config.json says of fp8: llm-compressor's FP8_DYNAMIC, in the names of compressed-tensors."""
 
 PROBES = (
     (
@@ -141,7 +165,7 @@ def head_of(merged: Merged) -> Adapter | None:
 
 
 def write_checkpoint(merged: Merged, precision: str, folder: str) -> Manifest:
-    """Write the weights in a precision (`int8`, `nf4`, `bf16`) with all that belongs to them."""
+    """Write the weights in a precision (`int8`, `nf4`, `fp8`, `bf16`) with all that belongs to them."""
     base, last = merged.base, head_of(merged)
     stored = "none" if precision == "bf16" else precision
     dtype = torch.bfloat16 if precision == "bf16" else base.dtype
@@ -189,7 +213,9 @@ def write_config(base: Base, precision: str, dtype: torch.dtype, folder: str, *,
         config.pad_token_id = None
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    if precision != "bf16":
+    if precision == "fp8":
+        config.quantization_config = copy.deepcopy(FP8_ROWS)
+    elif precision != "bf16":
         config.quantization_config = bitsandbytes_config(precision, torch.bfloat16)
     config.save_pretrained(folder)
 
@@ -244,7 +270,8 @@ def compare(merged: Merged, folder: str, manifest: Manifest) -> dict[str, Any]:
     layout = probe_layout(folder, manifest)
     device = device_and_dtype("auto")[0]
     expected = merged_states(merged, layout, device)
-    found, head = checkpoint_states(folder, manifest.head, layout, device)
+    read = fp8_states if manifest.quantization == "fp8" else checkpoint_states
+    found, head = read(folder, manifest.head, layout, device)
     if head is None:
         what, real = "hidden states", torch.from_numpy(layout.groups_BT.reshape(-1) >= 0)
         expected, found = expected[real], found[real]
@@ -311,6 +338,26 @@ def checkpoint_states(
         return found_ND, None
     load_head(network, folder)
     return found_ND, network.get_submodule("score").float().cpu()
+
+
+def fp8_states(
+    folder: str, head: HeadConfig | None, layout: Layout, device: str
+) -> tuple[torch.Tensor, nn.Module | None]:
+    """What `checkpoint_states` gives, of a checkpoint in fp8, which a stack runs; on a GPU that has fp8."""
+    if device == "cuda" and torch.cuda.get_device_capability() < FP8_CAPABILITY:
+        device = "cpu"
+    stack = make_stack(Merged(base=read_base(folder)), "fp8", device, device_and_dtype("auto", device)[1])
+    tokens_T, positions_T = (
+        torch.from_numpy(each.reshape(-1)).to(device) for each in (layout.tokens_BT, layout.positions_BT)
+    )
+    sight = DenseVisibility(layout, set(stack.shape.kinds), stack.shape.window, device)
+    found_TD = stack(tokens_T, positions_T, sight, torch.arange(len(tokens_T), device=device)).float().cpu()
+    if head is None:
+        return found_TD, None
+    network = nn.Module()
+    network.score = make_head(head, stack.shape.width, seed=0)
+    load_head(network, folder)
+    return found_TD, network.get_submodule("score").eval().float()
 
 
 def merged_states(merged: Merged, layout: Layout, device: str) -> torch.Tensor:

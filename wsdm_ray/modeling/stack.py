@@ -82,7 +82,7 @@ class Stack(nn.Module):
             self.layer(parameter, rows, number, precision) for number in range(len(self.shape.kinds))
         ]
         self.project, self.finish = project, finish
-        if device == "cuda":
+        if torch.device(device).type == "cuda":
             self.compile_layers()
 
     def compile_layers(self, backend: Any = "inductor") -> None:

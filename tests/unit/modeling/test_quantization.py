@@ -552,5 +552,6 @@ def test_a_base_that_others_quantized(family_model, tmp_path):
     settings = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     (base / "config.json").write_text(json.dumps(config | settings))
     assert refusal(ModelError, lambda: made(tmp_path / "out", base)) == (
-        f"{base}: is quantized by gptq, not by bitsandbytes; give an unquantized base"
+        f"{base}: is quantized by gptq, neither by bitsandbytes nor in rows of 8-bit floats; give an "
+        "unquantized base"
     )
