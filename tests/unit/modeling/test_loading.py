@@ -1,5 +1,6 @@
 """A checkpoint as a stack gives the probabilities of the network that it stands for."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,15 +9,25 @@ import pytest
 import torch
 
 from tests.unit.modeling.test_checkpoint import manifest_of, trained
-from wsdm_ray.config import QuantizeConfig
-from wsdm_ray.errors import ModelError
-from wsdm_ray.modeling.checkpoint import load_classifier, save_classifier
+from wsdm_ray.config import QuantizeConfig, TextConfig
+from wsdm_ray.errors import ConfigError, ModelError
+from wsdm_ray.modeling import stack
+from wsdm_ray.modeling.checkpoint import (
+    folder_digest,
+    load_classifier,
+    save_classifier,
+    stored_quantization,
+)
 from wsdm_ray.modeling.classifier import ordering_logits
-from wsdm_ray.modeling.loading import load_stack
-from wsdm_ray.modeling.quantization import quantize
+from wsdm_ray.modeling.families import FAMILIES
+from wsdm_ray.modeling.loading import load_scorer, load_stack, on_stack
+from wsdm_ray.modeling.merging import Merged
+from wsdm_ray.modeling.quantization import merge, quantize, write_checkpoint
+from wsdm_ray.modeling.stack import StackClassifier
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.text.encoding import PairEncoder
 
+TEXT = TextConfig(max_tokens=64)
 PAIRS = (
     ["What is 2 + 2?", ""],
     ["4", "The answer is 42, of course."],
@@ -24,7 +35,7 @@ PAIRS = (
 )
 
 
-@pytest.fixture(scope="module", params=["gemma2", "qwen2"])
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
 def folders(request, family_model: Callable[..., Path], tmp_path_factory) -> dict[str, str]:
     """Checkpoints of one family by kind."""
     root, plain = tmp_path_factory.mktemp("loading"), family_model(request.param, 64)
@@ -32,8 +43,15 @@ def folders(request, family_model: Callable[..., Path], tmp_path_factory) -> dic
     for name, base, asked in (("adapter", plain, "none"), ("adapter_int8", root / "int8", "auto")):
         manifest = manifest_of(base, asked)
         save_classifier(trained(base, manifest.quantization), str(base), f"{root}/{name}", manifest)
-    quantize(QuantizeConfig(base=str(plain), adapter=(f"{root}/adapter",), output=f"{root}/full"))
-    return {name: f"{root}/{name}" for name in ("adapter", "adapter_int8", "full")}
+    for precision in ("int8", "fp8"):
+        written(f"{root}/full_{precision}", plain, f"{root}/adapter", precision)
+    return {name: f"{root}/{name}" for name in ("adapter", "adapter_int8", "full_int8", "full_fp8")}
+
+
+def written(output: str, base: Path, adapter: str, precision: str) -> None:
+    """What `quantize` writes, without its check."""
+    Path(output).mkdir()
+    write_checkpoint(merge(str(base), [adapter], folder_digest(str(base))), precision, output)
 
 
 @torch.no_grad()
@@ -43,19 +61,87 @@ def logits(network: torch.nn.Module, folder: str, text) -> np.ndarray:
     return ordering_logits(network, layout).numpy()
 
 
-@pytest.mark.parametrize("kind", ["adapter", "adapter_int8", "full"])
+@pytest.mark.parametrize("kind", ["adapter", "adapter_int8", "full_int8"])
 def test_as_the_merged_network(folders, kind):
     network, manifest = load_classifier(folders[kind], precision="fp32")
-    stack, found = load_stack(folders[kind], precision="fp32")
+    made, found = load_stack(folders[kind], precision="fp32")
     assert found == manifest
     expected = logits(network, folders[kind], manifest.text)
-    np.testing.assert_allclose(logits(stack, folders[kind], manifest.text), expected, atol=1e-5)
+    np.testing.assert_allclose(logits(made, folders[kind], manifest.text), expected, atol=1e-5)
     for precision, near in (("int8", 0.1), ("fp8", 0.5)):
-        stack, _ = load_stack(folders[kind], precision=precision)
-        apart = np.abs(logits(stack, folders[kind], manifest.text) - expected).mean()
+        made, _ = load_stack(folders[kind], precision=precision)
+        apart = np.abs(logits(made, folders[kind], manifest.text) - expected).mean()
         assert 0 < apart < near * expected.std(), precision
 
 
 def test_a_base_without_a_head_is_refused(folders):
     with pytest.raises(ModelError, match="a base without a head"):
-        load_stack(str(Path(folders["full"]).parent / "int8"), precision="int8")
+        load_stack(str(Path(folders["full_int8"]).parent / "int8"), precision="int8")
+
+
+def assert_same_stacks(one: StackClassifier, other: StackClassifier) -> None:
+    for layers in zip(one.stack.layers, other.stack.layers, strict=True):
+        for name in ("qkv", "o", "gate_up", "down"):
+            first, second = (getattr(layer, name) for layer in layers)
+            assert first.values.dtype == second.values.dtype
+            assert torch.equal(first.values.view(torch.uint8), second.values.view(torch.uint8)), name
+            torch.testing.assert_close(first.scale, second.scale, rtol=1e-6, atol=0)
+
+
+def test_what_is_stored_in_rows_is_taken_as_it_is(folders, monkeypatch):
+    # bitsandbytes keeps a row's largest value where a stack keeps that over 127: the values are the same.
+    for kind, precision in (("full_int8", "int8"), ("full_fp8", "fp8")):
+        with monkeypatch.context() as patch:
+            patch.setattr(stack, "in_rows", lambda *_: pytest.fail("quantized anew"))
+            straight, _ = load_stack(folders[kind], precision=precision)
+        with monkeypatch.context() as patch:
+            patch.setattr(Merged, "rows", lambda *_, **__: None)
+            requantized, _ = load_stack(folders[kind], precision=precision)
+        assert_same_stacks(straight, requantized)
+        found, expected = (logits(each, folders[kind], TEXT) for each in (straight, requantized))
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_fp8_that_was_saved_is_fp8_of_the_adapter(folders):
+    saved, manifest = load_stack(folders["full_fp8"], precision="fp8")
+    assert (manifest.kind, manifest.quantization) == ("full", "fp8")
+    loaded, _ = load_stack(folders["adapter"], precision="fp8")
+    assert_same_stacks(saved, loaded)
+    found, expected = (logits(each, folders["adapter"], TEXT) for each in (saved, loaded))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_what_runs_what(folders):
+    for kind, precision, expected in (
+        ("adapter", "auto", None),
+        ("adapter", "bf16", None),
+        ("adapter_int8", "bnb-int8", None),
+        ("adapter_int8", "int8", torch.int8),
+        ("adapter", "fp8", torch.float8_e4m3fn),
+        ("full_int8", "auto", None),
+        ("full_fp8", "auto", torch.float32),
+        ("full_fp8", "bf16", torch.bfloat16),
+        ("full_fp8", "int8", torch.int8),
+        ("full_fp8", "fp8", torch.float8_e4m3fn),
+    ):
+        network, manifest = load_scorer(folders[kind], precision=precision)
+        assert isinstance(network, StackClassifier) == (expected is not None), (kind, precision)
+        if isinstance(network, StackClassifier):
+            assert network.stack.layers[0].qkv.values.dtype == expected
+        assert np.isfinite(logits(network, folders[kind], manifest.text)).all()
+    assert on_stack("bf16", "cuda", manifest)
+    plain = dataclasses.replace(manifest, quantization="none")
+    assert not any(on_stack(precision, "cuda", plain) for precision in ("fp32", "bnb-int8", "nf4"))
+
+
+def test_what_a_network_of_transformers_cannot_run(folders):
+    with pytest.raises(
+        ModelError, match=r"full_fp8: a network of transformers cannot run fp32 of it; use lo"
+    ):
+        load_classifier(folders["full_fp8"])
+    with pytest.raises(ModelError, match="cannot run int8 of it"):
+        load_classifier(folders["full_int8"], precision="int8")
+    with pytest.raises(ConfigError, match=r"^--precision bnb-int8: the weights are stored as fp8; use it, "):
+        load_scorer(folders["full_fp8"], precision="bnb-int8")
+    with pytest.raises(ModelError, match=r"full_fp8: is stored in fp8, which is for scoring alone; train on"):
+        stored_quantization(folders["full_fp8"], "auto")
