@@ -5,7 +5,8 @@
 For each base (its preset by name) and seed:
 
     ours       the preset
-    recipe     one order, truncation on the left, the checkpoint chosen on rows that share prompts with train
+    recipe     one order, truncation on the left, padded passes, LLM.int8(), a checkpoint chosen on rows that
+               share prompts with train
     bf16       the preset on an unquantized base
     one_order  the preset in one order, also in scoring
 
@@ -149,7 +150,8 @@ def config_of(
     if variant in ("recipe", "one_order"):
         changes["orders"] = "ab"
     if variant == "recipe":
-        changes |= {"text": dataclasses.replace(config.text, truncation="left"), "layout": "padded"}
+        text = dataclasses.replace(config.text, truncation="left")
+        changes |= {"text": text, "layout": "padded", "int8_activations": True}
     config = dataclasses.replace(config, **changes)
     for override in overrides:
         config = overridden(config, *override.split("=", 1))
@@ -175,7 +177,7 @@ def run_one(base: str, preset: str, variant: str, seed: int, work: Path, overrid
     started = time.monotonic()
     checkpoints, steps = train_one(config, folder / "model")
     trained = time.monotonic()
-    speed = score_one(config, work, folder, "ab" if variant == "one_order" else "both")
+    speed = score_one(config, work, folder, variant)
     metrics = evaluate(
         EvaluateConfig(
             predictions=f"{folder}/predictions", votes=(f"{work}/outer/valid",), output=f"{folder}/report"
@@ -213,9 +215,9 @@ def train_one(config: TrainConfig, target: Path) -> tuple[list[dict[str, Any]], 
     return checkpoints, trainer.metrics
 
 
-def score_one(config: TrainConfig, work: Path, folder: Path, orders: str) -> float:
-    """Score the test votes as a replica does; pairs a second."""
-    import pyarrow as pa
+def score_one(config: TrainConfig, work: Path, folder: Path, variant: str) -> float:
+    """Score the test votes as a replica does, the recipe's in its own precision; pairs a second."""
+    import torch
 
     from wsdm_ray.modeling.checkpoint import read_manifest
     from wsdm_ray.scoring.plan import make_plan, part_name
@@ -223,14 +225,21 @@ def score_one(config: TrainConfig, work: Path, folder: Path, orders: str) -> flo
     from wsdm_ray.storage import list_files, write_parquet
 
     model = str(folder / "model")
-    spec = ModelSpec(model, None, read_manifest(model), "auto")
+    recipe, on_gpu = variant == "recipe", torch.cuda.is_available()
+    precision = "bnb-int8" if recipe else "bf16" if on_gpu else "auto"
+    spec = ModelSpec(model, None, read_manifest(model), precision)
     plan = make_plan(list_files(f"{work}/outer/valid"), 100_000, Columns())
-    options = {
-        "models": (spec,), "output": f"{folder}/predictions", "id_type": plan.id_type, "orders": orders,
-        "layout": "padded", "token_budget": config.token_budget, "logits": False, "threads": None,
-    }  # fmt: skip
-    known = {field.name for field in dataclasses.fields(ReplicaOptions)}
-    replica = Replica(ReplicaOptions(**{name: value for name, value in options.items() if name in known}))
+    options = ReplicaOptions(
+        models=(spec,),
+        output=f"{folder}/predictions",
+        id_type=plan.id_type,
+        orders="ab" if variant == "one_order" else "both",
+        layout="padded" if recipe or not on_gpu else "shared",
+        token_budget=16_384,
+        logits=False,
+        threads=None,
+    )
+    replica = Replica(options)
     seconds = 0.0
     for unit in plan.units:
         encoded = encode_unit(unit, [spec], Columns())
@@ -238,7 +247,6 @@ def score_one(config: TrainConfig, work: Path, folder: Path, orders: str) -> flo
         table, _ = replica.score(encoded)
         seconds += time.monotonic() - started
         write_parquet(f"{folder}/predictions/{part_name(unit.number)}", table)
-    assert isinstance(plan.id_type, pa.DataType)
     return plan.rows / seconds
 
 

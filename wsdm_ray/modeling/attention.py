@@ -349,14 +349,45 @@ def capped(softcap: float) -> Callable[..., Tensor]:
     """One function a cap, so that it is compiled once."""
 
     def cap(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
+        return softcap * quick_tanh(score / softcap)
 
     return cap
 
 
+@torch.library.custom_op("wsdm_ray::quick_tanh", mutates_args=())
+def quick_tanh(x: Tensor) -> Tensor:
+    """`tanh`; within FlexAttention a GPU's own instruction, off by a two-thousandth of the value at most."""
+    return torch.tanh(x)
+
+
+@quick_tanh.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@quick_tanh.register_vmap
+def _(info: Any, in_dims: tuple[int | None], x: Tensor) -> tuple[Tensor, int | None]:
+    return quick_tanh(x), in_dims[0]
+
+
 @functools.cache
 def compiled_flex() -> Callable[..., Any]:
+    lower_quick_tanh()
     return torch.compile(flex_attention, dynamic=False)
+
+
+def lower_quick_tanh() -> None:
+    """Have the compiler write a single instruction for `quick_tanh`: elementwise tanh takes a third of
+    FlexAttention's time where scores are soft-capped.
+    """
+    from torch._inductor.lowering import make_pointwise, register_lowering
+    from torch._inductor.virtualized import ops
+
+    def lowered(x: Any) -> Any:
+        one = functools.partial(ops.inline_asm_elementwise, asm="tanh.approx.f32 $0, $1;", constraints="=f,f")
+        return make_pointwise(one)(x)
+
+    register_lowering(torch.ops.wsdm_ray.quick_tanh.default, type_promotion_kind=None)(lowered)
 
 
 @functools.cache
