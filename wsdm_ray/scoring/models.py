@@ -28,7 +28,7 @@ from wsdm_ray.modeling.loading import load_scorer, on_stack
 from wsdm_ray.modeling.stack import Stack, StackClassifier, whole_blocks
 from wsdm_ray.storage import local_copy
 
-__all__ = ["ModelSpec", "Models", "PassMemory", "budget_within", "weight_bytes"]
+__all__ = ["ModelSpec", "Models", "PassMemory", "budget_within", "streamed_bytes", "weight_bytes"]
 
 MOST_TOKENS = 65_536
 """Of a pass; beyond, larger passes are no faster."""

@@ -22,6 +22,7 @@ from wsdm_ray.modeling import quantization
 from wsdm_ray.modeling.checkpoint import (
     Manifest,
     folder_digest,
+    folder_quantization,
     load_classifier,
     read_manifest,
     save_classifier,
@@ -184,6 +185,37 @@ def test_what_is_not_quantized_stays_as_the_base_stores_it(family_model, tmp_pat
         "q_proj", "k_proj", "v_proj",  # their biases
     }  # fmt: skip
     assert not [name for name in found if "lm_head" in name]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fp8_as_other_tools_read_it(family_model, tmp_path, family):
+    base = family_model(family, 64)
+    manifest = written(tmp_path / "out", base, our_adapter(base, tmp_path / "ours", "none"), precision="fp8")
+    assert (manifest.kind, manifest.quantization) == ("full", "fp8")
+    merged = merge(str(base), [str(tmp_path / "ours")], folder_digest(str(base)))
+    found = weights(tmp_path / "out")
+    layers = {name.removesuffix("_scale") for name in found if name.endswith(".weight_scale")}
+    assert layers == {f"model.{name}.weight" for name in merged.base.linears}
+    for name in layers:
+        values, scale = found[name], found[f"{name}_scale"]
+        assert (values.dtype, scale.dtype) == (torch.float8_e4m3fn, torch.float32)
+        assert scale.shape == (len(values), 1)
+        exact = merged.parameter(name.removeprefix("model."))
+        assert values.float().abs().amax(1).eq(448).all()
+        # Three bits of mantissa; what is smaller than the smallest normal number, 2**-6, has fewer.
+        assert ((values.float() * scale - exact).abs() <= exact.abs() / 16 + scale * 2**-10).all()
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    [group] = settings["config_groups"].values()
+    assert (settings["quant_method"], settings["format"]) == ("compressed-tensors", "float-quantized")
+    assert (group["weights"]["strategy"], group["input_activations"]["strategy"]) == ("channel", "token")
+    assert "score.1.weight" in found
+    assert folder_quantization(str(tmp_path / "out")) == "fp8"
+    settings["config_groups"]["group_0"]["weights"]["strategy"] = "tensor"
+    (tmp_path / "out" / "config.json").write_text(json.dumps({"quantization_config": settings}))
+    with pytest.raises(
+        ModelError, match="is quantized by compressed-tensors, neither by bitsandbytes nor in"
+    ):
+        folder_quantization(str(tmp_path / "out"))
 
 
 def test_the_int8_options_of_the_recipe(family_model, tmp_path):
@@ -440,7 +472,7 @@ def test_the_check_of_a_backbone(family_model, tmp_path, lines):
     base = family_model("gemma2", 64)
     checks = {
         precision: made(tmp_path / precision, base, precision=precision)["check"]
-        for precision in ("bf16", "int8", "nf4")
+        for precision in ("bf16", "int8", "fp8", "nf4")
     }
     stored = json.loads((tmp_path / "nf4" / "run.json").read_text())
     assert stored["check"] == checks["nf4"]
@@ -450,8 +482,10 @@ def test_the_check_of_a_backbone(family_model, tmp_path, lines):
         assert 0 < check["mean_abs"] < check["max_abs"]
         assert check["mean_abs_relative"] == pytest.approx(check["mean_abs"] / check["spread"])
         assert "mean_abs_prob" not in check
-    # 8 bits of mantissa, of each row's largest weight, and 4 bits
-    assert checks["bf16"]["mean_abs"] < checks["int8"]["mean_abs"] < checks["nf4"]["mean_abs"] < 1
+    # 8 bits of mantissa, of each row's largest weight, 4 bits of mantissa (activations too), and 4 bits
+    order = [checks[precision]["mean_abs"] for precision in ("bf16", "int8", "fp8", "nf4")]
+    assert order == sorted(order)
+    assert order[-1] < 1
     (line,) = [line for line in lines() if "against" in line][-1:]
     assert line.startswith("quantize: against the unquantized weights, hidden states: off by ")
 

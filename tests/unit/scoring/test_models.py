@@ -15,9 +15,18 @@ from wsdm_ray.config import HeadConfig, LoraConfig, TextConfig
 from wsdm_ray.errors import ClusterError, ModelError
 from wsdm_ray.modeling.checkpoint import Manifest, folder_digest, load_classifier, save_classifier
 from wsdm_ray.modeling.classifier import add_lora, load_network, ordering_logits, trainable_parameters
+from wsdm_ray.modeling.loading import load_stack
+from wsdm_ray.modeling.stack import StackClassifier
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.scoring import models
-from wsdm_ray.scoring.models import Models, ModelSpec, PassMemory, budget_within, weight_bytes
+from wsdm_ray.scoring.models import (
+    Models,
+    ModelSpec,
+    PassMemory,
+    budget_within,
+    streamed_bytes,
+    weight_bytes,
+)
 from wsdm_ray.text.encoding import PairEncoder
 
 TEXT = TextConfig(max_tokens=64)
@@ -118,6 +127,24 @@ def test_bytes_of_weights(tmp_path):
     }  # fmt: skip
 
 
+def test_bytes_of_weights_that_stream_into_a_stack(tmp_path):
+    tensors = {
+        "model.embed_tokens.weight": torch.zeros(10, 4, dtype=torch.bfloat16),
+        "model.norm.weight": torch.zeros(4, dtype=torch.bfloat16),
+        "model.layers.0.q_proj.weight": torch.zeros(6, 4, dtype=torch.bfloat16),
+        "model.layers.0.k_proj.weight": torch.zeros(2, 4, dtype=torch.bfloat16),
+    }
+    save_file(tensors, tmp_path / "plain")
+    found = {name: streamed_bytes([f"{tmp_path}/plain"], name) for name in ("fp32", "bf16", "int8", "fp8")}
+    # 40 of the embedding, 4 of the norm, 24 + 8 in 8 rows; 24 in float32, three times.
+    assert found == {
+        "fp32": 4 * 76 + 32 + 288, "bf16": 2 * 72 + 16 + 32 + 288, "int8": 80 + 16 + 32 + 32 + 288,
+        "fp8": 80 + 16 + 32 + 32 + 288,
+    }  # fmt: skip
+    save_file(tensors | {"model.embed_tokens.weight": torch.zeros(1_000, 4)}, tmp_path / "wide")
+    assert streamed_bytes([f"{tmp_path}/wide"], "fp8") == 2 * 4 * 4_000
+
+
 def test_a_model_that_does_not_fit_the_gpu_is_refused_before_it_is_loaded(specs, monkeypatch):
     pair = [specs["first"], specs["linear"]]
     loaded = []
@@ -172,6 +199,37 @@ def test_what_a_pass_takes(specs):
     # Width 32, two heads of 16, 64 within the MLP, float32; eager attention, layers of two kinds.
     expected = PassMemory(token=4 * 4 * (32 + 32 + 64) + 8 * 32, key=2 * 4 + 6 + 2 * (2 * 4 + 4))
     assert PassMemory.of(held.select(0)) == expected
+
+
+@pytest.mark.parametrize(("precision", "sums"), [("fp32", 0), ("fp8", 0), ("int8", 4)])
+def test_what_a_pass_of_a_stack_takes(specs, precision, sums):
+    spec = specs["first"]
+    network, _ = load_stack(spec.folder, precision=precision)
+    # Width 32, two heads of 16 and one key head, 64 within the MLP, float32: the MLP is the widest.
+    copies = 64 if precision != "fp32" else 0
+    assert PassMemory.of(network) == PassMemory(
+        token=(2 * 4 + 4) * 32 + 4 * (32 + 128 + 64) + copies + sums * 128, key=0
+    )
+
+
+def test_stacks_are_compiled_when_they_are_loaded_if_at_all(specs, monkeypatch):
+    spec = specs["first"]
+    held = Models([ModelSpec(spec.folder, None, spec.manifest, "int8")])
+    network = held.select(0)
+    assert isinstance(network, StackClassifier)
+    passes: list[int] = []
+    monkeypatch.setattr(network, "warm_up", passes.append)
+    assert held.warm_up(1_000) == 0.0
+    assert not passes
+    network.fixed_rows = True
+    assert held.warm_up(1_000) > 0
+    assert passes == [1_024]
+
+    def fail(tokens):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(network, "warm_up", fail)
+    assert held.warm_up(1_000) > 0
 
 
 def test_the_budget_of_free_memory_by_hand():
