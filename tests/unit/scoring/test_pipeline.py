@@ -3,8 +3,12 @@
 import pytest
 import ray
 
+from wsdm_ray.config import ScoreConfig
 from wsdm_ray.errors import ClusterError
-from wsdm_ray.scoring.pipeline import fit_cluster
+from wsdm_ray.modeling.checkpoint import Manifest
+from wsdm_ray.scoring import pipeline
+from wsdm_ray.scoring.models import ModelSpec
+from wsdm_ray.scoring.pipeline import check_models, fastest_layout, fit_cluster
 
 
 @pytest.fixture
@@ -55,3 +59,43 @@ def test_what_would_wait_for_ever_is_refused(cluster, nodes, asked, message):
     cluster(*nodes)
     with pytest.raises(ClusterError, match=message):
         fit_cluster(asked)
+
+
+@pytest.mark.parametrize(
+    ("precision", "on_gpu", "layout"),
+    [
+        ("fp8", True, "shared"),
+        ("int8", True, "shared"),
+        ("bf16", True, "shared"),
+        ("fp32", True, "padded"),
+        ("bnb-int8", True, "padded"),
+        ("fp8", False, "padded"),
+        ("fp32", False, "padded"),
+    ],
+)
+def test_the_layout_of_auto(precision, on_gpu, layout):
+    model = ModelSpec("folder", None, Manifest(kind="full"), precision)
+    assert fastest_layout([model], on_gpu) == layout
+    other = ModelSpec("folder", None, Manifest(kind="full"), "bnb-int8")
+    assert fastest_layout([model, other], on_gpu) == "padded"
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "capability", "found"),
+    [
+        ("auto", "cuda", (9, 0), "fp8"),
+        ("auto", "cuda", (8, 0), "int8"),
+        ("auto", "cuda", (7, 5), "bnb-int8"),
+        ("bf16", "cuda", None, "bf16"),
+        ("auto", "cpu", None, "fp32"),
+        ("fp8", "cpu", None, "fp8"),
+    ],
+)
+def test_precisions_are_resolved_before_replicas_are_made(
+    classifiers, monkeypatch, asked, device, capability, found
+):
+    monkeypatch.setattr(pipeline, "gpu_capability", lambda: capability or pytest.fail("asked for a GPU"))
+    folder = classifiers[0].folder
+    config = ScoreConfig(model=(folder,), input=("i",), output="o", precision=asked)
+    [spec], [digest] = check_models(config, device)
+    assert spec.precision == digest["precision"] == found
