@@ -1,7 +1,6 @@
 """Masks: who sees whom, by hand and by a loop that follows the rule word for word."""
 
 import dataclasses
-
 from typing import Any
 
 import numpy as np
