@@ -5,8 +5,8 @@
 For each base (its preset by name) and seed:
 
     ours       the preset
-    recipe     one order, truncation on the left, padded passes, LLM.int8(), a checkpoint chosen on rows that
-               share prompts with train
+    recipe     one order, truncation on the left, padded passes, a checkpoint chosen on rows that share
+               prompts with train
     bf16       the preset on an unquantized base
     one_order  the preset in one order, also in scoring
 
@@ -151,7 +151,7 @@ def config_of(
         changes["orders"] = "ab"
     if variant == "recipe":
         text = dataclasses.replace(config.text, truncation="left")
-        changes |= {"text": text, "layout": "padded", "int8_activations": True}
+        changes |= {"text": text, "layout": "padded"}
     config = dataclasses.replace(config, **changes)
     for override in overrides:
         config = overridden(config, *override.split("=", 1))
@@ -216,7 +216,7 @@ def train_one(config: TrainConfig, target: Path) -> tuple[list[dict[str, Any]], 
 
 
 def score_one(config: TrainConfig, work: Path, folder: Path, variant: str) -> float:
-    """Score the test votes as a replica does, the recipe's in its own precision; pairs a second."""
+    """Score the test votes as a replica does; pairs a second."""
     import torch
 
     from wsdm_ray.modeling.checkpoint import read_manifest
@@ -225,16 +225,15 @@ def score_one(config: TrainConfig, work: Path, folder: Path, variant: str) -> fl
     from wsdm_ray.storage import list_files, write_parquet
 
     model = str(folder / "model")
-    recipe, on_gpu = variant == "recipe", torch.cuda.is_available()
-    precision = "bnb-int8" if recipe else "bf16" if on_gpu else "auto"
-    spec = ModelSpec(model, None, read_manifest(model), precision)
+    on_gpu = torch.cuda.is_available()
+    spec = ModelSpec(model, None, read_manifest(model), "bf16" if on_gpu else "fp32")
     plan = make_plan(list_files(f"{work}/outer/valid"), 100_000, Columns())
     options = ReplicaOptions(
         models=(spec,),
         output=f"{folder}/predictions",
         id_type=plan.id_type,
         orders="ab" if variant == "one_order" else "both",
-        layout="padded" if recipe or not on_gpu else "shared",
+        layout="shared" if on_gpu and variant != "recipe" else "padded",
         token_budget=16_384,
         logits=False,
         threads=None,
