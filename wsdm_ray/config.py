@@ -303,7 +303,8 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     """Trade time for memory."""
     compile: Literal["auto", "yes", "no"] = "auto"
-    """Compile the model's layers, once at the start of every worker. auto: on a GPU, in the layout packed."""
+    """Compile the model's layers, once at the start of every worker, which takes a minute or more. auto: on a
+    GPU, in the layout packed, for 100 steps or more."""
     text: TextConfig = field(default_factory=TextConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)

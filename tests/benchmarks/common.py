@@ -1,4 +1,4 @@
-"""What benchmarks share: what every JSON says of where it ran, the spread of repeats, some of many pairs."""
+"""What benchmarks share: what every JSON says of where it ran, spreads, differences, some of many pairs."""
 
 import json
 import os
@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from wsdm_ray.config import Columns
+from wsdm_ray.evaluation.join import join_by_id, read_predictions, read_votes
+from wsdm_ray.evaluation.metrics import agreement, bootstrap_intervals, cross_entropy
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.runs import versions
 from wsdm_ray.text.encoding import EncodedPairs
 
-__all__ = ["HERE", "ROOT", "spread", "take", "write_result"]
+__all__ = ["HERE", "ROOT", "differences", "spread", "take", "write_result"]
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -38,6 +41,24 @@ def write_result(path: Path, question: str, settings: dict[str, Any], results: A
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, smallest and largest."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def differences(ours: str, theirs: str, held_out: Path) -> dict[str, Any]:
+    """Accuracy and log loss of one set of predictions less those of another; 95 % intervals by prompt."""
+    votes = read_votes([str(held_out)], Columns())
+    one, other = (join_by_id(read_predictions(folder), votes) for folder in (ours, theirs))
+    values = np.stack(
+        [
+            measure(one.prob, one.label) - measure(other.prob, one.label)
+            for measure in (agreement, cross_entropy)
+        ],
+        axis=1,
+    )
+    intervals = bootstrap_intervals(values, one.group, resamples=1_000, seed=0)
+    return {
+        name: {"mean": float(column.mean()), "ci95": interval}
+        for name, column, interval in zip(("accuracy", "log_loss"), values.T, intervals, strict=True)
+    }
 
 
 def take(pairs: EncodedPairs, rows: np.ndarray) -> EncodedPairs:

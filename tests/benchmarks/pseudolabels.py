@@ -24,11 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from common import HERE, ROOT, write_result
+from common import HERE, ROOT, differences, write_result
 
-from wsdm_ray.config import Columns
-from wsdm_ray.evaluation.join import join_by_id, read_predictions, read_votes
-from wsdm_ray.evaluation.metrics import agreement, bootstrap_intervals, cross_entropy
 from wsdm_ray.schema import MODEL_A, TEXTS
 
 HELD_OUT = 2_100
@@ -89,24 +86,6 @@ def label_accuracy(shards: Path, truth: Path) -> float:
     a_wins = dict(zip(votes["id"].to_pylist(), votes["winner"].to_pylist(), strict=True))
     rows = pq.read_table(shards, columns=["id", "prob_a"]).to_pylist()
     return statistics.mean((row["prob_a"] > 0.5) == (a_wins[row["id"]] == MODEL_A) for row in rows)
-
-
-def differences(ours: str, theirs: str, held_out: Path) -> dict[str, Any]:
-    """Accuracy and log loss of one set of predictions less those of another; 95 % intervals by prompt."""
-    votes = read_votes([str(held_out)], Columns())
-    one, other = (join_by_id(read_predictions(folder), votes) for folder in (ours, theirs))
-    values = np.stack(
-        [
-            measure(one.prob, one.label) - measure(other.prob, one.label)
-            for measure in (agreement, cross_entropy)
-        ],
-        axis=1,
-    )
-    intervals = bootstrap_intervals(values, one.group, resamples=1_000, seed=0)
-    return {
-        name: {"mean": float(column.mean()), "ci95": interval}
-        for name, column, interval in zip(("accuracy", "log_loss"), values.T, intervals, strict=True)
-    }
 
 
 def run_seed(seed: int, given: argparse.Namespace) -> dict[str, Any]:

@@ -98,6 +98,62 @@ def pseudolabels(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def votes_study(results: dict[str, Any]) -> list[str]:
+    runs, base = results["runs"], results["baselines"]
+    lines = [
+        f"{runs[0]['metrics']['rows']} held-out votes, mean over seeds (smallest to largest).",
+        "",
+        "| model | way | seeds | accuracy | log loss | ECE, after a temperature | position bias | flips | pairs/s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+
+    def cell(values: list[float], form: str = ".3f") -> str:
+        if any(value is None for value in values):
+            return ""
+        low, high = (format(each, form) for each in (min(values), max(values)))
+        mean = format(sum(values) / len(values), form)
+        return mean if low == high else f"{mean} ({low} to {high})"
+
+    for preset, way in dict.fromkeys((run["preset"], run["variant"]) for run in sorted(runs, key=way_order)):
+        same = [run for run in runs if (run["preset"], run["variant"]) == (preset, way)]
+        metrics = [run["metrics"] for run in same]
+        eces = (cell([each["calibration"][when]["ece"] for each in metrics]) for when in ("before", "after"))
+        cells = (
+            preset, way, str(len(same)),
+            cell([each["accuracy"] for each in metrics]), cell([each["log_loss"] for each in metrics]),
+            ", ".join(eces), cell([each["position_bias"] for each in metrics], "+.3f"),
+            cell([each["flip_rate"] for each in metrics]),
+            cell([run["score_pairs_per_second"] for run in same], ".0f"),
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    logistic, longer = base["logistic_regression"], base["longer_answer"]
+    after = logistic["calibration"]
+    lines += [
+        f"| logistic regression, TF-IDF and length | | | {logistic['accuracy']:.3f} | {logistic['log_loss']:.3f} "
+        f"| {after['before']['ece']:.3f}, {after['after']['ece']:.3f} | | | |",
+        f"| the longer answer | | | {longer['accuracy']:.3f} | | | | | |",
+        "",
+        "Our way less another of the same seed, on the same votes (95 % interval by prompt):",
+        "",
+        "| model | less | seed | accuracy | log loss |",
+        "|---|---|---|---|---|",
+    ]
+    for each in sorted(results["ours_less"], key=way_order):
+        figures = (
+            f"{each[name]['mean']:+.3f} ({each[name]['ci95'][0]:+.3f} to {each[name]['ci95'][1]:+.3f})"
+            for name in ("accuracy", "log_loss")
+        )
+        lines.append(f"| {each['preset']} | {each['variant']} | {each['seed']} | {' | '.join(figures)} |")
+    if missing := results["missing"]:
+        lines += ["", f"Not run yet: {', '.join(' '.join(map(str, run)) for run in missing)}."]
+    return lines
+
+
+def way_order(run: dict[str, Any]) -> tuple[str, int, int]:
+    """Models by name, then ways as the study lists them, then seeds."""
+    return run["preset"], ("ours", "recipe", "bf16", "one_order").index(run["variant"]), run["seed"]
+
+
 def score_cpu(results: list[dict[str, Any]]) -> list[str]:
     lines = [
         "| way | pairs/s, median (min to max) | tokens/s | mean distance from float32 | largest |",
@@ -231,6 +287,7 @@ def same_answers(results: list[dict[str, Any]]) -> list[str]:
 
 
 SECTIONS = {
+    "votes_study": votes_study,
     "score_cpu": score_cpu,
     "score_gpu": score_gpu,
     "same_answers": same_answers,

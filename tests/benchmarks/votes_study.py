@@ -12,7 +12,8 @@ For each base (its preset by name) and seed:
 
 One run is one process: train, score the held-out fifth of the votes, whose prompts no run has seen, evaluate.
 As many run at once as `--at-once` says, over all GPUs. Beside them: logistic regression on TF-IDF and length,
-and "the longer answer wins". Runs that are there already are not done again. Writes results/votes_study.json.
+and "the longer answer wins". Runs that the JSON or the working folder has already are not done again, so
+that a study may take several sittings. Writes results/votes_study.json, or --json.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from common import HERE, ROOT, write_result
+from common import HERE, ROOT, differences, write_result
 
 from wsdm_ray.config import Columns, EvaluateConfig, PrepareConfig, QuantizeConfig, TrainConfig
 from wsdm_ray.data.prepare import prepare
@@ -68,12 +69,14 @@ def main() -> None:
     for preset, folder in bases.items():
         quantize_base(folder, given.work / preset)
     runs = [(preset, variant, seed) for seed in given.seeds for preset in bases for variant in given.variants]
+    earlier, compared = earlier_runs(given.json, given.override)
     started = time.monotonic()
-    run_all(runs, given)
-    done = [read_run(given.work, *run) for run in runs]
+    run_all([run for run in runs if run not in earlier], given)
+    done = [earlier.get(run) or read_run(given.work, *run) for run in runs]
     results = {
         "baselines": baselines(given.work),
         "runs": [run for run in done if run],
+        "ours_less": ours_less(given.work, [run for run in runs if run not in earlier]) + compared,
         "missing": [run for run, found in zip(runs, done, strict=True) if not found],
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -98,12 +101,38 @@ def quantize_base(folder: str, work: Path) -> None:
     quantize(QuantizeConfig(base=folder, output=f"{work}/int8"))
 
 
-def run_all(runs: list[tuple[str, str, int]], given: argparse.Namespace) -> None:
+Run = tuple[str, str, int]
+"""Preset, variant and seed."""
+
+
+def earlier_runs(path: Path, overrides: list[str]) -> tuple[dict[Run, dict[str, Any]], list[dict[str, Any]]]:
+    """The runs of an earlier sitting, and what was compared there."""
+    if not path.exists():
+        return {}, []
+    found = json.loads(path.read_text())
+    if found["settings"]["override"] != overrides:
+        raise SystemExit(f"{path}: is of --override {found['settings']['override']}; give another --json")
+    runs = {(run["preset"], run["variant"], run["seed"]): run for run in found["results"]["runs"]}
+    return runs, found["results"]["ours_less"]
+
+
+def ours_less(work: Path, runs: list[Run]) -> list[dict[str, Any]]:
+    """Our way less each other of the same seed, on the same held-out votes."""
+    found = []
+    for preset, variant, seed in runs:
+        ours, theirs = (folder_of(work, preset, each, seed) / "predictions" for each in ("ours", variant))
+        if variant != "ours" and ours.exists() and theirs.exists():
+            values = differences(str(ours), str(theirs), work / "outer" / "valid")
+            found.append({"preset": preset, "variant": variant, "seed": seed, **values})
+    return found
+
+
+def run_all(runs: list[Run], given: argparse.Namespace) -> None:
     free: Queue[int] = Queue()
     for slot in range(given.at_once):
         free.put(slot % given.gpus)
 
-    def start(run: tuple[str, str, int]) -> None:
+    def start(run: Run) -> None:
         folder = folder_of(given.work, *run)
         if (folder / "result.json").exists():
             return

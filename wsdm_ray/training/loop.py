@@ -59,6 +59,8 @@ STATE_TENSORS = "optimizer.safetensors"
 STATE = "trainer_state.json"
 
 
+COMPILED_STEPS = 100
+"""The fewest steps of a run that are worth the minute or more that compiling takes."""
 SPIKE_STEPS = 50
 """Steps whose median loss says what a spike is; the first of a run are not judged until there are 10."""
 SPIKE_FLOOR = 3.0
@@ -115,13 +117,12 @@ class Trainer:
         if config.gradient_checkpointing:
             network.activation_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
         self.network = add_lora(network, config.lora, config.seed)
-        if config.compile == "yes" or (
-            config.compile == "auto" and self.device == "cuda" and self.layout == "packed"
-        ):
-            compile_layers(self.network)
         self.parameters = trainable_parameters(self.network)
         self.optimizer = make_optimizer(config, list(self.parameters.values()))
         self.total_steps = num_steps(len(train), config.pairs_per_step, config.epochs, config.max_steps)
+        gains = self.device == "cuda" and self.layout == "packed" and self.total_steps >= COMPILED_STEPS
+        if config.compile == "yes" or (config.compile == "auto" and gains):
+            compile_layers(self.network)
         self.step = 0
         self.metrics: list[dict[str, Any]] = []
 
