@@ -15,12 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-import transformers
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from torch.nn.attention.varlen import varlen_attn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from wsdm_ray.packing.layouts import Layout
 
@@ -42,6 +38,7 @@ BOUNDS = "wsdm_ray_bounds"
 
 def attention_implementation(config: Any) -> str:
     """The name of the attention that transformers is to use: `attend`, or `eager` where it cannot serve."""
+    register()
     return BOUNDS if takes_bounds(config) else "eager"
 
 
@@ -90,6 +87,8 @@ def attend(
         [B, T, H, W], and nothing for the weights.
     """
     if cu_seq_lens_q is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )  # pyright: ignore[reportReturnType]  # of no weights
@@ -100,6 +99,8 @@ def attend(
     group = query.shape[1] // key.shape[1]
     k_HTW, v_HTW = (each[0].repeat_interleave(group, 0) for each in (key, value))
     if query.is_cuda and query.dtype != torch.float32:
+        from torch.nn.attention.varlen import varlen_attn  # takes seconds, which nothing else has to wait for
+
         q_THW, k_THW, v_THW = (each.transpose(0, 1).contiguous() for each in (query[0], k_HTW, v_HTW))
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
         out = varlen_attn(
@@ -128,8 +129,14 @@ def attend_alone(
     return F.scaled_dot_product_attention(q_HTW, k_HTW, v_HTW, attn_mask=seen, scale=scale)
 
 
-transformers.AttentionInterface.register(BOUNDS, attend)
-transformers.AttentionMaskInterface.register(BOUNDS, sdpa_mask)  # for plain calls of the network
+@functools.cache
+def register() -> None:
+    """Tell transformers of `attend`, whose import takes seconds that processes without a network save."""
+    import transformers
+    from transformers.masking_utils import sdpa_mask
+
+    transformers.AttentionInterface.register(BOUNDS, attend)
+    transformers.AttentionMaskInterface.register(BOUNDS, sdpa_mask)  # for plain calls of the network
 
 
 def visible(layout: Layout, window: int | None, device: torch.device | str) -> torch.Tensor:
@@ -279,13 +286,13 @@ class BlockVisibility:
     def attend(
         self, q_HTW: Tensor, k_KTW: Tensor, v_KTW: Tensor, kind: str, scale: float, softcap: float | None
     ) -> Tensor:
-        run = compiled_flex() if q_HTW.is_cuda else flex_attention
+        run, tanh = (compiled_flex(), quick_tanh()) if q_HTW.is_cuda else (flex_attention, torch.tanh)
         tuned = q_HTW.is_cuda and q_HTW.shape[2] == 256 and softcap is not None
         out = run(
             q_HTW[None],
             k_KTW[None],
             v_KTW[None],
-            score_mod=None if softcap is None else capped(softcap),
+            score_mod=None if softcap is None else capped(softcap, tanh),
             block_mask=self.masks[kind],
             scale=scale,
             enable_gqa=len(q_HTW) != len(k_KTW),
@@ -345,49 +352,42 @@ def ordered(flags: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-def capped(softcap: float) -> Callable[..., Tensor]:
+def capped(softcap: float, tanh: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     """One function a cap, so that it is compiled once."""
 
     def cap(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return softcap * quick_tanh(score / softcap)
+        return softcap * tanh(score / softcap)
 
     return cap
 
 
-@torch.library.custom_op("wsdm_ray::quick_tanh", mutates_args=())
-def quick_tanh(x: Tensor) -> Tensor:
-    """`tanh`; within FlexAttention a GPU's own instruction, off by a two-thousandth of the value at most."""
-    return torch.tanh(x)
-
-
-@quick_tanh.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-@quick_tanh.register_vmap
-def _(info: Any, in_dims: tuple[int | None], x: Tensor) -> tuple[Tensor, int | None]:
-    return quick_tanh(x), in_dims[0]
-
-
 @functools.cache
-def compiled_flex() -> Callable[..., Any]:
-    lower_quick_tanh()
-    return torch.compile(flex_attention, dynamic=False)
+def quick_tanh() -> Callable[[Tensor], Tensor]:
+    """`tanh` for FlexAttention on a GPU: a single instruction, off by a two-thousandth of the value at most.
 
-
-def lower_quick_tanh() -> None:
-    """Have the compiler write a single instruction for `quick_tanh`: elementwise tanh takes a third of
-    FlexAttention's time where scores are soft-capped.
+    The compiler's own takes a third of the attention's time where scores are soft-capped.
     """
     from torch._inductor.lowering import make_pointwise, register_lowering
     from torch._inductor.virtualized import ops
 
+    @torch.library.custom_op("wsdm_ray::quick_tanh", mutates_args=())
+    def tanh(x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+    tanh.register_fake(torch.empty_like)
+    tanh.register_vmap(lambda info, in_dims, x: (tanh(x), in_dims[0]))
+
     def lowered(x: Any) -> Any:
-        one = functools.partial(ops.inline_asm_elementwise, asm="tanh.approx.f32 $0, $1;", constraints="=f,f")
-        return make_pointwise(one)(x)
+        instruction = {"asm": "tanh.approx.f32 $0, $1;", "constraints": "=f,f"}
+        return make_pointwise(functools.partial(ops.inline_asm_elementwise, **instruction))(x)
 
     register_lowering(torch.ops.wsdm_ray.quick_tanh.default, type_promotion_kind=None)(lowered)
+    return tanh
+
+
+@functools.cache
+def compiled_flex() -> Callable[..., Any]:
+    return torch.compile(flex_attention, dynamic=False)
 
 
 @functools.cache
