@@ -246,7 +246,7 @@ def gpu_start(rows: list[dict[str, Any]]) -> list[str]:
     ]
     for row in rows:
         stages = " | ".join(
-            f"{row[name]:.1f}" for name in ("imported", "loaded", "first_pass", "second_pass")
+            f"{row[name]:.1f}" for name in ("imported", "loaded", "compiled", "first_pass", "second_pass")
         )
         lines.append(
             f"| {row['compile_cache']} | {stages} | {row['compiling']:.1f} | {row['reserved_gib']:.1f} GiB |"

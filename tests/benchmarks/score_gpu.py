@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--recipe-batch", type=int, default=32)
     parser.add_argument("--pipeline-batch", type=int, default=8)
     parser.add_argument("--served", default="fp8", help="precision of start and scaling")
-    parser.add_argument("--stored", default="bf16", choices=("bf16", "fp8"), help="weights of their model")
+    parser.add_argument("--stored", default="fp8", choices=("bf16", "fp8"), help="weights of their model")
     parser.add_argument("--gpus", type=int, default=2, help="of scaling")
     parser.add_argument("--rows", type=int, default=1_200, help="of scaling")
     parser.add_argument("--unit-rows", type=int, default=50, help="of scaling")

@@ -25,6 +25,7 @@ from wsdm_ray.modeling.classifier import make_head
 from wsdm_ray.modeling.families import FAMILIES
 from wsdm_ray.modeling.merging import skeleton
 from wsdm_ray.modeling.products import in_rows
+from wsdm_ray.modeling.quantization import FP8_ROWS
 from wsdm_ray.modeling.tiny import make_tokenizer
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.text.encoding import EncodedPairs
@@ -152,26 +153,6 @@ def random_parquet(path: Path, number: int, *, max_tokens: int, seed: int = 0) -
 
 
 SHARD_BYTES = 4_000_000_000
-
-
-FP8_ROWS = {
-    "quant_method": "compressed-tensors",
-    "format": "float-quantized",
-    "quantization_status": "compressed",
-    "ignore": ["score"],
-    "config_groups": {
-        "group_0": {
-            "targets": ["Linear"],
-            "weights": {
-                "num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel", "dynamic": False,
-            },
-            "input_activations": {
-                "num_bits": 8, "type": "float", "symmetric": True, "strategy": "token", "dynamic": True,
-            },
-        }
-    },
-}  # fmt: skip
-"""What config.json says of weights in float8 rows."""
 
 
 def write_checkpoint(folder: Path, config: Any, stored: str, device: str, max_tokens: int) -> None:

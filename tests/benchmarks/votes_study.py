@@ -75,8 +75,8 @@ def main() -> None:
     done = [earlier.get(run) or read_run(given.work, *run) for run in runs]
     results = {
         "baselines": baselines(given.work),
-        "runs": [run for run in done if run],
-        "ours_less": ours_less(given.work, [run for run in runs if run not in earlier]) + compared,
+        "runs": [*earlier.values(), *(run for run in done if run and run not in earlier.values())],
+        "ours_less": compared + ours_less(given.work, runs, compared),
         "missing": [run for run, found in zip(runs, done, strict=True) if not found],
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -116,10 +116,10 @@ def earlier_runs(path: Path, overrides: list[str]) -> tuple[dict[Run, dict[str, 
     return runs, found["results"]["ours_less"]
 
 
-def ours_less(work: Path, runs: list[Run]) -> list[dict[str, Any]]:
-    """Our way less each other of the same seed, on the same held-out votes."""
-    found = []
-    for preset, variant, seed in runs:
+def ours_less(work: Path, runs: list[Run], compared: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Our way less each other of the same seed, on the same held-out votes, where that is not known yet."""
+    found, known = [], {(each["preset"], each["variant"], each["seed"]) for each in compared}
+    for preset, variant, seed in set(runs) - known:
         ours, theirs = (folder_of(work, preset, each, seed) / "predictions" for each in ("ours", variant))
         if variant != "ours" and ours.exists() and theirs.exists():
             values = differences(str(ours), str(theirs), work / "outer" / "valid")

@@ -287,7 +287,6 @@ class BlockVisibility:
         self, q_HTW: Tensor, k_KTW: Tensor, v_KTW: Tensor, kind: str, scale: float, softcap: float | None
     ) -> Tensor:
         run, tanh = (compiled_flex(), quick_tanh()) if q_HTW.is_cuda else (flex_attention, torch.tanh)
-        tuned = q_HTW.is_cuda and q_HTW.shape[2] == 256 and softcap is not None
         out = run(
             q_HTW[None],
             k_KTW[None],
@@ -296,7 +295,7 @@ class BlockVisibility:
             block_mask=self.masks[kind],
             scale=scale,
             enable_gqa=len(q_HTW) != len(k_KTW),
-            kernel_options=WIDE_CAPPED if tuned else None,
+            kernel_options=None if softcap is None else tuned_for(q_HTW),
         )
         assert isinstance(out, Tensor)
         return out[0].transpose(0, 1).flatten(1)
@@ -309,7 +308,17 @@ ROWS_AT_ONCE = 2_048
 
 WIDE_CAPPED: Any = {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
 """FlexAttention's `kernel_options` for heads of 256 with soft-capping: three quarters of the time that its
-own choice takes on an H100. Its own is left for other heads."""
+own choice takes on an H100."""
+WIDE_CAPPED_BYTES = 197_376
+"""Of shared memory that a block takes with these on an H100, in 16 bits; most GPUs have half of it."""
+
+
+def tuned_for(q_HTW: Tensor) -> Any:
+    """`kernel_options` of soft-capped attention; None, its own choice, where nothing better is known."""
+    if not q_HTW.is_cuda or q_HTW.shape[2] != 256 or q_HTW.itemsize > 2:
+        return None
+    properties: Any = torch.cuda.get_device_properties(q_HTW.device)
+    return WIDE_CAPPED if properties.shared_memory_per_block_optin >= WIDE_CAPPED_BYTES else None
 
 
 def tiles(rows: Tensor, keys: Tensor, window: int | None) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,7 @@ from wsdm_ray.storage import local_copy, reason, sha256_of_files
 from wsdm_ray.text.encoding import read_settings
 
 __all__ = [
+    "BY_CAPABILITY",
     "MANIFEST",
     "Manifest",
     "add_adapter",
@@ -59,6 +60,8 @@ TOKENIZER_FILES = re.compile(
 )
 FP8_CAPABILITY, INT8_CAPABILITY = (8, 9), (8, 0)
 """Compute capabilities of GPUs that have products in these precisions."""
+BY_CAPABILITY = ("auto", "fp8", "int8")
+"""Precisions of which the GPU decides whether they are to be had, or what they are."""
 LABEL_ORDER = ("first response wins", "second response wins")
 
 
@@ -266,16 +269,18 @@ def resolve_precision(
     Raises:
         ConfigError: the weights are quantized in another way than was asked for, or the GPU lacks it.
     """
-    if device == "cuda" and precision in ("auto", "fp8"):
+    if device == "cuda" and precision in BY_CAPABILITY:
         capability = capability or torch.cuda.get_device_capability()
-        if precision == "fp8" and capability < FP8_CAPABILITY:
-            raise ConfigError(
-                f"--precision fp8: a GPU of compute capability {capability[0]}.{capability[1]} has no 8-bit "
-                "floats (8.9 and later have); use --precision int8"
-            )
     stored = {"int8": "bnb-int8", "nf4": "nf4", "fp8": "fp8", "none": None}[manifest.quantization]
     if precision == "auto":
         precision = "fp32" if device == "cpu" else fastest_precision(capability or (0, 0), stored)
+    for name, least, other in (("fp8", FP8_CAPABILITY, "int8"), ("int8", INT8_CAPABILITY, "bnb-int8")):
+        if precision == name and capability and capability < least:
+            raise ConfigError(
+                f"--precision {name}: takes a GPU of compute capability {least[0]}.{least[1]} or later, and "
+                f"there is one of {capability[0]}.{capability[1]}; use --precision {other}"
+                + (", with the model before it was made fp8" if stored == "fp8" and name == "int8" else "")
+            )
     if precision in ("bnb-int8", "nf4") and stored not in (None, precision):
         raise ConfigError(
             f"--precision {precision}: the weights are stored as {stored}; use it, fp32, bf16, int8 or fp8"

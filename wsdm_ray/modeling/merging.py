@@ -37,6 +37,7 @@ from wsdm_ray.storage import reason
 from wsdm_ray.text.encoding import read_settings
 
 __all__ = [
+    "HEADS",
     "Adapter",
     "Base",
     "Merged",
@@ -392,9 +393,11 @@ class Merged:
         if any(layer in adapter.scales for adapter in self.adapters):
             return None
         stored = self.base.stored(name, device)
+        scale = stored.get("SCB" if precision == "int8" else "weight_scale")
+        if scale is None:  # a layer that was left out when the base was quantized
+            return None
         # bitsandbytes keeps the largest value of a row, which stands for 127.
-        scale = stored["SCB"] / 127 if precision == "int8" else stored["weight_scale"]
-        return Rows(stored["weight"], scale.float().flatten())
+        return Rows(stored["weight"], (scale / 127 if precision == "int8" else scale).float().flatten())
 
     def parameter(self, name: str, device: str = "cpu") -> torch.Tensor:
         """A parameter with all adapters, in float32.

@@ -42,7 +42,7 @@ from wsdm_ray.storage import local_copy, upload_folder
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.encoding import PairEncoder, read_settings
 
-__all__ = ["SHARD_BYTES", "merge", "quantize"]
+__all__ = ["FP8_ROWS", "SHARD_BYTES", "merge", "quantize"]
 
 SHARD_BYTES = 4_000_000_000
 """The most bytes of one file of weights, and of what waits in memory to be written."""

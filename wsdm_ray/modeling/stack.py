@@ -26,7 +26,7 @@ from wsdm_ray.modeling.families import Shape, shape_of
 from wsdm_ray.modeling.products import TYPES, Rows, Weight, in_rows, multiply, pack_rows, pack_weight
 from wsdm_ray.packing.layouts import Layout
 
-__all__ = ["Stack", "StackClassifier", "in_one_row", "whole_blocks"]
+__all__ = ["Stack", "StackClassifier", "in_one_row", "round_up", "whole_blocks"]
 
 LAST_ROWS = 256
 """Last tokens that a compiled layer finishes at a time: one shape for any number of orderings, and more than
@@ -34,7 +34,7 @@ the 16 rows that int8 products on GPUs need."""
 
 COMPILATIONS = 64
 """Of one function in one process: a few for each model and number of tokens. Beyond its own limit of 8,
-PyTorch would go on uncompiled without a word, and FlexAttention would write out all scores."""
+PyTorch would run FlexAttention uncompiled without a word, which writes out all scores."""
 
 
 @dataclass
@@ -225,7 +225,11 @@ class StackClassifier(nn.Module):
 
 def whole_blocks(tokens: int) -> int:
     """`tokens`, rounded up to a multiple of `BLOCK`."""
-    return -(-tokens // BLOCK) * BLOCK
+    return round_up(tokens, BLOCK)
+
+
+def round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
 
 
 def in_one_row(layout: Layout, row_tokens: int = 0) -> Layout:

@@ -23,8 +23,9 @@ import torch
 from torch import nn
 
 from wsdm_ray.errors import ModelError, WsdmRayError
+from wsdm_ray.modeling.attention import BLOCK
 from wsdm_ray.modeling.classifier import first_wins, ordering_logits
-from wsdm_ray.modeling.stack import StackClassifier, in_one_row, whole_blocks
+from wsdm_ray.modeling.stack import StackClassifier, in_one_row, round_up, whole_blocks
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.plan import pair_tokens, pass_tokens, plan_passes
 from wsdm_ray.packing.ragged import Ragged
@@ -38,6 +39,7 @@ __all__ = [
     "combine",
     "combine_models",
     "log_odds",
+    "ran_out",
     "to_probability",
 ]
 
@@ -199,7 +201,7 @@ class Runs:
             tokens = pass_tokens(self.layout, tokens_N[indices])
             size, least = self.size(tokens), self.least(tokens)
             found = self.run_pass(prefix, sides, indices, size)
-            alone = len(indices) == 1 and (size == least or not is_of_memory(found))
+            alone = len(indices) == 1 and (size <= least or not is_of_memory(found))
             if is_of_memory(found) and alone and len(sides) > 1:
                 found = self.run_sides(prefix, sides, indices)
             if isinstance(found, np.ndarray):
@@ -228,12 +230,18 @@ class Runs:
         return rows[~over_N[rows]]
 
     def least(self, tokens: int) -> int:
-        """The fewest tokens, padding included, that a pass of so many can have."""
-        return whole_blocks(tokens) if self.fixed_rows else tokens
+        """The fewest tokens, padding included, that a pass of so many can have.
+
+        Fixed rows have four sizes between powers of two: each is compiled for itself.
+        """
+        step = max(BLOCK, (1 << tokens.bit_length()) // 8)
+        return round_up(tokens, step) if self.fixed_rows else tokens
 
     def size(self, tokens: int) -> int:
         """The tokens, padding included, of a pass of so many."""
-        return max(self.least(tokens), whole_blocks(self.token_budget)) if self.fixed_rows else tokens
+        if self.fixed_rows and tokens <= self.token_budget:
+            return whole_blocks(self.token_budget)
+        return self.least(tokens)
 
     def halve(self, below: int) -> None:
         """Halve the budget, again where it is not less than `below` then."""
@@ -277,7 +285,7 @@ class Runs:
         # A token that is not in the vocabulary is an IndexError on a CPU.
         except (MemoryError, RuntimeError, IndexError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:SHOWN_CHARACTERS]
-            of_memory = is_any_of(MEMORY, error) or isinstance(error, MemoryError | torch.OutOfMemoryError)
+            of_memory = ran_out(error)
             if not of_memory and is_any_of(LOST, error):
                 raise DeviceLostError(indices.tolist(), reason) from None
             failure = Failure(reason, of_memory)
@@ -306,6 +314,11 @@ def check_not_all_failed(errors_N: np.ndarray) -> None:
     if of_memory or len(set(errors_N)) == 1:
         remedy = "choose a --precision that takes less memory" if of_memory else "try --precision fp32"
         raise ModelError(f"all {len(errors_N)} pairs of a unit fail, each alone: {errors_N[0]}; {remedy}")
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left."""
+    return is_any_of(MEMORY, error) or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def is_any_of(marks: Sequence[str], error: BaseException) -> bool:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from wsdm_ray.errors import ClusterError, ModelError
+from wsdm_ray.modeling.attention import takes_bounds
 from wsdm_ray.modeling.checkpoint import (
     Manifest,
     add_adapter,
@@ -25,8 +26,10 @@ from wsdm_ray.modeling.checkpoint import (
 )
 from wsdm_ray.modeling.classifier import device_and_dtype, inner
 from wsdm_ray.modeling.loading import load_scorer, on_stack
+from wsdm_ray.modeling.merging import HEADS
 from wsdm_ray.modeling.stack import Stack, StackClassifier, whole_blocks
-from wsdm_ray.storage import local_copy
+from wsdm_ray.scoring.engine import ran_out
+from wsdm_ray.storage import local_copy, reason
 
 __all__ = ["ModelSpec", "Models", "PassMemory", "budget_within", "streamed_bytes", "weight_bytes"]
 
@@ -90,15 +93,20 @@ class Models:
         stacks = {network for network, _ in self.held if isinstance(network, StackClassifier)}
         for network in stacks:
             if network.fixed_rows:
-                # Where memory runs out, the engine goes on with shorter passes.
-                with contextlib.suppress(torch.OutOfMemoryError):
+                try:
                     network.warm_up(whole_blocks(token_budget))
+                except RuntimeError as error:
+                    if not ran_out(error):  # then the engine goes on with shorter passes
+                        raise ModelError(
+                            f"{self.specs[0].folder}: a first pass of {token_budget} tokens fails "
+                            f"({reason(error)}); try --precision bnb-int8"
+                        ) from error
         return time.monotonic() - started if any(network.fixed_rows for network in stacks) else 0.0
 
     def token_budget(self, layout: str) -> int:
         """The token budget of passes that any of the models can run in the memory that is free."""
         return min(
-            budget_within(free_bytes(), PassMemory.of(network), layout, spec.manifest.text.max_tokens)
+            budget_within(free_bytes(), PassMemory.of(network, layout), layout, spec.manifest.text.max_tokens)
             for (network, _), spec in zip(self.held, self.specs, strict=True)
         )
 
@@ -198,12 +206,14 @@ def streamed_bytes(files: Sequence[str], precision: str) -> int:
 
     A linear layer's weight has the bytes of its precision and 4 a row, a norm 4 a number. One weight at a
     time stands beside them in float32, three times while it is merged; the embedding, when nothing else is
-    there yet.
+    there yet. Heads are left out.
     """
     total = largest = embedding = 0
     for path in files:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  (not a dict)
+                if name.split(".")[0] in HEADS:
+                    continue
                 part = file.get_slice(name)
                 shape, kind = part.get_shape(), part.get_dtype()
                 elements = math.prod(shape) * (2 if kind == "U8" else 1)  # two weights of 4 bits in a byte
@@ -233,8 +243,11 @@ class PassMemory:
     key: int
 
     @classmethod
-    def of(cls, network: nn.Module) -> "PassMemory":
-        """Four copies of each width (of the model, all heads, within the MLP), and two in float32."""
+    def of(cls, network: nn.Module, layout: str) -> "PassMemory":
+        """Four copies of each width (of the model, all heads, within the MLP), and two in float32.
+
+        Masks are made but for packed rows of a family whose attention goes by bounds.
+        """
         if isinstance(network, StackClassifier):
             return cls.of_stack(network.stack)
         model = inner(network)
@@ -247,7 +260,7 @@ class PassMemory:
         key = masks * itemsize + 6  # positions' distance and who sees whom, while a mask is made
         if model.config._attn_implementation == "eager":
             key += heads * (2 * itemsize + 4)  # scores, their softmax in float32, and that in their type
-        return cls(token, key)
+        return cls(token, 0 if layout == "packed" and takes_bounds(model.config) else key)
 
     @classmethod
     def of_stack(cls, stack: Stack) -> "PassMemory":

@@ -17,11 +17,18 @@ import numpy as np
 import ray
 import ray.data
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wsdm_ray import errors
 from wsdm_ray.config import ScoreConfig, to_dict
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, WsdmRayError
-from wsdm_ray.modeling.checkpoint import folder_digest, local_base, read_manifest, resolve_precision
+from wsdm_ray.modeling.checkpoint import (
+    BY_CAPABILITY,
+    folder_digest,
+    local_base,
+    read_manifest,
+    resolve_precision,
+)
 from wsdm_ray.modeling.loading import on_stack
 from wsdm_ray.runs import check_outside, finish_run, identities, names_in, open_run, options
 from wsdm_ray.scoring.models import ModelSpec
@@ -139,7 +146,7 @@ def check_models(config: ScoreConfig, device: str) -> tuple[tuple[ModelSpec, ...
     Args:
         device: of the replicas, `cuda` or `cpu`.
     """
-    asks_the_gpu = device == "cuda" and config.precision in ("auto", "fp8")
+    asks_the_gpu = device == "cuda" and config.precision in BY_CAPABILITY
     capability = gpu_capability() if asks_the_gpu else None
     models, digests = [], []
     base = absolute(config.base) if config.base else None
@@ -170,13 +177,16 @@ def check_models(config: ScoreConfig, device: str) -> tuple[tuple[ModelSpec, ...
 
 
 def gpu_capability() -> tuple[int, int]:
-    """The compute capability of the cluster's GPUs: of this process's, or of one that a task finds.
+    """The least compute capability of the cluster's GPUs, so that every replica has what it takes.
 
-    A driver that was submitted as a job sees no GPU, and the node that it is on may have none.
+    A task on each node asks: a driver that was submitted as a job sees no GPU, and may be on a node without.
     """
-    if torch.cuda.is_available():
+    ask = ray.remote(num_gpus=0.01, num_cpus=0)(torch.cuda.get_device_capability)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    if len(nodes) == 1 and torch.cuda.is_available():  # its own
         return torch.cuda.get_device_capability()
-    return ray.get(ray.remote(num_gpus=1, num_cpus=0)(torch.cuda.get_device_capability).remote())
+    there = (NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes)
+    return min(ray.get([ask.options(scheduling_strategy=strategy).remote() for strategy in there]))
 
 
 def fit_cluster(asked: int | None) -> tuple[int, bool]:

@@ -99,7 +99,7 @@ class Trainer:
             (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         )
         self.device, dtype = device_and_dtype(config.precision)
-        self.layout = config.layout if config.layout != "auto" else fastest_layout(base, self.device)
+        self.layout = config.layout if config.layout != "auto" else fastest_layout(base, self.device, dtype)
         self.sides = tuple(int(ordering) for ordering in orderings_of(config.orders))
         self.encoder = PairEncoder(base, config.text)
         network = load_network(
@@ -120,8 +120,9 @@ class Trainer:
         self.parameters = trainable_parameters(self.network)
         self.optimizer = make_optimizer(config, list(self.parameters.values()))
         self.total_steps = num_steps(len(train), config.pairs_per_step, config.epochs, config.max_steps)
-        gains = self.device == "cuda" and self.layout == "packed" and self.total_steps >= COMPILED_STEPS
-        if config.compile == "yes" or (config.compile == "auto" and gains):
+        long = self.total_steps >= COMPILED_STEPS
+        fast = self.layout == "packed" and fastest_layout(base, self.device, dtype) == "packed"
+        if config.compile == "yes" or (config.compile == "auto" and fast and long):
             compile_layers(self.network)
         self.step = 0
         self.metrics: list[dict[str, Any]] = []
@@ -302,11 +303,12 @@ class Trainer:
         self.metrics = [json.loads(line) for line in (Path(folder) / METRICS).read_text().splitlines()]
 
 
-def fastest_layout(base: str, device: str) -> str:
+def fastest_layout(base: str, device: str, dtype: torch.dtype) -> str:
     """`packed` where attention by bounds is fast: dense masks of a packed row cost the square of its length,
-    and CPUs like short passes best.
+    GPUs have it in 16 bits alone, and CPUs like short passes best.
     """
-    return "packed" if device == "cuda" and takes_bounds(model_config(base)) else "padded"
+    fast = device == "cuda" and dtype != torch.float32 and takes_bounds(model_config(base))
+    return "packed" if fast else "padded"
 
 
 def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

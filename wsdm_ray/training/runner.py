@@ -83,6 +83,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         text=config.text,
         orders=config.orders,
     )
+    if config.int8_activations and manifest.quantization != "int8":
+        raise ConfigError(
+            f"--int8-activations: the base is held as {manifest.quantization}; leave it out, or give "
+            "--quantization int8 and a base that is int8 or unquantized"
+        )
     # Workers run in other folders, maybe on other machines.
     told_workers = dataclasses.replace(
         config,

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from wsdm_ray.modeling.attention import (
     BLOCK,
     BOUNDS,
+    WIDE_CAPPED,
     BlockVisibility,
     DenseVisibility,
     attend,
     attention_arguments,
     attention_implementation,
     dense_masks,
+    tuned_for,
     visible,
 )
 from wsdm_ray.packing.layouts import lay_out
@@ -236,3 +238,20 @@ def test_attention_goes_by_masks_where_bounds_do_not_tell():
         (layout_of("packed", [2], [2]), Config(attn_logit_softcapping=50.0)),
     ):
         assert set(attention_arguments(layout, config, torch.float32, "cpu")) == {"attention_mask"}
+
+
+@pytest.mark.parametrize(
+    ("room", "itemsize", "width", "tuned"),
+    [(232_448, 2, 256, True), (101_376, 2, 256, False), (232_448, 4, 256, False), (232_448, 2, 128, False)],
+)
+def test_blocks_that_a_gpu_has_no_room_for_are_left_alone(monkeypatch, room, itemsize, width, tuned):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda device: SimpleNamespace(shared_memory_per_block_optin=room),
+    )
+    query: Any = SimpleNamespace(is_cuda=True, shape=(2, 128, width), itemsize=itemsize, device="cuda")
+    assert tuned_for(query) == (WIDE_CAPPED if tuned else None)
+    assert tuned_for(torch.zeros(2, 128, 256)) is None

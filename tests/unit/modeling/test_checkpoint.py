@@ -552,16 +552,21 @@ def test_precisions(folders):
         "int8": ["fp8", "fp8", "int8", "bnb-int8"],
         "nf4": ["fp8", "fp8", "int8", "nf4"],
         "none": ["fp8", "fp8", "int8", "bnb-int8"],
-        "fp8": ["fp8", "fp8", "int8", "int8"],  # bitsandbytes cannot hold it
+        "fp8": ["fp8", "fp8", "int8"],
     }.items():
         kept = dataclasses.replace(manifest, quantization=stored)  # pyright: ignore[reportArgumentType]
-        capabilities = [(9, 0), (8, 9), (8, 6), (7, 5)]
+        capabilities = [(9, 0), (8, 9), (8, 6), (7, 5)][: len(found)]
         assert [resolve_precision("auto", "cuda", kept, each) for each in capabilities] == found
         assert resolve_precision("auto", "cpu", kept) == "fp32"
         assert resolve_precision("fp8", "cpu", kept) == "fp8"
     assert refusal(ConfigError, lambda: resolve_precision("fp8", "cuda", manifest, (8, 0))) == (
-        "--precision fp8: a GPU of compute capability 8.0 has no 8-bit floats (8.9 and later have); use "
+        "--precision fp8: takes a GPU of compute capability 8.9 or later, and there is one of 8.0; use "
         "--precision int8"
+    )
+    rows = dataclasses.replace(manifest, quantization="fp8")
+    assert refusal(ConfigError, lambda: resolve_precision("auto", "cuda", rows, (7, 5))) == (
+        "--precision int8: takes a GPU of compute capability 8.0 or later, and there is one of 7.5; use "
+        "--precision bnb-int8, with the model before it was made fp8"
     )
     for name in ("full_int8", "adapter_int8", "adapter_as_int8"):
         message = refusal(ConfigError, lambda name=name: load_classifier(str(folders[name]), precision="nf4"))

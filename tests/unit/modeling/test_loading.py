@@ -21,7 +21,7 @@ from wsdm_ray.modeling.checkpoint import (
 from wsdm_ray.modeling.classifier import ordering_logits
 from wsdm_ray.modeling.families import FAMILIES
 from wsdm_ray.modeling.loading import load_scorer, load_stack, on_stack
-from wsdm_ray.modeling.merging import Merged
+from wsdm_ray.modeling.merging import Merged, read_base
 from wsdm_ray.modeling.quantization import merge, quantize, write_checkpoint
 from wsdm_ray.modeling.stack import StackClassifier
 from wsdm_ray.packing.layouts import lay_out
@@ -145,3 +145,11 @@ def test_what_a_network_of_transformers_cannot_run(folders):
         load_scorer(folders["full_fp8"], precision="bnb-int8")
     with pytest.raises(ModelError, match=r"full_fp8: is stored in fp8, which is for scoring alone; train on"):
         stored_quantization(folders["full_fp8"], "auto")
+
+
+def test_a_layer_that_was_left_out_of_quantizing_has_no_rows(folders):
+    base = read_base(folders["full_int8"])
+    name = f"{sorted(base.linears)[0]}.weight"
+    assert Merged(base=base).rows(name, "int8") is not None
+    places = base.places | {name: {"weight": base.places[name]["weight"]}}
+    assert Merged(base=dataclasses.replace(base, places=places)).rows(name, "int8") is None

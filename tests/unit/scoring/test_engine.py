@@ -243,6 +243,14 @@ def test_a_stack_has_rows_of_the_budget_alone(monkeypatch, network, stack, encod
     np.testing.assert_array_equal(q, np.float32(1) - p)
 
 
+def test_rows_beyond_the_budget_have_few_sizes(stack):
+    runs = engine.Runs(stack, "shared", 256, 10**6, True, set(), np.empty(0, object))
+    sizes = {tokens: runs.size(tokens) for tokens in range(1, 16_385)}
+    assert {sizes[tokens] for tokens in range(1, 257)} == {256}
+    assert len(set(sizes.values())) < 32
+    assert all(tokens <= size <= max(1.25 * tokens, tokens + 128, 256) for tokens, size in sizes.items())
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("room", [511, 128, 127])
 def test_where_memory_runs_out_a_stack_has_shorter_rows(monkeypatch, stack, encoder, texts, layout, room):

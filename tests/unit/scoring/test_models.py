@@ -141,6 +141,8 @@ def test_bytes_of_weights_that_stream_into_a_stack(tmp_path):
         "fp32": 4 * 76 + 32 + 288, "bf16": 2 * 72 + 16 + 32 + 288, "int8": 80 + 16 + 32 + 32 + 288,
         "fp8": 80 + 16 + 32 + 32 + 288,
     }  # fmt: skip
+    save_file(tensors | {"lm_head.weight": torch.zeros(1_000, 4)}, tmp_path / "headed")
+    assert streamed_bytes([f"{tmp_path}/headed"], "fp8") == found["fp8"]
     save_file(tensors | {"model.embed_tokens.weight": torch.zeros(1_000, 4)}, tmp_path / "wide")
     assert streamed_bytes([f"{tmp_path}/wide"], "fp8") == 2 * 4 * 4_000
 
@@ -198,7 +200,7 @@ def test_what_a_pass_takes(specs):
     held = Models([specs["first"]])
     # Width 32, two heads of 16, 64 within the MLP, float32; eager attention, layers of two kinds.
     expected = PassMemory(token=4 * 4 * (32 + 32 + 64) + 8 * 32, key=2 * 4 + 6 + 2 * (2 * 4 + 4))
-    assert PassMemory.of(held.select(0)) == expected
+    assert PassMemory.of(held.select(0), "packed") == expected
 
 
 @pytest.mark.parametrize(("precision", "sums"), [("fp32", 0), ("fp8", 0), ("int8", 4)])
@@ -207,7 +209,7 @@ def test_what_a_pass_of_a_stack_takes(specs, precision, sums):
     network, _ = load_stack(spec.folder, precision=precision)
     # Width 32, two heads of 16 and one key head, 64 within the MLP, float32: the MLP is the widest.
     copies = 64 if precision != "fp32" else 0
-    assert PassMemory.of(network) == PassMemory(
+    assert PassMemory.of(network, "shared") == PassMemory(
         token=(2 * 4 + 4) * 32 + 4 * (32 + 128 + 64) + copies + sums * 128, key=0
     )
 
@@ -230,6 +232,15 @@ def test_stacks_are_compiled_when_they_are_loaded_if_at_all(specs, monkeypatch):
 
     monkeypatch.setattr(network, "warm_up", fail)
     assert held.warm_up(1_000) > 0
+
+    def break_down(tokens):
+        raise RuntimeError("No valid triton configs.\nmore")
+
+    monkeypatch.setattr(network, "warm_up", break_down)
+    with pytest.raises(
+        ModelError, match=r"a first pass of 1000 tokens fails \(RuntimeError: No valid .*--precision bnb"
+    ):
+        held.warm_up(1_000)
 
 
 def test_the_budget_of_free_memory_by_hand():

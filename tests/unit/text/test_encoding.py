@@ -175,7 +175,7 @@ def test_odd_texts(encoder, text, as_if):
     assert encoder.tokenizer.decode(pairs.prefix[0][1 + len(encoder.prompt_tag) :].tolist()) == as_if
 
 
-@pytest.mark.parametrize("text", ["a" * 5_000_000, "word " * 1_000_000, "日本" * 800_000])
+@pytest.mark.parametrize("text", ["a" * 5_000_000, "日本" * 800_000])
 def test_five_megabytes(encoder, text):
     started = time.monotonic()
     pairs = encoder.encode([text], ["short"], ["answer"])
