@@ -141,17 +141,12 @@ def register() -> None:
 
 def visible(layout: Layout, window: int | None, device: torch.device | str) -> torch.Tensor:
     """Which key each query may attend to: bool [B, T (query), T (key)]. Every token sees itself."""
-    groups, branches, positions = (
+    rows = (
         torch.from_numpy(array).to(device, torch.int32)
         for array in (layout.groups_BT, layout.branches_BT, layout.positions_BT)
     )
-    distance = positions[:, :, None] - positions[:, None, :]
-    seen = (groups[:, :, None] == groups[:, None, :]) & (distance >= 0)
-    if bool(np.any(layout.branches_BT)):
-        seen &= (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
-    if window is not None:
-        seen &= distance < window
-    return seen
+    groups, branches, positions = ((row[:, :, None], row[:, None, :]) for row in rows)
+    return sees(groups, branches, positions, window)
 
 
 def dense_masks(
@@ -242,7 +237,7 @@ class BlockVisibility:
             )
 
     def sees(self, window: int | None) -> Callable[..., Tensor]:
-        """The rule of `visible` for single places."""
+        """The rule for single places of the pass."""
         groups, branches, positions = self.places
 
         def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -343,7 +338,7 @@ def sees(
     positions: tuple[Tensor, Tensor],
     window: int | None,
 ) -> Tensor:
-    """The rule of `visible`, of (query, key) each."""
+    """The rule of who sees whom (`layouts`), of (query, key) each."""
     distance = positions[0] - positions[1]
     same = (groups[0] == groups[1]) & (distance >= 0)
     same = same & ((branches[1] == 0) | (branches[0] == branches[1]))

@@ -388,7 +388,7 @@ class Merged:
         """A weight in the 8-bit rows (`int8`, `fp8`) that it is stored in; None where that is not so, or
         where an adapter changes it."""
         layer = self.base.layer_of(name)
-        if layer is None or self.base.quantization != precision:
+        if layer is None or self.base.quantization != precision or precision not in TYPES:
             return None
         if any(layer in adapter.scales for adapter in self.adapters):
             return None

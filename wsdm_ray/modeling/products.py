@@ -4,8 +4,8 @@ Activations are quantized as they come, by their row's largest value, so a row's
 neighbours (LLM.int8() chooses its outlier columns by the batch).
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wsdm_ray.errors import ModelError
 
-__all__ = ["TYPES", "Rows", "Weight", "in_rows", "multiply", "pack_rows", "pack_weight", "quantize_rows"]
+__all__ = ["TYPES", "Rows", "Weight", "in_rows", "multiply", "pack_weight", "quantize_rows"]
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 """What the largest value of a row becomes."""
@@ -47,7 +47,7 @@ class Weight(NamedTuple):
 
 
 def pack_weight(
-    weights: Sequence[Tensor],
+    weights: Iterable[Tensor | Rows],
     biases: Sequence[Tensor],
     precision: str,
     *,
@@ -57,37 +57,30 @@ def pack_weight(
     """Weights of linear layers that multiply the same input, as one of all their rows.
 
     Args:
-        weights: [out, in] each, all of one `in`.
+        weights: [out, in] each, all of one `in`, or such that are in the 8 bit of `precision` already. Of
+            those that an iterator makes, one at a time is held as it came.
         biases: [out] each, as many as weights, or none.
         precision: `none` (then of `dtype`), `int8` or `fp8`.
-    """
-    if precision != "none":
-        every = [in_rows(weight.to(device), TYPES[precision]) for weight in weights]
-        return pack_rows(every, biases, device=device, dtype=dtype)
-    bias = torch.cat(list(biases)).to(device, dtype) if biases else None
-    return Weight(torch.cat([weight.to(device, dtype) for weight in weights]), None, bias)
-
-
-def pack_rows(
-    weights: Sequence[Rows],
-    biases: Sequence[Tensor],
-    *,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> Weight:
-    """`pack_weight` of weights that are in 8 bit already; `dtype` is that of the bias.
 
     Raises:
-        ModelError: a GPU has no products of these sizes.
+        ModelError: a GPU has no products of these sizes in 8 bit.
     """
-    values = torch.cat([rows.values.to(device) for rows in weights])
-    scale = torch.cat([rows.scale.to(device) for rows in weights])
+    bias = torch.cat(list(biases)).to(device, dtype) if biases else None
+    if precision == "none":
+        floats = cast("Iterable[Tensor]", weights)
+        return Weight(torch.cat([weight.to(device, dtype) for weight in floats]), None, bias)
+    every = [
+        weight if isinstance(weight, Rows) else in_rows(weight.to(device), TYPES[precision])
+        for weight in weights
+    ]
+    values = torch.cat([rows.values.to(device) for rows in every])
+    scale = torch.cat([rows.scale.to(device) for rows in every])
     if values.is_cuda and any(size % MULTIPLES[values.dtype] for size in values.shape):
         raise ModelError(
             f"a product of {' x '.join(map(str, values.shape))}: GPUs have it in 8 bit only where its sizes "
             f"are multiples of {MULTIPLES[values.dtype]}; use --precision bf16"
         )
-    return Weight(values, scale, torch.cat(list(biases)).to(device, dtype) if biases else None)
+    return Weight(values, scale, bias)
 
 
 def in_rows(weight: Tensor, kind: torch.dtype) -> Rows:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from wsdm_ray.modeling.attention import BLOCK, BlockVisibility, DenseVisibility, Visibility
 from wsdm_ray.modeling.families import Shape, shape_of
-from wsdm_ray.modeling.products import TYPES, Rows, Weight, in_rows, multiply, pack_rows, pack_weight
+from wsdm_ray.modeling.products import Rows, Weight, multiply, pack_weight
 from wsdm_ray.packing.layouts import Layout
 
 __all__ = ["Stack", "StackClassifier", "in_one_row", "round_up", "whole_blocks"]
@@ -97,21 +97,12 @@ class Stack(nn.Module):
         precision: str,
     ) -> Layer:
         """A layer's weights, those that multiply the same input fused."""
-        device = self.to_device["device"]
 
         def fused(*names: str, bias: bool = False) -> Weight:
             paths = [f"layers.{number}.{name}_proj" for name in names]
             biases = [parameter(f"{path}.bias").detach() for path in paths if bias]
-            weights = [f"{path}.weight" for path in paths]
-            if precision == "none":
-                floats = [parameter(name).detach() for name in weights]
-                return pack_weight(floats, biases, precision, **self.to_device)
-            # One float32 weight at a time.
-            every = [
-                rows(name) or in_rows(parameter(name).detach().to(device), TYPES[precision])
-                for name in weights
-            ]
-            return pack_rows(every, biases, **self.to_device)
+            weights = (rows(f"{path}.weight") or parameter(f"{path}.weight").detach() for path in paths)
+            return pack_weight(weights, biases, precision, **self.to_device)
 
         def norm(name: str) -> Tensor:
             return self.norm(parameter(f"layers.{number}.{name}.weight"))

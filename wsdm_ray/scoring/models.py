@@ -90,18 +90,21 @@ class Models:
     def warm_up(self, token_budget: int) -> float:
         """Compile, for passes of so many tokens, what has to be compiled; returns the seconds it took."""
         started = time.monotonic()
-        stacks = {network for network, _ in self.held if isinstance(network, StackClassifier)}
-        for network in stacks:
-            if network.fixed_rows:
-                try:
-                    network.warm_up(whole_blocks(token_budget))
-                except RuntimeError as error:
-                    if not ran_out(error):  # then the engine goes on with shorter passes
-                        raise ModelError(
-                            f"{self.specs[0].folder}: a first pass of {token_budget} tokens fails "
-                            f"({reason(error)}); try --precision bnb-int8"
-                        ) from error
-        return time.monotonic() - started if any(network.fixed_rows for network in stacks) else 0.0
+        compiled = [
+            (network, spec)
+            for (network, _), spec in zip(self.held, self.specs, strict=True)
+            if isinstance(network, StackClassifier) and network.fixed_rows
+        ]
+        for network, spec in compiled:
+            try:
+                network.warm_up(whole_blocks(token_budget))
+            except RuntimeError as error:
+                if not ran_out(error):  # then the engine goes on with shorter passes
+                    raise ModelError(
+                        f"{spec.folder}: a first pass of {token_budget} tokens fails ({reason(error)}); try "
+                        "--precision bnb-int8"
+                    ) from error
+        return time.monotonic() - started if compiled else 0.0
 
     def token_budget(self, layout: str) -> int:
         """The token budget of passes that any of the models can run in the memory that is free."""

@@ -99,7 +99,8 @@ class Trainer:
             (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         )
         self.device, dtype = device_and_dtype(config.precision)
-        self.layout = config.layout if config.layout != "auto" else fastest_layout(base, self.device, dtype)
+        fastest = fastest_layout(base, self.device, dtype)
+        self.layout = fastest if config.layout == "auto" else config.layout
         self.sides = tuple(int(ordering) for ordering in orderings_of(config.orders))
         self.encoder = PairEncoder(base, config.text)
         network = load_network(
@@ -120,9 +121,8 @@ class Trainer:
         self.parameters = trainable_parameters(self.network)
         self.optimizer = make_optimizer(config, list(self.parameters.values()))
         self.total_steps = num_steps(len(train), config.pairs_per_step, config.epochs, config.max_steps)
-        long = self.total_steps >= COMPILED_STEPS
-        fast = self.layout == "packed" and fastest_layout(base, self.device, dtype) == "packed"
-        if config.compile == "yes" or (config.compile == "auto" and fast and long):
+        gains = self.layout == fastest == "packed" and self.total_steps >= COMPILED_STEPS
+        if config.compile == "yes" or (config.compile == "auto" and gains):
             compile_layers(self.network)
         self.step = 0
         self.metrics: list[dict[str, Any]] = []

@@ -11,7 +11,7 @@ import torch
 from tests.unit.modeling.test_checkpoint import manifest_of, trained
 from wsdm_ray.config import QuantizeConfig, TextConfig
 from wsdm_ray.errors import ConfigError, ModelError
-from wsdm_ray.modeling import stack
+from wsdm_ray.modeling import products
 from wsdm_ray.modeling.checkpoint import (
     folder_digest,
     load_classifier,
@@ -92,7 +92,7 @@ def test_what_is_stored_in_rows_is_taken_as_it_is(folders, monkeypatch):
     # bitsandbytes keeps a row's largest value where a stack keeps that over 127: the values are the same.
     for kind, precision in (("full_int8", "int8"), ("full_fp8", "fp8")):
         with monkeypatch.context() as patch:
-            patch.setattr(stack, "in_rows", lambda *_: pytest.fail("quantized anew"))
+            patch.setattr(products, "in_rows", lambda *_: pytest.fail("quantized anew"))
             straight, _ = load_stack(folders[kind], precision=precision)
         with monkeypatch.context() as patch:
             patch.setattr(Merged, "rows", lambda *_, **__: None)

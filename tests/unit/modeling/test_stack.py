@@ -28,13 +28,12 @@ WINDOW = 16
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
 def network(request: pytest.FixtureRequest, family_model: Callable[..., Path]) -> Any:
+    return plain_network(family_model(request.param))
+
+
+def plain_network(folder: Path) -> Any:
     return load_network(
-        str(family_model(request.param)),
-        HeadConfig(),
-        seed=0,
-        device="cpu",
-        dtype=torch.float32,
-        quantization="none",
+        str(folder), HeadConfig(), seed=0, device="cpu", dtype=torch.float32, quantization="none"
     )
 
 
@@ -148,14 +147,7 @@ def test_one_row_of_a_pass():
 
 @pytest.mark.parametrize("precision", ["none", "int8"])
 def test_one_compilation_serves_all_layers_and_passes(precision, family_model):
-    network: Any = load_network(
-        str(family_model("gemma3_text")),
-        HeadConfig(),
-        seed=0,
-        device="cpu",
-        dtype=torch.float32,
-        quantization="none",
-    )
+    network = plain_network(family_model("gemma3_text"))
     stack = stack_of(network, precision)
     counter = CompileCounter()
     stack.stack.compile_layers(counter)
