@@ -29,6 +29,7 @@ __all__ = [
     "attention_implementation",
     "dense_masks",
     "takes_bounds",
+    "to_device",
     "visible",
 ]
 
@@ -258,7 +259,7 @@ class BlockVisibility:
         groups_T, places = layout.groups_BT[0], np.arange(layout.groups_BT.shape[1])
         groups_T = np.where(groups_T < 0, -1 - places // BLOCK, groups_T)
         rows = (groups_T, layout.branches_BT[0], layout.positions_BT[0])
-        self.places.copy_(torch.from_numpy(np.stack(rows).astype(np.int32)))
+        self.places.copy_(to_device(np.stack(rows).astype(np.int32), self.places.device))
         for kind, mask in self.masks.items():
             for place, found in zip(
                 (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices),
@@ -294,6 +295,14 @@ class BlockVisibility:
         )
         assert isinstance(out, Tensor)
         return out[0].transpose(0, 1).flatten(1)
+
+
+def to_device(array: np.ndarray, device: torch.device | str) -> Tensor:
+    """A tensor on the device; the host does not wait until a GPU has it."""
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 BLOCK = 128

@@ -12,6 +12,7 @@ that are not merged.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from wsdm_ray.modeling.attention import BLOCK, BlockVisibility, DenseVisibility, Visibility
+from wsdm_ray.modeling.attention import BLOCK, BlockVisibility, DenseVisibility, Visibility, to_device
 from wsdm_ray.modeling.families import Shape, shape_of
 from wsdm_ray.modeling.products import Rows, Weight, multiply, pack_weight
 from wsdm_ray.packing.layouts import Layout
@@ -31,6 +32,8 @@ __all__ = ["Stack", "StackClassifier", "in_one_row", "round_up", "whole_blocks"]
 LAST_ROWS = 256
 """Last tokens that a compiled layer finishes at a time: one shape for any number of orderings, and more than
 the 16 rows that int8 products on GPUs need."""
+
+GELU_SLOPE = 2 * (2 / math.pi) ** 0.5
 
 COMPILATIONS = 64
 """Of one function in one process: a few for each model and number of tokens. Beyond its own limit of 8,
@@ -189,7 +192,7 @@ class StackClassifier(nn.Module):
         """Logits of each ordering of a pass: float32 [S, 2], (first response wins, second wins)."""
         device = self.stack.embedding_VD.device
         tokens_T, positions_T, last_S = (
-            torch.from_numpy(each.reshape(-1)).to(device)
+            to_device(each.reshape(-1), device)
             for each in (layout.tokens_BT, layout.positions_BT, layout.last_S)
         )
         last_SD = self.stack(tokens_T, positions_T, self.sight_of(layout), last_S)
@@ -276,8 +279,14 @@ def finish(x_TD: Tensor, a_TD: Tensor, layer: Layer, shape: Shape) -> Tensor:
     gate_TF, up_TF = multiply(rms_norm(x_TD, layer.norms["mlp_in"], shape.norm_epsilon), layer.gate_up).chunk(
         2, -1
     )
-    gated = F.gelu(gate_TF, approximate="tanh") if shape.family.gelu else F.silu(gate_TF)
+    gated = gelu(gate_TF) if shape.family.gelu else F.silu(gate_TF)
     return x_TD + after(multiply(gated * up_TF, layer.down), "mlp_out", layer, shape)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form, with 2 sigmoid(2 y) for 1 + tanh(y), as tanh is slow on GPUs."""
+    wide = x.float()
+    return (wide * torch.sigmoid(GELU_SLOPE * (wide + 0.044715 * wide**3))).to(x.dtype)
 
 
 def after(x_TD: Tensor, norm: str, layer: Layer, shape: Shape) -> Tensor:

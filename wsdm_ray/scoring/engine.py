@@ -5,6 +5,7 @@ whichever the input calls response_a; so a pair and its swapped twin are compute
 and their probabilities add up to exactly 1.
 
 A stack on a GPU takes rows of a fixed number of tokens: all its passes are filled up to the token budget.
+While a GPU runs a pass, the next is laid out and started, so that it need not wait for the host.
 
 What a pass may fail of, and what becomes of its pairs:
 
@@ -15,12 +16,13 @@ What a pass may fail of, and what becomes of its pairs:
 
 import gc
 from collections import deque
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wsdm_ray.errors import ModelError, WsdmRayError
 from wsdm_ray.modeling.attention import BLOCK
@@ -70,11 +72,13 @@ LOST = (
 SHOWN_CHARACTERS = 200
 """Of a library's message."""
 
+T = TypeVar("T")
+
 
 class DeviceLostError(Exception):
     """The GPU of this process can do nothing more.
 
-    pairs: indices of those that were in the pass that lost it.
+    pairs: indices of those that were in the passes that ran then.
     """
 
     def __init__(self, pairs: Sequence[int], reason: str):
@@ -88,6 +92,28 @@ class Failure:
 
     reason: str
     of_memory: bool
+
+
+class Arriving:
+    """A tensor on its way to the host: it waits for what the GPU was given before it, and for no more."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor.to("cpu", non_blocking=True)
+        self.arrived = torch.cuda.current_stream().record_event() if tensor.is_cuda else None
+
+    def wait(self) -> np.ndarray:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.tensor.numpy()
+
+
+@dataclass(frozen=True)
+class Started:
+    """A pass that was started: its pairs, its tokens (padding included), and what comes of it."""
+
+    pairs: np.ndarray
+    size: int
+    found: Arriving | Failure
 
 
 @dataclass(frozen=True)
@@ -140,6 +166,7 @@ def log_odds(
         token_budget=token_budget,
         most_tokens=token_budget if most_tokens is None else most_tokens,
         fixed_rows=isinstance(network, StackClassifier) and network.fixed_rows,
+        at_once=passes_at_once(network) if not alone else 1,  # one that loses the GPU is to be known
         alone=set(alone),
         errors_N=np.full(len(pairs), None, object),
     )
@@ -167,6 +194,11 @@ def log_odds(
     return Scores(result_NO, runs.errors_N, runs.passed_tokens, runs.token_budget, runs.halved)
 
 
+def passes_at_once(network: nn.Module) -> int:
+    """How many passes may be started before the first is done."""
+    return 2 if any(parameter.is_cuda for parameter in network.parameters()) else 1
+
+
 def identical(pairs: EncodedPairs) -> np.ndarray:
     """Which pairs are the same tokens in both orderings: bool [N]."""
     return np.array([np.array_equal(pairs.suffix_ab[i], pairs.suffix_ba[i]) for i in range(len(pairs))], bool)
@@ -186,21 +218,30 @@ class Runs:
     token_budget: int
     most_tokens: int
     fixed_rows: bool
+    at_once: int
     alone: set[int]
     errors_N: np.ndarray
     passed_tokens: int = 0
     halved: int = 0
+    started: deque[Started] = field(default_factory=deque)
 
     def run(self, prefix: Ragged, sides: Sequence[Ragged], rows: np.ndarray) -> np.ndarray:
         """Log-odds that the first response wins: float32 [N, sides], NaN but for `rows` (int [R])."""
         found_NS = np.full((len(prefix), len(sides)), np.nan, np.float32)
         tokens_N = pair_tokens(self.layout, prefix.lengths, sides[0].lengths, len(sides))
         waiting = self.plan(tokens_N, self.within(tokens_N, rows))
-        while waiting:
-            indices = waiting.popleft()
+        while waiting or self.started:
+            while waiting and len(self.started) < self.at_once:
+                indices = waiting.popleft()
+                tokens = pass_tokens(self.layout, tokens_N[indices])
+                self.started.append(self.start(prefix, sides, indices, self.size(tokens)))
+            first = self.started.popleft()
+            found, indices, size = self.finish(first), first.pairs, first.size
+            if isinstance(found, Failure):  # what follows from it may be for those after it too
+                waiting.extendleft(each.pairs for each in reversed(self.started))
+                self.started.clear()
             tokens = pass_tokens(self.layout, tokens_N[indices])
-            size, least = self.size(tokens), self.least(tokens)
-            found = self.run_pass(prefix, sides, indices, size)
+            least = self.least(tokens)
             alone = len(indices) == 1 and (size <= least or not is_of_memory(found))
             if is_of_memory(found) and alone and len(sides) > 1:
                 found = self.run_sides(prefix, sides, indices)
@@ -262,24 +303,41 @@ class Runs:
         columns = []
         for side in sides:
             tokens_N = pair_tokens(self.layout, prefix.lengths, side.lengths, 1)
-            found = self.run_pass(prefix, [side], indices, self.least(int(tokens_N[indices[0]])))
+            size = self.least(int(tokens_N[indices[0]]))
+            found = self.finish(self.start(prefix, [side], indices, size))
             if isinstance(found, Failure):
                 return found
             columns.append(found)
         return np.concatenate(columns, axis=1)
 
-    def run_pass(
-        self, prefix: Ragged, sides: Sequence[Ragged], indices: np.ndarray, size: int
-    ) -> np.ndarray | Failure:
+    def start(self, prefix: Ragged, sides: Sequence[Ragged], indices: np.ndarray, size: int) -> Started:
+        """Have the pass of these pairs run, filled up to `size` tokens where rows are fixed."""
+
+        def run() -> Started:
+            batch = lay_out(self.layout, prefix, sides, indices)
+            if self.fixed_rows:
+                batch = in_one_row(batch, size)
+            found = Arriving(first_wins(ordering_logits(self.network, batch)))
+            return Started(indices, batch.tokens_BT.size, found)
+
+        found = self.attempt(run, indices)
+        return Started(indices, size, found) if isinstance(found, Failure) else found
+
+    def finish(self, started: Started) -> np.ndarray | Failure:
         """Log-odds that the first response wins: float32 [pairs, sides], or why there are none."""
+        if isinstance(started.found, Failure):
+            return started.found
+        found = self.attempt(started.found.wait, started.pairs)
+        if isinstance(found, Failure):
+            return found
+        self.passed_tokens += started.size
+        return found.reshape(len(started.pairs), -1)
+
+    def attempt(self, run: Callable[[], T], pairs: np.ndarray) -> T | Failure:
+        """What `run`, of these pairs, returns, or why it failed."""
         try:
             with torch.inference_mode():
-                batch = lay_out(self.layout, prefix, sides, indices)
-                if self.fixed_rows:
-                    batch = in_one_row(batch, size)
-                found = first_wins(ordering_logits(self.network, batch)).cpu().numpy()
-            self.passed_tokens += batch.tokens_BT.size
-            return found.reshape(len(indices), len(sides))
+                return run()
         except WsdmRayError:
             raise
         # A token that is not in the vocabulary is an IndexError on a CPU.
@@ -287,7 +345,8 @@ class Runs:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:SHOWN_CHARACTERS]
             of_memory = ran_out(error)
             if not of_memory and is_any_of(LOST, error):
-                raise DeviceLostError(indices.tolist(), reason) from None
+                lost = np.concatenate([pairs, *(each.pairs for each in self.started)])
+                raise DeviceLostError(np.sort(lost).tolist(), reason) from None
             failure = Failure(reason, of_memory)
         # Only here is the traceback gone, and with it what it held.
         free_memory()

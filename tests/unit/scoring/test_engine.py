@@ -166,7 +166,7 @@ def test_one_row_that_is_not_a_number_among_good_ones(monkeypatch, fake):
     pairs = pairs_of([5, 4, 7, 3])
     marked = int(pairs.prefix[2][0])
     monkeypatch.setattr(engine, "ordering_logits", breaking(fake, marked, torch.tensor(float("nan"))))
-    scores = log_odds(None, pairs, BOTH, layout="padded", token_budget=100)  # pyright: ignore[reportArgumentType]
+    scores = log_odds(torch.nn.Module(), pairs, BOTH, layout="padded", token_budget=100)  # pyright: ignore[reportArgumentType]
     assert scores.errors_N.tolist() == [None, None, NOT_FINITE, None]
     assert np.isnan(scores.log_odds_NO).all(axis=1).tolist() == [False, False, True, False]
 
@@ -244,7 +244,7 @@ def test_a_stack_has_rows_of_the_budget_alone(monkeypatch, network, stack, encod
 
 
 def test_rows_beyond_the_budget_have_few_sizes(stack):
-    runs = engine.Runs(stack, "shared", 256, 10**6, True, set(), np.empty(0, object))
+    runs = engine.Runs(stack, "shared", 256, 10**6, True, 1, set(), np.empty(0, object))
     sizes = {tokens: runs.size(tokens) for tokens in range(1, 16_385)}
     assert {sizes[tokens] for tokens in range(1, 257)} == {256}
     assert len(set(sizes.values())) < 32
@@ -347,7 +347,7 @@ def with_room_for(tokens: int, passes: list[int], error: Exception | None = None
 
 
 def score(pairs: EncodedPairs, budget: int = 100, **options: Any) -> engine.Scores:
-    return log_odds(None, pairs, BOTH, layout="padded", token_budget=budget, **options)  # pyright: ignore[reportArgumentType]
+    return log_odds(torch.nn.Module(), pairs, BOTH, layout="padded", token_budget=budget, **options)
 
 
 OUT_OF_MEMORY = (
@@ -374,11 +374,12 @@ def test_where_memory_runs_out_the_budget_is_halved_and_all_goes_on(monkeypatch,
     assert found.passed_tokens == sum(passes[2:])
 
 
-@given(st.lists(st.integers(3, 40), max_size=20), st.integers(1, 400), st.integers(6, 300))
-def test_whatever_the_memory_a_row_has_its_value_or_says_why(lengths, budget, room):
+@given(st.lists(st.integers(3, 40), max_size=20), st.integers(1, 400), st.integers(6, 300), st.integers(1, 3))
+def test_whatever_the_memory_a_row_has_its_value_or_says_why(lengths, budget, room, at_once):
     pairs = pairs_of(lengths)
     passes: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "passes_at_once", lambda network: at_once)
         patch.setattr(engine, "ordering_logits", fake_logits)
         expected = score(pairs, 1_000).log_odds_NO
         patch.setattr(engine, "ordering_logits", with_room_for(room, passes))
@@ -398,6 +399,19 @@ def test_whatever_the_memory_a_row_has_its_value_or_says_why(lengths, budget, ro
             )
             assert np.isnan(found.log_odds_NO[row]).all()
     assert found.token_budget == budget >> found.halved
+
+
+def test_passes_that_were_started_too_early_start_again(monkeypatch, fake):
+    pairs = pairs_of([9, 9, 8, 8, 7, 6, 5, 4])
+    expected = score(pairs, 160)
+    passes: list[int] = []
+    monkeypatch.setattr(engine, "ordering_logits", with_room_for(45, passes))
+    monkeypatch.setattr(engine, "passes_at_once", lambda network: 2)
+    found = score(pairs, 80)
+    # The first two are started before the first is found to fail; then halves, of which all fit.
+    assert passes == [72, 56, 36, 32, 28, 20]
+    assert (found.token_budget, found.halved, found.passed_tokens) == (40, 1, 36 + 32 + 28 + 20)
+    np.testing.assert_array_equal(found.log_odds_NO, expected.log_odds_NO)
 
 
 def test_a_pair_that_does_not_fit_runs_its_orderings_one_by_one(monkeypatch, fake):
@@ -466,6 +480,10 @@ def test_a_lost_gpu_names_the_pairs_of_its_pass(monkeypatch, fake, reason):
         score(pairs, 54)
     assert caught.value.pairs == [1, 2, 3]
     assert caught.value.reason == f"CUDA error: {reason}"
+    monkeypatch.setattr(engine, "passes_at_once", lambda network: 2)
+    with pytest.raises(DeviceLostError) as caught:
+        score(pairs, 54)
+    assert caught.value.pairs == [0, 1, 2, 3], "whichever of those that ran it was"
     with pytest.raises(DeviceLostError) as caught:
         score(pairs, 54, alone={1, 2, 3})
     assert caught.value.pairs == [2]
@@ -481,7 +499,7 @@ def test_a_plan_holds_each_row_once_and_suspects_last(tokens, budget, alone, lay
     tokens_N = np.array(tokens, np.int64)
     rows = np.arange(len(tokens))[::2]
     errors_N = np.full(len(tokens), None, object)
-    runs = Runs(None, layout, budget, 300, False, alone, errors_N)  # pyright: ignore[reportArgumentType]
+    runs = Runs(torch.nn.Module(), layout, budget, 300, False, 1, alone, errors_N)
     plan = [indices.tolist() for indices in runs.plan(tokens_N, rows)]
     assert sorted(row for indices in plan for row in indices) == rows.tolist()
     for indices in plan:
