@@ -10,7 +10,7 @@ Shape suffixes: T tokens, H query heads, K key heads, W head width.
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,11 +24,13 @@ __all__ = [
     "BLOCK",
     "BlockVisibility",
     "DenseVisibility",
+    "Tiling",
     "Visibility",
     "attention_arguments",
     "attention_implementation",
     "dense_masks",
     "takes_bounds",
+    "tiling_of",
     "to_device",
     "visible",
 ]
@@ -142,12 +144,9 @@ def register() -> None:
 
 def visible(layout: Layout, window: int | None, device: torch.device | str) -> torch.Tensor:
     """Which key each query may attend to: bool [B, T (query), T (key)]. Every token sees itself."""
-    rows = (
-        torch.from_numpy(array).to(device, torch.int32)
-        for array in (layout.groups_BT, layout.branches_BT, layout.positions_BT)
-    )
-    groups, branches, positions = ((row[:, :, None], row[:, None, :]) for row in rows)
-    return sees(groups, branches, positions, window)
+    places = torch.from_numpy(places_of(layout.groups_BT, layout)).to(device)
+    marks, order, positions = ((row[..., :, None], row[..., None, :]) for row in places)
+    return sees(marks, order, positions, window)
 
 
 def dense_masks(
@@ -221,33 +220,37 @@ class BlockVisibility:
         row_tokens: T, a multiple of `BLOCK`.
     """
 
-    def __init__(self, row_tokens: int, kinds: set[str], window: int | None, device: torch.device | str):
+    def __init__(
+        self,
+        row_tokens: int,
+        kinds: set[str],
+        window: int | None,
+        device: torch.device | str,
+        tiling: "Tiling | None" = None,
+    ):
         if row_tokens % BLOCK:
             raise ValueError(f"{row_tokens} tokens: must be a multiple of {BLOCK}")
-        blocks = row_tokens // BLOCK
+        self.tiling = tiling or Tiling()
+        block = (self.tiling.queries, self.tiling.keys)
+        queries, keys = (row_tokens // side for side in block)
         self.places = torch.zeros(3, row_tokens, dtype=torch.int32, device=device)
         self.windows = {kind: window_of(kind, window) for kind in kinds}
         self.masks = {}
         for kind, width in self.windows.items():
             empty = [
-                torch.zeros(1, 1, blocks, *shape, dtype=torch.int32, device=device)
-                for shape in ((), (blocks,), (), (blocks,))
+                torch.zeros(1, 1, queries, *shape, dtype=torch.int32, device=device)
+                for shape in ((), (keys,), (), (keys,))
             ]
             self.masks[kind] = BlockMask.from_kv_blocks(
-                *empty, BLOCK_SIZE=BLOCK, mask_mod=self.sees(width), seq_lengths=(row_tokens, row_tokens)
+                *empty, BLOCK_SIZE=block, mask_mod=self.sees(width), seq_lengths=(row_tokens, row_tokens)
             )
 
     def sees(self, window: int | None) -> Callable[..., Tensor]:
         """The rule for single places of the pass."""
-        groups, branches, positions = self.places
+        marks, _, positions = self.places
 
         def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return sees(
-                (groups[query], groups[key]),
-                (branches[query], branches[key]),
-                (positions[query], positions[key]),
-                window,
-            )
+            return sees((marks[query], marks[key]), (query, key), (positions[query], positions[key]), window)
 
         return rule
 
@@ -256,10 +259,9 @@ class BlockVisibility:
 
         Padding is a group of its own in each block: it costs no more than that block.
         """
-        groups_T, places = layout.groups_BT[0], np.arange(layout.groups_BT.shape[1])
-        groups_T = np.where(groups_T < 0, -1 - places // BLOCK, groups_T)
-        rows = (groups_T, layout.branches_BT[0], layout.positions_BT[0])
-        self.places.copy_(to_device(np.stack(rows).astype(np.int32), self.places.device))
+        alone = -1 - np.arange(self.places.shape[1]) // BLOCK
+        rows = places_of(np.where(layout.groups_BT < 0, alone, layout.groups_BT), layout)
+        self.places.copy_(to_device(rows[:, 0], self.places.device))
         for kind, mask in self.masks.items():
             for place, found in zip(
                 (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices),
@@ -274,7 +276,8 @@ class BlockVisibility:
         """For each block of queries, number and places of the key blocks it sees in part, then in whole."""
         # The whole T * T would take gigabytes.
         run = compiled_tiles() if self.places.is_cuda else tiles
-        parts = [run(rows, self.places, window) for rows in self.places.split(ROWS_AT_ONCE, 1)]
+        block = (self.tiling.queries, self.tiling.keys)
+        parts = [run(rows, self.places, window, block) for rows in self.places.split(ROWS_AT_ONCE, 1)]
         some, whole = (torch.cat(each) for each in zip(*parts, strict=True))
         part = some & ~whole
         return [each for flags in (part, whole) for each in ordered(flags)]
@@ -291,7 +294,7 @@ class BlockVisibility:
             block_mask=self.masks[kind],
             scale=scale,
             enable_gqa=len(q_HTW) != len(k_KTW),
-            kernel_options=None if softcap is None else tuned_for(q_HTW),
+            kernel_options=self.tiling.options,
         )
         assert isinstance(out, Tensor)
         return out[0].transpose(0, 1).flatten(1)
@@ -306,52 +309,87 @@ def to_device(array: np.ndarray, device: torch.device | str) -> Tensor:
 
 
 BLOCK = 128
-"""Side of a block of FlexAttention's masks, in tokens."""
+"""Tokens that a pass for FlexAttention has a multiple of."""
 ROWS_AT_ONCE = 2_048
 """Queries whose sight of all keys is worked out at a time."""
 
-WIDE_CAPPED: Any = {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
-"""FlexAttention's `kernel_options` for heads of 256 with soft-capping: three quarters of the time that its
-own choice takes on an H100."""
-WIDE_CAPPED_BYTES = 197_376
-"""Of shared memory that a block takes with these on an H100, in 16 bits; most GPUs have half of it."""
+
+class Tiling(NamedTuple):
+    """Sides of a block of FlexAttention's masks, in tokens, and its `kernel_options`; None is its own choice.
+
+    The smaller the blocks, the less is computed of what nobody sees.
+    """
+
+    queries: int = BLOCK
+    keys: int = BLOCK
+    options: Any = None
 
 
-def tuned_for(q_HTW: Tensor) -> Any:
-    """`kernel_options` of soft-capped attention; None, its own choice, where nothing better is known."""
-    if not q_HTW.is_cuda or q_HTW.shape[2] != 256 or q_HTW.itemsize > 2:
-        return None
-    properties: Any = torch.cuda.get_device_properties(q_HTW.device)
-    return WIDE_CAPPED if properties.shared_memory_per_block_optin >= WIDE_CAPPED_BYTES else None
+TILINGS = {
+    (256, True): Tiling(
+        128, 64, {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_TMA": True}
+    ),
+    (128, False): Tiling(64, 64, {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3}),
+}
+"""By the width of heads and whether scores are soft-capped, in 16 bits: four fifths of the time that
+FlexAttention's own choice takes on an H100, or less."""
+TILING_BYTES = 232_448
+"""Shared memory of a block of threads on the GPUs that these are for."""
 
 
-def tiles(rows: Tensor, keys: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+def tiling_of(head_dim: int, capped: bool, dtype: torch.dtype, device: torch.device) -> Tiling:
+    """The best tiling that is known for a GPU."""
+    if device.type != "cuda" or dtype.itemsize > 2:
+        return Tiling()
+    properties: Any = torch.cuda.get_device_properties(device)
+    known = properties.shared_memory_per_block_optin >= TILING_BYTES
+    return TILINGS.get((head_dim, capped), Tiling()) if known else Tiling()
+
+
+def tiles(rows: Tensor, keys: Tensor, window: int | None, block: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Which blocks of keys any query of a block sees at all, and which every query sees in whole.
 
     Args:
-        rows, keys: int32 [3, queries], [3, T]: groups, branches, positions.
+        rows, keys: int32 [3, queries], [3, T]: of `places_of`.
+        block: its queries and keys.
 
     Returns:
         Bool [blocks of queries, blocks of keys], twice.
     """
-    groups, branches, positions = (
+    marks, order, positions = (
         (row[:, None], key[None]) for row, key in zip(rows.unbind(), keys.unbind(), strict=True)
     )
-    seen = sees(groups, branches, positions, window).view(-1, BLOCK, keys.shape[1] // BLOCK, BLOCK)
+    seen = sees(marks, order, positions, window).view(-1, block[0], keys.shape[1] // block[1], block[1])
     return seen.any(3).any(1), seen.all(3).all(1)
 
 
+BRANCHES = 4
+"""Branches of a group, with that of what all share, that a mark has room for."""
+
+
+def places_of(groups_BT: np.ndarray, layout: Layout) -> np.ndarray:
+    """What `sees` goes by, of each token: its mark, its index in the row, its position; int32 [3, B, T].
+
+    The mark is group and branch in one number.
+    """
+    marks_BT = BRANCHES * groups_BT + layout.branches_BT
+    order_BT = np.broadcast_to(np.arange(groups_BT.shape[1]), groups_BT.shape)
+    return np.stack([marks_BT, order_BT, layout.positions_BT]).astype(np.int32)
+
+
 def sees(
-    groups: tuple[Tensor, Tensor],
-    branches: tuple[Tensor, Tensor],
+    marks: tuple[Tensor, Tensor],
+    order: tuple[Tensor, Tensor],
     positions: tuple[Tensor, Tensor],
     window: int | None,
 ) -> Tensor:
-    """The rule of who sees whom (`layouts`), of (query, key) each."""
-    distance = positions[0] - positions[1]
-    same = (groups[0] == groups[1]) & (distance >= 0)
-    same = same & ((branches[1] == 0) | (branches[0] == branches[1]))
-    return same if window is None else same & (distance < window)
+    """The rule of who sees whom (`layouts`), of (query, key) each.
+
+    What a token sees stands in the row in the order of positions.
+    """
+    same = (marks[0] == marks[1]) | ((marks[0] & -BRANCHES) == marks[1])
+    seen = same & (order[0] >= order[1])
+    return seen if window is None else seen & (positions[0] - positions[1] < window)
 
 
 def window_of(kind: str, window: int | None) -> int | None:

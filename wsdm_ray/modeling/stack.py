@@ -3,12 +3,12 @@ end.
 
     T tokens of a pass, D width, H query heads, K key heads, W head width, F inner width, S orderings
 
-Every layer runs the same two functions of tensors, with attention between them, so that compiling them once
-serves all layers: nothing in them tells one layer from another. The last layer goes on with the last token
-of each ordering alone. On a GPU every pass is one row of a fixed number of tokens, whatever its layout, and
-the last tokens come so many at a time, so that nothing is compiled again after the first pass. What sets
-families apart is in `families`; who sees whom is in `attention`. Not covered: training, dropout, adapters
-that are not merged.
+Between the attention of one layer and of the next, every layer runs the same function of tensors, so that
+compiling it once serves all layers: nothing in it tells one layer from another. The last layer goes on with
+the last token of each ordering alone. On a GPU every pass is one row of a fixed number of tokens, whatever
+its layout, and the last tokens come so many at a time, so that nothing is compiled again after the first
+pass. What sets families apart is in `families`; who sees whom is in `attention`. Not covered: training,
+dropout, adapters that are not merged.
 """
 
 import functools
@@ -22,7 +22,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from wsdm_ray.modeling.attention import BLOCK, BlockVisibility, DenseVisibility, Visibility, to_device
+from wsdm_ray.modeling.attention import (
+    BLOCK,
+    BlockVisibility,
+    DenseVisibility,
+    Visibility,
+    tiling_of,
+    to_device,
+)
 from wsdm_ray.modeling.families import Shape, shape_of
 from wsdm_ray.modeling.products import Rows, Weight, multiply, pack_weight
 from wsdm_ray.packing.layouts import Layout
@@ -84,13 +91,13 @@ class Stack(nn.Module):
         self.layers = [
             self.layer(parameter, rows, number, precision) for number in range(len(self.shape.kinds))
         ]
-        self.project, self.finish = project, finish
+        self.project, self.go_on, self.finish = project, go_on, finish
         if torch.device(device).type == "cuda":
             self.compile_layers()
 
     def compile_layers(self, backend: Any = "inductor") -> None:
         """Compile what every layer runs, once for all of them, when it first runs."""
-        self.project, self.finish = compiled(project, backend), compiled(finish, backend)
+        self.project, self.go_on, self.finish = (compiled(each, backend) for each in (project, go_on, finish))
 
     def layer(
         self,
@@ -146,14 +153,15 @@ class Stack(nn.Module):
         if shape.family.scaled_embedding:
             x_TD = x_TD * torch.tensor(shape.width**0.5, dtype=x_TD.dtype)
         rotations = {kind: self.rotation(x_TD, positions_T, kind) for kind in set(shape.kinds)}
-        for number, (layer, kind) in enumerate(zip(self.layers, shape.kinds, strict=True)):
-            q_HTW, k_KTW, v_KTW = self.project(x_TD, layer, rotations[kind], shape)
+        q_HTW, k_KTW, v_KTW = self.project(x_TD, self.layers[0], rotations[shape.kinds[0]], shape)
+        for layer, following, kind, next_kind in zip(
+            self.layers, self.layers[1:], shape.kinds, shape.kinds[1:], strict=False
+        ):
             a_TD = sight.attend(q_HTW, k_KTW, v_KTW, kind, shape.query_scale, shape.softcap)
-            if number < len(self.layers) - 1:
-                x_TD = self.finish(x_TD, a_TD, layer, shape)
-            else:
-                x_TD = self.finish_last(x_TD, a_TD, layer, last_S)
-        return rms_norm(x_TD, self.norm_D, shape.norm_epsilon)
+            x_TD, q_HTW, k_KTW, v_KTW = self.go_on(x_TD, a_TD, layer, following, rotations[next_kind], shape)
+        a_TD = sight.attend(q_HTW, k_KTW, v_KTW, shape.kinds[-1], shape.query_scale, shape.softcap)
+        x_SD = self.finish_last(x_TD, a_TD, self.layers[-1], last_S)
+        return rms_norm(x_SD, self.norm_D, shape.norm_epsilon)
 
     def finish_last(self, x_TD: Tensor, a_TD: Tensor, layer: Layer, last_S: Tensor) -> Tensor:
         """What the last layer makes of the tokens at `last_S`: [S, D]."""
@@ -185,6 +193,8 @@ class StackClassifier(nn.Module):
         self.stack = stack
         self.score = head.to(stack.embedding_VD.device)
         self.fixed_rows = self.sparse = stack.embedding_VD.is_cuda
+        shape, embedding = stack.shape, stack.embedding_VD
+        self.tiling = tiling_of(shape.head_dim, shape.softcap is not None, embedding.dtype, embedding.device)
         self.sights: dict[int, BlockVisibility] = {}
         """By the tokens of a pass: one compilation each."""
 
@@ -206,7 +216,7 @@ class StackClassifier(nn.Module):
             return DenseVisibility(layout, kinds, window, device)
         if tokens not in self.sights:
             with torch.inference_mode(False):  # tensors made in inference can be overwritten there alone
-                self.sights[tokens] = BlockVisibility(tokens, kinds, window, device)
+                self.sights[tokens] = BlockVisibility(tokens, kinds, window, device, self.tiling)
         return self.sights[tokens].look(in_one_row(layout))
 
     def warm_up(self, row_tokens: int) -> None:
@@ -287,6 +297,17 @@ def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form, with 2 sigmoid(2 y) for 1 + tanh(y), as tanh is slow on GPUs."""
     wide = x.float()
     return (wide * torch.sigmoid(GELU_SLOPE * (wide + 0.044715 * wide**3))).to(x.dtype)
+
+
+def go_on(
+    x_TD: Tensor, a_TD: Tensor, layer: Layer, following: Layer, rotation: tuple[Tensor, Tensor], shape: Shape
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """From the attention of a layer to that of the next: what a layer gives, and the next one's `project`.
+
+    In one, so that a compiler makes the sum, the next norm and its quantization one reading.
+    """
+    x_TD = finish(x_TD, a_TD, layer, shape)
+    return x_TD, *project(x_TD, following, rotation, shape)
 
 
 def after(x_TD: Tensor, norm: str, layer: Layer, shape: Shape) -> Tensor:

@@ -1,6 +1,7 @@
 """Masks: who sees whom, by hand and by a loop that follows the rule word for word."""
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,15 @@ from hypothesis import strategies as st
 from wsdm_ray.modeling.attention import (
     BLOCK,
     BOUNDS,
-    WIDE_CAPPED,
+    TILINGS,
     BlockVisibility,
     DenseVisibility,
+    Tiling,
     attend,
     attention_arguments,
     attention_implementation,
     dense_masks,
-    tuned_for,
+    tiling_of,
     visible,
 )
 from wsdm_ray.packing.layouts import lay_out
@@ -99,10 +101,11 @@ def test_the_rule(kind, sizes, window, padding):
         expected = (
             groups[b, q] == groups[b, k]
             and branches[b, k] in (0, branches[b, q])
-            and distance >= 0
+            and k <= q
             and (window is None or distance < window)
         )
         assert seen[b, q, k] == expected
+        assert not expected or distance >= 0, "what a token sees stands in the order of positions"
     assert seen.any(axis=2).all(), "softmax over nothing is not a number"
 
 
@@ -145,8 +148,7 @@ KINDS = {"full_attention", "sliding_attention"}
 def blocks_of(sight: BlockVisibility, kind: str) -> np.ndarray:
     """What a block mask says of each block: 0 unseen, 1 seen in part, 2 seen in whole."""
     mask = sight.masks[kind]
-    blocks = mask.kv_num_blocks.shape[-1]
-    found = np.zeros((blocks, blocks), int)
+    found = np.zeros(mask.kv_indices.shape[2:], int)
     for value, counts, places in (
         (1, mask.kv_num_blocks, mask.kv_indices),
         (2, mask.full_kv_num_blocks, mask.full_kv_indices),
@@ -156,10 +158,12 @@ def blocks_of(sight: BlockVisibility, kind: str) -> np.ndarray:
     return found
 
 
+@pytest.mark.parametrize("tiling", [Tiling(), *TILINGS.values()], ids=str)
 @pytest.mark.parametrize("window", [16, 300])
 @pytest.mark.parametrize("layout", ["packed", "shared"])
-def test_blocks_say_what_the_rule_says(layout, window):
-    sight = BlockVisibility(6 * BLOCK, KINDS, window, "cpu")
+def test_blocks_say_what_the_rule_says(layout, window, tiling):
+    sight = BlockVisibility(6 * BLOCK, KINDS, window, "cpu", tiling)
+    queries, keys = (6 * BLOCK // side for side in (tiling.queries, tiling.keys))
     for sizes in (([200, 3], [150, 20]), ([10], [40])):  # the second pass overwrites the first
         given = layout_of(layout, *sizes, row_tokens=6 * BLOCK)
         sight.look(given)
@@ -167,7 +171,8 @@ def test_blocks_say_what_the_rule_says(layout, window):
         given = dataclasses.replace(given, groups_BT=np.where(given.groups_BT < 0, blocks, given.groups_BT))
         for kind in KINDS:
             seen = visible(given, window if kind == "sliding_attention" else None, "cpu")[0].numpy()
-            tiles = seen.reshape(6, BLOCK, 6, BLOCK).transpose(0, 2, 1, 3).reshape(6, 6, -1)
+            tiles = seen.reshape(queries, tiling.queries, keys, tiling.keys).swapaxes(1, 2)
+            tiles = tiles.reshape(queries, keys, -1)
             assert (blocks_of(sight, kind) == tiles.any(-1) * 1 + tiles.all(-1) * 1).all()
             rule = sight.sees(sight.windows[kind])
             places = torch.arange(6 * BLOCK)
@@ -177,7 +182,7 @@ def test_blocks_say_what_the_rule_says(layout, window):
 def test_padding_sees_no_more_than_its_block():
     given = layout_of("packed", [50], [50], row_tokens=6 * BLOCK)
     sight = BlockVisibility(6 * BLOCK, KINDS, None, "cpu").look(given)
-    seen = np.diag([1, 1, 2, 2, 2, 2])
+    seen = np.eye(6)
     seen[1, 0] = 1  # the second sequence begins in the first block
     assert (blocks_of(sight, "full_attention") == seen).all()
 
@@ -241,17 +246,15 @@ def test_attention_goes_by_masks_where_bounds_do_not_tell():
 
 
 @pytest.mark.parametrize(
-    ("room", "itemsize", "width", "tuned"),
-    [(232_448, 2, 256, True), (101_376, 2, 256, False), (232_448, 4, 256, False), (232_448, 2, 128, False)],
+    ("room", "dtype", "known"),
+    [(232_448, torch.bfloat16, True), (166_912, torch.bfloat16, False), (232_448, torch.float32, False)],
 )
-def test_blocks_that_a_gpu_has_no_room_for_are_left_alone(monkeypatch, room, itemsize, width, tuned):
-    from types import SimpleNamespace
-
-    monkeypatch.setattr(
-        torch.cuda,
-        "get_device_properties",
-        lambda device: SimpleNamespace(shared_memory_per_block_optin=room),
-    )
-    query: Any = SimpleNamespace(is_cuda=True, shape=(2, 128, width), itemsize=itemsize, device="cuda")
-    assert tuned_for(query) == (WIDE_CAPPED if tuned else None)
-    assert tuned_for(torch.zeros(2, 128, 256)) is None
+def test_tilings_are_for_gpus_like_those_they_were_measured_on(monkeypatch, room, dtype, known):
+    properties = SimpleNamespace(shared_memory_per_block_optin=room)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    gpu = torch.device("cuda")
+    for (width, capped), tiling in TILINGS.items():
+        assert tiling_of(width, capped, dtype, gpu) == (tiling if known else Tiling())
+        assert BLOCK % tiling.queries == BLOCK % tiling.keys == 0
+    assert tiling_of(80, False, dtype, gpu) == Tiling()
+    assert tiling_of(256, True, torch.bfloat16, torch.device("cpu")) == Tiling()
