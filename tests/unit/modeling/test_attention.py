@@ -258,3 +258,22 @@ def test_tilings_are_for_gpus_like_those_they_were_measured_on(monkeypatch, room
         assert BLOCK % tiling.queries == BLOCK % tiling.keys == 0
     assert tiling_of(80, False, dtype, gpu) == Tiling()
     assert tiling_of(256, True, torch.bfloat16, torch.device("cpu")) == Tiling()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="tilings are for GPUs")
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize(("width", "capped"), [*TILINGS, (256, False), (64, False)])
+def test_tilings_agree_with_dense_attention(width, capped, kind):
+    given = layout_of("shared", [300, 0, 40], [400, 90, 700], row_tokens=24 * BLOCK)
+    tiling = tiling_of(width, capped, torch.bfloat16, torch.device("cuda"))
+    torch.manual_seed(0)
+    heads = torch.randn(24 * BLOCK, 8, width, device="cuda", dtype=torch.bfloat16).transpose(0, 1)
+    q, k, v = heads.split([4, 2, 2])
+    real = torch.from_numpy(given.groups_BT[0] >= 0).cuda()
+    with torch.inference_mode(False):
+        sparse = BlockVisibility(24 * BLOCK, KINDS, 256, "cuda", tiling).look(given)
+    arguments = (kind, width**-0.5, 50.0 if capped else None)
+    found = sparse.attend(q, k, v, *arguments)[real].float()
+    exact = (each.float() for each in (q, k, v))
+    expected = DenseVisibility(given, KINDS, 256, "cuda").attend(*exact, *arguments)[real]
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
