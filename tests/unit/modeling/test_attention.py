@@ -274,6 +274,6 @@ def test_tilings_agree_with_dense_attention(width, capped, kind):
         sparse = BlockVisibility(24 * BLOCK, KINDS, 256, "cuda", tiling).look(given)
     arguments = (kind, width**-0.5, 50.0 if capped else None)
     found = sparse.attend(q, k, v, *arguments)[real].float()
-    exact = (each.float() for each in (q, k, v))
-    expected = DenseVisibility(given, KINDS, 256, "cuda").attend(*exact, *arguments)[real]
+    q, k, v = q.float(), k.float(), v.float()
+    expected = DenseVisibility(given, KINDS, 256, "cuda").attend(q, k, v, *arguments)[real]
     torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
