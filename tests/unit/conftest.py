@@ -32,7 +32,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def family_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The folder of a tiny random model of a family: two layers, a sliding window of 16 tokens."""
+    """The folder of a tiny random model of a family, with a sliding window of 16 tokens."""
     import torch
 
     from wsdm_ray.modeling.tiny import make_tiny_model
@@ -40,10 +40,12 @@ def family_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
     torch.set_num_threads(1)  # products this small are slower on more, far slower on a busy machine
     root = tmp_path_factory.mktemp("families")
 
-    def folder(family: str, width: int = 32) -> Path:
-        path = root / f"{family}_{width}"
+    def folder(family: str, width: int = 32, layers: int = 2) -> Path:
+        path = root / f"{family}_{width}_{layers}"
         if not path.exists():
-            make_tiny_model(str(path), WORDS, family=family, vocabulary=400, width=width, window=16)
+            make_tiny_model(
+                str(path), WORDS, family=family, vocabulary=400, width=width, layers=layers, window=16
+            )
         return path
 
     return folder

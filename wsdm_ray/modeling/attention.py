@@ -218,6 +218,7 @@ class BlockVisibility:
 
     Args:
         row_tokens: T, a multiple of `BLOCK`.
+        tiling: of the masks' blocks.
     """
 
     def __init__(
@@ -257,7 +258,7 @@ class BlockVisibility:
     def look(self, layout: Layout) -> "BlockVisibility":
         """Take the pass that comes next; returns itself.
 
-        Padding is a group of its own in each block: it costs no more than that block.
+        Padding is a group of its own in each `BLOCK` tokens: it costs no more than these.
         """
         alone = -1 - np.arange(self.places.shape[1]) // BLOCK
         rows = places_of(np.where(layout.groups_BT < 0, alone, layout.groups_BT), layout)
@@ -330,17 +331,13 @@ NARROW = Tiling(64, 64, {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stag
 TILINGS = {(256, True): WIDE, (256, False): WIDE, (128, False): NARROW, (64, False): NARROW}
 """By the width of heads and whether scores are soft-capped, in 16 bits: half to four fifths of the time that
 FlexAttention's own choice takes on an H100 or H200."""
-TILING_BYTES = 232_448
-"""Shared memory of a block of threads on the GPUs that these are for."""
 
 
 def tiling_of(head_dim: int, capped: bool, dtype: torch.dtype, device: torch.device) -> Tiling:
-    """The best tiling that is known for a GPU."""
-    if device.type != "cuda" or dtype.itemsize > 2:
+    """The best tiling that is known; FlexAttention's own choice on GPUs that were not measured."""
+    if device.type != "cuda" or dtype.itemsize > 2 or torch.cuda.get_device_capability(device) != (9, 0):
         return Tiling()
-    properties: Any = torch.cuda.get_device_properties(device)
-    known = properties.shared_memory_per_block_optin >= TILING_BYTES
-    return TILINGS.get((head_dim, capped), Tiling()) if known else Tiling()
+    return TILINGS.get((head_dim, capped), Tiling())
 
 
 def tiles(rows: Tensor, keys: Tensor, window: int | None, block: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -369,6 +366,8 @@ def places_of(groups_BT: np.ndarray, layout: Layout) -> np.ndarray:
 
     The mark is group and branch in one number.
     """
+    if layout.branches_BT.max(initial=0) >= BRANCHES:
+        raise ValueError(f"more than {BRANCHES - 1} branches of a group have no marks")
     marks_BT = BRANCHES * groups_BT + layout.branches_BT
     order_BT = np.broadcast_to(np.arange(groups_BT.shape[1]), groups_BT.shape)
     return np.stack([marks_BT, order_BT, layout.positions_BT]).astype(np.int32)

@@ -2,7 +2,7 @@
 
 A stack is loaded one weight at a time: dequantized, the adapter merged in float32, and the sum quantized by
 rows, on the device itself. What is held at any time is the result and one weight; weights that are stored in
-the very rows that are asked for are taken as they are.
+fp8 rows are taken as they are where those are asked for.
 """
 
 import functools

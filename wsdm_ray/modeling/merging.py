@@ -385,19 +385,17 @@ class Merged:
     adapters: tuple[Adapter, ...] = ()
 
     def rows(self, name: str, precision: str, device: str = "cpu") -> Rows | None:
-        """A weight in the 8-bit rows (`int8`, `fp8`) that it is stored in; None where that is not so, or
-        where an adapter changes it."""
+        """A weight in the `fp8` rows that it is stored in; None where that is not so, where another precision
+        is asked for, or where an adapter changes it."""
         layer = self.base.layer_of(name)
-        if layer is None or self.base.quantization != precision or precision not in TYPES:
+        if layer is None or not self.base.quantization == precision == "fp8":
             return None
         if any(layer in adapter.scales for adapter in self.adapters):
             return None
         stored = self.base.stored(name, device)
-        scale = stored.get("SCB" if precision == "int8" else "weight_scale")
-        if scale is None:  # a layer that was left out when the base was quantized
+        if "weight_scale" not in stored:  # a layer that was left out when the base was quantized
             return None
-        # bitsandbytes keeps the largest value of a row, which stands for 127.
-        return Rows(stored["weight"], (scale / 127 if precision == "int8" else scale).float().flatten())
+        return Rows(stored["weight"], stored["weight_scale"].float().flatten())
 
     def parameter(self, name: str, device: str = "cpu") -> torch.Tensor:
         """A parameter with all adapters, in float32.

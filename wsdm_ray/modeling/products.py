@@ -2,6 +2,12 @@
 
 Activations are quantized as they come, by their row's largest value, so a row's result does not depend on its
 neighbours (LLM.int8() chooses its outlier columns by the batch).
+
+A few columns of activations are far larger than all others, and in int8, whose steps are even, they would
+leave little of the others. So blocks of columns are first multiplied by a Hadamard matrix, of ones and minus
+ones, in activations and in weights: it spreads what is in one column over all of its block, and being
+orthogonal but for a factor it leaves the products as they are. Floats of 8 bit have no use for it, as their
+steps grow with the numbers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,6 +29,9 @@ TYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 MULTIPLES = {torch.float8_e4m3fn: 16, torch.int8: 8}
 """What GPUs need the sizes of a weight to be multiples of."""
 
+SPREAD = 128
+"""Columns of a block that share their large values: more gain little."""
+
 ROWS_AT_ONCE = 2_048
 """Rows of a weight that are quantized at a time: what that takes beside the weight stays small."""
 
@@ -38,12 +47,14 @@ class Weight(NamedTuple):
     """A weight of `out` rows and `in` columns.
 
     values: [out, in], of a float type, or int8 or float8 with `scale`; scale: float32 [out] or None; bias:
-        [out] or None.
+        [out] or None; spread: the Hadamard matrix that blocks of columns were multiplied by, [block, block],
+        or None.
     """
 
     values: Tensor
     scale: Tensor | None
     bias: Tensor | None
+    spread: Tensor | None = None
 
 
 def pack_weight(
@@ -57,8 +68,8 @@ def pack_weight(
     """Weights of linear layers that multiply the same input, as one of all their rows.
 
     Args:
-        weights: [out, in] each, all of one `in`, or such that are in the 8 bit of `precision` already. Of
-            those that an iterator makes, one at a time is held as it came.
+        weights: [out, in] each, all of one `in`, or, for `fp8`, such that are in its rows already. Of those
+            that an iterator makes, one at a time is held as it came.
         biases: [out] each, as many as weights, or none.
         precision: `none` (then of `dtype`), `int8` or `fp8`.
 
@@ -66,27 +77,55 @@ def pack_weight(
         ModelError: a GPU has no products of these sizes in 8 bit.
     """
     bias = torch.cat(list(biases)).to(device, dtype) if biases else None
+
+    def as_it_is(weight: Tensor | Rows) -> Tensor:
+        return cast("Tensor", weight).to(device, dtype)
+
+    def rows_of(weight: Tensor | Rows) -> Rows:
+        if isinstance(weight, Rows):
+            return Rows(weight.values.to(device), weight.scale.to(device))
+        return in_rows(weight.to(device), TYPES[precision], spread=precision == "int8")
+
+    # By map, as a comprehension would hold the weight before while the next is made.
     if precision == "none":
-        floats = cast("Iterable[Tensor]", weights)
-        return Weight(torch.cat([weight.to(device, dtype) for weight in floats]), None, bias)
-    every = [
-        weight if isinstance(weight, Rows) else in_rows(weight.to(device), TYPES[precision])
-        for weight in weights
-    ]
-    values = torch.cat([rows.values.to(device) for rows in every])
-    scale = torch.cat([rows.scale.to(device) for rows in every])
+        return Weight(torch.cat(list(map(as_it_is, weights))), None, bias)
+    every = list(map(rows_of, weights))
+    values, scale = (torch.cat(each) for each in zip(*every, strict=True))
     if values.is_cuda and any(size % MULTIPLES[values.dtype] for size in values.shape):
         raise ModelError(
             f"a product of {' x '.join(map(str, values.shape))}: GPUs have it in 8 bit only where its sizes "
             f"are multiples of {MULTIPLES[values.dtype]}; use --precision bf16"
         )
-    return Weight(values, scale, bias)
+    return Weight(values, scale, bias, hadamard(values).to(dtype) if precision == "int8" else None)
 
 
-def in_rows(weight: Tensor, kind: torch.dtype) -> Rows:
-    """A weight in 8 bit, a few rows at a time."""
-    parts = [quantize_rows(part, kind) for part in weight.split(ROWS_AT_ONCE)]
-    return Rows(*(torch.cat(each) for each in zip(*parts, strict=True)))
+def in_rows(weight: Tensor, kind: torch.dtype, *, spread: bool = False) -> Rows:
+    """A weight in 8 bit, a few rows at a time.
+
+    Args:
+        spread: multiply blocks of columns by `hadamard`, the scale divided by its factor.
+    """
+    matrix = hadamard(weight) if spread else None
+    parts = [quantize_rows(spread_out(part.float(), matrix), kind) for part in weight.split(ROWS_AT_ONCE)]
+    values, scale = (torch.cat(each) for each in zip(*parts, strict=True))
+    return Rows(values, scale if matrix is None else scale / len(matrix))
+
+
+def hadamard(weight: Tensor) -> Tensor:
+    """The largest Hadamard matrix, of `SPREAD` rows or fewer, whose blocks fill the columns of a weight.
+
+    Float32, on the weight's device. Its product with its transpose is the identity times its size.
+    """
+    columns = weight.shape[1]
+    matrix = torch.ones(1, 1, device=weight.device)
+    while len(matrix) < SPREAD and columns % (2 * len(matrix)) == 0:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix
+
+
+def spread_out(x: Tensor, matrix: Tensor | None) -> Tensor:
+    """`x` [rows, columns], each block of its columns times `matrix`."""
+    return x if matrix is None else (x.reshape(-1, len(matrix)) @ matrix).view(x.shape)
 
 
 def quantize_rows(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -102,7 +141,7 @@ def multiply(x: Tensor, weight: Weight) -> Tensor:
     if weight.scale is None:
         return F.linear(x, weight.values, weight.bias)
     kind = weight.values.dtype
-    rows, scale = quantize_rows(x, kind)
+    rows, scale = quantize_rows(spread_out(x, weight.spread), kind)
     if kind == torch.int8:
         sums = torch._int_mm(rows, weight.values.t())  # pyright: ignore[reportPrivateImportUsage]
         out = (sums.float() * scale[:, None] * weight.scale).to(x.dtype)

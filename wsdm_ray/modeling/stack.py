@@ -65,7 +65,7 @@ class Stack(nn.Module):
         parameter: a weight of the backbone by its name in transformers, unquantized, adapters merged; each is
             asked for once and may be forgotten then.
         rotary: the backbone's module that turns positions into cosines and sines.
-        rows: a linear layer's weight by its name, where it is stored in the 8-bit rows of `precision`;
+        rows: a linear layer's weight by its name, where it is stored in `fp8` rows and that is asked for;
             asked for before `parameter` is.
         precision: of the products: `none` keeps `dtype`, else `int8` or `fp8` (rows).
         dtype: of activations, and of weights that are not quantized.
@@ -294,7 +294,12 @@ def finish(x_TD: Tensor, a_TD: Tensor, layer: Layer, shape: Shape) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form, with 2 sigmoid(2 y) for 1 + tanh(y), as tanh is slow on GPUs."""
+    """GELU in its tanh form."""
+    return gelu_by_sigmoid(x) if x.is_cuda else F.gelu(x, approximate="tanh")
+
+
+def gelu_by_sigmoid(x: Tensor) -> Tensor:
+    """The same with 2 sigmoid(2 y) for 1 + tanh(y), as compilers make a slow tanh for GPUs."""
     wide = x.float()
     return (wide * torch.sigmoid(GELU_SLOPE * (wide + 0.044715 * wide**3))).to(x.dtype)
 

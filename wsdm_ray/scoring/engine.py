@@ -72,13 +72,13 @@ LOST = (
 SHOWN_CHARACTERS = 200
 """Of a library's message."""
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 
 class DeviceLostError(Exception):
     """The GPU of this process can do nothing more.
 
-    pairs: indices of those that were in the passes that ran then.
+    pairs: indices of those in the passes that were started and not done.
     """
 
     def __init__(self, pairs: Sequence[int], reason: str):
@@ -211,7 +211,10 @@ def choose(pairs: EncodedPairs, ba_N: np.ndarray) -> Ragged:
 
 @dataclass
 class Runs:
-    """Passes of one network, one after the other, and what came of them so far."""
+    """Passes of one network, and what came of them so far.
+
+    at_once: how many may be started and not done. started: those, the oldest first.
+    """
 
     network: nn.Module
     layout: str
@@ -231,7 +234,7 @@ class Runs:
         tokens_N = pair_tokens(self.layout, prefix.lengths, sides[0].lengths, len(sides))
         waiting = self.plan(tokens_N, self.within(tokens_N, rows))
         while waiting or self.started:
-            while waiting and len(self.started) < self.at_once:
+            while waiting and len(self.started) < self.at_once and not self.fails():
                 indices = waiting.popleft()
                 tokens = pass_tokens(self.layout, tokens_N[indices])
                 self.started.append(self.start(prefix, sides, indices, self.size(tokens)))
@@ -259,6 +262,10 @@ class Runs:
             else:
                 waiting.extendleft(np.asarray([index]) for index in indices[::-1])
         return found_NS
+
+    def fails(self) -> bool:
+        """Whether a pass that was started has failed already: what follows waits for what comes of it."""
+        return any(isinstance(each.found, Failure) for each in self.started)
 
     def within(self, tokens_N: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Of `rows` those that the budget that was asked for allows; the others have their error."""
@@ -333,7 +340,7 @@ class Runs:
         self.passed_tokens += started.size
         return found.reshape(len(started.pairs), -1)
 
-    def attempt(self, run: Callable[[], T], pairs: np.ndarray) -> T | Failure:
+    def attempt(self, run: Callable[[], Result], pairs: np.ndarray) -> Result | Failure:
         """What `run`, of these pairs, returns, or why it failed."""
         try:
             with torch.inference_mode():
@@ -342,15 +349,26 @@ class Runs:
             raise
         # A token that is not in the vocabulary is an IndexError on a CPU.
         except (MemoryError, RuntimeError, IndexError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:SHOWN_CHARACTERS]
-            of_memory = ran_out(error)
-            if not of_memory and is_any_of(LOST, error):
-                lost = np.concatenate([pairs, *(each.pairs for each in self.started)])
-                raise DeviceLostError(np.sort(lost).tolist(), reason) from None
-            failure = Failure(reason, of_memory)
+            failure = self.failure(error, pairs)
         # Only here is the traceback gone, and with it what it held.
-        free_memory()
+        try:
+            free_memory()
+        except RuntimeError as error:  # of the pass that still ran
+            failure = self.failure(error, pairs)
         return failure
+
+    def failure(self, error: Exception, pairs: np.ndarray) -> Failure:
+        """What an error says of the pass of these pairs.
+
+        Raises:
+            DeviceLostError: the GPU is lost, by this pass or another that was started.
+        """
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:SHOWN_CHARACTERS]
+        of_memory = ran_out(error)
+        if not of_memory and is_any_of(LOST, error):
+            lost = np.concatenate([pairs, *(each.pairs for each in self.started)])
+            raise DeviceLostError(np.sort(lost).tolist(), reason) from None
+        return Failure(reason, of_memory)
 
 
 def is_of_memory(found: np.ndarray | Failure) -> bool:

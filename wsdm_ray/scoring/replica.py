@@ -71,7 +71,7 @@ class ReplicaOptions:
 def losses_name(number: int) -> str:
     """The file that tells which processes a unit cost, in a run's folder while it lasts.
 
-    It holds a list of `rows`, those of the pass that a process did not survive, and `reason`.
+    It holds a list of `rows`, those of the passes that a process did not survive, and `reason`.
     """
     return f"_lost-{number:06d}.json"
 

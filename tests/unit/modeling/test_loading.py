@@ -89,17 +89,15 @@ def assert_same_stacks(one: StackClassifier, other: StackClassifier) -> None:
 
 
 def test_what_is_stored_in_rows_is_taken_as_it_is(folders, monkeypatch):
-    # bitsandbytes keeps a row's largest value where a stack keeps that over 127: the values are the same.
-    for kind, precision in (("full_int8", "int8"), ("full_fp8", "fp8")):
-        with monkeypatch.context() as patch:
-            patch.setattr(products, "in_rows", lambda *_: pytest.fail("quantized anew"))
-            straight, _ = load_stack(folders[kind], precision=precision)
-        with monkeypatch.context() as patch:
-            patch.setattr(Merged, "rows", lambda *_, **__: None)
-            requantized, _ = load_stack(folders[kind], precision=precision)
-        assert_same_stacks(straight, requantized)
-        found, expected = (logits(each, folders[kind], TEXT) for each in (straight, requantized))
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+    with monkeypatch.context() as patch:
+        patch.setattr(products, "in_rows", lambda *_, **__: pytest.fail("quantized anew"))
+        straight, _ = load_stack(folders["full_fp8"], precision="fp8")
+    with monkeypatch.context() as patch:
+        patch.setattr(Merged, "rows", lambda *_, **__: None)
+        requantized, _ = load_stack(folders["full_fp8"], precision="fp8")
+    assert_same_stacks(straight, requantized)
+    found, expected = (logits(each, folders["full_fp8"], TEXT) for each in (straight, requantized))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_fp8_that_was_saved_is_fp8_of_the_adapter(folders):
@@ -148,8 +146,8 @@ def test_what_a_network_of_transformers_cannot_run(folders):
 
 
 def test_a_layer_that_was_left_out_of_quantizing_has_no_rows(folders):
-    base = read_base(folders["full_int8"])
+    base = read_base(folders["full_fp8"])
     name = f"{sorted(base.linears)[0]}.weight"
-    assert Merged(base=base).rows(name, "int8") is not None
+    assert Merged(base=base).rows(name, "fp8") is not None
     places = base.places | {name: {"weight": base.places[name]["weight"]}}
-    assert Merged(base=dataclasses.replace(base, places=places)).rows(name, "int8") is None
+    assert Merged(base=dataclasses.replace(base, places=places)).rows(name, "fp8") is None

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -18,7 +19,7 @@ from wsdm_ray.errors import ModelError
 from wsdm_ray.modeling.classifier import load_network
 from wsdm_ray.modeling.families import FAMILIES, shape_of
 from wsdm_ray.modeling.products import Weight, multiply, pack_weight, quantize_rows
-from wsdm_ray.modeling.stack import Stack, StackClassifier, in_one_row, whole_blocks
+from wsdm_ray.modeling.stack import Stack, StackClassifier, gelu_by_sigmoid, in_one_row, whole_blocks
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.ragged import Ragged
 
@@ -28,7 +29,7 @@ WINDOW = 16
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
 def network(request: pytest.FixtureRequest, family_model: Callable[..., Path]) -> Any:
-    return plain_network(family_model(request.param))
+    return plain_network(family_model(request.param, layers=3))
 
 
 def plain_network(folder: Path) -> Any:
@@ -147,15 +148,15 @@ def test_one_row_of_a_pass():
 
 @pytest.mark.parametrize("precision", ["none", "int8"])
 def test_one_compilation_serves_all_layers_and_passes(precision, family_model):
-    network = plain_network(family_model("gemma3_text"))
+    network = plain_network(family_model("gemma3_text", layers=5))
     stack = stack_of(network, precision)
     counter = CompileCounter()
     stack.stack.compile_layers(counter)
-    assert len(stack.stack.layers) == 2
+    assert len(stack.stack.layers) == 5
     assert len(set(stack.stack.shape.kinds)) == 2
     with torch.inference_mode():
         first = stack(in_one_row(lay_out("shared", *passed(LENGTHS)), 1024)).numpy()
-        assert counter.frame_count == 3, "project, finish, and finish on the last tokens"
+        assert counter.frame_count == 3, "project, go_on, and finish on the last tokens"
         stack(in_one_row(lay_out("packed", *passed(LENGTHS[:2])), 1024))
         stack(in_one_row(lay_out("padded", *passed(LENGTHS[:1])), 1024))
         stack(
@@ -165,6 +166,12 @@ def test_one_compilation_serves_all_layers_and_passes(precision, family_model):
     np.testing.assert_allclose(
         first, in_one_pass(stack_of(network, precision), "shared", pairs_of(LENGTHS)), atol=1e-5
     )
+
+
+def test_gelu_by_sigmoid_is_gelu():
+    x = torch.cat([torch.linspace(-30, 30, 4001), torch.tensor([-1e30, 1e30, 0.0])])
+    torch.testing.assert_close(gelu_by_sigmoid(x), F.gelu(x, approximate="tanh"), atol=1e-6, rtol=1e-6)
+    assert gelu_by_sigmoid(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_warm_up_compiles_what_passes_run(network):

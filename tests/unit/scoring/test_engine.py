@@ -166,7 +166,7 @@ def test_one_row_that_is_not_a_number_among_good_ones(monkeypatch, fake):
     pairs = pairs_of([5, 4, 7, 3])
     marked = int(pairs.prefix[2][0])
     monkeypatch.setattr(engine, "ordering_logits", breaking(fake, marked, torch.tensor(float("nan"))))
-    scores = log_odds(torch.nn.Module(), pairs, BOTH, layout="padded", token_budget=100)  # pyright: ignore[reportArgumentType]
+    scores = log_odds(torch.nn.Module(), pairs, BOTH, layout="padded", token_budget=100)
     assert scores.errors_N.tolist() == [None, None, NOT_FINITE, None]
     assert np.isnan(scores.log_odds_NO).all(axis=1).tolist() == [False, False, True, False]
 
@@ -401,16 +401,25 @@ def test_whatever_the_memory_a_row_has_its_value_or_says_why(lengths, budget, ro
     assert found.token_budget == budget >> found.halved
 
 
-def test_passes_that_were_started_too_early_start_again(monkeypatch, fake):
+def test_what_was_started_behind_a_pass_that_fails_late_starts_again(monkeypatch, fake):
     pairs = pairs_of([9, 9, 8, 8, 7, 6, 5, 4])
     expected = score(pairs, 160)
     passes: list[int] = []
-    monkeypatch.setattr(engine, "ordering_logits", with_room_for(45, passes))
+    late = iter([True])
+
+    class Late(engine.Arriving):
+        def wait(self) -> np.ndarray:
+            if next(late, False):
+                raise RuntimeError("late")
+            return super().wait()
+
+    monkeypatch.setattr(engine, "Arriving", Late)
+    monkeypatch.setattr(engine, "ordering_logits", with_room_for(1_000, passes))
     monkeypatch.setattr(engine, "passes_at_once", lambda network: 2)
     found = score(pairs, 80)
-    # The first two are started before the first is found to fail; then halves, of which all fit.
-    assert passes == [72, 56, 36, 32, 28, 20]
-    assert (found.token_budget, found.halved, found.passed_tokens) == (40, 1, 36 + 32 + 28 + 20)
+    assert passes == [72, 56, 18, 18, 16, 16, 56], "the pairs of the first run alone, then the second runs"
+    assert found.passed_tokens == sum(passes[2:])
+    assert found.errors_N.tolist() == [None] * 8
     np.testing.assert_array_equal(found.log_odds_NO, expected.log_odds_NO)
 
 
@@ -487,6 +496,43 @@ def test_a_lost_gpu_names_the_pairs_of_its_pass(monkeypatch, fake, reason):
     with pytest.raises(DeviceLostError) as caught:
         score(pairs, 54, alone={1, 2, 3})
     assert caught.value.pairs == [2]
+
+
+@pytest.mark.parametrize("at", ["wait", "free_memory"])
+def test_a_gpu_that_is_lost_while_passes_run_names_all_of_them(monkeypatch, fake, at):
+    lost = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    class Lost(engine.Arriving):
+        def wait(self) -> np.ndarray:
+            raise lost
+
+    def fail() -> None:
+        raise lost
+
+    if at == "wait":
+        monkeypatch.setattr(engine, "Arriving", Lost)
+    else:  # the second pass fails on the host, when the first has lost the GPU
+        monkeypatch.setattr(engine, "ordering_logits", breaking(fake, 102, RuntimeError("no kernel")))
+        monkeypatch.setattr(engine, "free_memory", fail)
+    monkeypatch.setattr(engine, "passes_at_once", lambda network: 2)
+    with pytest.raises(DeviceLostError) as caught:
+        score(pairs_of([20, 9, 9, 9, 5]), 54)
+    assert caught.value.pairs == [0, 1, 2, 3]
+
+
+def test_nothing_is_started_behind_a_pass_that_failed(monkeypatch, fake):
+    passes: list[int] = []
+    fails = breaking(fake, 101, RuntimeError("no kernel"))
+
+    def run(network: object, layout: Layout) -> torch.Tensor:
+        passes.append(int(layout.tokens_BT[0, 0]))
+        return fails(network, layout)
+
+    monkeypatch.setattr(engine, "ordering_logits", run)
+    monkeypatch.setattr(engine, "passes_at_once", lambda network: 2)
+    found = score(pairs_of([20, 19, 18, 17]), 40)
+    assert passes == [100, 101, 102, 103]
+    assert [error is None for error in found.errors_N] == [True, False, True, True]
 
 
 @given(
