@@ -24,8 +24,9 @@ $(STAMP): pyproject.toml cluster/constraints.txt
 quickstart: $(STAMP)  ## Votes, a trained classifier, every pair scored, a report: in quickstart/
 	$(BIN)/python -m jobs.quickstart
 
+# Two at a time, of which one at most is an integration test.
 test: $(STAMP)  ## Run every test that this machine can run
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check

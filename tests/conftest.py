@@ -124,7 +124,11 @@ def train_config(base: Path, prepared: Path, output: Path, **changes: Any) -> "T
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark by folder, and put off what is slow: unit tests first, then integration."""
+    """Mark by folder, and put off what is slow: unit tests first, then integration.
+
+    All of integration is one group, which one process runs whole: it shares a Ray and servers, and two Rays at
+    once are too much for two cores.
+    """
     folders = ("unit", "integration")
 
     def rank(item: pytest.Item) -> int:
@@ -134,6 +138,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if rank(item) == 1:
             item.add_marker("integration")
+            item.add_marker(pytest.mark.xdist_group("integration"))
     items.sort(key=rank)
 
 
