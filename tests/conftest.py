@@ -126,8 +126,8 @@ def train_config(base: Path, prepared: Path, output: Path, **changes: Any) -> "T
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark by folder, and put off what is slow: unit tests first, then integration.
 
-    All of integration is one group, which one process runs whole: it shares a Ray and servers, and two Rays at
-    once are too much for two cores.
+    All of integration is one group, which one process runs whole: it shares a Ray and servers, and two
+    Rays at once are too much for two cores.
     """
     folders = ("unit", "integration")
 
