@@ -40,8 +40,6 @@ LAST_ROWS = 256
 """Last tokens that a compiled layer finishes at a time: one shape for any number of orderings, and more than
 the 16 rows that int8 products on GPUs need."""
 
-GELU_SLOPE = 2 * (2 / math.pi) ** 0.5
-
 COMPILATIONS = 64
 """Of one function in one process: a few for each model and number of tokens. Beyond its own limit of 8,
 PyTorch would run FlexAttention uncompiled without a word, which writes out all scores."""
@@ -300,8 +298,8 @@ def gelu(x: Tensor) -> Tensor:
 
 def gelu_by_sigmoid(x: Tensor) -> Tensor:
     """The same with 2 sigmoid(2 y) for 1 + tanh(y), as compilers make a slow tanh for GPUs."""
-    wide = x.float()
-    return (wide * torch.sigmoid(GELU_SLOPE * (wide + 0.044715 * wide**3))).to(x.dtype)
+    wide, slope = x.float(), 2 * (2 / math.pi) ** 0.5
+    return (wide * torch.sigmoid(slope * (wide + 0.044715 * wide**3))).to(x.dtype)
 
 
 def go_on(
