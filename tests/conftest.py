@@ -123,6 +123,7 @@ def train_config(base: Path, prepared: Path, output: Path, **changes: Any) -> "T
     return dataclasses.replace(whole, **(few | changes))
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark by folder, and put off what is slow: unit tests first, then integration.
 

@@ -40,10 +40,11 @@ SECRET_KEY = "test-secret-key-that-nobody-may-see"
 def free_ports(count: int) -> list[int]:
     """`count` different ports below the range from which the system takes ports for outgoing connections.
 
-    From within that range a client's socket could take one between now and the server's start.
+    From within that range a client's socket could take one between now and the server's start. Processes that
+    run tests side by side have numbers that follow each other, so a hundred ports each.
     """
     ports: list[int] = []
-    candidate = 10_000 + os.getpid() % 2_000 * 10
+    candidate = 10_000 + os.getpid() % 200 * 100
     while len(ports) < count:
         candidate += 1
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -93,6 +94,7 @@ def run_process(
     try:
         yield process
     finally:
+        below: list[psutil.Process] = []
         with contextlib.suppress(psutil.NoSuchProcess):
             below = psutil.Process(process.pid).children(recursive=True)
         if patience_seconds:
