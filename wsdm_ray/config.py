@@ -134,6 +134,8 @@ class OptimizerConfig:
     kind: Literal["adamw", "adamw_8bit"] = "adamw"
     """adamw_8bit keeps its state in 8 bit (bitsandbytes)."""
     learning_rate: float = 2e-4
+    head_learning_rate: float | None = None
+    """Of the head, where it is to learn at another rate than the adapter."""
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_fraction: float = 0.025
@@ -144,6 +146,13 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "above 0")
+        if self.head_learning_rate is not None:
+            check(
+                self.head_learning_rate > 0,
+                "optimizer.head_learning_rate",
+                self.head_learning_rate,
+                "above 0",
+            )
         check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
         check(0 <= self.warmup_fraction <= 1, "optimizer.warmup_fraction", self.warmup_fraction, "in [0, 1]")
         check(self.max_grad_norm > 0, "optimizer.max_grad_norm", self.max_grad_norm, "above 0")

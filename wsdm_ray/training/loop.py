@@ -20,7 +20,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from wsdm_ray.config import TrainConfig
+from wsdm_ray.config import OptimizerConfig, TrainConfig
 from wsdm_ray.data.mixing import read_teachers, row_weights
 from wsdm_ray.data.votes import Votes
 from wsdm_ray.errors import WsdmRayError
@@ -119,7 +119,7 @@ class Trainer:
             network.activation_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
         self.network = add_lora(network, config.lora, config.seed)
         self.parameters = trainable_parameters(self.network)
-        self.optimizer = make_optimizer(config, list(self.parameters.values()))
+        self.optimizer = make_optimizer(config.optimizer, self.parameters)
         self.total_steps = num_steps(len(train), config.pairs_per_step, config.epochs, config.max_steps)
         gains = self.layout == fastest == "packed" and self.total_steps >= COMPILED_STEPS
         if config.compile == "yes" or (config.compile == "auto" and gains):
@@ -166,22 +166,22 @@ class Trainer:
             totals[0] += loss.detach() / count  # no wait for the GPU
             totals[1] += right
             totals[2] += layout.num_tokens
-        rate = self.config.optimizer.learning_rate * learning_rate_factor(
-            self.step, self.total_steps, self.config.optimizer.warmup_fraction, self.config.optimizer.schedule
-        )
+        options = self.config.optimizer
+        factor = learning_rate_factor(self.step, self.total_steps, options.warmup_fraction, options.schedule)
         loss, right, tokens = self.sum_over_workers(totals)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.max_grad_norm))
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), options.max_grad_norm))
         weight = float(self.weights_N[step.rows].mean())
         self.check_health(loss, weight, norm, step.rows)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rates = (options.learning_rate, options.head_learning_rate)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
+            group["lr"] = rate * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         seconds = time.monotonic() - started
         return {
             "step": self.step, "loss": loss, "weight": weight, "accuracy": right / count,
-            "learning_rate": rate, "grad_norm": norm,
+            "learning_rate": options.learning_rate * factor, "grad_norm": norm,
             "pairs": len(step.rows), "tokens": int(tokens), "seconds": seconds,
             "padding_share": 1 - tokens / sum(step.costs), "memory_gb": memory_gb(self.device),
             "pairs_per_second": len(step.rows) / seconds, "tokens_per_second": tokens / seconds,
@@ -311,16 +311,21 @@ def fastest_layout(base: str, device: str, dtype: torch.dtype) -> str:
     return "packed" if fast else "padded"
 
 
-def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    options = config.optimizer
+def make_optimizer(options: OptimizerConfig, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW over `parameters`: in one group, or the head's in a second where it has a rate of its own."""
+    groups = [list(parameters.values())]
+    if options.head_learning_rate is not None:
+        head = [parameter for name, parameter in parameters.items() if ".score." in name]
+        groups = [[parameter for name, parameter in parameters.items() if ".score." not in name], head]
+    given: list[dict[str, Any]] = [{"params": group} for group in groups]
     arguments: dict[str, Any] = {
         "lr": options.learning_rate, "betas": options.betas, "weight_decay": options.weight_decay,
     }  # fmt: skip
     if options.kind == "adamw_8bit":
         import bitsandbytes.optim
 
-        return bitsandbytes.optim.AdamW8bit(parameters, **arguments)  # pyright: ignore[reportPrivateImportUsage]
-    return torch.optim.AdamW(parameters, **arguments)
+        return bitsandbytes.optim.AdamW8bit(given, **arguments)  # pyright: ignore[reportPrivateImportUsage]
+    return torch.optim.AdamW(given, **arguments)
 
 
 def memory_gb(device: str) -> float:

@@ -120,7 +120,11 @@ def test_two_runs_are_the_same_to_the_byte(trainer_of, tmp_path, quantization):
     assert [row["step"] for row in runs[0][0]] == [1, 2, 3, 4][: len(runs[0][0])]
 
 
-@pytest.mark.parametrize("options", [{}, DROPOUT, EIGHT_BIT], ids=["plain", "dropout", "adamw_8bit"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, DROPOUT, EIGHT_BIT, {"optimizer": OptimizerConfig(learning_rate=5e-3, head_learning_rate=1e-3)}],
+    ids=["plain", "dropout", "adamw_8bit", "head_rate"],
+)
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_run_in_two_parts_is_the_same_to_the_byte(trainer_of, tmp_path, options, stop):
     whole = trainer_of(**options, epochs=2)
@@ -162,6 +166,26 @@ def saved_after(trainer: Trainer, folder: Path) -> list[bytes]:
 def test_seeds_differ(trainer_of, tmp_path):
     first, second = (saved_after(trainer_of(seed=seed, max_steps=1), tmp_path / str(seed)) for seed in (1, 2))
     assert first[0] != second[0]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
+def test_a_learning_rate_of_the_heads_own(trainer_of, kind):
+    def moved(**rates: float) -> dict[str, float]:
+        """The mean distance of each tensor after the first step: AdamW's is the rate, whatever the gradient."""
+        trainer = trainer_of(
+            optimizer=OptimizerConfig(kind=kind, warmup_fraction=0.0, schedule="constant", **rates), max_steps=1
+        )
+        before = {name: parameter.clone() for name, parameter in trainer.parameters.items()}
+        list(trainer.steps())
+        return {
+            name: float((parameter - before[name]).detach().abs().max())
+            for name, parameter in trainer.parameters.items()
+            if "lora_A" not in name  # no gradient at first
+        }
+
+    for name, distance in moved(learning_rate=1e-3, head_learning_rate=2e-5).items():
+        assert distance == pytest.approx(2e-5 if ".score." in name else 1e-3, rel=0.02), name
+    assert set(map("{:.1e}".format, moved(learning_rate=1e-3).values())) == {"1.0e-03"}
 
 
 def test_it_learns(trainer_of):
