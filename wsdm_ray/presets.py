@@ -52,13 +52,15 @@ def smollm2_135m(base: str, train: tuple[str, ...], output: str, valid: tuple[st
         token_budget=16_384,
         text=TextConfig(max_tokens=1_024),
         lora=LoraConfig(r=32, alpha=64),
-        optimizer=OptimizerConfig(learning_rate=3e-4, warmup_fraction=0.05, schedule="cosine"),
+        optimizer=OptimizerConfig(
+            learning_rate=3e-4, head_learning_rate=1e-4, warmup_fraction=0.05, schedule="cosine"
+        ),
         checkpoint_steps=100,
     )
 
 
 def gemma3_270m(base: str, train: tuple[str, ...], output: str, valid: tuple[str, ...] = ()) -> TrainConfig:
-    """For Gemma-3-270M on real votes, on one GPU; the settings of `smollm2_135m`, not measured here yet."""
+    """For Gemma-3-270M on real votes, on one GPU; the settings of `smollm2_135m`."""
     return smollm2_135m(base, train, output, valid)
 
 

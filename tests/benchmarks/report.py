@@ -126,6 +126,14 @@ def votes_study(results: dict[str, Any]) -> list[str]:
             cell([run["score_pairs_per_second"] for run in same], ".0f"),
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
+    for mean in results["mean_of_seeds"]:
+        metrics = mean["metrics"]
+        eces = (f"{metrics['calibration'][when]['ece']:.3f}" for when in ("before", "after"))
+        lines.append(
+            f"| {' and '.join(mean['presets'])} | ours, probabilities averaged | | {metrics['accuracy']:.3f} | "
+            f"{metrics['log_loss']:.3f} | {', '.join(eces)} | {metrics['position_bias']:+.3f} | "
+            f"{metrics['flip_rate']:.3f} | |"
+        )
     logistic, longer = base["logistic_regression"], base["longer_answer"]
     after = logistic["calibration"]
     lines += [
@@ -138,12 +146,18 @@ def votes_study(results: dict[str, Any]) -> list[str]:
         "| model | less | seed | accuracy | log loss |",
         "|---|---|---|---|---|",
     ]
-    for each in sorted(results["ours_less"], key=way_order):
-        figures = (
-            f"{each[name]['mean']:+.3f} ({each[name]['ci95'][0]:+.3f} to {each[name]['ci95'][1]:+.3f})"
+
+    def figures(less: dict[str, Any]) -> str:
+        return " | ".join(
+            f"{less[name]['mean']:+.3f} ({less[name]['ci95'][0]:+.3f} to {less[name]['ci95'][1]:+.3f})"
             for name in ("accuracy", "log_loss")
         )
-        lines.append(f"| {each['preset']} | {each['variant']} | {each['seed']} | {' | '.join(figures)} |")
+
+    for each in sorted(results["ours_less"], key=way_order):
+        lines.append(f"| {each['preset']} | {each['variant']} | {each['seed']} | {figures(each)} |")
+    for mean in results["mean_of_seeds"]:
+        name = " and ".join(mean["presets"])
+        lines.append(f"| {name} | logistic_regression | averaged | {figures(mean['less_regression'])} |")
     if missing := results["missing"]:
         lines += ["", f"Not run yet: {', '.join(' '.join(map(str, run)) for run in missing)}."]
     return lines
@@ -151,7 +165,8 @@ def votes_study(results: dict[str, Any]) -> list[str]:
 
 def way_order(run: dict[str, Any]) -> tuple[str, int, int]:
     """Models by name, then ways as the study lists them, then seeds."""
-    return run["preset"], ("ours", "recipe", "bf16", "one_order").index(run["variant"]), run["seed"]
+    ways = ("ours", "one_rate", "recipe", "bf16", "one_order", "logistic_regression")
+    return run["preset"], ways.index(run["variant"]), run["seed"]
 
 
 def score_cpu(results: list[dict[str, Any]]) -> list[str]:

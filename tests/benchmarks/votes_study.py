@@ -5,15 +5,17 @@
 For each base (its preset by name) and seed:
 
     ours       the preset
+    one_rate   the head at the adapter's learning rate, as in all that follow
     recipe     one order, truncation on the left, padded passes, a checkpoint chosen on rows that share
                prompts with train
-    bf16       the preset on an unquantized base
-    one_order  the preset in one order, also in scoring
+    bf16       on an unquantized base
+    one_order  one order, also in scoring
 
 One run is one process: train, score the held-out fifth of the votes, whose prompts no run has seen, evaluate.
-As many run at once as `--at-once` says, over all GPUs. Beside them: logistic regression on TF-IDF and length,
-and "the longer answer wins". Runs that the JSON or the working folder has already are not done again, so
-that a study may take several sittings. Writes results/votes_study.json, or --json.
+As many run at once as `--at-once` says, over all GPUs. Beside them: our way's mean over the seeds, logistic
+regression on TF-IDF and length, and "the longer answer wins". Runs that the JSON or the working folder has
+already are not done again, so that a study may take several sittings. Writes results/votes_study.json, or
+--json.
 """
 
 import argparse
@@ -23,24 +25,37 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from common import HERE, ROOT, differences, write_result
 
-from wsdm_ray.config import Columns, EvaluateConfig, PrepareConfig, QuantizeConfig, TrainConfig
+from wsdm_ray.config import (
+    Columns,
+    EnsembleConfig,
+    EvaluateConfig,
+    PrepareConfig,
+    QuantizeConfig,
+    TrainConfig,
+)
 from wsdm_ray.data.prepare import prepare
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.evaluation.calibration import cross_fit
+from wsdm_ray.evaluation.ensemble import ensemble
 from wsdm_ray.evaluation.evaluate import evaluate
 from wsdm_ray.evaluation.join import read_votes as read_labels
 from wsdm_ray.presets import PRESETS
+from wsdm_ray.storage import write_parquet
 
-VARIANTS = ("ours", "recipe", "bf16", "one_order")
+VARIANTS = ("ours", "one_rate", "recipe", "bf16", "one_order")
+REGRESSION = "logistic_regression"
 KEPT = ("rows", "accuracy", "accuracy_ci95", "log_loss", "log_loss_ci95", "auc", "brier", "ece",
         "position_bias", "flip_rate", "calibration", "baselines")  # fmt: skip
 
@@ -75,8 +90,9 @@ def main() -> None:
     done = [earlier.get(run) or read_run(given.work, *run) for run in runs]
     results = {
         "baselines": baselines(given.work),
+        "mean_of_seeds": mean_of_seeds(given.work, list(bases), given.seeds),
         "runs": [*earlier.values(), *(run for run in done if run and run not in earlier.values())],
-        "ours_less": compared + ours_less(given.work, runs, compared),
+        "ours_less": compared + ours_less(given.work, bases, given.seeds, compared),
         "missing": [run for run, found in zip(runs, done, strict=True) if not found],
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -116,14 +132,32 @@ def earlier_runs(path: Path, overrides: list[str]) -> tuple[dict[Run, dict[str, 
     return runs, found["results"]["ours_less"]
 
 
-def ours_less(work: Path, runs: list[Run], compared: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Our way less each other of the same seed, on the same held-out votes, where that is not known yet."""
+def ours_less(
+    work: Path, presets: Iterable[str], seeds: list[int], compared: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Our way less each other of the same seed and less logistic regression, on the same held-out votes."""
     found, known = [], {(each["preset"], each["variant"], each["seed"]) for each in compared}
-    for preset, variant, seed in set(runs) - known:
-        ours, theirs = (folder_of(work, preset, each, seed) / "predictions" for each in ("ours", variant))
-        if variant != "ours" and ours.exists() and theirs.exists():
-            values = differences(str(ours), str(theirs), work / "outer" / "valid")
+    for preset, seed, variant in product(presets, seeds, (*VARIANTS[1:], REGRESSION)):
+        theirs = work / REGRESSION if variant == REGRESSION else folder_of(work, preset, variant, seed)
+        both = (folder_of(work, preset, "ours", seed) / "predictions", theirs / "predictions")
+        if (preset, variant, seed) not in known and all(folder.exists() for folder in both):
+            values = differences(*map(str, both), work / "outer" / "valid")
             found.append({"preset": preset, "variant": variant, "seed": seed, **values})
+    return found
+
+
+def mean_of_seeds(work: Path, presets: list[str], seeds: list[int]) -> list[dict[str, Any]]:
+    """Our way's probabilities averaged over the seeds of each preset, and over all."""
+    found = []
+    for name, averaged in {**{preset: [preset] for preset in presets}, "all": presets}.items():
+        folders = [folder_of(work, *run) / "predictions" for run in product(averaged, ["ours"], seeds)]
+        if all(folder.exists() for folder in folders):
+            sets = tuple(map(str, folders))
+            output = f"{work}/mean/{name}"
+            ensemble(EnsembleConfig(predictions=sets, output=output, restart=True))
+            metrics = evaluated(output, work, f"{output}-report")
+            less = differences(output, f"{work}/{REGRESSION}/predictions", work / "outer" / "valid")
+            found.append({"presets": averaged, "metrics": metrics, "less_regression": less})
     return found
 
 
@@ -181,6 +215,8 @@ def config_of(
     if variant == "recipe":
         text = dataclasses.replace(config.text, truncation="left")
         changes |= {"text": text, "layout": "padded"}
+    if variant != "ours":
+        changes["optimizer"] = dataclasses.replace(config.optimizer, head_learning_rate=None)
     config = dataclasses.replace(config, **changes)
     for override in overrides:
         config = overridden(config, *override.split("=", 1))
@@ -207,18 +243,20 @@ def run_one(base: str, preset: str, variant: str, seed: int, work: Path, overrid
     checkpoints, steps = train_one(config, folder / "model")
     trained = time.monotonic()
     speed = score_one(config, work, folder, variant)
-    metrics = evaluate(
-        EvaluateConfig(
-            predictions=f"{folder}/predictions", votes=(f"{work}/outer/valid",), output=f"{folder}/report"
-        )
-    )
+    metrics = evaluated(f"{folder}/predictions", work, f"{folder}/report")
     result = {
         "preset": preset, "variant": variant, "seed": seed, "checkpoints": checkpoints,
         "steps": len(steps), "train_seconds": round(trained - started, 1),
         "train_tokens_per_second": float(np.median([step["tokens_per_second"] for step in steps])),
-        "score_pairs_per_second": speed, "metrics": {name: metrics[name] for name in KEPT},
+        "score_pairs_per_second": speed, "metrics": metrics,
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result, default=float))
+
+
+def evaluated(predictions: str, work: Path, output: str) -> dict[str, Any]:
+    config = EvaluateConfig(predictions=predictions, votes=(f"{work}/outer/valid",), output=output)
+    metrics = evaluate(config)
+    return {name: metrics[name] for name in KEPT}
 
 
 def train_one(config: TrainConfig, target: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -251,7 +289,7 @@ def score_one(config: TrainConfig, work: Path, folder: Path, variant: str) -> fl
     from wsdm_ray.modeling.checkpoint import read_manifest
     from wsdm_ray.scoring.plan import make_plan, part_name
     from wsdm_ray.scoring.replica import ModelSpec, Replica, ReplicaOptions, encode_unit
-    from wsdm_ray.storage import list_files, write_parquet
+    from wsdm_ray.storage import list_files
 
     model = str(folder / "model")
     on_gpu = torch.cuda.is_available()
@@ -279,7 +317,10 @@ def score_one(config: TrainConfig, work: Path, folder: Path, variant: str) -> fl
 
 
 def baselines(work: Path) -> dict[str, Any]:
-    """Logistic regression on TF-IDF and lengths, and the longer answer, on the same test votes."""
+    """Logistic regression on TF-IDF and lengths, and the longer answer, on the same test votes.
+
+    The former's probabilities are written as predictions.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
@@ -317,12 +358,15 @@ def baselines(work: Path) -> dict[str, Any]:
         choices[strength] = loss(found, y)
     best = min(choices, key=lambda strength: choices[strength])
     p, truth = fitted(np.arange(len(y)), best).predict_proba(features(test))[:, 1], votes(test)
+    write_parquet(
+        f"{work}/{REGRESSION}/predictions/part-000000.parquet", pa.table({"id": test["id"], "prob_a": p})
+    )
     labels = read_labels([f"{work}/outer/valid"], Columns())
     longer = np.sign(labels["characters_a"].to_numpy() - labels["characters_b"].to_numpy())
     agree = np.where(longer == 0, 0.5, (longer > 0) == truth)
     calibrated, _ = cross_fit(p, truth.astype(float), labels["group"].to_numpy())
     return {
-        "logistic_regression": {
+        REGRESSION: {
             "rows": len(truth), "accuracy": float(np.mean((p > 0.5) == truth)), "log_loss": loss(p, truth),
             "C": best, "log_loss_by_C": choices, "calibration": calibrated,
         },
@@ -341,6 +385,10 @@ def show(results: dict[str, Any]) -> None:
         quality = f"accuracy {metrics['accuracy']:.4f} log loss {metrics['log_loss']:.4f}"
         speed = f"train {run['train_seconds']:.0f} s, scoring {run['score_pairs_per_second']:.1f} pairs/s"
         print(what, quality, speed)
+    for mean in results["mean_of_seeds"]:
+        metrics, name = mean["metrics"], " and ".join(mean["presets"])
+        quality = f"accuracy {metrics['accuracy']:.4f} log loss {metrics['log_loss']:.4f}"
+        print(f"{name}, mean of seeds:", quality, mean["less_regression"])
     if results["missing"]:
         print("missing:", results["missing"])
 

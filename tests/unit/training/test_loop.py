@@ -171,9 +171,10 @@ def test_seeds_differ(trainer_of, tmp_path):
 @pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
 def test_a_learning_rate_of_the_heads_own(trainer_of, kind):
     def moved(**rates: float) -> dict[str, float]:
-        """The mean distance of each tensor after the first step: AdamW's is the rate, whatever the gradient."""
+        """The most that each tensor moves in the first step: by AdamW, the rate, whatever the gradient."""
         trainer = trainer_of(
-            optimizer=OptimizerConfig(kind=kind, warmup_fraction=0.0, schedule="constant", **rates), max_steps=1
+            optimizer=OptimizerConfig(kind=kind, warmup_fraction=0.0, schedule="constant", **rates),
+            max_steps=1,
         )
         before = {name: parameter.clone() for name, parameter in trainer.parameters.items()}
         list(trainer.steps())
