@@ -84,15 +84,16 @@ def main() -> None:
     for preset, folder in bases.items():
         quantize_base(folder, given.work / preset)
     runs = [(preset, variant, seed) for seed in given.seeds for preset in bases for variant in given.variants]
-    earlier, compared = earlier_runs(given.json, given.override)
+    known = earlier_results(given.json, given.override)
+    earlier = {(run["preset"], run["variant"], run["seed"]): run for run in known["runs"]}
     started = time.monotonic()
     run_all([run for run in runs if run not in earlier], given)
     done = [earlier.get(run) or read_run(given.work, *run) for run in runs]
     results = {
         "baselines": baselines(given.work),
-        "mean_of_seeds": mean_of_seeds(given.work, list(bases), given.seeds),
+        "mean_of_seeds": mean_of_seeds(given.work, list(bases), given.seeds) or known["mean_of_seeds"],
         "runs": [*earlier.values(), *(run for run in done if run and run not in earlier.values())],
-        "ours_less": compared + ours_less(given.work, bases, given.seeds, compared),
+        "ours_less": known["ours_less"] + ours_less(given.work, bases, given.seeds, known["ours_less"]),
         "missing": [run for run, found in zip(runs, done, strict=True) if not found],
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -121,15 +122,14 @@ Run = tuple[str, str, int]
 """Preset, variant and seed."""
 
 
-def earlier_runs(path: Path, overrides: list[str]) -> tuple[dict[Run, dict[str, Any]], list[dict[str, Any]]]:
-    """The runs of an earlier sitting, and what was compared there."""
+def earlier_results(path: Path, overrides: list[str]) -> dict[str, Any]:
+    """The results of an earlier sitting: what ran, and what was averaged and compared there."""
     if not path.exists():
-        return {}, []
+        return {"runs": [], "mean_of_seeds": [], "ours_less": []}
     found = json.loads(path.read_text())
     if found["settings"]["override"] != overrides:
         raise SystemExit(f"{path}: is of --override {found['settings']['override']}; give another --json")
-    runs = {(run["preset"], run["variant"], run["seed"]): run for run in found["results"]["runs"]}
-    return runs, found["results"]["ours_less"]
+    return found["results"]
 
 
 def ours_less(
@@ -139,9 +139,9 @@ def ours_less(
     found, known = [], {(each["preset"], each["variant"], each["seed"]) for each in compared}
     for preset, seed, variant in product(presets, seeds, (*VARIANTS[1:], REGRESSION)):
         theirs = work / REGRESSION if variant == REGRESSION else folder_of(work, preset, variant, seed)
-        both = (folder_of(work, preset, "ours", seed) / "predictions", theirs / "predictions")
-        if (preset, variant, seed) not in known and all(folder.exists() for folder in both):
-            values = differences(*map(str, both), work / "outer" / "valid")
+        ours, other = (each / "predictions" for each in (folder_of(work, preset, "ours", seed), theirs))
+        if (preset, variant, seed) not in known and ours.exists() and other.exists():
+            values = differences(str(ours), str(other), work / "outer" / "valid")
             found.append({"preset": preset, "variant": variant, "seed": seed, **values})
     return found
 

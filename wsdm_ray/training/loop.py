@@ -172,7 +172,7 @@ class Trainer:
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), options.max_grad_norm))
         weight = float(self.weights_N[step.rows].mean())
         self.check_health(loss, weight, norm, step.rows)
-        rates = (options.learning_rate, options.head_learning_rate)
+        rates = (options.learning_rate, options.head_learning_rate or options.learning_rate)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
             group["lr"] = rate * factor
         self.optimizer.step()
