@@ -214,7 +214,7 @@ class PrepareConfig:
     """Raw votes to canonical shards."""
 
     input: tuple[str, ...]
-    """Parquet, JSONL or CSV files, folders of them, or globs."""
+    """Parquet, JSON (an object a line, or a list in a .json file) or CSV files, folders of them, or globs."""
     output: str
     """Folder for train/, valid/ and run.json."""
     valid_fraction: float = 0.1

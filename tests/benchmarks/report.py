@@ -101,7 +101,9 @@ def pseudolabels(results: dict[str, Any]) -> list[str]:
 def votes_study(results: dict[str, Any]) -> list[str]:
     runs, base = results["runs"], results["baselines"]
     lines = [
-        f"{runs[0]['metrics']['rows']} held-out votes, mean over seeds (smallest to largest).",
+        f"{runs[0]['metrics']['rows']} held-out votes, mean over seeds (smallest to largest). `ours` has the head at a "
+        "learning rate of its own, all other ways at the adapter's. Pairs/s are of processes that share GPUs, as "
+        "many at once as the settings say: not for comparing ways.",
         "",
         "| model | way | seeds | accuracy | log loss | ECE, after a temperature | position bias | flips | pairs/s |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -141,10 +143,10 @@ def votes_study(results: dict[str, Any]) -> list[str]:
         f"| {after['before']['ece']:.3f}, {after['after']['ece']:.3f} | | | |",
         f"| the longer answer | | | {longer['accuracy']:.3f} | | | | | |",
         "",
-        "Our way less another of the same seed, on the same votes (95 % interval by prompt):",
+        "A way less another of the same seed, on the same votes (95 % interval by prompt):",
         "",
-        "| model | less | seed | accuracy | log loss |",
-        "|---|---|---|---|---|",
+        "| model | way | less | seed | accuracy | log loss |",
+        "|---|---|---|---|---|---|",
     ]
 
     def figures(less: dict[str, Any]) -> str:
@@ -153,11 +155,28 @@ def votes_study(results: dict[str, Any]) -> list[str]:
             for name in ("accuracy", "log_loss")
         )
 
-    for each in sorted(results["ours_less"], key=way_order):
-        lines.append(f"| {each['preset']} | {each['variant']} | {each['seed']} | {figures(each)} |")
+    for each in results["differences"]:
+        what = (each[name] for name in ("preset", "way", "less", "seed"))
+        lines.append(f"| {' | '.join(map(str, what))} | {figures(each)} |")
     for mean in results["mean_of_seeds"]:
         name = " and ".join(mean["presets"])
-        lines.append(f"| {name} | logistic_regression | averaged | {figures(mean['less_regression'])} |")
+        lines.append(
+            f"| {name} | ours | logistic_regression | averaged | {figures(mean['less_regression'])} |"
+        )
+    lines += [
+        "",
+        "Each run (95 % interval by prompt):",
+        "",
+        "| model | way | seed | accuracy | log loss |",
+        "|---|---|---|---|---|",
+    ]
+    for run in sorted(runs, key=way_order):
+        metrics = run["metrics"]
+        measured = (
+            f"{metrics[name]:.3f} ({metrics[f'{name}_ci95'][0]:.3f} to {metrics[f'{name}_ci95'][1]:.3f})"
+            for name in ("accuracy", "log_loss")
+        )
+        lines.append(f"| {run['preset']} | {run['variant']} | {run['seed']} | {' | '.join(measured)} |")
     if missing := results["missing"]:
         lines += ["", f"Not run yet: {', '.join(' '.join(map(str, run)) for run in missing)}."]
     return lines
@@ -165,7 +184,7 @@ def votes_study(results: dict[str, Any]) -> list[str]:
 
 def way_order(run: dict[str, Any]) -> tuple[str, int, int]:
     """Models by name, then ways as the study lists them, then seeds."""
-    ways = ("ours", "one_rate", "recipe", "bf16", "one_order", "logistic_regression")
+    ways = ("ours", "one_rate", "recipe", "bf16", "one_order")
     return run["preset"], ways.index(run["variant"]), run["seed"]
 
 

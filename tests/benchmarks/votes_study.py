@@ -56,6 +56,9 @@ from wsdm_ray.storage import write_parquet
 
 VARIANTS = ("ours", "one_rate", "recipe", "bf16", "one_order")
 REGRESSION = "logistic_regression"
+COMPARED = (("ours", "one_rate"), ("ours", "recipe"), ("ours", REGRESSION),
+            ("one_rate", "bf16"), ("one_rate", "one_order"))  # fmt: skip
+"""A way and what it is compared with; but for the recipe, which is one thing away from it."""
 KEPT = ("rows", "accuracy", "accuracy_ci95", "log_loss", "log_loss_ci95", "auc", "brier", "ece",
         "position_bias", "flip_rate", "calibration", "baselines")  # fmt: skip
 
@@ -93,7 +96,8 @@ def main() -> None:
         "baselines": baselines(given.work),
         "mean_of_seeds": mean_of_seeds(given.work, list(bases), given.seeds) or known["mean_of_seeds"],
         "runs": [*earlier.values(), *(run for run in done if run and run not in earlier.values())],
-        "ours_less": known["ours_less"] + ours_less(given.work, bases, given.seeds, known["ours_less"]),
+        "differences": known["differences"]
+        + differences_of(given.work, bases, given.seeds, known["differences"]),
         "missing": [run for run, found in zip(runs, done, strict=True) if not found],
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -125,24 +129,25 @@ Run = tuple[str, str, int]
 def earlier_results(path: Path, overrides: list[str]) -> dict[str, Any]:
     """The results of an earlier sitting: what ran, and what was averaged and compared there."""
     if not path.exists():
-        return {"runs": [], "mean_of_seeds": [], "ours_less": []}
+        return {"runs": [], "mean_of_seeds": [], "differences": []}
     found = json.loads(path.read_text())
     if found["settings"]["override"] != overrides:
         raise SystemExit(f"{path}: is of --override {found['settings']['override']}; give another --json")
     return found["results"]
 
 
-def ours_less(
-    work: Path, presets: Iterable[str], seeds: list[int], compared: list[dict[str, Any]]
+def differences_of(
+    work: Path, presets: Iterable[str], seeds: list[int], known: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Our way less each other of the same seed and less logistic regression, on the same held-out votes."""
-    found, known = [], {(each["preset"], each["variant"], each["seed"]) for each in compared}
-    for preset, seed, variant in product(presets, seeds, (*VARIANTS[1:], REGRESSION)):
-        theirs = work / REGRESSION if variant == REGRESSION else folder_of(work, preset, variant, seed)
-        ours, other = (each / "predictions" for each in (folder_of(work, preset, "ours", seed), theirs))
-        if (preset, variant, seed) not in known and ours.exists() and other.exists():
+    """What of `COMPARED` is not known yet, by preset and seed, on the same held-out votes."""
+    names = ("preset", "way", "less", "seed")
+    found, earlier = [], {tuple(each[name] for name in names) for each in known}
+    for preset, seed, (way, less) in product(presets, seeds, COMPARED):
+        theirs = work / REGRESSION if less == REGRESSION else folder_of(work, preset, less, seed)
+        ours, other = (each / "predictions" for each in (folder_of(work, preset, way, seed), theirs))
+        if (preset, way, less, seed) not in earlier and ours.exists() and other.exists():
             values = differences(str(ours), str(other), work / "outer" / "valid")
-            found.append({"preset": preset, "variant": variant, "seed": seed, **values})
+            found.append(dict(zip(names, (preset, way, less, seed), strict=True)) | values)
     return found
 
 

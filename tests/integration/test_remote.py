@@ -13,26 +13,26 @@ from wsdm_ray.training.runner import train
 
 
 @pytest.fixture
-def remote(s3_bucket: str, int8_base, prepared, tmp_path, monkeypatch) -> str:
+def remote(bucket: str, int8_base, prepared, tmp_path, monkeypatch) -> str:
     """A bucket's folder with base/ and train/; what is fetched is cached in a folder of the test's."""
     monkeypatch.setenv("WSDM_RAY_CACHE", str(tmp_path / "cache"))
-    upload_folder(str(int8_base), f"{s3_bucket}/base", last="wsdm_ray.json")
+    upload_folder(str(int8_base), f"{bucket}/base", last="wsdm_ray.json")
     (shard,) = list_files(f"{prepared}/train")
     shutil.copy(shard, tmp_path / "part-000000.parquet")
-    fs, inner = filesystem(f"{s3_bucket}/train/part-000000.parquet")
+    fs, inner = filesystem(f"{bucket}/train/part-000000.parquet")
     fs.put_file(str(tmp_path / "part-000000.parquet"), inner)
-    return s3_bucket
+    return bucket
 
 
 def test_train_and_score_in_a_bucket(ray_session, remote: str):
     config = tiny(f"{remote}/base", (f"{remote}/train",), f"{remote}/model", (f"{remote}/train",))
-    changes = {"max_steps": 2, "pairs_per_step": 4, "checkpoint_steps": 1, "allow_leakage": True}
+    changes = {"max_steps": 3, "pairs_per_step": 4, "checkpoint_steps": 1, "allow_leakage": True}
     train(dataclasses.replace(config, **changes))
     for name in ("metrics.jsonl", "tensorboard/events.out.tfevents.0000000001", "wsdm_ray.json"):
         assert exists(f"{remote}/model/{name}"), name
     kept = {path.split("/")[-2] for path in list_files(f"{remote}/model/_checkpoints", ("wsdm_ray.json",))}
-    assert "step-000002" in kept
-    assert kept <= {"step-000001", "step-000002"}
+    assert "step-000003" in kept
+    assert len(kept) <= 2, "the best and the last"
     run = score(
         ScoreConfig(
             model=(f"{remote}/model",),

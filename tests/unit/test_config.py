@@ -48,6 +48,11 @@ WRONG = [
     (config.LoraConfig, {"dropout": -0.1}, "--lora.dropout -0.1: must be in [0, 1)"),
     (config.LoraConfig, {"targets": ()}, "--lora.targets (): must be at least one layer name"),
     (config.OptimizerConfig, {"learning_rate": 0.0}, "--optimizer.learning-rate 0.0: must be above 0"),
+    (
+        config.OptimizerConfig,
+        {"head_learning_rate": 0.0},
+        "--optimizer.head-learning-rate 0.0: must be above 0",
+    ),
     (config.OptimizerConfig, {"weight_decay": -1}, "--optimizer.weight-decay -1: must be 0 or more"),
     (config.OptimizerConfig, {"warmup_fraction": 1.1}, "--optimizer.warmup-fraction 1.1: must be in [0, 1]"),
     (config.OptimizerConfig, {"max_grad_norm": 0}, "--optimizer.max-grad-norm 0: must be above 0"),
@@ -149,5 +154,6 @@ def test_every_checked_field_is_tested():
     parts = (config.TextConfig, config.HeadConfig, config.LoraConfig, config.OptimizerConfig)
     for cls in (*parts, config.ObjectiveConfig, *REQUIRED):
         for field in dataclasses.fields(cls):
-            bounded = field.type in (int, float, "int", "float") and field.name not in free
+            kind = str(getattr(field.type, "__name__", field.type)).removesuffix(" | None")
+            bounded = kind in ("int", "float") and field.name not in free
             assert not bounded or (cls, field.name) in tested, f"{cls.__name__}.{field.name}"

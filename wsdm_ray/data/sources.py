@@ -87,6 +87,12 @@ def read_parquet(path: str) -> Iterator[pa.Table]:
 
 
 def read_lines(path: str) -> Iterator[pa.Table]:
+    """JSON with an object a line, or, in a `.json` file, one list of objects, which is read whole."""
+    if path.lower().endswith(".json") and (listed := read_list(path)) is not None:
+        for first in range(0, len(listed), BATCH_ROWS):
+            rows = listed[first : first + BATCH_ROWS]
+            yield table_of(rows, path, f"item {first + 1}-{first + len(rows)}")
+        return
     rows: list[dict[str, Any]] = []
     size = first = number = 0
     with storage.open_read(path) as file:
@@ -94,7 +100,7 @@ def read_lines(path: str) -> Iterator[pa.Table]:
             if not line.strip():
                 continue
             first = first if rows else number
-            rows.append(parse_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, path, number))
+            rows.append(parse_line(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, path, number))
             size += len(line)
             if len(rows) == BATCH_ROWS or size >= BATCH_BYTES:
                 yield table_of(rows, path, f"{first}-{number}")
@@ -103,6 +109,28 @@ def read_lines(path: str) -> Iterator[pa.Table]:
         yield table_of(rows, path, f"{first}-{number}")
 
 
+def read_list(path: str) -> list[dict[str, Any]] | None:
+    """The objects of a file that is one JSON list; None where it begins with anything else."""
+    with storage.open_read(path) as file:
+        start = file.read(1024).removeprefix(BYTE_ORDER_MARK).lstrip()
+        if not start.startswith(b"["):
+            return None
+        text = start + file.read()
+    try:
+        rows = json.loads(text.decode())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}: not JSON ({storage.reason(error)}); a list of objects, or one object a line, is needed"
+        ) from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: item {number} is a JSON {type(row).__name__}, but objects are needed")
+    return whole_characters(rows) if ESCAPED_SURROGATE.search(text) else rows
+
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 

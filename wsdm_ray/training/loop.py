@@ -122,8 +122,14 @@ class Trainer:
         self.optimizer = make_optimizer(config.optimizer, self.parameters)
         self.total_steps = num_steps(len(train), config.pairs_per_step, config.epochs, config.max_steps)
         gains = self.layout == fastest == "packed" and self.total_steps >= COMPILED_STEPS
-        if config.compile == "yes" or (config.compile == "auto" and gains):
+        compiles = config.compile == "yes" or (config.compile == "auto" and gains)
+        if compiles:
             compile_layers(self.network)
+        self.resolved = {
+            "layout": self.layout, "precision": {torch.bfloat16: "bf16"}.get(dtype, "fp32"),
+            "quantization": manifest.quantization, "compile": "yes" if compiles else "no",
+        }  # fmt: skip
+        """What the options say whose value is `auto`, on this machine."""
         self.step = 0
         self.metrics: list[dict[str, Any]] = []
 
@@ -157,13 +163,15 @@ class Trainer:
         self.network.train()
         count = len(step.rows) * len(self.sides)
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, right orderings, tokens
+        loss_N = torch.zeros(len(step.rows), device=self.device)
         for number in share_passes(step.costs, self.num_workers)[self.rank]:
             torch.manual_seed(seed_of(self.config.seed, self.step, number))
             layout = lay_out(self.layout, step.pairs.prefix, self.suffixes(step.pairs), step.passes[number])
             log_odds = first_wins(ordering_logits(self.network, layout))
-            loss, right = self.loss(log_odds, step.rows[step.passes[number]])
-            (loss / count).backward()
-            totals[0] += loss.detach() / count  # no wait for the GPU
+            loss_S, right = self.loss(log_odds, step.rows[step.passes[number]])
+            (loss_S.sum() / count).backward()
+            totals[0] += loss_S.detach().sum() / count  # no wait for the GPU
+            loss_N[step.passes[number]] = loss_S.detach().view(-1, len(self.sides)).sum(-1)
             totals[1] += right
             totals[2] += layout.num_tokens
         options = self.config.optimizer
@@ -171,7 +179,7 @@ class Trainer:
         loss, right, tokens = self.sum_over_workers(totals)
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), options.max_grad_norm))
         weight = float(self.weights_N[step.rows].mean())
-        self.check_health(loss, weight, norm, step.rows)
+        self.check_health(loss, weight, norm, step.rows, loss_N)
         rates = (options.learning_rate, options.head_learning_rate or options.learning_rate)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
             group["lr"] = rate * factor
@@ -188,7 +196,9 @@ class Trainer:
         }  # fmt: skip
 
     def loss(self, log_odds_S: torch.Tensor, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """The summed loss of one pass (the formula of `objective`, times S) and its right orderings.
+        """The loss of each ordering of one pass, float32 [S], and how many are right.
+
+        The sum is the formula of `objective`, times S.
 
         Args:
             log_odds_S: that the first response wins, pair by pair.
@@ -213,13 +223,16 @@ class Trainer:
             apart_P = disagreement(log_odds_S.view(-1, 2))
             each_S = each_S + options.order_agreement * apart_P.repeat_interleave(2)
         right = ((log_odds_S > 0) == (target_S > 0.5)).sum()
-        return (weight_S * each_S).sum(), right
+        return weight_S * each_S, right
 
-    def check_health(self, loss: float, weight: float, norm: float, rows: np.ndarray) -> None:
+    def check_health(
+        self, loss: float, weight: float, norm: float, rows: np.ndarray, loss_N: torch.Tensor
+    ) -> None:
         """Raise `TrainingDivergedError` before a step is taken that would spoil the weights.
 
         Args:
             weight: mean weight of the step's rows: a step of heavy rows has a large loss without being wrong.
+            loss_N: of each of `rows`, 0 where another worker had it.
         """
         before = [row["loss"] / row["weight"] for row in self.metrics[-SPIKE_STEPS:] if row["weight"]]
         usual = float(np.median(before)) if len(before) >= 10 else float("inf")
@@ -228,14 +241,18 @@ class Trainer:
         if finite and not (judged and loss / weight > max(self.config.loss_spike * usual, SPIKE_FLOOR)):
             return
         what = f"is {loss / weight:.3g} where {usual:.3g} is usual" if finite else f"{loss}"
-        ids = self.train.table["id"].take(rows[:5]).to_pylist()
+        if self.num_workers > 1:  # all of them are here: what they judge by is summed up over all
+            dist.all_reduce(loss_N)
+        worst = np.argsort(-np.nan_to_num(loss_N.cpu().numpy(), nan=np.inf), kind="stable")[:5]
+        ids = self.train.table["id"].take(rows[worst]).to_pylist()
         every = self.config.checkpoint_steps
         good = self.step // every * every
         kept = f"the last good checkpoint is that of step {good}" if good else "there is no checkpoint yet"
         on = ", or go on from there with a larger --loss-spike" if finite else ""
         raise TrainingDivergedError(
-            f"step {self.step + 1}: loss {what}, gradient norm {norm:.3g}; its rows begin with ids {ids}; "
-            f"{kept}; look at these rows, then lower --optimizer.learning-rate and start over with "
+            f"step {self.step + 1}: loss {what}, gradient norm {norm:.3g}; "
+            f"of its {len(rows)} rows the worst are {ids}; {kept}; "
+            "look at these rows, then lower --optimizer.learning-rate and start over with "
             f"--restart{on}"
         )
 

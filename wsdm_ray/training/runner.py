@@ -135,8 +135,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         result = fit(WorkerTask(told_workers, manifest, board), on_gpu)
     best, metrics = best_checkpoint(result, bool(config.valid))
     publish(best, config.output)
+    told_config = {"config": to_dict(config), "resolved": result.return_value}
     run = finish_run(
-        config.output, "train", fingerprint, {"config": to_dict(config), "counts": counts, "metrics": metrics}
+        config.output, "train", fingerprint, told_config | {"counts": counts, "metrics": metrics}
     )
     logger.info("train: %s holds the classifier of step %d%s", config.output, metrics["step"], told(metrics))
     return run
@@ -191,7 +192,7 @@ def fit(task: WorkerTask, on_gpu: bool) -> ray.train.Result:
                 raise given_up(task, error) from error
             left -= 1
             logger.warning("train: the controller died; another goes on from the last checkpoint")
-    if result.return_value:
+    if isinstance(result.return_value, tuple):
         kind, text = result.return_value
         raise getattr(errors, kind, TrainingDivergedError)(text)
     return result
@@ -286,21 +287,22 @@ def first_line(error: BaseException) -> str:
     return (lines[-1] if lines else type(error).__name__)[:300]
 
 
-def work(config: dict[str, Any]) -> tuple[str, str] | None:
-    """What each worker runs; returns the kind and text of an error that no other try would mend."""
+def work(config: dict[str, Any]) -> dict[str, str] | tuple[str, str]:
+    """What each worker runs; returns what options of `auto` were, or the kind and text of an error that no
+    other try would mend.
+    """
     task: WorkerTask = config["task"]
     try:
-        run_worker(task)
+        return run_worker(task)
     except TrainingDivergedError as error:  # every worker has it
         return type(error).__name__, str(error)
     except (ConfigError, DataError, ModelError) as error:
         if task.config.num_workers > 1:
             raise  # the others may wait for this one
         return type(error).__name__, str(error)
-    return None
 
 
-def run_worker(task: WorkerTask) -> None:
+def run_worker(task: WorkerTask) -> dict[str, str]:
     set_up_logging()
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train would tell every report of ours once more
     options = task.config
@@ -336,6 +338,7 @@ def run_worker(task: WorkerTask) -> None:
                 if tracker:
                     tracker.flush()
                 checkpoint(trainer, metrics)
+    return trainer.resolved
 
 
 @contextlib.contextmanager

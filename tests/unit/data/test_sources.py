@@ -131,6 +131,15 @@ def test_ids_that_a_later_batch_lacks(tmp_path, monkeypatch):
         read(path)
 
 
+@pytest.mark.parametrize("start", ["", "\ufeff", "\n "])
+def test_a_json_file_may_be_one_list(tmp_path, start):
+    rows = [{**ROW, "id": str(i), "prompt": "\ud83d\ude00 \ud800"} for i in range(1_001)]
+    (tmp_path / "x.json").write_text(start + json.dumps(rows, indent=2))
+    write_lines(tmp_path / "lines.json", *rows)
+    assert read(tmp_path / "x.json").equals(read(tmp_path / "lines.json"))
+    assert read(tmp_path / "x.json")["prompt"][1_000].as_py() == "\U0001f600 \ufffd"
+
+
 def test_folders_hold_no_run_json(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     write_lines(tmp_path / "b.jsonl", ROW)
@@ -193,8 +202,11 @@ def test_no_votes(tmp_path):
         ("x.parquet", b"", r"x.parquet: not a parquet file"),
         ("x.txt", b"hello", r"x.txt: not a parquet file"),
         ("x.jsonl", b'{"id": 1}\n{"id": \n', r"x.jsonl:2: not JSON .*one object a line is needed"),
-        ("x.json", b"[\n{}\n]", r"x.json:1: not JSON"),
-        ("x.json", b'[{"id": 1}]', r"x.json:1: a JSON list, but one object a line is needed"),
+        ("x.json", b'[{"id": 1}', r"x.json: not JSON .*a list of objects, or one object a line, is needed"),
+        ("x.json", b'[{"id": 1}, 2]', r"x.json: item 2 is a JSON int, but objects are needed"),
+        ("x.json", b'["\xff"]', r"x.json: not UTF-8 \(invalid start byte at byte 2\)"),
+        ("x.json", b'[{"x": 1}, {"x": "y"}]', r"x.json:item 1-2: column 'x' mixes types"),
+        ("x.jsonl", b'[{"id": 1}]', r"x.jsonl:1: a JSON list, but one object a line is needed"),
         ("x.jsonl", b"\n[" * 100_000, r"x.jsonl:2: not JSON"),
         ("x.jsonl", b"[" * 100_000, r"x.jsonl:1: not JSON"),
         ("x.jsonl", b'{"id": "\xff"}', r"x.jsonl:1: not UTF-8 \(invalid start byte at byte 8\)"),
