@@ -203,16 +203,18 @@ def test_upload_ends_with_the_file_that_says_whole(tmp_path, remote, monkeypatch
 
     def seen_write(path, *rest):
         order.append(os.path.basename(path))
+        assert not storage.exists(storage.join(target, "wsdm_ray.json"))
         write(path, *rest)
 
-    def seen_put(fs, source, target, **rest):
-        order.append(os.path.basename(target))
-        put(fs, source, target, **rest)
+    def seen_put(fs, source, path, **rest):
+        order.append(os.path.basename(path))
+        assert not storage.exists(storage.join(target, "wsdm_ray.json"))
+        put(fs, source, path, **rest)
 
     monkeypatch.setattr(storage, "write_atomic", seen_write)
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "put_file", seen_put)
     expected = ["adapter.safetensors", "zz.json", "wsdm_ray.json"]
-    for target in (str(tmp_path / "there"), remote):
+    for target in (str(tmp_path / "there"), remote) * 2:  # the second time, over the first
         order.clear()
         storage.upload_folder(str(local), target, last="wsdm_ray.json")
         assert order == expected
