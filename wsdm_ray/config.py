@@ -146,13 +146,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "above 0")
-        if self.head_learning_rate is not None:
-            check(
-                self.head_learning_rate > 0,
-                "optimizer.head_learning_rate",
-                self.head_learning_rate,
-                "above 0",
-            )
+        head_rate = self.head_learning_rate
+        check(head_rate is None or head_rate > 0, "optimizer.head_learning_rate", head_rate, "above 0")
         check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
         check(0 <= self.warmup_fraction <= 1, "optimizer.warmup_fraction", self.warmup_fraction, "in [0, 1]")
         check(self.max_grad_norm > 0, "optimizer.max_grad_norm", self.max_grad_norm, "above 0")

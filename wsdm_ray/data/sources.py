@@ -14,7 +14,7 @@ import json
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -88,14 +88,12 @@ def read_parquet(path: str) -> Iterator[pa.Table]:
 
 def read_lines(path: str) -> Iterator[pa.Table]:
     """JSON with an object a line, or, in a `.json` file, one list of objects, which is read whole."""
-    if path.lower().endswith(".json") and (listed := read_list(path)) is not None:
-        for first in range(0, len(listed), BATCH_ROWS):
-            rows = listed[first : first + BATCH_ROWS]
-            yield table_of(rows, path, f"item {first + 1}-{first + len(rows)}")
-        return
     rows: list[dict[str, Any]] = []
     size = first = number = 0
     with storage.open_read(path) as file:
+        if path.lower().endswith(".json") and begins_a_list(file):
+            yield from tables_of_list(file.read(), path)
+            return
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -109,44 +107,43 @@ def read_lines(path: str) -> Iterator[pa.Table]:
         yield table_of(rows, path, f"{first}-{number}")
 
 
-def read_list(path: str) -> list[dict[str, Any]] | None:
-    """The objects of a file that is one JSON list; None where it begins with anything else."""
-    with storage.open_read(path) as file:
-        start = file.read(1024).removeprefix(BYTE_ORDER_MARK).lstrip()
-        if not start.startswith(b"["):
-            return None
-        text = start + file.read()
-    try:
-        rows = json.loads(text.decode())
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path}: not JSON ({storage.reason(error)}); a list of objects, or one object a line, is needed"
-        ) from error
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise DataError(f"{path}: item {number} is a JSON {type(row).__name__}, but objects are needed")
-    return whole_characters(rows) if ESCAPED_SURROGATE.search(text) else rows
-
-
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
+def begins_a_list(file: IO[bytes]) -> bool:
+    start = file.read(1024)
+    file.seek(0)
+    return start.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"[")
+
+
+def tables_of_list(text: bytes, path: str) -> Iterator[pa.Table]:
+    needed = "a list of objects, or one object a line, is needed"
+    rows = parse_json(text.removeprefix(BYTE_ORDER_MARK), path, needed)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: item {number} is a JSON {type(row).__name__}, but objects are needed")
+    for first in range(0, len(rows), BATCH_ROWS):
+        part = rows[first : first + BATCH_ROWS]
+        yield table_of(part, path, f"item {first + 1}-{first + len(part)}")
+
+
 def parse_line(line: bytes, path: str, number: int) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path}:{number}: not JSON ({storage.reason(error)}); one object a line is needed"
-        ) from error
+    row = parse_json(line, f"{path}:{number}", "one object a line is needed")
     if not isinstance(row, dict):
         raise DataError(f"{path}:{number}: a JSON {type(row).__name__}, but one object a line is needed")
+    return row
+
+
+def parse_json(text: bytes, where: str, needed: str) -> Any:
+    try:
+        value = json.loads(text.decode())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({storage.reason(error)}); {needed}") from error
     # Escapes can spell half a character, which no file could hold: pairs are joined, halves become U+FFFD.
-    return whole_characters(row) if ESCAPED_SURROGATE.search(line) else row
+    return whole_characters(value) if ESCAPED_SURROGATE.search(text) else value
 
 
 def whole_characters(value: Any) -> Any:

@@ -163,7 +163,7 @@ class Trainer:
         self.network.train()
         count = len(step.rows) * len(self.sides)
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, right orderings, tokens
-        loss_N = torch.zeros(len(step.rows), device=self.device)
+        row_losses: list[tuple[np.ndarray, torch.Tensor]] = []
         for number in share_passes(step.costs, self.num_workers)[self.rank]:
             torch.manual_seed(seed_of(self.config.seed, self.step, number))
             layout = lay_out(self.layout, step.pairs.prefix, self.suffixes(step.pairs), step.passes[number])
@@ -171,7 +171,7 @@ class Trainer:
             loss_S, right = self.loss(log_odds, step.rows[step.passes[number]])
             (loss_S.sum() / count).backward()
             totals[0] += loss_S.detach().sum() / count  # no wait for the GPU
-            loss_N[step.passes[number]] = loss_S.detach().view(-1, len(self.sides)).sum(-1)
+            row_losses.append((step.passes[number], loss_S.detach().view(-1, len(self.sides)).sum(-1)))
             totals[1] += right
             totals[2] += layout.num_tokens
         options = self.config.optimizer
@@ -179,7 +179,7 @@ class Trainer:
         loss, right, tokens = self.sum_over_workers(totals)
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), options.max_grad_norm))
         weight = float(self.weights_N[step.rows].mean())
-        self.check_health(loss, weight, norm, step.rows, loss_N)
+        self.check_health(loss, weight, norm, step.rows, row_losses)
         rates = (options.learning_rate, options.head_learning_rate or options.learning_rate)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
             group["lr"] = rate * factor
@@ -226,13 +226,18 @@ class Trainer:
         return weight_S * each_S, right
 
     def check_health(
-        self, loss: float, weight: float, norm: float, rows: np.ndarray, loss_N: torch.Tensor
+        self,
+        loss: float,
+        weight: float,
+        norm: float,
+        rows: np.ndarray,
+        row_losses: list[tuple[np.ndarray, torch.Tensor]],
     ) -> None:
         """Raise `TrainingDivergedError` before a step is taken that would spoil the weights.
 
         Args:
             weight: mean weight of the step's rows: a step of heavy rows has a large loss without being wrong.
-            loss_N: of each of `rows`, 0 where another worker had it.
+            row_losses: of this worker's passes: places in `rows`, and the loss of each.
         """
         before = [row["loss"] / row["weight"] for row in self.metrics[-SPIKE_STEPS:] if row["weight"]]
         usual = float(np.median(before)) if len(before) >= 10 else float("inf")
@@ -241,6 +246,9 @@ class Trainer:
         if finite and not (judged and loss / weight > max(self.config.loss_spike * usual, SPIKE_FLOOR)):
             return
         what = f"is {loss / weight:.3g} where {usual:.3g} is usual" if finite else f"{loss}"
+        loss_N = torch.zeros(len(rows), device=self.device)
+        for places, losses in row_losses:
+            loss_N[torch.from_numpy(places)] = losses
         if self.num_workers > 1:  # all of them are here: what they judge by is summed up over all
             dist.all_reduce(loss_N)
         worst = np.argsort(-np.nan_to_num(loss_N.cpu().numpy(), nan=np.inf), kind="stable")[:5]

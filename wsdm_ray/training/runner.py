@@ -135,10 +135,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
         result = fit(WorkerTask(told_workers, manifest, board), on_gpu)
     best, metrics = best_checkpoint(result, bool(config.valid))
     publish(best, config.output)
-    told_config = {"config": to_dict(config), "resolved": result.return_value}
-    run = finish_run(
-        config.output, "train", fingerprint, told_config | {"counts": counts, "metrics": metrics}
-    )
+    told_run = {
+        "config": to_dict(config),
+        "resolved": result.return_value,
+        "counts": counts,
+        "metrics": metrics,
+    }
+    run = finish_run(config.output, "train", fingerprint, told_run)
     logger.info("train: %s holds the classifier of step %d%s", config.output, metrics["step"], told(metrics))
     return run
 
