@@ -5,11 +5,11 @@
 For each base (its preset by name) and seed:
 
     ours       the preset
-    one_rate   the head at the adapter's learning rate, as in all that follow
-    recipe     one order, truncation on the left, padded passes, a checkpoint chosen on rows that share
-               prompts with train
     bf16       on an unquantized base
     one_order  one order, also in scoring
+    one_rate   the head at the adapter's learning rate
+    recipe     the same, one order, truncation on the left, padded passes, a checkpoint chosen on rows that
+               share prompts with train
 
 One run is one process: train, score the held-out fifth of the votes, whose prompts no run has seen, evaluate.
 As many run at once as `--at-once` says, over all GPUs. Beside them: our way's mean over the seeds, logistic
@@ -54,11 +54,10 @@ from wsdm_ray.evaluation.join import read_votes as read_labels
 from wsdm_ray.presets import PRESETS
 from wsdm_ray.storage import write_parquet
 
-VARIANTS = ("ours", "one_rate", "recipe", "bf16", "one_order")
+VARIANTS = ("ours", "bf16", "one_order", "one_rate", "recipe")
 REGRESSION = "logistic_regression"
-COMPARED = (("ours", "one_rate"), ("ours", "recipe"), ("ours", REGRESSION),
-            ("one_rate", "bf16"), ("one_rate", "one_order"))  # fmt: skip
-"""A way and what it is compared with; but for the recipe, which is one thing away from it."""
+COMPARED = tuple(("ours", other) for other in ("bf16", "one_order", "one_rate", "recipe", REGRESSION))
+"""A way and what it is compared with."""
 KEPT = ("rows", "accuracy", "accuracy_ci95", "log_loss", "log_loss_ci95", "auc", "brier", "ece",
         "position_bias", "flip_rate", "calibration", "baselines")  # fmt: skip
 
@@ -220,7 +219,7 @@ def config_of(
     if variant == "recipe":
         text = dataclasses.replace(config.text, truncation="left")
         changes |= {"text": text, "layout": "padded"}
-    if variant != "ours":
+    if variant in ("one_rate", "recipe"):
         changes["optimizer"] = dataclasses.replace(config.optimizer, head_learning_rate=None)
     config = dataclasses.replace(config, **changes)
     for override in overrides:
