@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from wsdm_ray.modeling.products import TYPES, Rows, multiply, pack_weight, quantize_rows
+
 __all__ = ["peak_memory", "product", "timeline_of"]
 
 
@@ -15,14 +17,9 @@ def product(precision: str, tokens: int, wide: int, out: int, device: str) -> Ca
     x, weight = (torch.randn(rows, wide, device=device, dtype=torch.bfloat16) for rows in (tokens, out))
     if precision == "bf16":
         return lambda: torch.matmul(x, weight.t())
-    kind = torch.int8 if precision == "int8" else torch.float8_e4m3fn
-    x, weight = ((40 * each).clamp(-120, 120).to(kind) for each in (x, weight))
-    if precision == "int8":
-        return lambda: torch._int_mm(x, weight.t())
-    scales = {"scale_a": torch.ones(tokens, 1, device=device), "scale_b": torch.ones(1, out, device=device)}
-    return lambda: torch._scaled_mm(
-        x, weight.t(), **scales, out_dtype=torch.bfloat16, use_fast_accum=True
-    )  # fmt: skip
+    rows = Rows(*quantize_rows(x, TYPES[precision]))
+    packed = pack_weight([weight], [], precision, device=device, dtype=torch.bfloat16)
+    return lambda: multiply(rows, packed)
 
 
 def timeline_of(events: list[tuple[str, float, float]]) -> dict[str, Any]:

@@ -10,7 +10,9 @@ orthogonal but for a factor it leaves the products as they are. Floats of 8 bit 
 steps grow with the numbers.
 """
 
+import math
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from typing import NamedTuple, cast
 
 import torch
@@ -19,7 +21,18 @@ from torch import Tensor
 
 from wsdm_ray.errors import ModelError
 
-__all__ = ["TYPES", "Rows", "Weight", "in_rows", "multiply", "pack_weight", "quantize_rows"]
+__all__ = [
+    "TYPES",
+    "Rows",
+    "Weight",
+    "add_norm",
+    "in_rows",
+    "multiply",
+    "multiply_gated",
+    "pack_weight",
+    "quantize_rows",
+    "rms_norm",
+]
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 """What the largest value of a row becomes."""
@@ -29,6 +42,9 @@ TYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 MULTIPLES = {torch.float8_e4m3fn: 16, torch.int8: 8}
 """What GPUs need the sizes of a weight to be multiples of."""
 
+ALTERNATE = 128
+"""Rows of a gate that are followed by as many of up, for `kernels`."""
+
 SPREAD = 128
 """Columns of a block that share their large values: more gain little."""
 
@@ -37,7 +53,7 @@ ROWS_AT_ONCE = 2_048
 
 
 class Rows(NamedTuple):
-    """A weight in 8 bit: values, int8 or float8 [out, in]; scale, float32 [out]."""
+    """A weight, or what it multiplies, in 8 bit: values, int8 or float8 [rows, in]; scale, float32 [rows]."""
 
     values: Tensor
     scale: Tensor
@@ -48,13 +64,14 @@ class Weight(NamedTuple):
 
     values: [out, in], of a float type, or int8 or float8 with `scale`; scale: float32 [out] or None; bias:
         [out] or None; spread: the Hadamard matrix that blocks of columns were multiplied by, [block, block],
-        or None.
+        or None; fused: what goes with it is by `kernels`, and of int8 rows those of gate and up alternate.
     """
 
     values: Tensor
     scale: Tensor | None
     bias: Tensor | None
     spread: Tensor | None = None
+    fused: bool = False
 
 
 def pack_weight(
@@ -62,12 +79,14 @@ def pack_weight(
     biases: Sequence[Tensor],
     precision: str,
     *,
+    gated: bool = False,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Weight:
     """Weights of linear layers that multiply the same input, as one of all their rows.
 
     Args:
+        gated: they are those of gate and up, for `multiply_gated`.
         weights: [out, in] each, all of one `in`, or, for `fp8`, such that are in its rows already. Of those
             that an iterator makes, one at a time is held as it came.
         biases: [out] each, as many as weights, or none.
@@ -96,7 +115,33 @@ def pack_weight(
             f"a product of {' x '.join(map(str, values.shape))}: GPUs have it in 8 bit only where its sizes "
             f"are multiples of {MULTIPLES[values.dtype]}; use --precision bf16"
         )
-    return Weight(values, scale, bias, hadamard(values).to(dtype) if precision == "int8" else None)
+    spread = hadamard(values).to(dtype) if precision == "int8" else None
+    fused = dtype == torch.bfloat16 and can_fuse(values, spread, gated)
+    if fused:
+        import wsdm_ray.modeling.kernels  # noqa: F401  # which defines the operations
+    if fused and gated and spread is not None:
+        values, scale = (alternating(each) for each in (values, scale))
+    return Weight(values, scale, bias, spread, fused)
+
+
+def can_fuse(values: Tensor, spread: Tensor | None, gated: bool) -> bool:
+    """Whether `kernels` has what goes with an 8-bit weight, on the GPUs that it was made for."""
+    if not on_hopper(values.device) or find_spec("triton") is None:
+        return False
+    rows, columns = values.shape
+    if spread is None:
+        return True
+    even = columns % 16 == 0 and rows % (2 * ALTERNATE if gated else 8) == 0
+    return even and len(spread) >= 16 and columns // len(spread) <= 256
+
+
+def on_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+
+
+def alternating(rows: Tensor) -> Tensor:
+    """Rows of a gate and then of up, as blocks of both in turn."""
+    return rows.unflatten(0, (2, -1, ALTERNATE)).transpose(0, 1).flatten(0, 2).contiguous()
 
 
 def in_rows(weight: Tensor, kind: torch.dtype, *, spread: bool = False) -> Rows:
@@ -136,18 +181,80 @@ def quantize_rows(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     return (scaled.round() if kind == torch.int8 else scaled).to(kind), scale
 
 
-def multiply(x: Tensor, weight: Weight) -> Tensor:
-    """`x` [rows, in] times the weight's transpose, plus its bias: [rows, out], in the type of `x`."""
+def quantized(x: Tensor, weight: Weight) -> Rows:
+    """Rows as an 8-bit weight multiplies them."""
+    if not weight.fused:
+        return Rows(*quantize_rows(spread_out(x, weight.spread), weight.values.dtype))
+    if weight.spread is None:
+        return Rows(*torch.ops.wsdm_ray.float8_rows(x.contiguous()))
+    return Rows(*torch.ops.wsdm_ray.spread_rows(x.contiguous(), weight.spread))
+
+
+def multiply(x: Tensor | Rows, weight: Weight) -> Tensor:
+    """`x` [rows, in] times the weight's transpose, plus its bias: [rows, out], in the type of `x`.
+
+    Of `Rows`, as `add_norm` gives them, bfloat16.
+    """
     if weight.scale is None:
-        return F.linear(x, weight.values, weight.bias)
-    kind = weight.values.dtype
-    rows, scale = quantize_rows(spread_out(x, weight.spread), kind)
-    if kind == torch.int8:
+        return F.linear(cast("Tensor", x), weight.values, weight.bias)
+    rows, scale = x if isinstance(x, Rows) else quantized(x, weight)
+    dtype = torch.bfloat16 if isinstance(x, Rows) else x.dtype
+    if weight.values.dtype == torch.int8:
+        if weight.fused:
+            return torch.ops.wsdm_ray.product(rows, scale, weight.values, weight.scale, weight.bias)
         sums = torch._int_mm(rows, weight.values.t())  # pyright: ignore[reportPrivateImportUsage]
-        out = (sums.float() * scale[:, None] * weight.scale).to(x.dtype)
+        out = (sums.float() * scale[:, None] * weight.scale).to(dtype)
     else:
         out = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
             rows, weight.values.t(), scale_a=scale[:, None], scale_b=weight.scale[None],
             out_dtype=torch.bfloat16, use_fast_accum=True,
-        ).to(x.dtype)  # fmt: skip
+        ).to(dtype)  # fmt: skip
     return out if weight.bias is None else out + weight.bias
+
+
+def multiply_gated(x: Tensor | Rows, weight: Weight, *, with_gelu: bool) -> Tensor | Rows:
+    """GELU (tanh form) or SiLU of x's products with the gate, times those with up: [rows, out / 2].
+
+    In 8 bit where `kernels` does so.
+    """
+    if weight.fused and weight.spread is None:
+        return Rows(*torch.ops.wsdm_ray.gated_float8_rows(multiply(x, weight), with_gelu))
+    if weight.fused:
+        rows, scale = x if isinstance(x, Rows) else quantized(x, weight)
+        return torch.ops.wsdm_ray.gated_product(rows, scale, weight.values, weight.scale, with_gelu)
+    gate, up = multiply(x, weight).chunk(2, 1)
+    return (gelu(gate) if with_gelu else F.silu(gate)) * up
+
+
+def add_norm(
+    x: Tensor, y: Tensor, after: Tensor | None, before: Tensor, epsilon: float, weight: Weight
+) -> tuple[Tensor, Tensor | Rows]:
+    """x plus y, and that sum RMS-normed, as `weight` multiplies it: [rows, columns] each.
+
+    Args:
+        after: the weight of y's own norm, if it has one; before: of the sum's.
+    """
+    if not weight.fused:
+        x = x + (y if after is None else rms_norm(y, after, epsilon))
+        return x, rms_norm(x, before, epsilon)
+    if weight.spread is None:
+        x, values, scale = torch.ops.wsdm_ray.add_norm_float8(x, y, after, before, epsilon)
+        return x, Rows(values, scale)
+    x, normed = torch.ops.wsdm_ray.add_norm(x, y, after, before, epsilon)
+    return x, quantized(normed, weight)
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon) * weight).to(x.dtype)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form."""
+    return gelu_by_sigmoid(x) if x.is_cuda else F.gelu(x, approximate="tanh")
+
+
+def gelu_by_sigmoid(x: Tensor) -> Tensor:
+    """The same with 2 sigmoid(2 y) for 1 + tanh(y), as compilers make a slow tanh for GPUs."""
+    wide, slope = x.float(), 2 * (2 / math.pi) ** 0.5
+    return (wide * torch.sigmoid(slope * (wide + 0.044715 * wide**3))).to(x.dtype)

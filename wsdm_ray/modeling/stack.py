@@ -12,7 +12,6 @@ dropout, adapters that are not merged.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +30,15 @@ from wsdm_ray.modeling.attention import (
     to_device,
 )
 from wsdm_ray.modeling.families import Shape, shape_of
-from wsdm_ray.modeling.products import Rows, Weight, multiply, pack_weight
+from wsdm_ray.modeling.products import (
+    Rows,
+    Weight,
+    add_norm,
+    multiply,
+    multiply_gated,
+    pack_weight,
+    rms_norm,
+)
 from wsdm_ray.packing.layouts import Layout
 
 __all__ = ["Stack", "StackClassifier", "in_one_row", "round_up", "whole_blocks"]
@@ -106,11 +113,11 @@ class Stack(nn.Module):
     ) -> Layer:
         """A layer's weights, those that multiply the same input fused."""
 
-        def fused(*names: str, bias: bool = False) -> Weight:
+        def fused(*names: str, bias: bool = False, gated: bool = False) -> Weight:
             paths = [f"layers.{number}.{name}_proj" for name in names]
             biases = [parameter(f"{path}.bias").detach() for path in paths if bias]
             weights = (rows(f"{path}.weight") or parameter(f"{path}.weight").detach() for path in paths)
-            return pack_weight(weights, biases, precision, **self.to_device)
+            return pack_weight(weights, biases, precision, gated=gated, **self.to_device)
 
         def norm(name: str) -> Tensor:
             return self.norm(parameter(f"layers.{number}.{name}.weight"))
@@ -129,7 +136,7 @@ class Stack(nn.Module):
         return Layer(
             qkv=fused("self_attn.q", "self_attn.k", "self_attn.v", bias=self.shape.family.qkv_bias),
             o=fused("self_attn.o"),
-            gate_up=fused("mlp.gate", "mlp.up"),
+            gate_up=fused("mlp.gate", "mlp.up", gated=True),
             down=fused("mlp.down"),
             norms=norms,
         )
@@ -258,18 +265,18 @@ def compiled(function: Callable[..., Any], backend: Any) -> Callable[..., Any]:
     return torch.compile(function, backend=backend, dynamic=False, fullgraph=True)
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon) * weight).to(x.dtype)
-
-
 def project(
     x_TD: Tensor, layer: Layer, rotation: tuple[Tensor, Tensor], shape: Shape
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries [H, T, W], keys and values [K, T, W] of a layer, rotated by position."""
-    normed = rms_norm(x_TD, layer.norms["attention_in"], shape.norm_epsilon)
-    heads = multiply(normed, layer.qkv).view(len(x_TD), -1, shape.head_dim).transpose(0, 1)
-    q, k, v = heads.split([shape.num_heads, shape.num_key_heads, shape.num_key_heads])
+    return heads(rms_norm(x_TD, layer.norms["attention_in"], shape.norm_epsilon), layer, rotation, shape)
+
+
+def heads(
+    normed_TD: Tensor | Rows, layer: Layer, rotation: tuple[Tensor, Tensor], shape: Shape
+) -> tuple[Tensor, Tensor, Tensor]:
+    every = multiply(normed_TD, layer.qkv).unflatten(1, (-1, shape.head_dim)).transpose(0, 1)
+    q, k, v = every.split([shape.num_heads, shape.num_key_heads, shape.num_key_heads])
     if shape.family.qk_norm:
         q = rms_norm(q, layer.norms["query"], shape.norm_epsilon)
         k = rms_norm(k, layer.norms["key"], shape.norm_epsilon)
@@ -281,37 +288,32 @@ def rotate(x: Tensor, cos_TW: Tensor, sin_TW: Tensor) -> Tensor:
     return x * cos_TW + torch.cat((-high, low), -1) * sin_TW
 
 
-def finish(x_TD: Tensor, a_TD: Tensor, layer: Layer, shape: Shape) -> Tensor:
-    """What follows the attention of a layer: its output product, and the MLP."""
-    x_TD = x_TD + after(multiply(a_TD, layer.o), "attention_out", layer, shape)
-    gate_TF, up_TF = multiply(rms_norm(x_TD, layer.norms["mlp_in"], shape.norm_epsilon), layer.gate_up).chunk(
-        2, -1
+def mlp(x_TD: Tensor, a_TD: Tensor, layer: Layer, shape: Shape) -> tuple[Tensor, Tensor]:
+    """From the attention of a layer on: the residual with its output, and what the MLP makes of that."""
+    norms, weight = layer.norms, layer.gate_up
+    x_TD, normed_TD = add_norm(
+        x_TD, multiply(a_TD, layer.o), norms.get("attention_out"), norms["mlp_in"], shape.norm_epsilon, weight
     )
-    gated = gelu(gate_TF) if shape.family.gelu else F.silu(gate_TF)
-    return x_TD + after(multiply(gated * up_TF, layer.down), "mlp_out", layer, shape)
+    return x_TD, multiply(multiply_gated(normed_TD, weight, with_gelu=shape.family.gelu), layer.down)
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form."""
-    return gelu_by_sigmoid(x) if x.is_cuda else F.gelu(x, approximate="tanh")
-
-
-def gelu_by_sigmoid(x: Tensor) -> Tensor:
-    """The same with 2 sigmoid(2 y) for 1 + tanh(y), as compilers make a slow tanh for GPUs."""
-    wide, slope = x.float(), 2 * (2 / math.pi) ** 0.5
-    return (wide * torch.sigmoid(slope * (wide + 0.044715 * wide**3))).to(x.dtype)
+def finish(x_TD: Tensor, a_TD: Tensor, layer: Layer, shape: Shape) -> Tensor:
+    """What a layer gives, from its attention on."""
+    x_TD, y_TD = mlp(x_TD, a_TD, layer, shape)
+    out = layer.norms.get("mlp_out")
+    return x_TD + (y_TD if out is None else rms_norm(y_TD, out, shape.norm_epsilon))
 
 
 def go_on(
     x_TD: Tensor, a_TD: Tensor, layer: Layer, following: Layer, rotation: tuple[Tensor, Tensor], shape: Shape
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """From the attention of a layer to that of the next: what a layer gives, and the next one's `project`.
+    """From the attention of a layer to that of the next: what a layer gives, and the next one's heads.
 
-    In one, so that a compiler makes the sum, the next norm and its quantization one reading.
+    In one, so that the sum, the next norm and its quantization are one reading.
     """
-    x_TD = finish(x_TD, a_TD, layer, shape)
-    return x_TD, *project(x_TD, following, rotation, shape)
-
-
-def after(x_TD: Tensor, norm: str, layer: Layer, shape: Shape) -> Tensor:
-    return rms_norm(x_TD, layer.norms[norm], shape.norm_epsilon) if shape.family.sandwich else x_TD
+    x_TD, y_TD = mlp(x_TD, a_TD, layer, shape)
+    x_TD, normed_TD = add_norm(
+        x_TD, y_TD, layer.norms.get("mlp_out"), following.norms["attention_in"], shape.norm_epsilon,
+        following.qkv,
+    )  # fmt: skip
+    return x_TD, *heads(normed_TD, following, rotation, shape)

@@ -18,8 +18,8 @@ from wsdm_ray.config import HeadConfig
 from wsdm_ray.errors import ModelError
 from wsdm_ray.modeling.classifier import load_network
 from wsdm_ray.modeling.families import FAMILIES, shape_of
-from wsdm_ray.modeling.products import Weight, multiply, pack_weight, quantize_rows
-from wsdm_ray.modeling.stack import Stack, StackClassifier, gelu_by_sigmoid, in_one_row, whole_blocks
+from wsdm_ray.modeling.products import Weight, gelu_by_sigmoid, multiply, pack_weight, quantize_rows
+from wsdm_ray.modeling.stack import Stack, StackClassifier, in_one_row, whole_blocks
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.ragged import Ragged
 

@@ -1,0 +1,193 @@
+"""Kernels against torch's own operations: on a GPU, or interpreted on a CPU where Triton is."""
+
+import os
+from importlib.util import find_spec
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from wsdm_ray.modeling import products
+from wsdm_ray.modeling.products import (
+    Rows,
+    Weight,
+    add_norm,
+    hadamard,
+    multiply,
+    multiply_gated,
+    pack_weight,
+    quantize_rows,
+    rms_norm,
+    spread_out,
+)
+
+TOKENS = 200
+"""One tile in whole and one in part."""
+ROUNDING = "Triton's interpreter rounds some float8 down by half"
+
+
+@pytest.fixture(scope="module")
+def device() -> str:
+    if torch.cuda.is_available():
+        if torch.cuda.get_device_capability() != (9, 0):
+            pytest.skip("the kernels are for GPUs of compute capability 9.0")
+        return "cuda"
+    if find_spec("triton") is None:
+        pytest.skip("needs triton, which PyTorch's builds for CUDA bring")
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("on a CPU kernels run with TRITON_INTERPRET=1 alone")
+    return "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _kernels(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device == "cpu":
+        monkeypatch.setattr(products, "on_hopper", lambda device: True)
+
+
+def normal(*shape: int, device: str) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).bfloat16().to(device)
+
+
+def both_ways(weights: list[Tensor], precision: str, device: str, *, gated: bool) -> tuple[Weight, Weight]:
+    """The same weight for kernels, and for torch's own operations."""
+
+    def packed() -> Weight:
+        return pack_weight(weights, [], precision, gated=gated, device=device, dtype=torch.bfloat16)
+
+    fused = packed()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "on_hopper", lambda device: False)
+        plain = packed()
+    assert fused.fused
+    assert not plain.fused
+    return fused, plain
+
+
+def close(found: Tensor, expected: Tensor, within: float = 0.01) -> None:
+    """But for the rounding of what is in between to bfloat16."""
+    assert found.dtype == expected.dtype
+    assert (found.float() - expected.float()).norm() / expected.float().norm() < within
+
+
+def expected_product(x: Rows, weight: Weight) -> Tensor:
+    assert weight.scale is not None
+    out = (x.values.float() * x.scale[:, None]) @ (weight.values.float() * weight.scale[:, None]).t()
+    return (out if weight.bias is None else out + weight.bias.float()).bfloat16()
+
+
+@pytest.mark.parametrize("columns", [576, 384])
+def test_int8_products(columns, device):
+    x, weight = normal(TOKENS, columns, device=device), normal(320, columns, device=device)
+    rows = Rows(*quantize_rows(x, torch.int8))
+    fused, plain = both_ways([weight], "int8", device, gated=False)
+    for bias in (None, normal(320, device=device)):
+        close(multiply(rows, fused._replace(bias=bias)), expected_product(rows, plain._replace(bias=bias)))
+
+
+def expected_gated(both: Tensor, *, with_gelu: bool) -> Tensor:
+    gate, up = both.float().chunk(2, 1)
+    return ((F.gelu(gate, approximate="tanh") if with_gelu else F.silu(gate)) * up).bfloat16()
+
+
+@pytest.mark.parametrize("with_gelu", [True, False])
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_gate_and_up_in_one(precision, with_gelu, device):
+    if device == "cpu" and precision == "fp8":
+        pytest.skip(ROUNDING)
+    rows = Rows(*quantize_rows(normal(TOKENS, 384, device=device), products.TYPES[precision]))
+    gate, up = normal(256, 384, device=device) / 20, normal(256, 384, device=device)
+    fused, plain = both_ways([gate, up], precision, device, gated=True)
+    found = multiply_gated(rows, fused, with_gelu=with_gelu)
+    expected = expected_gated(expected_product(rows, plain), with_gelu=with_gelu)
+    if isinstance(found, Rows):
+        close((found.values.float() * found.scale[:, None]).bfloat16(), expected, 0.03)
+    else:
+        close(found, expected)
+
+
+@pytest.mark.parametrize("with_gelu", [True, False])
+def test_gates_beside_ups(with_gelu, device):
+    from wsdm_ray.modeling.kernels import by_rows
+
+    both = normal(9, 2 * 640, device=device)
+    _, found, _ = by_rows(both, gate="gelu" if with_gelu else "silu", quantize=False)
+    close(found, expected_gated(both, with_gelu=with_gelu))
+
+
+@pytest.mark.parametrize("columns", [14_336, 576, 640, 48])
+def test_spread_rows(columns, device):
+    from wsdm_ray.modeling.kernels import spread_rows
+
+    # Triton's interpreter has no products of bfloat16.
+    x = normal(9, columns, device=device).to(torch.float32 if device == "cpu" else torch.bfloat16)
+    x[0, 3] = 1_000
+    matrix = hadamard(x).to(x.dtype)
+    values, scale = spread_rows(x, matrix)
+    expected, expected_scale = quantize_rows(spread_out(x.float(), matrix.float()), torch.int8)
+    torch.testing.assert_close(scale, expected_scale, rtol=1e-5, atol=0)
+    apart = (values.int() - expected.int()).abs()
+    assert apart.max() <= 1
+    assert (apart > 0).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("sandwich", [True, False])
+@pytest.mark.parametrize(("precision", "columns"), [("int8", 640), ("fp8", 640), ("fp8", 384)])
+def test_sum_and_norm(precision, columns, sandwich, device, monkeypatch):
+    if device == "cpu" and precision == "fp8":
+        pytest.skip(ROUNDING)
+    x, y = normal(TOKENS, columns, device=device), 3 * normal(TOKENS, columns, device=device) + 1
+    after = normal(columns, device=device).float() + 1 if sandwich else None
+    before = normal(columns, device=device).float() * 2
+    fused, plain = both_ways([normal(64, columns, device=device)], precision, device, gated=False)
+    expected_sum, expected = add_norm(x, y, after, before, 1e-6, plain)
+    assert isinstance(expected, Tensor)
+    if precision == "int8":  # the spreading is looked at above
+        monkeypatch.setattr(products, "quantized", lambda x, weight: x)
+    total, found = add_norm(x, y, after, before, 1e-6, fused)
+    close(total, expected_sum)
+    if isinstance(found, Rows):
+        assert found.values.dtype == torch.float8_e4m3fn
+        largest = found.values.float().abs().amax(1)
+        assert (largest == 448).all()
+        close((found.values.float() * found.scale[:, None]).bfloat16(), expected, 0.03)
+    else:
+        close(found, expected)
+
+
+def test_float8_rows(device):
+    if device == "cpu":
+        pytest.skip(ROUNDING)
+    fused, plain = both_ways([normal(64, 576, device=device)], "fp8", device, gated=False)
+    x = normal(TOKENS, 576, device=device)
+    found, expected = (products.quantized(x, each) for each in (fused, plain))
+    torch.testing.assert_close(found.scale, expected.scale)
+    assert (found.values.float() != expected.values.float()).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_an_mlp_on_a_gpu(precision, device):
+    if device == "cpu":
+        pytest.skip("products of bfloat16 rows are for GPUs")
+    x, y = normal(TOKENS, 640, device=device), normal(TOKENS, 640, device=device)
+    norm = normal(640, device=device).float() + 2
+    pairs = zip(
+        both_ways([normal(512, 640, device=device) / 25 for _ in range(2)], precision, device, gated=True),
+        both_ways([normal(640, 512, device=device) / 25], precision, device, gated=False),
+        strict=True,
+    )
+    outs = []
+    for gate_up, down in pairs:
+        total, rows = add_norm(x, y, None, norm, 1e-6, gate_up)
+        outs.append(total + multiply(multiply_gated(rows, gate_up, with_gelu=True), down))
+    exact = x.float() + y.float()
+    gate_up, down = (
+        torch.cat([normal(512, 640, device=device) / 25 for _ in range(2)]).float(),
+        normal(640, 512, device=device).float() / 25,
+    )
+    gated = expected_gated(rms_norm(exact, norm, 1e-6) @ gate_up.t(), with_gelu=True)
+    exact = exact + gated.float() @ down.t()
+    near = {"int8": 0.02, "fp8": 0.06}[precision]
+    for out in outs:
+        close(out, exact.bfloat16(), near)
