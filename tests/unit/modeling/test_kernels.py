@@ -34,7 +34,7 @@ def device() -> str:
             pytest.skip("the kernels are for GPUs of compute capability 9.0")
         return "cuda"
     if find_spec("triton") is None:
-        pytest.skip("needs triton, which PyTorch's builds for CUDA bring")
+        pytest.skip("Triton is not installed")
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("on a CPU kernels run with TRITON_INTERPRET=1 alone")
     return "cpu"
