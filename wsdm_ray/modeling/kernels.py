@@ -93,8 +93,8 @@ def spread_kernel(
     inside = (first + row < rows) & (column < WIDTH)
     given = tl.load(x + first * WIDTH + at, inside, 0.0)
     out = tl.dot(given, tl.load(matrix + tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]))
-    largest = tl.max(tl.reshape(tl.max(tl.abs(out), 1), (AT_ONCE, BLOCKS)), 1)
-    step = tl.maximum(largest, 1e-12) / 127.0
+    largest = tl.reduce(tl.reshape(tl.reduce(tl.abs(out), 1, larger), (AT_ONCE, BLOCKS)), 1, larger)
+    step = larger(largest, 1e-12) / 127.0
     # Adding 1.5 * 2 ** 23 leaves no room for fractions: to the nearest whole number, of two the even one.
     steps = tl.reshape(tl.broadcast_to(step[:, None], (AT_ONCE, BLOCKS)), (AT_ONCE * BLOCKS, 1))
     whole = (out / steps + 12582912.0) - 12582912.0
@@ -131,11 +131,17 @@ def rows_kernel(
     if BEFORE:
         given = normed(given, before + column, inside, WIDTH, epsilon)
     if QUANTIZE:
-        step = tl.maximum(tl.max(tl.abs(given)), 1e-12) / 448.0
+        step = larger(tl.reduce(tl.abs(given), 0, larger), 1e-12) / 448.0
         tl.store(out + at, (given / step).to(tl.float8e4nv), inside)
         tl.store(scale + row, step)
     else:
         tl.store(out + at, given.to(tl.bfloat16), inside)
+
+
+@triton.jit
+def larger(one, other):
+    """NaN where either is: what is not finite must show in a row's scale, as int8 has no NaN."""
+    return tl.maximum(one, other, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

@@ -132,6 +132,21 @@ def test_spread_rows(columns, device):
     assert (apart > 0).float().mean() < 0.01
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's, in numpy
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_what_is_not_finite_shows(value, device):
+    from wsdm_ray.modeling.kernels import by_rows, spread_rows
+
+    x = normal(9, 640, device=device).to(torch.float32 if device == "cpu" else torch.bfloat16)
+    x[4] = value
+    _, scale = spread_rows(x, hadamard(x).to(x.dtype))
+    _, _, float8_scale = by_rows(x.bfloat16())
+    for found in (scale, float8_scale):
+        others = torch.arange(9, device=found.device) != 4
+        assert found[others].isfinite().all()
+        assert bool(found[4].isfinite()) == (value == 0)
+
+
 @pytest.mark.parametrize("sandwich", [True, False])
 @pytest.mark.parametrize(("precision", "columns"), [("int8", 640), ("fp8", 640), ("fp8", 384)])
 def test_sum_and_norm(precision, columns, sandwich, device, monkeypatch):
