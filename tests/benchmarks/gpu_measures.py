@@ -19,6 +19,8 @@ def product(precision: str, tokens: int, wide: int, out: int, device: str) -> Ca
         return lambda: torch.matmul(x, weight.t())
     rows = Rows(*quantize_rows(x, TYPES[precision]))
     packed = pack_weight([weight], [], precision, device=device, dtype=torch.bfloat16)
+    if precision == "int8" and not packed.fused:
+        return lambda: torch._int_mm(rows.values, packed.values.t())
     return lambda: multiply(rows, packed)
 
 

@@ -6,7 +6,7 @@ other way round, sums, norms, spreading and quantizing of rows are one reading e
 
     T rows (tokens), D columns, N rows of the weight, F inner width
 
-The weights of gate and up must alternate in blocks of half a tile's columns, so that a tile holds both.
+In int8, rows of the weights of gate and up alternate in blocks of half a tile, so that a tile holds both.
 """
 
 import functools
@@ -19,6 +19,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from wsdm_ray.modeling.products import ALTERNATE
+
 __all__ = [
     "add_norm",
     "add_norm_float8",
@@ -29,11 +31,11 @@ __all__ = [
     "spread_rows",
 ]
 
-ROWS, COLUMNS, DEPTH = 128, 256, 128
+ROWS, COLUMNS, DEPTH = 128, 2 * ALTERNATE, 128
 """Of a tile of a product: its rows and columns, and what it reads of a sum at a time."""
 
 STAGES = 4
-"""Reads of a tile that are under way at once: as many as shared memory holds."""
+"""Reads of a tile that are under way at once: as many as 227 KiB of shared memory hold."""
 GROUP = 16
 """Tiles above each other that run at about the same time, so that the cache serves what they share."""
 WARPS = 8
@@ -169,11 +171,10 @@ def multiplied(
     *,
     gate: str = "none",
 ) -> Tensor:
-    rows, depth = x.shape
-    columns = len(weight)
-    out = torch.empty(
-        rows, columns if gate == "none" else columns // 2, dtype=torch.bfloat16, device=x.device
-    )
+    """What `product_kernel` gives: bfloat16 [T, N], or [T, N / 2] with a gate."""
+    (rows, depth), columns = x.shape, len(weight)
+    width = columns if gate == "none" else columns // 2
+    out = torch.empty(rows, width, dtype=torch.bfloat16, device=x.device)
     programs = min(processors(x.device), triton.cdiv(rows, ROWS) * triton.cdiv(columns, COLUMNS))
     with on(x.device):
         product_kernel[(programs,)](
@@ -182,7 +183,8 @@ def multiplied(
             TensorDescriptor.from_tensor(out, [ROWS, COLUMNS // 2]),
             x_scale, scale, scale if bias is None else bias, rows, columns, depth,
             ROWS=ROWS, COLUMNS=COLUMNS, DEPTH=DEPTH, GROUP=GROUP, PROGRAMS=programs, STAGES=STAGES,
-            BIAS=bias is not None, GATE=gate, num_warps=WARPS,
+            BIAS=bias is not None, GATE=gate,
+            num_warps=WARPS,  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
     return out
 
@@ -209,7 +211,7 @@ def gated_product(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, gel
     """GELU (tanh form) or SiLU of products with a gate, times those with up: bfloat16 [T, F].
 
     Args:
-        weight: [2 F, D], whose rows are half a tile's of the gate, as many of up, and so on.
+        weight: int8 [2 F, D], whose rows are `ALTERNATE` of the gate, as many of up, and so on.
     """
     return multiplied(x, x_scale, weight, scale, None, gate="gelu" if gelu else "silu")
 
@@ -235,7 +237,7 @@ def spread_rows(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
     with on(x.device):
         spread_kernel[(triton.cdiv(rows, at_once),)](
             x, matrix, values, scale, rows, WIDTH=width, BLOCKS=blocks, SIZE=len(matrix), AT_ONCE=at_once,
-            num_warps=4 if at_once * blocks <= SPREAD_LINES else 8,
+            num_warps=4 if at_once * blocks <= SPREAD_LINES else 8,  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
     return values, scale
 
@@ -255,6 +257,10 @@ def by_rows(
     gate: str = "none",
     quantize: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """What `rows_kernel` gives of contiguous x and y: the sum, what is made of it, the scale of that.
+
+    x itself where nothing is added, and no scale where nothing is quantized.
+    """
     rows, width = len(x), x.shape[1] if gate == "none" else x.shape[1] // 2
     summed = x if y is None else torch.empty_like(x)
     out = x.new_empty(rows, width, dtype=torch.float8_e4m3fn if quantize else x.dtype)
@@ -265,7 +271,7 @@ def by_rows(
             x, x if y is None else y, scale if after is None else after, scale if before is None else before,
             summed, out, scale, epsilon, WIDTH=width, PADDED=padded, GATE=gate, ADD=y is not None,
             AFTER=after is not None, BEFORE=before is not None, QUANTIZE=quantize,
-            num_warps=min(max(padded // ROWS_COLUMNS, 4), 16),
+            num_warps=min(max(padded // ROWS_COLUMNS, 4), 16),  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
     return summed, out, scale
 

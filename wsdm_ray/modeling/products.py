@@ -45,6 +45,9 @@ MULTIPLES = {torch.float8_e4m3fn: 16, torch.int8: 8}
 ALTERNATE = 128
 """Rows of a gate that are followed by as many of up, for `kernels`."""
 
+MOST_BLOCKS = 256
+"""Of columns in a row that `kernels` spreads."""
+
 SPREAD = 128
 """Columns of a block that share their large values: more gain little."""
 
@@ -63,8 +66,8 @@ class Weight(NamedTuple):
     """A weight of `out` rows and `in` columns.
 
     values: [out, in], of a float type, or int8 or float8 with `scale`; scale: float32 [out] or None; bias:
-        [out] or None; spread: the Hadamard matrix that blocks of columns were multiplied by, [block, block],
-        or None; fused: what goes with it is by `kernels`, and of int8 rows those of gate and up alternate.
+        [out] or None; spread: of int8 alone, the Hadamard matrix that blocks of columns were multiplied by,
+        [block, block]; fused: what goes with it is by `kernels`, and int8 rows of gate and up alternate.
     """
 
     values: Tensor
@@ -132,7 +135,7 @@ def can_fuse(values: Tensor, spread: Tensor | None, gated: bool) -> bool:
     if spread is None:
         return True
     even = columns % 16 == 0 and rows % (2 * ALTERNATE if gated else 8) == 0
-    return even and len(spread) >= 16 and columns // len(spread) <= 256
+    return even and len(spread) >= 16 and columns // len(spread) <= MOST_BLOCKS
 
 
 def on_hopper(device: torch.device) -> bool:
@@ -141,7 +144,7 @@ def on_hopper(device: torch.device) -> bool:
 
 def alternating(rows: Tensor) -> Tensor:
     """Rows of a gate and then of up, as blocks of both in turn."""
-    return rows.unflatten(0, (2, -1, ALTERNATE)).transpose(0, 1).flatten(0, 2).contiguous()
+    return rows.unflatten(0, (2, -1, ALTERNATE)).transpose(0, 1).flatten(0, 2)
 
 
 def in_rows(weight: Tensor, kind: torch.dtype, *, spread: bool = False) -> Rows:

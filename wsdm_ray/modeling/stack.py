@@ -275,6 +275,7 @@ def project(
 def heads(
     normed_TD: Tensor | Rows, layer: Layer, rotation: tuple[Tensor, Tensor], shape: Shape
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """`project`, of what the layer's first norm gave, [T, D]."""
     every = multiply(normed_TD, layer.qkv).unflatten(1, (-1, shape.head_dim)).transpose(0, 1)
     q, k, v = every.split([shape.num_heads, shape.num_key_heads, shape.num_key_heads])
     if shape.family.qk_norm:

@@ -270,12 +270,13 @@ class PassMemory:
         """Of a stack on a GPU, where attention writes out neither masks nor scores.
 
         At its widest a layer holds its input and its sum beside either what attention works on or what the
-        MLP does; an 8-bit product, a copy of its input in 8 bit; one in int8, its sums in int32.
+        MLP does; an 8-bit product, a copy of its input in 8 bit; one in int8, its sums in int32, unless
+        kernels keep them.
         """
         shape, layer = stack.shape, stack.layers[0]
         itemsize = stack.embedding_VD.element_size()
         in_8_bit = layer.qkv.scale is not None
-        sums = 4 if layer.qkv.values.dtype == torch.int8 else 0
+        sums = 4 if layer.qkv.values.dtype == torch.int8 and not layer.qkv.fused else 0
         qkv, heads = len(layer.qkv.values), shape.num_heads * shape.head_dim
         gate_up, inside = len(layer.gate_up.values), layer.down.values.shape[1]
         attention = itemsize * (shape.width + 2 * qkv + heads) + in_8_bit * max(shape.width, heads)
