@@ -5,8 +5,6 @@ Here they leave as bfloat16 with their scales applied, those of the MLP's gate a
 other way round, sums, norms, spreading and quantizing of rows are one reading each.
 
     T rows (tokens), D columns, N rows of the weight, F inner width
-
-In int8, rows of the weights of gate and up alternate in blocks of half a tile, so that a tile holds both.
 """
 
 import functools
@@ -19,9 +17,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from wsdm_ray.modeling.products import ALTERNATE
-
 __all__ = [
+    "ALTERNATE",
+    "MOST_BLOCKS",
     "add_norm",
     "add_norm_float8",
     "float8_rows",
@@ -31,8 +29,10 @@ __all__ = [
     "spread_rows",
 ]
 
-ROWS, COLUMNS, DEPTH = 128, 2 * ALTERNATE, 128
+ROWS, COLUMNS, DEPTH = 128, 256, 128
 """Of a tile of a product: its rows and columns, and what it reads of a sum at a time."""
+ALTERNATE = COLUMNS // 2
+"""Rows of an int8 gate that are followed by as many of up, so that a tile holds both."""
 
 STAGES = 4
 """Reads of a tile that are under way at once: as many as 227 KiB of shared memory hold."""
@@ -40,6 +40,8 @@ GROUP = 16
 """Tiles above each other that run at about the same time, so that the cache serves what they share."""
 WARPS = 8
 
+MOST_BLOCKS = 256
+"""Of columns in a row that `spread_kernel` can hold."""
 SPREAD_LINES = 64
 """Blocks of columns that a program of `spread_kernel` holds, of one row or several, where one has no more."""
 ROWS_COLUMNS = 2_048

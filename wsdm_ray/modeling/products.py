@@ -42,12 +42,6 @@ TYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 MULTIPLES = {torch.float8_e4m3fn: 16, torch.int8: 8}
 """What GPUs need the sizes of a weight to be multiples of."""
 
-ALTERNATE = 128
-"""Rows of a gate that are followed by as many of up, for `kernels`."""
-
-MOST_BLOCKS = 256
-"""Of columns in a row that `kernels` spreads."""
-
 SPREAD = 128
 """Columns of a block that share their large values: more gain little."""
 
@@ -120,8 +114,6 @@ def pack_weight(
         )
     spread = hadamard(values).to(dtype) if precision == "int8" else None
     fused = dtype == torch.bfloat16 and can_fuse(values, spread, gated)
-    if fused:
-        import wsdm_ray.modeling.kernels  # noqa: F401  # which defines the operations
     if fused and gated and spread is not None:
         values, scale = (alternating(each) for each in (values, scale))
     return Weight(values, scale, bias, spread, fused)
@@ -131,6 +123,8 @@ def can_fuse(values: Tensor, spread: Tensor | None, gated: bool) -> bool:
     """Whether `kernels` has what goes with an 8-bit weight, on the GPUs that it was made for."""
     if not on_hopper(values.device) or find_spec("triton") is None:
         return False
+    from wsdm_ray.modeling.kernels import ALTERNATE, MOST_BLOCKS  # which takes Triton, and defines operations
+
     rows, columns = values.shape
     if spread is None:
         return True
@@ -144,6 +138,8 @@ def on_hopper(device: torch.device) -> bool:
 
 def alternating(rows: Tensor) -> Tensor:
     """Rows of a gate and then of up, as blocks of both in turn."""
+    from wsdm_ray.modeling.kernels import ALTERNATE
+
     return rows.unflatten(0, (2, -1, ALTERNATE)).transpose(0, 1).flatten(0, 2)
 
 
