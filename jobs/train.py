@@ -31,7 +31,7 @@ def draw(output: str) -> None:
     """Write the curves; what goes wrong there is no reason to call a run failed."""
     try:
         write_curves(output)
-    except WsdmRayError as error:
+    except Exception as error:
         logger.warning("train: no training.html: %s", error)
 
 

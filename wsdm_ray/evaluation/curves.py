@@ -4,6 +4,7 @@ Not covered: judging the classifier on votes (`evaluate`).
 """
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,7 +88,11 @@ def figures(rows: Sequence[dict[str, Any]], checked: Sequence[dict[str, Any]]) -
             np.array([row["step"] for row in rows], np.float64),
             np.array([row[name] for row in rows], np.float64),
         )
-        points = [(row["step"], row[valid], row.get(f"{valid}_ci95")) for row in checked if valid]
+        points = [
+            (row["step"], row[valid], row.get(f"{valid}_ci95"))
+            for row in checked
+            if valid and math.isfinite(row[valid])
+        ]
         firm = running_mean(values) if smooth and len(values) > 10 else None
         return curve_figure(steps, values, title, smooth=firm, points=points, form=form)
 

@@ -84,8 +84,8 @@ def load_network(
         network, found = transformers.AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=2, dtype=dtype, attn_implementation=attention_implementation(config),
             device_map={"": place}, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-            output_loading_info=True, **options,
-        )  # fmt: skip
+            output_loading_info=True, ignore_mismatched_sizes=True, **options,
+        )  # fmt: skip  # a head of another number of labels gives way to ours
     check_complete(folder, found)
     network.requires_grad_(False)
     network.config.use_cache = False
@@ -120,8 +120,8 @@ def loading(folder: str) -> Iterator[None]:
 
 def check_complete(folder: str, found: dict[str, Any]) -> None:
     """Raise `ModelError` where weights of the backbone were not in the folder: they would be random."""
-    lacking = {name for name in found["missing_keys"] if not name.startswith("score.")}
-    lacking |= {str(name[0]) for name in found["mismatched_keys"]}
+    lacking = {*found["missing_keys"], *(str(name[0]) for name in found["mismatched_keys"])}
+    lacking = {name for name in lacking if not name.startswith("score.")}
     if lacking:
         raise ModelError(
             f"{folder}: its weights lack {sorted(lacking)[0]} and {len(lacking) - 1} other tensors, "

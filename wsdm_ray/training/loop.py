@@ -70,7 +70,7 @@ SPIKE_SEQUENCES = 8
 
 
 class TrainingDivergedError(WsdmRayError, RuntimeError):
-    """A loss or a gradient is not finite, or a loss stands far above those before it."""
+    """A loss, a gradient or weights are not finite, or a loss stands far above those before it."""
 
 
 @dataclass(frozen=True)
@@ -253,16 +253,18 @@ class Trainer:
             dist.all_reduce(loss_N)
         worst = np.argsort(-np.nan_to_num(loss_N.cpu().numpy(), nan=np.inf), kind="stable")[:5]
         ids = self.train.table["id"].take(rows[worst]).to_pylist()
-        every = self.config.checkpoint_steps
-        good = self.step // every * every
-        kept = f"the last good checkpoint is that of step {good}" if good else "there is no checkpoint yet"
         on = ", or go on from there with a larger --loss-spike" if finite else ""
         raise TrainingDivergedError(
             f"step {self.step + 1}: loss {what}, gradient norm {norm:.3g}; "
-            f"of its {len(rows)} rows the worst are {ids}; {kept}; "
+            f"of its {len(rows)} rows the worst are {ids}; {self.kept_until(self.step)}; "
             "look at these rows, then lower --optimizer.learning-rate and start over with "
             f"--restart{on}"
         )
+
+    def kept_until(self, step: int) -> str:
+        """What there is to go on from: `evaluate` lets no checkpoint pass that is not good."""
+        good = step // self.config.checkpoint_steps * self.config.checkpoint_steps
+        return f"the last good checkpoint is that of step {good}" if good else "there is no checkpoint yet"
 
     def suffixes(self, pairs: EncodedPairs) -> list[Ragged]:
         return [(pairs.suffix_ab, pairs.suffix_ba)[side] for side in self.sides]
@@ -288,7 +290,14 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
-        """Metrics over the whole valid set, each worker scoring its share; the same on every worker."""
+        """Metrics over the whole valid set, each worker scoring its share; the same on every worker.
+
+        Raises:
+            TrainingDivergedError: the weights are not finite, or what they make of the valid set is not.
+        """
+        spoilt = sum(int((~parameter.isfinite()).sum()) for parameter in self.parameters.values())
+        if spoilt:
+            raise self.diverged(f"{spoilt:,} weights are not finite")
         if self.valid is None:
             return {}
         self.network.eval()
@@ -305,10 +314,18 @@ class Trainer:
         if self.num_workers > 1:
             log_odds = log_odds.to(self.device)
             dist.all_reduce(log_odds)
+        if unknown := int((~log_odds.isfinite()).any(1).sum()):
+            raise self.diverged(f"{unknown:,} of {len(log_odds):,} rows of the valid set have no finite loss")
         return {
             f"valid_{name}": value
             for name, value in valid_metrics(log_odds.cpu().numpy(), self.valid.prob_a_N).items()
         }
+
+    def diverged(self, what: str) -> TrainingDivergedError:
+        return TrainingDivergedError(
+            f"after step {self.step}: {what}; {self.kept_until(self.step - 1)}; "
+            "lower --optimizer.learning-rate and start over with --restart"
+        )
 
     def save(self, folder: str, metrics: dict[str, Any]) -> None:
         """Write a checkpoint from which `restore` goes on exactly, and which `score` can load."""

@@ -333,10 +333,12 @@ def run_worker(task: WorkerTask) -> dict[str, str]:
                     task.board.tell.remote(*shown)
             last = trainer.step == trainer.total_steps
             is_due = last or trainer.step % options.checkpoint_steps == 0
-            if is_due:
-                metrics |= trainer.evaluate()
-            if tracker:
-                tracker.add(metrics)
+            try:
+                if is_due:
+                    metrics |= trainer.evaluate()
+            finally:  # also of a step that spoilt the weights
+                if tracker:
+                    tracker.add(metrics)
             if is_due:
                 if tracker:
                     tracker.flush()

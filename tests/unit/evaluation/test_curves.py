@@ -62,6 +62,12 @@ def test_one_wild_step_does_not_flatten_the_others(tmp_path):
     assert "1e+09" not in page.split("Gradient norm")[1].split("</figure>")[0].replace("aria-label", "")
 
 
+def test_a_loss_that_is_no_number_has_no_point(tmp_path):
+    page = write(tmp_path, [row(1), row(2, **VALID), row(3, **(VALID | {"valid_log_loss": float("nan")}))])
+    assert "step 2: 0.6" in page
+    assert page.count("<circle") == 3
+
+
 def test_nothing_to_show(tmp_path):
     assert write_curves(str(tmp_path)) is None
     (tmp_path / "metrics.jsonl").write_text("")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -438,6 +439,16 @@ def test_weights_that_are_not_all_there(family_model, tmp_path):
         f"{folder}: its weights lack model.layers.1.mlp.down_proj.weight and 2 other tensors, "
         "or have them in another shape; fetch or save the model anew"
     )
+
+
+def test_a_head_of_another_number_of_labels_gives_way(family_model, tmp_path):
+    plain = family_model("llama")
+    reward = transformers.AutoModelForSequenceClassification.from_pretrained(plain, num_labels=1)
+    reward.save_pretrained(tmp_path)
+    options: dict[str, Any] = {"seed": 0, "device": "cpu", "dtype": torch.float32, "quantization": "none"}
+    found, expected = (load_network(str(each), HeadConfig(), **options) for each in (tmp_path, plain))
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])

@@ -297,6 +297,30 @@ def test_a_run_that_diverges(monkeypatch, trainer_of, tmp_path):
     assert trainer.step == 1
 
 
+def test_weights_that_are_spoilt_are_not_kept(trainer_of):
+    trainer = trainer_of(checkpoint_steps=2)
+    assert trainer.evaluate() == {}
+    trainer.step = 4
+    parameter = next(iter(trainer.parameters.values()))
+    parameter.data[0, :3] = torch.tensor([float("nan"), float("inf"), 1.0])
+    with pytest.raises(TrainingDivergedError) as caught:
+        trainer.evaluate()
+    assert str(caught.value) == (
+        "after step 4: 2 weights are not finite; the last good checkpoint is that of step 2; "
+        "lower --optimizer.learning-rate and start over with --restart"
+    )
+
+
+def test_weights_that_overflow_are_not_kept(trainer_of):
+    trainer = trainer_of(valid=learnable_votes(10, 3))
+    trainer.step = 1
+    for parameter in trainer.parameters.values():
+        parameter.data.fill_(1e30)
+    message = "after step 1: 10 of 10 rows of the valid set have no finite loss; there is no checkpoint yet"
+    with pytest.raises(TrainingDivergedError, match=message):
+        trainer.evaluate()
+
+
 def test_a_loss_that_jumps_stops_the_run_before_it_spoils_the_weights(monkeypatch, trainer_of):
     trainer = trainer_of(epochs=6, checkpoint_steps=5)
     real = loop.ordering_logits
