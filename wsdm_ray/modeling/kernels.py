@@ -95,7 +95,7 @@ def spread_kernel(
     first = tl.program_id(0).to(tl.int64) * AT_ONCE
     at = row * WIDTH + column
     inside = (first + row < rows) & (column < WIDTH)
-    given = tl.load(x + first * WIDTH + at, inside, 0.0)
+    given = tl.load(x + first * WIDTH + at, inside, 0.0).to(matrix.dtype.element_ty)
     out = tl.dot(given, tl.load(matrix + tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]))
     largest = tl.reduce(tl.reshape(tl.reduce(tl.abs(out), 1, larger), (AT_ONCE, BLOCKS)), 1, larger)
     step = larger(largest, 1e-12) / 127.0
@@ -229,7 +229,8 @@ def spread_rows(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         x: bfloat16 [T, D].
-        matrix: of the type of `x`, [block, block], a power of 2 of 16 or more that divides D.
+        matrix: of the type of the products with it, bfloat16, [block, block]; a power of 2 of 16 or more that
+            divides D.
     """
     rows, width = x.shape
     values = torch.empty(rows, width, dtype=torch.int8, device=x.device)

@@ -25,6 +25,7 @@ __all__ = [
     "TYPES",
     "Rows",
     "Weight",
+    "add",
     "add_norm",
     "in_rows",
     "multiply",
@@ -180,8 +181,10 @@ def quantize_rows(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     return (scaled.round() if kind == torch.int8 else scaled).to(kind), scale
 
 
-def quantized(x: Tensor, weight: Weight) -> Rows:
-    """Rows as an 8-bit weight multiplies them."""
+def quantized(x: Tensor | Rows, weight: Weight) -> Rows:
+    """Rows as an 8-bit weight multiplies them; those that are so already stay."""
+    if isinstance(x, Rows):
+        return x
     if not weight.fused:
         return Rows(*quantize_rows(spread_out(x, weight.spread), weight.values.dtype))
     if weight.spread is None:
@@ -196,7 +199,7 @@ def multiply(x: Tensor | Rows, weight: Weight) -> Tensor:
     """
     if weight.scale is None:
         return F.linear(cast("Tensor", x), weight.values, weight.bias)
-    rows, scale = x if isinstance(x, Rows) else quantized(x, weight)
+    rows, scale = quantized(x, weight)
     dtype = torch.bfloat16 if isinstance(x, Rows) else x.dtype
     if weight.values.dtype == torch.int8:
         if weight.fused:
@@ -219,7 +222,7 @@ def multiply_gated(x: Tensor | Rows, weight: Weight, *, with_gelu: bool) -> Tens
     if weight.fused and weight.spread is None:
         return Rows(*torch.ops.wsdm_ray.gated_float8_rows(multiply(x, weight), with_gelu))
     if weight.fused:
-        rows, scale = x if isinstance(x, Rows) else quantized(x, weight)
+        rows, scale = quantized(x, weight)
         return torch.ops.wsdm_ray.gated_product(rows, scale, weight.values, weight.scale, with_gelu)
     gate, up = multiply(x, weight).chunk(2, 1)
     return (gelu(gate) if with_gelu else F.silu(gate)) * up
@@ -234,13 +237,18 @@ def add_norm(
         after: the weight of y's own norm, if it has one; before: of the sum's.
     """
     if not weight.fused:
-        x = x + (y if after is None else rms_norm(y, after, epsilon))
+        x = add(x, y, after, epsilon)
         return x, rms_norm(x, before, epsilon)
     if weight.spread is None:
         x, values, scale = torch.ops.wsdm_ray.add_norm_float8(x, y, after, before, epsilon)
         return x, Rows(values, scale)
     x, normed = torch.ops.wsdm_ray.add_norm(x, y, after, before, epsilon)
     return x, quantized(normed, weight)
+
+
+def add(x: Tensor, y: Tensor, after: Tensor | None, epsilon: float) -> Tensor:
+    """x plus y, y RMS-normed first where it has a norm of its own."""
+    return x + (y if after is None else rms_norm(y, after, epsilon))
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

@@ -33,6 +33,7 @@ from wsdm_ray.modeling.families import Shape, shape_of
 from wsdm_ray.modeling.products import (
     Rows,
     Weight,
+    add,
     add_norm,
     multiply,
     multiply_gated,
@@ -301,8 +302,7 @@ def mlp(x_TD: Tensor, a_TD: Tensor, layer: Layer, shape: Shape) -> tuple[Tensor,
 def finish(x_TD: Tensor, a_TD: Tensor, layer: Layer, shape: Shape) -> Tensor:
     """What a layer gives, from its attention on."""
     x_TD, y_TD = mlp(x_TD, a_TD, layer, shape)
-    out = layer.norms.get("mlp_out")
-    return x_TD + (y_TD if out is None else rms_norm(y_TD, out, shape.norm_epsilon))
+    return add(x_TD, y_TD, layer.norms.get("mlp_out"), shape.norm_epsilon)
 
 
 def go_on(

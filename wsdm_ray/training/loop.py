@@ -295,8 +295,7 @@ class Trainer:
         Raises:
             TrainingDivergedError: the weights are not finite, or what they make of the valid set is not.
         """
-        spoilt = sum(int((~parameter.isfinite()).sum()) for parameter in self.parameters.values())
-        if spoilt:
+        if spoilt := int(sum((~parameter.isfinite()).sum() for parameter in self.parameters.values())):
             raise self.diverged(f"{spoilt:,} weights are not finite")
         if self.valid is None:
             return {}
