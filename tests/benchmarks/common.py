@@ -43,9 +43,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def differences(ours: str, theirs: str, held_out: Path) -> dict[str, Any]:
+def differences(ours: str, theirs: str, held_out: str) -> dict[str, Any]:
     """Accuracy and log loss of one set of predictions less those of another; 95 % intervals by prompt."""
-    votes = read_votes([str(held_out)], Columns())
+    votes = read_votes([held_out], Columns())
     one, other = (join_by_id(read_predictions(folder), votes) for folder in (ours, theirs))
     values = np.stack(
         [

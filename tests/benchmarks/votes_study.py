@@ -6,16 +6,17 @@ For each base (its preset by name) and seed:
 
     ours       the preset
     bf16       on an unquantized base
-    one_order  one order, also in scoring
+    one_order  trained in one order; scored in both like all, and in that order alone
     one_rate   the head at the adapter's learning rate
     recipe     the same, one order, truncation on the left, padded passes, a checkpoint chosen on rows that
                share prompts with train
 
 One run is one process: train, score the held-out fifth of the votes, whose prompts no run has seen, evaluate.
 As many run at once as `--at-once` says, over all GPUs. Beside them: our way's mean over the seeds, logistic
-regression on TF-IDF and length, and "the longer answer wins". Runs that the JSON or the working folder has
-already are not done again, so that a study may take several sittings. Writes results/votes_study.json, or
---json.
+regression on TF-IDF and length, and "the longer answer wins". As a fifth is few, our way and the regression
+are also trained without each other fifth in turn (`--folds`), so that every vote is scored by models that
+have not seen its prompt. Runs that the JSON or the working folder has already are not done again, so that a
+study may take several sittings. Writes results/votes_study.json, or --json.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from queue import Queue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +47,7 @@ from wsdm_ray.config import (
     TrainConfig,
 )
 from wsdm_ray.data.prepare import prepare
+from wsdm_ray.data.splitting import group_digests
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.evaluation.calibration import cross_fit
 from wsdm_ray.evaluation.ensemble import ensemble
@@ -71,29 +73,37 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--folds", type=int, default=5, help="fifths to hold out in turn; 1: the first alone")
     parser.add_argument("--at-once", type=int, default=1)
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--override", nargs="*", default=[], metavar="FIELD=VALUE", help="of the preset")
-    parser.add_argument("--one", help="for its own processes: PRESET,VARIANT,SEED")
+    parser.add_argument("--one", help="for its own processes: PRESET,VARIANT,SEED,FOLD")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "votes_study.json")
     given = parser.parse_args()
     bases = dict(pair.split("=", 1) for pair in given.base)
     if given.one:
-        preset, variant, seed = given.one.split(",")
-        run_one(bases[preset], preset, variant, int(seed), given.work, given.override)
+        preset, variant, *numbers = given.one.split(",")
+        run = Run(preset, variant, *map(int, numbers))
+        run_one(bases[preset], run, given.work, given.override)
         return
     split(given.votes, given.work)
+    split_folds(given.work, given.folds)
     for preset, folder in bases.items():
         quantize_base(folder, given.work / preset)
-    runs = [(preset, variant, seed) for seed in given.seeds for preset in bases for variant in given.variants]
+    runs = [
+        Run(preset, variant, seed) for seed in given.seeds for preset in bases for variant in given.variants
+    ]
     known = earlier_results(given.json, given.override)
-    earlier = {(run["preset"], run["variant"], run["seed"]): run for run in known["runs"]}
+    earlier = {Run(run["preset"], run["variant"], run["seed"]): run for run in known["runs"]}
+    other_folds = range(1, 1 if known["every_vote"] else given.folds)
+    folds = [Run(preset, "ours", fold, fold) for fold in other_folds for preset in bases]
     started = time.monotonic()
-    run_all([run for run in runs if run not in earlier], given)
-    done = [earlier.get(run) or read_run(given.work, *run) for run in runs]
+    run_all([run for run in runs + folds if run not in earlier], given)
+    done = [earlier.get(run) or read_run(given.work, run) for run in runs]
     results = {
         "baselines": baselines(given.work),
         "mean_of_seeds": mean_of_seeds(given.work, list(bases), given.seeds) or known["mean_of_seeds"],
+        "every_vote": known["every_vote"] or every_vote(given.work, list(bases), given.folds),
         "runs": [*earlier.values(), *(run for run in done if run and run not in earlier.values())],
         "differences": known["differences"]
         + differences_of(given.work, bases, given.seeds, known["differences"]),
@@ -110,9 +120,36 @@ def main() -> None:
 def split(votes: str, work: Path) -> None:
     """A fifth to judge by, by prompt; of the rest a tenth to choose by, by prompt and by row number."""
     prepare(PrepareConfig(input=(votes,), output=f"{work}/outer", valid_fraction=0.2))
+    choose_by_prompt(work)
+    rest = (f"{work}/outer/train",)
+    prepare(PrepareConfig(input=rest, output=f"{work}/by_row", valid_fraction=0.1, split="modulo"))
+
+
+def choose_by_prompt(work: Path) -> None:
     rest = (f"{work}/outer/train",)
     prepare(PrepareConfig(input=rest, output=f"{work}/by_prompt", valid_fraction=0.1))
-    prepare(PrepareConfig(input=rest, output=f"{work}/by_row", valid_fraction=0.1, split="modulo"))
+
+
+def split_folds(work: Path, folds: int) -> None:
+    """For each fold but the first (`split`), whose votes it holds out and a split of the rest, by prompt."""
+    from sklearn.model_selection import GroupKFold
+
+    if folds == 1:
+        return
+    judged, rest = (pq.read_table(f"{work}/outer/{name}") for name in ("valid", "train"))
+    groups = np.unique(group_digests(rest["prompt"].to_pylist()), return_inverse=True)[1]
+    parts = GroupKFold(folds - 1).split(groups, groups=groups)
+    for number, (others, held_out) in enumerate(parts, 1):
+        folder = fold_folder(work, number)
+        tables = {"train": pa.concat_tables([judged, rest.take(others)]), "valid": rest.take(held_out)}
+        for name, table in tables.items():
+            write_parquet(f"{folder}/outer/{name}/part-000000.parquet", table)
+        choose_by_prompt(folder)
+
+
+def fold_folder(work: Path, number: int) -> Path:
+    """Where the votes and runs of a fold are; those of the first are the study's own."""
+    return work / "folds" / str(number) if number else work
 
 
 def quantize_base(folder: str, work: Path) -> None:
@@ -121,18 +158,21 @@ def quantize_base(folder: str, work: Path) -> None:
     quantize(QuantizeConfig(base=folder, output=f"{work}/int8"))
 
 
-Run = tuple[str, str, int]
-"""Preset, variant and seed."""
+class Run(NamedTuple):
+    preset: str
+    variant: str
+    seed: int
+    fold: int = 0
 
 
 def earlier_results(path: Path, overrides: list[str]) -> dict[str, Any]:
     """The results of an earlier sitting: what ran, and what was averaged and compared there."""
     if not path.exists():
-        return {"runs": [], "mean_of_seeds": [], "differences": []}
+        return {"runs": [], "mean_of_seeds": [], "every_vote": [], "differences": []}
     found = json.loads(path.read_text())
     if found["settings"]["override"] != overrides:
         raise SystemExit(f"{path}: is of --override {found['settings']['override']}; give another --json")
-    return found["results"]
+    return {"every_vote": [], **found["results"]}
 
 
 def differences_of(
@@ -142,10 +182,10 @@ def differences_of(
     names = ("preset", "way", "less", "seed")
     found, earlier = [], {tuple(each[name] for name in names) for each in known}
     for preset, seed, (way, less) in product(presets, seeds, COMPARED):
-        theirs = work / REGRESSION if less == REGRESSION else folder_of(work, preset, less, seed)
-        ours, other = (each / "predictions" for each in (folder_of(work, preset, way, seed), theirs))
+        theirs = work / REGRESSION if less == REGRESSION else folder_of(work, Run(preset, less, seed))
+        ours, other = (each / "predictions" for each in (folder_of(work, Run(preset, way, seed)), theirs))
         if (preset, way, less, seed) not in earlier and ours.exists() and other.exists():
-            values = differences(str(ours), str(other), work / "outer" / "valid")
+            values = differences(str(ours), str(other), f"{work}/outer/valid")
             found.append(dict(zip(names, (preset, way, less, seed), strict=True)) | values)
     return found
 
@@ -154,15 +194,56 @@ def mean_of_seeds(work: Path, presets: list[str], seeds: list[int]) -> list[dict
     """Our way's probabilities averaged over the seeds of each preset, and over all."""
     found = []
     for name, averaged in {**{preset: [preset] for preset in presets}, "all": presets}.items():
-        folders = [folder_of(work, *run) / "predictions" for run in product(averaged, ["ours"], seeds)]
+        runs = [Run(preset, "ours", seed) for preset in averaged for seed in seeds]
+        folders = [folder_of(work, run) / "predictions" for run in runs]
         if all(folder.exists() for folder in folders):
-            sets = tuple(map(str, folders))
-            output = f"{work}/mean/{name}"
-            ensemble(EnsembleConfig(predictions=sets, output=output, restart=True))
-            metrics = evaluated(output, work, f"{output}-report")
-            less = differences(output, f"{work}/{REGRESSION}/predictions", work / "outer" / "valid")
-            found.append({"presets": averaged, "metrics": metrics, "less_regression": less})
+            regression = f"{work}/{REGRESSION}/predictions"
+            figures = mean_of(folders, work / "mean" / name, regression, "valid", work)
+            found.append({"presets": averaged, **figures})
     return found
+
+
+def mean_of(folders: list[Path], output: Path, regression: str, votes: str, work: Path) -> dict[str, Any]:
+    """Figures of the mean of several predictions of the votes in `outer/VOTES`, a glob."""
+    sets = tuple(map(str, folders))
+    ensemble(EnsembleConfig(predictions=sets, output=str(output), restart=True))
+    metrics = evaluated(str(output), work, f"{output}-report", votes)
+    return {
+        "metrics": metrics,
+        "less_regression": differences(str(output), regression, f"{work}/outer/{votes}/*.parquet"),
+    }
+
+
+def every_vote(work: Path, presets: list[str], folds: int) -> list[dict[str, Any]]:
+    """Figures on all votes, each scored by the models that its fold was held out from: the regression's, each
+    preset's, and those of the mean over the presets.
+    """
+    gathered = {}
+    for preset in presets:
+        folders = [folder_of(work, Run(preset, "ours", fold, fold)) / "predictions" for fold in range(folds)]
+        if folds > 1 and all(folder.exists() for folder in folders):
+            gathered[preset] = gather(folders, work / "every_vote" / preset)
+    if not gathered:
+        return []
+    for fold in range(1, folds):
+        baselines(fold_folder(work, fold))
+    regressions = [fold_folder(work, fold) / REGRESSION / "predictions" for fold in range(folds)]
+    regression = str(gather(regressions, work / "every_vote" / REGRESSION))
+    found: list[dict[str, Any]] = [
+        {"presets": [], "metrics": evaluated(regression, work, f"{regression}-report", "*")}
+    ]
+    for name, averaged in {**{preset: [preset] for preset in gathered}, "all": list(gathered)}.items():
+        output = work / "every_vote" / f"mean-{name}"
+        figures = mean_of([gathered[preset] for preset in averaged], output, regression, "*", work)
+        found.append({"presets": averaged, **figures})
+    return found
+
+
+def gather(folders: list[Path], output: Path) -> Path:
+    """The predictions of several folders in one, for different rows."""
+    for number, folder in enumerate(folders):
+        write_parquet(f"{output}/part-{number:06}.parquet", pq.read_table(folder))
+    return output
 
 
 def run_all(runs: list[Run], given: argparse.Namespace) -> None:
@@ -171,7 +252,7 @@ def run_all(runs: list[Run], given: argparse.Namespace) -> None:
         free.put(slot % given.gpus)
 
     def start(run: Run) -> None:
-        folder = folder_of(given.work, *run)
+        folder = folder_of(given.work, run)
         if (folder / "result.json").exists():
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -192,25 +273,24 @@ def run_all(runs: list[Run], given: argparse.Namespace) -> None:
         list(pool.map(start, runs))
 
 
-def folder_of(work: Path, preset: str, variant: str, seed: int) -> Path:
-    return work / preset / f"{variant}-{seed}"
+def folder_of(work: Path, run: Run) -> Path:
+    return fold_folder(work, run.fold) / run.preset / f"{run.variant}-{run.seed}"
 
 
-def read_run(work: Path, preset: str, variant: str, seed: int) -> dict[str, Any] | None:
-    path = folder_of(work, preset, variant, seed) / "result.json"
+def read_run(work: Path, run: Run) -> dict[str, Any] | None:
+    path = folder_of(work, run) / "result.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def config_of(
-    preset: str, variant: str, seed: int, base: str, work: Path, overrides: list[str]
-) -> TrainConfig:
-    data = work / ("by_row" if variant == "recipe" else "by_prompt")
+def config_of(run: Run, base: str, work: Path, overrides: list[str]) -> TrainConfig:
+    preset, variant, seed, fold = run
+    data = fold_folder(work, fold) / ("by_row" if variant == "recipe" else "by_prompt")
     quantized = variant != "bf16"
     config = PRESETS[preset](
         base=f"{work}/{preset}/int8" if quantized else base,
         train=(f"{data}/train",),
         valid=(f"{data}/valid",),
-        output=str(folder_of(work, preset, variant, seed)),
+        output=str(folder_of(work, run)),
     )
     changes: dict[str, Any] = {"seed": seed, "allow_leakage": variant == "recipe"}
     changes |= {} if quantized else {"quantization": "none"}
@@ -239,28 +319,40 @@ def overridden(config: Any, path: str, value: str) -> Any:
     return dataclasses.replace(config, **{name: parsed})
 
 
-def run_one(base: str, preset: str, variant: str, seed: int, work: Path, overrides: list[str]) -> None:
+def run_one(base: str, run: Run, work: Path, overrides: list[str]) -> None:
     """Train, keep the best checkpoint by its valid log loss, score the test votes with it, evaluate."""
-    config = config_of(preset, variant, seed, base, work, overrides)
-    folder = Path(config.output)
+    config = config_of(run, base, work, overrides)
+    folder, judged = Path(config.output), fold_folder(work, run.fold)
     started = time.monotonic()
     checkpoints, steps = train_one(config, folder / "model")
     trained = time.monotonic()
-    speed = score_one(config, work, folder, variant)
-    metrics = evaluated(f"{folder}/predictions", work, f"{folder}/report")
-    result = {
-        "preset": preset, "variant": variant, "seed": seed, "checkpoints": checkpoints,
+    speed = score_one(config, judged, folder, run.variant)
+    result = run._asdict() | {
+        "checkpoints": checkpoints,
         "steps": len(steps), "train_seconds": round(trained - started, 1),
         "train_tokens_per_second": float(np.median([step["tokens_per_second"] for step in steps])),
-        "score_pairs_per_second": speed, "metrics": metrics,
+        "score_pairs_per_second": speed,
+        "metrics": evaluated(f"{folder}/predictions", judged, f"{folder}/report"),
     }  # fmt: skip
+    if run.variant == "one_order":
+        alone = in_one_order(folder)
+        result["in_one_order"] = evaluated(alone, judged, f"{folder}/report-in-one-order")
     (folder / "result.json").write_text(json.dumps(result, default=float))
 
 
-def evaluated(predictions: str, work: Path, output: str) -> dict[str, Any]:
-    config = EvaluateConfig(predictions=predictions, votes=(f"{work}/outer/valid",), output=output)
-    metrics = evaluate(config)
+def evaluated(predictions: str, work: Path, output: str, votes: str = "valid") -> dict[str, Any]:
+    """Metrics on the votes in `outer/VOTES`, a glob."""
+    inputs = (f"{work}/outer/{votes}/*.parquet",)
+    metrics = evaluate(EvaluateConfig(predictions=predictions, votes=inputs, output=output))
     return {name: metrics[name] for name in KEPT}
+
+
+def in_one_order(folder: Path) -> str:
+    """Predictions as they would be of (prompt, a, b) alone, made of those in both orders."""
+    table = pq.read_table(folder / "predictions")
+    alone = table.select(["id"]).append_column("prob_a", table["prob_a_ab"])
+    write_parquet(f"{folder}/in_one_order/part-000000.parquet", alone)
+    return f"{folder}/in_one_order"
 
 
 def train_one(config: TrainConfig, target: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -303,7 +395,7 @@ def score_one(config: TrainConfig, work: Path, folder: Path, variant: str) -> fl
         models=(spec,),
         output=f"{folder}/predictions",
         id_type=plan.id_type,
-        orders="ab" if variant == "one_order" else "both",
+        orders="both",
         layout="shared" if on_gpu and variant != "recipe" else "padded",
         token_budget=16_384,
         logits=False,
@@ -389,10 +481,11 @@ def show(results: dict[str, Any]) -> None:
         quality = f"accuracy {metrics['accuracy']:.4f} log loss {metrics['log_loss']:.4f}"
         speed = f"train {run['train_seconds']:.0f} s, scoring {run['score_pairs_per_second']:.1f} pairs/s"
         print(what, quality, speed)
-    for mean in results["mean_of_seeds"]:
-        metrics, name = mean["metrics"], " and ".join(mean["presets"])
-        quality = f"accuracy {metrics['accuracy']:.4f} log loss {metrics['log_loss']:.4f}"
-        print(f"{name}, mean of seeds:", quality, mean["less_regression"])
+    for what in ("mean_of_seeds", "every_vote"):
+        for mean in results[what]:
+            metrics, name = mean["metrics"], " and ".join(mean["presets"]) or REGRESSION
+            quality = f"accuracy {metrics['accuracy']:.4f} log loss {metrics['log_loss']:.4f}"
+            print(f"{name}, {what}:", quality, mean.get("less_regression", ""))
     if results["missing"]:
         print("missing:", results["missing"])
 
