@@ -50,8 +50,8 @@ def smollm2_135m(base: str, train: tuple[str, ...], output: str, valid: tuple[st
         epochs=1.5,
         pairs_per_step=32,
         token_budget=16_384,
-        text=TextConfig(max_tokens=1_024),
-        lora=LoraConfig(r=32, alpha=64),
+        text=TextConfig(max_tokens=2_048),
+        lora=LoraConfig(r=32, alpha=128),
         optimizer=OptimizerConfig(
             learning_rate=3e-4, head_learning_rate=1e-4, warmup_fraction=0.05, schedule="cosine"
         ),
@@ -60,8 +60,9 @@ def smollm2_135m(base: str, train: tuple[str, ...], output: str, valid: tuple[st
 
 
 def gemma3_270m(base: str, train: tuple[str, ...], output: str, valid: tuple[str, ...] = ()) -> TrainConfig:
-    """For Gemma-3-270M on real votes, on one GPU; the settings of `smollm2_135m`."""
-    return smollm2_135m(base, train, output, valid)
+    """For Gemma-3-270M on real votes, on one GPU; the settings of `smollm2_135m` but for a smaller scale."""
+    config = smollm2_135m(base, train, output, valid)
+    return dataclasses.replace(config, lora=dataclasses.replace(config.lora, alpha=64))
 
 
 def gemma2_9b(base: str, train: tuple[str, ...], output: str, valid: tuple[str, ...] = ()) -> TrainConfig:

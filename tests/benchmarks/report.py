@@ -110,24 +110,29 @@ def votes_study(results: dict[str, Any]) -> list[str]:
     ]
 
     def cell(values: list[float], form: str = ".3f") -> str:
-        if any(value is None for value in values):
+        if not values or any(value is None for value in values):
             return ""
         low, high = (format(each, form) for each in (min(values), max(values)))
         mean = format(sum(values) / len(values), form)
         return mean if low == high else f"{mean} ({low} to {high})"
 
-    for preset, way in dict.fromkeys((run["preset"], run["variant"]) for run in sorted(runs, key=way_order)):
-        same = [run for run in runs if (run["preset"], run["variant"]) == (preset, way)]
-        metrics = [run["metrics"] for run in same]
+    def row(preset: str, way: str, metrics: list[dict[str, Any]], speeds: list[float]) -> str:
         eces = (cell([each["calibration"][when]["ece"] for each in metrics]) for when in ("before", "after"))
         cells = (
-            preset, way, str(len(same)),
+            preset, way, str(len(metrics)),
             cell([each["accuracy"] for each in metrics]), cell([each["log_loss"] for each in metrics]),
             ", ".join(eces), cell([each["position_bias"] for each in metrics], "+.3f"),
-            cell([each["flip_rate"] for each in metrics]),
-            cell([run["score_pairs_per_second"] for run in same], ".0f"),
+            cell([each["flip_rate"] for each in metrics]), cell(speeds, ".0f"),
         )  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
+        return f"| {' | '.join(cells)} |"
+
+    for preset, way in dict.fromkeys((run["preset"], run["variant"]) for run in sorted(runs, key=way_order)):
+        same = [run for run in runs if (run["preset"], run["variant"]) == (preset, way)]
+        speeds = [run["score_pairs_per_second"] for run in same]
+        lines.append(row(preset, way, [run["metrics"] for run in same], speeds))
+        alone = [run["in_one_order"] for run in same if "in_one_order" in run]
+        if alone:
+            lines.append(row(preset, f"{way}, scored in one order", alone, []))
     for mean in results["mean_of_seeds"]:
         metrics = mean["metrics"]
         eces = (f"{metrics['calibration'][when]['ece']:.3f}" for when in ("before", "after"))
@@ -155,6 +160,12 @@ def votes_study(results: dict[str, Any]) -> list[str]:
             for name in ("accuracy", "log_loss")
         )
 
+    def measured(metrics: dict[str, Any]) -> str:
+        return " | ".join(
+            f"{metrics[name]:.3f} ({metrics[f'{name}_ci95'][0]:.3f} to {metrics[f'{name}_ci95'][1]:.3f})"
+            for name in ("accuracy", "log_loss")
+        )
+
     for each in results["differences"]:
         what = (each[name] for name in ("preset", "way", "less", "seed"))
         lines.append(f"| {' | '.join(map(str, what))} | {figures(each)} |")
@@ -163,6 +174,19 @@ def votes_study(results: dict[str, Any]) -> list[str]:
         lines.append(
             f"| {name} | ours | logistic_regression | averaged | {figures(mean['less_regression'])} |"
         )
+    if every := results["every_vote"]:
+        lines += [
+            "",
+            f"Each of the {every[0]['metrics']['rows']} votes scored by models of the fold that held it out, as "
+            "many seeds as folds (95 % interval by prompt):",
+            "",
+            "| models | accuracy | log loss | accuracy less logistic regression's | log loss less its |",
+            "|---|---|---|---|---|",
+        ]
+    for each in every:
+        name = " and ".join(each["presets"]) or "logistic regression"
+        less = figures(each["less_regression"]) if each["presets"] else " | "
+        lines.append(f"| {name} | {measured(each['metrics'])} | {less} |")
     lines += [
         "",
         "Each run (95 % interval by prompt):",
@@ -171,12 +195,7 @@ def votes_study(results: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for run in sorted(runs, key=way_order):
-        metrics = run["metrics"]
-        measured = (
-            f"{metrics[name]:.3f} ({metrics[f'{name}_ci95'][0]:.3f} to {metrics[f'{name}_ci95'][1]:.3f})"
-            for name in ("accuracy", "log_loss")
-        )
-        lines.append(f"| {run['preset']} | {run['variant']} | {run['seed']} | {' | '.join(measured)} |")
+        lines.append(f"| {run['preset']} | {run['variant']} | {run['seed']} | {measured(run['metrics'])} |")
     if missing := results["missing"]:
         lines += ["", f"Not run yet: {', '.join(' '.join(map(str, run)) for run in missing)}."]
     return lines
@@ -184,7 +203,7 @@ def votes_study(results: dict[str, Any]) -> list[str]:
 
 def way_order(run: dict[str, Any]) -> tuple[str, int, int]:
     """Models by name, then ways as the study lists them, then seeds."""
-    ways = ("ours", "bf16", "one_order", "one_rate", "recipe")
+    ways = ("ours", "shorter", "bf16", "one_order", "one_rate", "recipe")
     return run["preset"], ways.index(run["variant"]), run["seed"]
 
 

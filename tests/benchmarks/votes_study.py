@@ -8,6 +8,7 @@ For each base (its preset by name) and seed:
     bf16       on an unquantized base
     one_order  trained in one order; scored in both like all, and in that order alone
     one_rate   the head at the adapter's learning rate
+    shorter    texts cut at 1,024 tokens, the adapter scaled by 64 (alpha)
     recipe     the same, one order, truncation on the left, padded passes, a checkpoint chosen on rows that
                share prompts with train
 
@@ -56,9 +57,9 @@ from wsdm_ray.evaluation.join import read_votes as read_labels
 from wsdm_ray.presets import PRESETS
 from wsdm_ray.storage import write_parquet
 
-VARIANTS = ("ours", "bf16", "one_order", "one_rate", "recipe")
+VARIANTS = ("ours", "bf16", "one_order", "one_rate", "shorter", "recipe")
 REGRESSION = "logistic_regression"
-COMPARED = tuple(("ours", other) for other in ("bf16", "one_order", "one_rate", "recipe", REGRESSION))
+COMPARED = tuple(("ours", other) for other in (*VARIANTS[1:], REGRESSION))
 """A way and what it is compared with."""
 KEPT = ("rows", "accuracy", "accuracy_ci95", "log_loss", "log_loss_ci95", "auc", "brier", "ece",
         "position_bias", "flip_rate", "calibration", "baselines")  # fmt: skip
@@ -131,10 +132,13 @@ def choose_by_prompt(work: Path) -> None:
 
 
 def split_folds(work: Path, folds: int) -> None:
-    """For each fold but the first (`split`), whose votes it holds out and a split of the rest, by prompt."""
+    """For each fold but the first (`split`), the votes that it holds out and a split of the rest, by prompt.
+
+    What is there already stays, as a run knows its inputs by when they were written, too.
+    """
     from sklearn.model_selection import GroupKFold
 
-    if folds == 1:
+    if folds == 1 or fold_folder(work, folds - 1).exists():
         return
     judged, rest = (pq.read_table(f"{work}/outer/{name}") for name in ("valid", "train"))
     groups = np.unique(group_digests(rest["prompt"].to_pylist()), return_inverse=True)[1]
@@ -297,8 +301,10 @@ def config_of(run: Run, base: str, work: Path, overrides: list[str]) -> TrainCon
     if variant in ("recipe", "one_order"):
         changes["orders"] = "ab"
     if variant == "recipe":
-        text = dataclasses.replace(config.text, truncation="left")
-        changes |= {"text": text, "layout": "padded"}
+        changes |= {"text": dataclasses.replace(config.text, truncation="left"), "layout": "padded"}
+    if variant == "shorter":
+        changes["text"] = dataclasses.replace(config.text, max_tokens=1_024)
+        changes["lora"] = dataclasses.replace(config.lora, alpha=64)
     if variant in ("one_rate", "recipe"):
         changes["optimizer"] = dataclasses.replace(config.optimizer, head_learning_rate=None)
     config = dataclasses.replace(config, **changes)
