@@ -108,7 +108,8 @@ def main() -> None:
         "runs": [*earlier.values(), *(run for run in done if run and run not in earlier.values())],
         "differences": known["differences"]
         + differences_of(given.work, bases, given.seeds, known["differences"]),
-        "missing": [run for run, found in zip(runs, done, strict=True) if not found],
+        "missing": [run for run, found in zip(runs, done, strict=True) if not found]
+        + [run for run in folds if not read_run(given.work, run)],
         "seconds": round(time.monotonic() - started, 1),
     }
     settings = {
@@ -138,7 +139,7 @@ def split_folds(work: Path, folds: int) -> None:
     """
     from sklearn.model_selection import GroupKFold
 
-    if folds == 1 or fold_folder(work, folds - 1).exists():
+    if folds == 1 or (fold_folder(work, folds - 1) / "by_prompt" / "run.json").exists():
         return
     judged, rest = (pq.read_table(f"{work}/outer/{name}") for name in ("valid", "train"))
     groups = np.unique(group_digests(rest["prompt"].to_pylist()), return_inverse=True)[1]
