@@ -48,7 +48,7 @@ def open_run(
         output: the folder, which need not exist.
         job: name of the job, such as `prepare`.
         fingerprint: JSON-like values of everything that decides the output.
-        restart: delete what an earlier run left in the folder first.
+        restart: delete what an earlier run of the same job left in the folder first.
         resumes: whether the job continues an unfinished run of its own. Where it does not, the leftovers of
             an unfinished run of the same job are deleted, whatever its options were.
 
@@ -71,6 +71,11 @@ def open_run(
     if earlier is not None:
         changed = changes({key: earlier[key] for key in ("job", "fingerprint")}, mine)
         leftovers = not finished and not resumes and earlier["job"] == job
+        if restart and earlier["job"] != job:
+            raise RunMismatchError(
+                f"{output}: holds a run of {earlier['job']}, which --restart of {job} does not delete; "
+                "choose another --output, or delete the folder yourself"
+            )
         if restart or leftovers:
             storage.delete_folder(output)
         elif changed:
@@ -149,6 +154,9 @@ def differences(earlier: Any, now: Any, name: str) -> Iterator[str]:
                 yield f"{inner}: new"
             else:
                 yield from differences(earlier[key], now[key], inner)
+    elif isinstance(earlier, list) and isinstance(now, list) and len(earlier) == len(now):
+        for index, (old, new) in enumerate(zip(earlier, now, strict=True)):
+            yield from differences(old, new, f"{name}[{index}]")
     elif earlier != now:
         yield f"{name}: {shown(earlier)} -> {shown(now)}"
 

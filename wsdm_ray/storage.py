@@ -6,6 +6,7 @@ what the bytes mean.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -51,9 +52,16 @@ __all__ = [
     "write_parquet",
 ]
 
+logger = logging.getLogger(__name__)
+
 SCHEMES = ("s3://", "gs://", "gcs://")
 
 CLIENTS = ("fsspec", "gcsfs", "s3fs")
+
+LIKE_DATA = re.compile(
+    r"(?<!/run)\.(parquet|pq|arrow|feather|jsonl?|csv|tsv)(\.(gz|bz2|xz|zst|zip))?$", re.IGNORECASE
+)
+"""Names that a user would want to be read; run.json is ours."""
 
 S3_OPTIONS = {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 3}}}
 """s3fs tries a request five times itself, so that botocore's own five attempts would make 25 of them."""
@@ -136,8 +144,9 @@ def exists(path: str) -> bool:
 def list_files(paths: Sequence[str] | str, suffixes: tuple[str, ...] = (".parquet",)) -> list[str]:
     """Files that `paths` (files, folders or globs) name, each with its scheme, sorted within each path.
 
-    Folders are searched to any depth for names that end with one of `suffixes`; names that begin with `_` or
-    `.` are left out, as Spark and Hadoop do. A file that is named itself is taken whatever its ending.
+    Folders are searched to any depth for names that end with one of `suffixes`, in capitals or not; names
+    that begin with `_` or `.` are left out, as Spark and Hadoop do, and so is any other, with a warning where
+    it looks like data. A file that is named itself, or matches a glob, is taken whatever its ending.
 
     Raises:
         StorageError: a path that does not exist, or matches nothing.
@@ -148,11 +157,13 @@ def list_files(paths: Sequence[str] | str, suffixes: tuple[str, ...] = (".parque
         with errors_for(path):
             if fs.isfile(inner):
                 names = [inner]
-            elif any(character in inner for character in "*?["):
-                names = [name for name in fs.glob(inner) if fs.isfile(name)]
             elif fs.isdir(inner):
+                names = within(fs, inner, suffixes)
+            elif any(character in inner for character in "*?["):
                 names = [
-                    name for name in fs.find(inner) if name.endswith(suffixes) and not hidden(name, inner)
+                    name
+                    for match in map(str, fs.glob(inner))
+                    for name in ([match] if fs.isfile(match) else within(fs, match, suffixes))
                 ]
             else:
                 raise StorageError(
@@ -162,6 +173,26 @@ def list_files(paths: Sequence[str] | str, suffixes: tuple[str, ...] = (".parque
             raise StorageError(f"{path}: holds no file that ends with {' or '.join(suffixes)}")
         found += [with_scheme(name, path) for name in sorted(map(str, names))]
     return list(dict.fromkeys(found))
+
+
+def within(fs: Any, folder: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Files of a folder, to any depth, that end with one of `suffixes`."""
+    names = [name for name in map(str, fs.find(folder)) if not hidden(name, folder)]
+    found = [name for name in names if name.lower().endswith(suffixes)]
+    warn_of_unread(
+        folder, suffixes, *sorted(name for name in set(names) - set(found) if LIKE_DATA.search(name))
+    )
+    return found
+
+
+@functools.cache
+def warn_of_unread(folder: str, suffixes: tuple[str, ...], *names: str) -> None:
+    """Once for a folder, however often it is listed."""
+    if names:
+        logger.warning(
+            "%s: holds %d files that are left out, as they do not end with %s, such as %s",
+            folder, len(names), " or ".join(suffixes), posixpath.relpath(names[0], folder),
+        )  # fmt: skip
 
 
 def with_scheme(name: str, path: str) -> str:
@@ -209,7 +240,10 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
         except (pa.ArrowInvalid, OSError) as error:
             if isinstance(error, OSError) and "deserialize thrift" not in str(error):
                 raise  # of the store; a damaged footer is an OSError too
-            raise DataError(f"{path}: not a parquet file ({reason(error)})") from error
+            raise DataError(
+                f"{path}: not a parquet file ({reason(error)}); `prepare` also reads .jsonl, .json and .csv; "
+                "unpack or convert others"
+            ) from error
         with opened:
             yield opened
 

@@ -215,6 +215,22 @@ def test_a_run_goes_on_with_the_units_that_are_missing(scored, classifier, sourc
     assert {name: (output / name).stat().st_mtime_ns for name in before} == before
 
 
+def test_a_part_that_is_lost_spoilt_or_of_another_unit_is_scored_again(
+    scored, classifier, source, tmp_path, ray_session, caplog
+):
+    output = tmp_path / "out"
+    shutil.copytree(scored, output)
+    whole = {path.name: path.read_bytes() for path in output.glob("part-*")}
+    (output / "part-000001.parquet").unlink()
+    (output / "part-000003.parquet").write_bytes(whole["part-000003.parquet"][:500])
+    (output / "part-000005.parquet").write_bytes(whole["part-000006.parquet"])
+    again = score(config(classifier, source, output))
+    assert {path.name: path.read_bytes() for path in output.glob("part-*")} == whole
+    assert again["counts"]["resumed_units"] == len(whole) - 3
+    assert "part-000003.parquet: not a parquet file" in caplog.text
+    assert "part-000005.parquet: is not the part of that number" in caplog.text
+
+
 def test_a_killed_replica_is_replaced_and_no_row_is_lost(ray_session, classifier, pairs, tmp_path):
     many = pa.concat_tables(
         [pairs.set_column(0, "id", pa.array([f"{i}-{k}" for k in range(120)])) for i in range(10)]

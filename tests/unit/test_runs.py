@@ -42,6 +42,20 @@ def test_another_run_is_refused_by_the_names_of_what_changed(tmp_path):
         open_run(folder, "arena", OPTIONS, restart=False)
 
 
+def test_restart_leaves_the_run_of_another_job(tmp_path):
+    finish_run(str(tmp_path), "train", OPTIONS, {})
+    with pytest.raises(RunMismatchError, match="holds a run of train, which --restart of prepare does not"):
+        open_run(str(tmp_path), "prepare", OPTIONS, restart=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_what_changed_in_a_list_is_named():
+    long = "x" * 60
+    assert changes({"models": [{"digest": long + "1"}, 2]}, {"models": [{"digest": long + "1"}, 3]}) == [
+        "models[1]: 2 -> 3"
+    ]
+
+
 def test_restart_deletes_what_was_there(tmp_path):
     folder = str(tmp_path)
     finish_run(folder, "prepare", OPTIONS, {})

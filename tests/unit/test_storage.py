@@ -118,6 +118,18 @@ def test_list_files_takes_files_folders_and_globs(tmp_path, remote):
             storage.list_files(folder, (".csv",))
 
 
+def test_folders_in_capitals_in_brackets_and_by_glob(tmp_path, caplog):
+    folder = tmp_path / "sets [1]" / "more"
+    folder.mkdir(parents=True)
+    for name in ("a.parquet", "b.PARQUET", "c.csv.gz", "run.json", "notes.txt"):
+        (folder / name).write_bytes(b"")
+    expected = [str(folder / name) for name in ("a.parquet", "b.PARQUET")]
+    for path in (tmp_path / "sets [1]", tmp_path / "sets*", tmp_path / "s*" / "m*"):
+        assert storage.list_files(str(path)) == expected
+    (told,) = {record.getMessage() for record in caplog.records if "sets [1]: " in record.getMessage()}
+    assert "holds 1 files that are left out, as they do not end with .parquet, such as more/c.csv.gz" in told
+
+
 def test_identity_tells_versions_apart(tmp_path, remote):
     for path in (str(tmp_path / "f"), storage.join(remote, "f")):
         storage.write_json(path, 1)

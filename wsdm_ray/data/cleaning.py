@@ -2,9 +2,11 @@
 # (pyarrow.compute makes its functions at import)
 """What a row's label means, what its texts are once mended, and why a row cannot be used.
 
-Texts go through ftfy (mojibake, line ends, HTML entities, control characters such as NUL, lone surrogates).
-Nothing else is changed: special-token strings, right-to-left marks and all scripts stay. Not covered: rows
-that are duplicates of other rows, or whose prompts are to be left out (`splitting`).
+Texts go through ftfy as the recipe's do: mojibake, line ends, HTML entities, control characters such as NUL
+and lone surrogates are mended; curly quotes, ligatures and characters of full or half width become plain
+ones, and letters and their marks one character (NFC). Special-token strings, right-to-left marks and all
+scripts stay. Not covered: rows that are duplicates of other rows, or whose prompts are to be left out
+(`splitting`).
 """
 
 import re

@@ -32,7 +32,7 @@ from wsdm_ray.data.splitting import (
     prompt_digests,
 )
 from wsdm_ray.errors import ConfigError, DataError
-from wsdm_ray.runs import check_outside, finish_run, identities, open_run, options
+from wsdm_ray.runs import check_outside, finish_run, identities, names_in, open_run, options
 from wsdm_ray.schema import MODEL_A
 from wsdm_ray.telemetry import logger
 
@@ -61,6 +61,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     }
     done = open_run(config.output, "prepare", fingerprint, config.restart, resumes=False)
     if done:
+        check_shards(config.output, done["counts"]["kept"])
         logger.info("prepare: %s is finished already, nothing to do", config.output)
         show(done["counts"])
         return done
@@ -85,6 +86,21 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     run = finish_run(config.output, "prepare", fingerprint, content)
     show(counts)
     return run
+
+
+def check_shards(output: str, kept: dict[str, int]) -> None:
+    """Raise `DataError` where shards of a finished run do not hold the rows that it wrote."""
+    for split, rows in kept.items():
+        folder = storage.join(output, split)
+        there = 0
+        for name in names_in(folder) if rows else []:
+            with storage.open_parquet(storage.join(folder, name)) as file:
+                there += file.metadata.num_rows
+        if there != rows:
+            raise DataError(
+                f"{folder}: holds {there:,} of the {rows:,} rows that the finished run wrote; copy the "
+                "shards back, or prepare anew with --restart"
+            )
 
 
 def check_columns_of_format(config: PrepareConfig) -> None:

@@ -172,7 +172,8 @@ def table_of(rows: list[dict[str, Any]], path: str, lines: str) -> pa.Table:
 def read_csv(path: str) -> Iterator[pa.Table]:
     csv.field_size_limit(2**31 - 1)  # the default fails at 128 kB
     with storage.open_read(path) as file:
-        reader = csv.reader(decoded(file, path))
+        # Not strict, a quote that is never closed would take the rest of the file as one field.
+        reader = csv.reader(decoded(file, path), strict=True)
         try:
             header = next(reader, [])
             if len(set(header)) < len(header):
@@ -195,7 +196,9 @@ def read_csv(path: str) -> Iterator[pa.Table]:
             if rows:
                 yield table_of_fields(rows, header)
         except csv.Error as error:
-            raise DataError(f"{path}:{reader.line_num}: not CSV ({error})") from error
+            raise DataError(
+                f"{path}:{reader.line_num}: not CSV ({error}); within quotes, a quote is two"
+            ) from error
 
 
 def table_of_fields(rows: list[list[str]], header: list[str]) -> pa.Table:

@@ -66,7 +66,8 @@ def adaptive(
 
     Returns:
         `tolerance`, `both` (accuracy and log loss), `table` (a dict for each of `THRESHOLDS`, on all rows),
-        `threshold` (fitted on all rows: the one to use; None where none will do), `thresholds_by_half` and
+        `threshold` (fitted on all rows: the one to use; None where none will do, or none leaves out a second
+        ordering), `thresholds_by_half` and
         `after` (share_rerun, accuracy, log_loss; both None where a half is empty or has no threshold). None
         where a row lacks an ordering.
     """
@@ -86,6 +87,8 @@ def adaptive(
         "thresholds_by_half": None,
         "after": None,
     }
+    if (used := result["threshold"]) is not None and simulated[THRESHOLDS.index(used)][1].all():
+        result["threshold"] = None
     half_N = (groups_N & np.uint64(1)).astype(bool)
     if half_N.all() or not half_N.any():
         return result

@@ -178,14 +178,21 @@ def warn_of_errors(joined: Joined) -> None:
 
 
 def adaptive_line(found: dict[str, Any] | None) -> list[str]:
-    """What one would gain by `--orders adaptive`, as it is judged on other rows than it was fitted on."""
-    if not found or found["threshold"] is None or not found["after"]:
+    """What `--orders adaptive` would give at its threshold, and what on other prompts."""
+    if not found or found["threshold"] is None:
         return []
+    here = next(row for row in found["table"] if row["threshold"] == found["threshold"])
     after, both = found["after"], found["both"]
+    elsewhere = (
+        f"; fitted on half of the prompts, on the other half {percent(after['share_rerun'])} %, "
+        f"{decimals(after['log_loss'], 4)}"
+        if after
+        else ""
+    )
     return [
         f"score --orders adaptive --adaptive-threshold {found['threshold']:g}: a second ordering for "
-        f"{percent(after['share_rerun'])} % of the rows, log loss {decimals(after['log_loss'], 4)} "
-        f"(both orderings {decimals(both['log_loss'], 4)})"
+        f"{percent(here['share_rerun'])} % of the rows, log loss {decimals(here['log_loss'], 4)} "
+        f"(both orderings {decimals(both['log_loss'], 4)}{elsewhere})"
     ]
 
 

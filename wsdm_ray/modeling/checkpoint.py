@@ -141,7 +141,11 @@ def folder_quantization(folder: str) -> Literal["int8", "nf4", "fp8", "none"]:
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise ModelError(f"{folder}: no config.json; this is no model folder")
+        raise ModelError(
+            f"{folder}: no config.json; this is no model folder"
+            + (", but an adapter: give its base, or merge it with `quantize --adapter`"
+               if (path.parent / "adapter_config.json").is_file() else "")
+        )  # fmt: skip
     settings = read_settings(path).get("quantization_config")
     if settings is None:
         return "none"
@@ -211,7 +215,9 @@ def read_manifest(folder: str, *, need_head: bool = True) -> Manifest:
             head=HeadConfig(**head) if head else None, text=TextConfig(**values.pop("text")), **values
         )  # fmt: skip
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"{path}: not readable by this version ({error})") from error
+        raise ModelError(
+            f"{path}: not readable by this version ({error}); copy or make the folder anew"
+        ) from error
     for name, value, known in (
         ("kind", manifest.kind, ("adapter", "full", "base")),
         ("quantization", manifest.quantization, ("int8", "nf4", "fp8", "none")),
@@ -241,6 +247,7 @@ def save_classifier(network: nn.Module, tokenizer_folder: str, folder: str, mani
     if manifest.kind == "adapter":
         path = root / "adapter_config.json"
         settings = json.loads(path.read_text()) | {"base_model_name_or_path": manifest.base}
+        settings["target_modules"] = sorted(settings["target_modules"])  # PEFT's order is that of a set
         path.write_text(json.dumps(settings, indent=2, sort_keys=True))
     complete_folder(tokenizer_folder, folder, manifest)
 

@@ -99,10 +99,10 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         "inputs": identities(files),
     }
     earlier = open_run(config.output, "score", fingerprint, config.restart)
-    if earlier:
+    committed = whole_units(plan, config.output)
+    if earlier and len(committed) == len(plan.units):
         logger.info("score: %s is complete already (%d rows)", config.output, earlier["counts"]["rows"])
         return earlier
-    committed = committed_units(config.output)
     todo = [unit for unit in plan.units if unit.number not in committed]
     fresh = run_units(todo, plan, settings, config, replicas, on_gpu)
     counts, shortage = account(plan, config.output, committed, fresh)
@@ -304,24 +304,44 @@ def quiet_ray_data() -> None:
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that the bars are off
 
 
+def whole_units(plan: ScorePlan, output: str) -> dict[int, dict[str, Any]]:
+    """Counts of the units whose parts are there and are theirs; a part that is not is scored again."""
+    found = {}
+    units = {unit.number: unit for unit in plan.units}
+    for number, path in committed_units(output).items():
+        try:
+            counts = counts_of(path)
+        except DataError as error:
+            logger.warning("score: %s; its rows are scored again", error)
+            continue
+        if counts.get("unit") == number and number in units and counts["rows"] == units[number].rows:
+            found[number] = counts
+        else:
+            logger.warning("score: %s: is not the part of that number; its rows are scored again", path)
+    return found
+
+
+def counts_of(path: str) -> dict[str, Any]:
+    """What a part's footer says of it. Raises `DataError` where it is not parquet."""
+    with open_parquet(path) as file:
+        return json.loads((file.metadata.metadata or {}).get(COUNTS, b"{}"))
+
+
 def committed_units(output: str) -> dict[int, str]:
     """Number to path of the parts that are there."""
     return {int(name[5:11]): join(output, name) for name in names_in(output) if PART_NAME.fullmatch(name)}
 
 
 def account(
-    plan: ScorePlan, output: str, committed: dict[int, str], fresh: Sequence[dict[str, Any]]
+    plan: ScorePlan, output: str, committed: dict[int, dict[str, Any]], fresh: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, int], dict[str, int | None]]:
     """Counts over all parts, and how often memory ran out (`times`) and the `smallest` token budget since.
 
     Raises:
         DataError: not every input row is in exactly one part.
     """
-    by_unit = {report["unit"]: report for report in fresh}
+    by_unit = {report["unit"]: report for report in fresh} | committed
     there = committed_units(output)  # asked anew: a replica on another machine may have another disk
-    for number, path in committed.items():
-        with open_parquet(path) as file:
-            by_unit[number] = json.loads((file.metadata.metadata or {}).get(COUNTS, b"{}"))
     wrong = [
         unit
         for unit in plan.units

@@ -206,7 +206,7 @@ class Replica:
         try:
             if not failure:
                 alone, lost = suspects(join(self.options.output, losses_name(number)))
-                table, counts = self.score(from_bytes(batch["encoded"][0]), alone, lost)
+                table, counts = self.score(from_bytes(batch["encoded"][0]), alone, lost, number)
                 write_parquet(join(self.options.output, part_name(number)), table)
         except WsdmRayError as error:
             failure = pack_error(error)
@@ -221,13 +221,18 @@ class Replica:
         return {name: np.asarray([value]) for name, value in counts.items()}
 
     def score(
-        self, encoded: pa.Table, alone: Collection[int] = (), lost: Mapping[int, str] | None = None
+        self,
+        encoded: pa.Table,
+        alone: Collection[int] = (),
+        lost: Mapping[int, str] | None = None,
+        number: int = 0,
     ) -> tuple[pa.Table, dict[str, Any]]:
         """The predictions of an encoded unit, and its counts.
 
         Args:
             alone: rows that run each in a pass of their own.
             lost: rows that are not to be run, and why.
+            number: the unit's; the part keeps it beside its counts.
         """
         unit = Unit(encoded, np.asarray(encoded.column("error").to_pylist(), object), alone)
         for row, why in (lost or {}).items():
@@ -252,7 +257,7 @@ class Replica:
         }
         # Without a shortage of memory, a unit that is done again gives the same bytes.
         shortage = {"halved": unit.halved, "token_budget": self.token_budget}
-        kept = counts | (shortage if unit.halved else {})
+        kept = {"unit": number} | counts | (shortage if unit.halved else {})
         table = table.replace_schema_metadata({COUNTS: json.dumps(kept).encode()})
         return table, counts | shortage | {"passed_tokens": unit.passed_tokens}
 
@@ -388,15 +393,16 @@ def predictions_table(
         total_N = (np.where(ran_MNO, parts, 0)[:, :, here] * weights_MNO).sum(axis=(0, 2))
         return total_N / np.maximum(weights_MNO.sum(axis=(0, 2)), np.finfo(np.float64).tiny)
 
-    pairs = pairs_of(encoded, 0)
+    tokens_N = pairs_of(encoded, 0).tokens_N
+    cut_MN = np.stack([encoded.column(f"cut_{number}").to_numpy() for number in range(len(weights))])
     columns = [
         encoded.column("id").cast(id_type),
         column(prob_a, pa.float32()),
         column(np.where(prob_a >= 0.5, MODEL_A, MODEL_B), pa.string()),
         of_ordering(Ordering.AB, probability),
         of_ordering(Ordering.BA, probability),
-        pa.array(pairs.tokens_N, pa.int32()),
-        pa.array(pairs.cut_tokens_N, pa.int32()),
+        pa.array(tokens_N, pa.int32()),
+        pa.array(cut_MN.max(axis=0), pa.int32()),
         pa.array(errors, pa.string()),
     ]
     table = pa.Table.from_arrays(columns, schema=predictions_schema(id_type))

@@ -11,5 +11,8 @@ PLAIN = re.compile(r"[\t\n -%'-~]*\Z")
 
 
 def fix_text(text: str) -> str:
-    """`text` with mojibake, entities, line breaks, lone surrogates and control characters mended (ftfy)."""
+    """`text` as ftfy mends it: mojibake, entities, line breaks, lone surrogates, control characters.
+
+    Curly quotes, ligatures and full or half width become plain characters, letters with marks one (NFC).
+    """
     return text if PLAIN.match(text) else ftfy.fix_text(text)

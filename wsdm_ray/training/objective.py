@@ -88,10 +88,10 @@ def valid_metrics(log_odds_NO: np.ndarray, prob_a_N: np.ndarray) -> dict[str, fl
 
     Args:
         log_odds_NO: float [N, orderings], that the given response_a wins.
-        prob_a_N: float [N], labels; a soft one counts for accuracy by the side it leans to, 0.5 by half.
+        prob_a_N: float [N], labels; a soft one agrees with each side by its share, as in `evaluate`.
     """
     p = 0.5 + 0.5 * np.tanh(0.5 * log_odds_NO.astype(np.float64)).mean(axis=1)  # a sigmoid without overflow
-    agree = np.where(prob_a_N == 0.5, 0.5, (p >= 0.5) == (prob_a_N > 0.5))
+    agree = np.select([p > 0.5, p < 0.5], [prob_a_N, 1 - prob_a_N], 0.5)
     clipped = np.clip(p, 1e-7, 1 - 1e-7)
     log_loss = -(prob_a_N * np.log(clipped) + (1 - prob_a_N) * np.log1p(-clipped)).mean()
     n, accuracy, z = len(p), float(agree.mean()), 1.959964

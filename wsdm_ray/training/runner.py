@@ -29,7 +29,8 @@ from wsdm_ray.data.mixing import check_leakage, mixed, read_teachers, row_weight
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, WsdmRayError
 from wsdm_ray.modeling.checkpoint import MANIFEST, Manifest, folder_digest, stored_quantization
-from wsdm_ray.runs import check_outside, finish_run, identities, open_run, options
+from wsdm_ray.modeling.merging import ADAPTER_WEIGHTS
+from wsdm_ray.runs import check_outside, finish_run, identities, names_in, open_run, options
 from wsdm_ray.storage import absolute, filesystem, is_remote, join, list_files, local_copy, upload_folder
 from wsdm_ray.telemetry import human, in_terminal, logger, set_up_logging, track_rows
 from wsdm_ray.training.batches import num_steps, pairs_in_steps
@@ -129,6 +130,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     }
     earlier = open_run(config.output, "train", fingerprint, config.restart)
     if earlier:
+        check_published(config.output)
         logger.info("train: %s is complete already", config.output)
         return earlier
     with show_bar(pairs_in_steps(counts["steps"], counts["epoch_rows"], config.pairs_per_step)) as board:
@@ -410,6 +412,17 @@ def best_checkpoint(result: ray.train.Result, has_valid: bool) -> tuple[ray.trai
     assert result.best_checkpoints
     key = (lambda metrics: metrics["valid_log_loss"]) if has_valid else (lambda metrics: -metrics["step"])
     return min(result.best_checkpoints, key=lambda pair: key(pair[1]))
+
+
+def check_published(output: str) -> None:
+    """Raise `ModelError` where a finished run's folder has lost what `publish` put there."""
+    names = names_in(output)
+    for needed in (MANIFEST, ADAPTER_WEIGHTS):
+        if needed not in names:
+            raise ModelError(
+                f"{output}: is of a finished run, but {needed} is gone; copy it back, or train anew with "
+                "--restart"
+            )
 
 
 def publish(checkpoint: ray.train.Checkpoint, output: str) -> None:

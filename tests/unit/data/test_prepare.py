@@ -282,6 +282,18 @@ def test_the_same_command_again_does_nothing(tmp_path, monkeypatch):
     assert prepare(config(tmp_path, path)) == run
 
 
+def test_a_finished_run_whose_shards_are_gone(tmp_path):
+    path = write(tmp_path / "x.parquet", [vote(number) for number in range(20)])
+    asked = config(tmp_path, path)
+    rows = prepare(asked)["counts"]["kept"]["train"]
+    for shard in Path(asked.output, "train").iterdir():
+        shard.unlink()
+    with pytest.raises(
+        DataError, match=rf"train: holds 0 of the {rows} rows that the finished run wrote.*--restart"
+    ):
+        prepare(asked)
+
+
 def test_an_output_folder_of_another_run(tmp_path):
     path = write(tmp_path / "x.parquet", [vote(number) for number in range(20)])
     prepare(config(tmp_path, path))

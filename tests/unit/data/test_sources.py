@@ -215,6 +215,8 @@ def test_no_votes(tmp_path):
         ("x.csv", b"id,prompt\n1,p\n2,p,q\n", r"x.csv:3: 3 fields, but the header has 2"),
         ("x.csv", b"id,prompt,id\n1,p,2\n", r"x.csv: the header names the column 'id' twice"),
         ("x.csv", b"id\n\xff\n", r"x.csv:2: not UTF-8"),
+        ("x.csv", b'id,prompt\n1,"p\n2,q\n', r"x.csv:3: not CSV \(unexpected end of data\)"),
+        ("x.csv", b'id,prompt\n1,"p\n2,"q"\n', r"x.csv:3: not CSV"),
     ],
 )
 def test_files_that_cannot_be_parsed(tmp_path, name, data, message):

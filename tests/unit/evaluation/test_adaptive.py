@@ -53,6 +53,15 @@ def test_larger_thresholds_run_more_rows_again(given_rows):
         assert all(loss > found["both"]["log_loss"] + 0.0005 for loss in losses[:place])
 
 
+def test_a_threshold_that_leaves_nothing_out_is_none():
+    ab, ba = np.array([0.45, 0.55, 0.45]), np.array([0.05, 0.95, 0.05])
+    found = adaptive(
+        (ab + ba) / 2, ab, ba, np.zeros(3, bool), np.array([0.0, 1.0, 0.0]), np.arange(3, dtype=np.uint64), 0
+    )
+    assert found is not None
+    assert found["threshold"] is None
+
+
 def test_the_smallest_threshold_within_the_tolerance():
     losses = np.linspace(0.7, 0.6, len(THRESHOLDS))
     assert best_threshold(losses, 0.6, 1.0) == THRESHOLDS[0] == 0.025

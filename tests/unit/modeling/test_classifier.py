@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from wsdm_ray.config import HeadConfig, LoraConfig
+from wsdm_ray.config import HeadConfig, LoraConfig, QuantizeConfig
 from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling.classifier import (
     add_lora,
@@ -30,6 +30,7 @@ from wsdm_ray.modeling.classifier import (
     trainable_parameters,
 )
 from wsdm_ray.modeling.families import FAMILIES
+from wsdm_ray.modeling.quantization import quantize
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.plan import pair_tokens
 from wsdm_ray.packing.ragged import Ragged
@@ -278,6 +279,25 @@ def test_an_adapter_on_exactly_the_named_layers(family_model, quantization):
         assert parameter.grad is not None, name
         # B starts as zeros, so that at first nothing flows back to A.
         assert ("lora_A" in name) == (not parameter.grad.any()), name
+
+
+def test_what_is_not_quantized_is_of_the_type_asked_for(family_model, tmp_path):
+    base, quantized = tmp_path / "bf16", str(tmp_path / "int8")
+    shutil.copytree(family_model("gemma2"), base)
+    network = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    network.save_pretrained(base)
+    quantize(QuantizeConfig(base=str(base), output=quantized))
+    network = load_network(
+        quantized, HeadConfig(), seed=0, device="cpu", dtype=torch.float32, quantization="int8"
+    )
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32, torch.int8}
+    prefix, suffixes = random_pairs([(5, 4), (2, 9)], 0)
+    with torch.no_grad():
+        packed, padded = (
+            ordering_logits(network, lay_out(layout, prefix, suffixes, np.arange(2)))
+            for layout in ("packed", "padded")
+        )
+    torch.testing.assert_close(packed, padded, rtol=0, atol=1e-5)
 
 
 def test_a_new_adapter_changes_nothing(family_model):

@@ -190,7 +190,10 @@ def test_an_unknown_family_or_kind_of_layer(network):
     config.layer_types = ["full_attention", "chunked_attention"]
     with pytest.raises(ModelError, match="layers of kind chunked_attention"):
         shape_of(config)
-    config.layer_types, config.attention_bias = None, True
+    config.layer_types, config.sliding_window, config.use_sliding_window = None, 24, True
+    with pytest.raises(ModelError, match="has a window, but no layer_types"):
+        shape_of(config)
+    config.sliding_window, config.attention_bias = None, True
     with pytest.raises(ModelError, match="with biases in attention or MLP is not supported"):
         shape_of(config)
     config.model_type = "mamba"

@@ -214,7 +214,8 @@ def test_a_unit_is_committed_with_its_counts(write, tmp_path, classifiers, repli
         with pq.ParquetFile(path) as file:
             counts = json.loads(file.metadata.metadata[COUNTS])
             assert file.read()["id"].to_pylist() == list(range(unit.start, unit.start + unit.rows))
-        assert counts == {name: report[name].item() for name in ("rows", "errors", "cut", "tokens", "rerun")}
+        names = ("unit", "rows", "errors", "cut", "tokens", "rerun")
+        assert counts == {name: report[name].item() for name in names}
         scorer(batch)
         assert path.read_bytes() == first, "doing a unit again writes the same bytes"
 

@@ -126,7 +126,7 @@ def test_valid_metrics():
     odds = np.log(3) * np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0], [-1.0, -1.0]])
     metrics = valid_metrics(odds, np.array([1.0, 0.5, 1.0, 0.25]))
     assert metrics["rows"] == 4
-    assert metrics["accuracy"] == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    assert metrics["accuracy"] == pytest.approx((1 + 0.5 + 0 + 0.75) / 4)
     losses = [-np.log(0.75), np.log(2), -np.log(0.25), -0.25 * np.log(0.25) - 0.75 * np.log(0.75)]
     assert metrics["log_loss"] == pytest.approx(np.mean(losses))
 
