@@ -1,7 +1,9 @@
 """What every job shares: parse the options, run, say on one line what went wrong, leave with a status."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
@@ -15,6 +17,7 @@ __all__ = ["main"]
 Config = TypeVar("Config")
 
 INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
+TERMINATED = 143  # or that SIGTERM ended, which is how `ray job stop` begins
 
 
 def main(
@@ -27,7 +30,7 @@ def main(
     """The exit status of `run(config)`, with the config read from the command line.
 
     0: done. 1: failed, with one line on standard error for what a user can mend and a traceback for a defect.
-    2: wrong arguments. 130: interrupted.
+    2: wrong arguments. 130: interrupted. 143: terminated, temporary files removed.
 
     Args:
         config_type: a frozen dataclass of `wsdm_ray.config`; each field is an option (`--valid-fraction`).
@@ -35,6 +38,8 @@ def main(
         default: a config whose values the command line may leave as they are.
     """
     set_up_logging()
+    if threading.current_thread() is threading.main_thread():  # the only one that may
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         check_repeated(sys.argv[1:] if argv is None else argv)
         try:

@@ -79,10 +79,14 @@ def open_run(
         if restart or leftovers:
             storage.delete_folder(output)
         elif changed:
+            remedy = (
+                "add --restart to delete it and start over"
+                if earlier["job"] == job
+                else "delete the folder yourself"
+            )
             raise RunMismatchError(
                 f"{output}: belongs to another run of {earlier['job']}; changed: {'; '.join(changed)}. "
-                "Give the same options again, choose another --output, or add --restart to delete it and "
-                "start over"
+                f"Give the same options again, choose another --output, or {remedy}"
             )
         else:
             return earlier if finished else None

@@ -89,6 +89,7 @@ def measure_all(joined: Joined, config: EvaluateConfig) -> dict[str, Any]:
     best_known = not math.isnan(best_log_loss)
     return overall | {
         "errors": joined.errors.total(),
+        "rows_in_both_orders": int(np.count_nonzero(~np.isnan(joined.prob_ab + joined.prob_ba))),
         "error_reasons": dict(joined.errors.most_common(MOST_REASONS)),
         "best_accuracy": best_accuracy if best_known else None,
         "best_log_loss": best_log_loss if best_known else None,
@@ -209,8 +210,10 @@ def print_headline(metrics: dict[str, Any], output: str) -> None:
             f"{percent(ends[0])} to {percent(ends[1])}" if ends else "",
             decimals(row["log_loss"]),
         )
+    twice = metrics["rows_in_both_orders"]
+    told = f" of the {twice:,} rows in both orders" if twice < metrics["rows"] else ""
     position = (
-        f"position bias {decimals(metrics['position_bias'])}, flips {percent(metrics['flip_rate'])} %"
+        f"position bias {decimals(metrics['position_bias'])}, flips {percent(metrics['flip_rate'])} %{told}"
         if metrics["flip_rate"] is not None
         else "one ordering only"
     )

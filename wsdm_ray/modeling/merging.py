@@ -37,6 +37,7 @@ from wsdm_ray.storage import reason
 from wsdm_ray.text.encoding import read_settings
 
 __all__ = [
+    "ADAPTER_WEIGHTS",
     "HEADS",
     "Adapter",
     "Base",

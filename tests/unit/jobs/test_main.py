@@ -47,6 +47,24 @@ def test_wrong_arguments(capsys, arguments, message):
     assert captured.out == ""
 
 
+def test_a_terminated_job_removes_its_temporary_files(tmp_path):
+    code = f"""
+import os, signal, sys, tempfile
+from jobs._main import main
+from wsdm_ray.config import ArenaConfig
+
+def run(config):
+    with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+sys.exit(main(run, ArenaConfig, ["--output", "x"]))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=60)
+    assert ended.returncode == 143
+    assert not list(tmp_path.iterdir())
+
+
 def test_help(capsys):
     assert main(print, ArenaConfig, ["--help"]) == 0
     assert "median about 1,000 tokens a triple" in " ".join(capsys.readouterr().out.replace("│", "").split())
