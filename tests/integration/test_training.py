@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,6 +48,16 @@ def test_a_trained_folder_is_a_checkpoint_with_its_metrics(classifier: Path):
     rows = metrics_of(classifier)
     assert [row["step"] for row in rows] == list(range(1, run["metrics"]["step"] + 1))
     assert all(row["pairs"] == 8 for row in rows)
+
+
+def test_a_finished_run_whose_weights_are_gone(classifier: Path, int8_base, prepared, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(classifier, folder)
+    asked = train_config(int8_base, prepared, folder)
+    assert train(asked) == json.loads((folder / "run.json").read_text())
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"finished run, but adapter_model.safetensors is gone.*--restart"):
+        train(asked)
 
 
 def test_only_the_best_and_the_last_checkpoint_are_kept(classifier: Path):
