@@ -179,9 +179,8 @@ def within(fs: Any, folder: str, suffixes: tuple[str, ...]) -> list[str]:
     """Files of a folder, to any depth, that end with one of `suffixes`."""
     names = [name for name in map(str, fs.find(folder)) if not hidden(name, folder)]
     found = [name for name in names if name.lower().endswith(suffixes)]
-    warn_of_unread(
-        folder, suffixes, *sorted(name for name in set(names) - set(found) if LIKE_DATA.search(name))
-    )
+    unread = sorted(name for name in set(names) - set(found) if LIKE_DATA.search(name))
+    warn_of_unread(folder, suffixes, *unread)
     return found
 
 
