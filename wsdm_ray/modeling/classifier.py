@@ -87,9 +87,8 @@ def load_network(
             output_loading_info=True, ignore_mismatched_sizes=True, **options,
         )  # fmt: skip  # a head of another number of labels gives way to ours
     check_complete(folder, found)
-    for (
-        parameter
-    ) in network.parameters():  # beside quantized weights they come in the type they are stored in
+    # Those beside quantized weights come in the type they are stored in.
+    for parameter in network.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
     network.requires_grad_(False)
