@@ -70,20 +70,17 @@ def open_run(
         )
     if earlier is not None:
         changed = changes({key: earlier[key] for key in ("job", "fingerprint")}, mine)
-        leftovers = not finished and not resumes and earlier["job"] == job
-        if restart and earlier["job"] != job:
+        own = earlier["job"] == job
+        if restart and not own:
             raise RunMismatchError(
                 f"{output}: holds a run of {earlier['job']}, which --restart of {job} does not delete; "
                 "choose another --output, or delete the folder yourself"
             )
+        leftovers = own and not finished and not resumes
         if restart or leftovers:
             storage.delete_folder(output)
         elif changed:
-            remedy = (
-                "add --restart to delete it and start over"
-                if earlier["job"] == job
-                else "delete the folder yourself"
-            )
+            remedy = "add --restart to delete it and start over" if own else "delete the folder yourself"
             raise RunMismatchError(
                 f"{output}: belongs to another run of {earlier['job']}; changed: {'; '.join(changed)}. "
                 f"Give the same options again, choose another --output, or {remedy}"

@@ -116,10 +116,10 @@ def votes_study(results: dict[str, Any]) -> list[str]:
         mean = format(sum(values) / len(values), form)
         return mean if low == high else f"{mean} ({low} to {high})"
 
-    def row(preset: str, way: str, metrics: list[dict[str, Any]], speeds: list[float]) -> str:
+    def row(preset: str, way: str, seeds: str, metrics: list[dict[str, Any]], speeds: list[float]) -> str:
         eces = (cell([each["calibration"][when]["ece"] for each in metrics]) for when in ("before", "after"))
         cells = (
-            preset, way, str(len(metrics)),
+            preset, way, seeds,
             cell([each["accuracy"] for each in metrics]), cell([each["log_loss"] for each in metrics]),
             ", ".join(eces), cell([each["position_bias"] for each in metrics], "+.3f"),
             cell([each["flip_rate"] for each in metrics]), cell(speeds, ".0f"),
@@ -129,17 +129,13 @@ def votes_study(results: dict[str, Any]) -> list[str]:
     for preset, way in dict.fromkeys((run["preset"], run["variant"]) for run in sorted(runs, key=way_order)):
         same = [run for run in runs if (run["preset"], run["variant"]) == (preset, way)]
         speeds = [run["score_pairs_per_second"] for run in same]
-        lines.append(row(preset, way, [run["metrics"] for run in same], speeds))
+        lines.append(row(preset, way, str(len(same)), [run["metrics"] for run in same], speeds))
         alone = [run["in_one_order"] for run in same if "in_one_order" in run]
         if alone:
-            lines.append(row(preset, f"{way}, scored in one order", alone, []))
+            lines.append(row(preset, f"{way}, scored in one order", str(len(alone)), alone, []))
     for mean in results["mean_of_seeds"]:
-        metrics = mean["metrics"]
-        eces = (f"{metrics['calibration'][when]['ece']:.3f}" for when in ("before", "after"))
         lines.append(
-            f"| {' and '.join(mean['presets'])} | ours, probabilities averaged | | {metrics['accuracy']:.3f} | "
-            f"{metrics['log_loss']:.3f} | {', '.join(eces)} | {metrics['position_bias']:+.3f} | "
-            f"{metrics['flip_rate']:.3f} | |"
+            row(" and ".join(mean["presets"]), "ours, probabilities averaged", "", [mean["metrics"]], [])
         )
     logistic, longer = base["logistic_regression"], base["longer_answer"]
     after = logistic["calibration"]

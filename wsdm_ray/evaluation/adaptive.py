@@ -67,28 +67,28 @@ def adaptive(
     Returns:
         `tolerance`, `both` (accuracy and log loss), `table` (a dict for each of `THRESHOLDS`, on all rows),
         `threshold` (fitted on all rows: the one to use; None where none will do, or none leaves out a second
-        ordering), `thresholds_by_half` and
-        `after` (share_rerun, accuracy, log_loss; both None where a half is empty or has no threshold). None
-        where a row lacks an ordering.
+        ordering), `thresholds_by_half` and `after` (share_rerun, accuracy, log_loss; both None where a half
+        is empty or has no threshold). None where a row lacks an ordering.
     """
     if np.isnan(prob_ab_N).any() or np.isnan(prob_ba_N).any():
         return None
     simulated = [simulate(prob_N, prob_ab_N, prob_ba_N, ba_first_N, one) for one in THRESHOLDS]
     losses = np.stack([cross_entropy(prob, label_N) for prob, _ in simulated])  # [thresholds, N]
     both_N = cross_entropy(prob_N, label_N)
+    threshold = best_threshold(losses.mean(axis=1), float(both_N.mean()), tolerance)
+    if threshold is not None and simulated[THRESHOLDS.index(threshold)][1].all():
+        threshold = None
     result: dict[str, Any] = {
         "tolerance": tolerance,
         "both": {"accuracy": float(agreement(prob_N, label_N).mean()), "log_loss": float(both_N.mean())},
         "table": [
-            {"threshold": threshold} | figures(prob, again, label_N)
-            for threshold, (prob, again) in zip(THRESHOLDS, simulated, strict=True)
+            {"threshold": one} | figures(prob, again, label_N)
+            for one, (prob, again) in zip(THRESHOLDS, simulated, strict=True)
         ],
-        "threshold": best_threshold(losses.mean(axis=1), float(both_N.mean()), tolerance),
+        "threshold": threshold,
         "thresholds_by_half": None,
         "after": None,
     }
-    if (used := result["threshold"]) is not None and simulated[THRESHOLDS.index(used)][1].all():
-        result["threshold"] = None
     half_N = (groups_N & np.uint64(1)).astype(bool)
     if half_N.all() or not half_N.any():
         return result

@@ -71,12 +71,12 @@ def shape_of(config: Any) -> Shape:
     if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
         raise ModelError(f"model type {config.model_type} with biases in attention or MLP is not supported")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if window and not getattr(config, "layer_types", None):
+    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    if window and not kinds and getattr(config, "use_sliding_window", True):
         raise ModelError(
             f"model type {config.model_type} has a window, but no layer_types to say in which layers"
         )
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    kinds = kinds or ["full_attention"] * config.num_hidden_layers
     if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
         raise ModelError(f"layers of kind {', '.join(sorted(unknown))} are not supported")
     return Shape(
@@ -89,5 +89,5 @@ def shape_of(config: Any) -> Shape:
         softcap=getattr(config, "attn_logit_softcapping", None),
         norm_epsilon=config.rms_norm_eps,
         kinds=tuple(kinds),
-        window=getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None,
+        window=window if "sliding_attention" in kinds else None,
     )

@@ -394,7 +394,7 @@ def predictions_table(
         return total_N / np.maximum(weights_MNO.sum(axis=(0, 2)), np.finfo(np.float64).tiny)
 
     tokens_N = pairs_of(encoded, 0).tokens_N
-    cut_MN = np.stack([encoded.column(f"cut_{number}").to_numpy() for number in range(len(weights))])
+    cut_N = np.max([encoded.column(f"cut_{number}").to_numpy() for number in range(len(weights))], axis=0)
     columns = [
         encoded.column("id").cast(id_type),
         column(prob_a, pa.float32()),
@@ -402,7 +402,7 @@ def predictions_table(
         of_ordering(Ordering.AB, probability),
         of_ordering(Ordering.BA, probability),
         pa.array(tokens_N, pa.int32()),
-        pa.array(cut_MN.max(axis=0), pa.int32()),
+        pa.array(cut_N, pa.int32()),
         pa.array(errors, pa.string()),
     ]
     table = pa.Table.from_arrays(columns, schema=predictions_schema(id_type))
