@@ -255,8 +255,9 @@ class QuantizeConfig:
     output: str
     adapter: tuple[str, ...] = ()
     """Folders of adapters, of `train` or plain PEFT ones, that are merged in first, in order."""
-    precision: Literal["int8", "nf4", "fp8", "bf16"] = "int8"
-    """int8 and nf4 are bitsandbytes', for training and scoring; fp8 is compressed-tensors', for scoring."""
+    precision: Literal["int8", "nf4", "fp8", "int8-rows", "bf16"] = "int8"
+    """int8 and nf4 are bitsandbytes', for training and scoring. For scoring alone: fp8, compressed-tensors',
+    and int8-rows, which `score --precision int8` takes as they are."""
     restart: bool = False
     """Delete what the output folder holds and start over."""
 
@@ -370,8 +371,8 @@ class ScoreConfig:
     """Parquet files, folders or globs with the columns id, prompt, response_a, response_b."""
     output: str
     """Folder for part-NNNNNN.parquet and run.json."""
-    base: str | None = None
-    """Where the base model is, if not where it was in training."""
+    base: tuple[str, ...] = ()
+    """Where the base is, if not where it was in training: one folder for all models, or one for each."""
     orders: ScoreOrders = "both"
     """adaptive: one ordering of the first model, and all the others only where that one is in doubt."""
     adaptive_threshold: float = 0.2
@@ -402,6 +403,12 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         check_paths(model=self.model, input=self.input, output=self.output)
+        check(
+            len(self.base) in (0, 1, len(self.model)) and all(self.base),
+            "base",
+            self.base,
+            f"one folder, or one for each of the {len(self.model)} models",
+        )
         check(self.unit_rows >= 1, "unit_rows", self.unit_rows, "at least 1")
         check(
             not self.model_weights or len(self.model_weights) == len(self.model),

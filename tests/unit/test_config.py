@@ -125,6 +125,11 @@ WRONG = [
     (config.ScoreConfig, {"model_weights": (0.0,)}, "--model-weights (0.0,): must be above 0 each"),
     (
         config.ScoreConfig,
+        {"base": ("b", "c")},
+        "--base ('b', 'c'): must be one folder, or one for each of the 1 models",
+    ),
+    (
+        config.ScoreConfig,
         {"adaptive_threshold": 0.51},
         "--adaptive-threshold 0.51: must be in (0, 0.5]",
     ),

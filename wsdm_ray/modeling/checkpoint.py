@@ -15,7 +15,7 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +30,7 @@ from wsdm_ray.modeling.classifier import (
     peft_warnings,
     quiet,
 )
+from wsdm_ray.modeling.products import SPREAD
 from wsdm_ray.runs import versions
 from wsdm_ray.storage import local_copy, reason, sha256_of_files
 from wsdm_ray.text.encoding import read_settings
@@ -58,6 +59,12 @@ INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = re.compile(
     r"(tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\..*|merges\.txt)"
 )
+Quantization = Literal["int8", "nf4", "fp8", "int8-rows", "none"]
+"""How weights are stored; `int8` and `nf4` are bitsandbytes'."""
+IN_ROWS = {"fp8": "fp8", "int8-rows": "int8"}
+"""What is stored for scoring alone, and the precision that takes it as it is."""
+INT8_ROWS = {"quant_method": "int8_rows", "hadamard": SPREAD}
+"""What config.json says of `int8-rows`: a scale a row, after blocks of so many columns were spread."""
 FP8_CAPABILITY, INT8_CAPABILITY = (8, 9), (8, 0)
 """Compute capabilities of GPUs that have products in these precisions."""
 BY_CAPABILITY = ("auto", "fp8", "int8")
@@ -73,7 +80,7 @@ class Manifest:
     base: str | None = None
     """Where the base was in training (kind adapter)."""
     base_digest: str | None = None
-    quantization: Literal["int8", "nf4", "fp8", "none"] = "none"
+    quantization: Quantization = "none"
     """Of the base as it was trained on, or of the folder's own weights."""
     head: HeadConfig | None = None
     text: TextConfig = field(default_factory=TextConfig)
@@ -133,7 +140,7 @@ def weight_files(folder: str) -> list[Path]:
     return files
 
 
-def folder_quantization(folder: str) -> Literal["int8", "nf4", "fp8", "none"]:
+def folder_quantization(folder: str) -> Quantization:
     """How a model folder stores the weights of its linear layers.
 
     Raises:
@@ -154,8 +161,10 @@ def folder_quantization(folder: str) -> Literal["int8", "nf4", "fp8", "none"]:
         return "int8" if settings.get("load_in_8bit") else "nf4"
     if method == "compressed-tensors" and in_fp8_rows(settings):
         return "fp8"
+    if settings == INT8_ROWS:
+        return "int8-rows"
     raise ModelError(
-        f"{folder}: is quantized by {method}, neither by bitsandbytes nor in rows of 8-bit floats; give an "
+        f"{folder}: is quantized by {method}, neither by bitsandbytes nor in rows of 8 bit; give an "
         "unquantized base"
     )
 
@@ -181,10 +190,10 @@ def stored_quantization(folder: str, asked: str) -> Literal["int8", "nf4", "none
     stored = folder_quantization(folder)
     if stored == "none":
         return {"auto": "int8", "int8": "int8", "nf4": "nf4", "none": "none"}[asked]  # pyright: ignore[reportReturnType]
-    if stored == "fp8":
+    if stored not in ("int8", "nf4"):
         raise ModelError(
-            f"{folder}: is stored in fp8, which is for scoring alone; train on the unquantized model, or on "
-            "one that jobs.quantize made int8 or nf4"
+            f"{folder}: is stored in {stored}, which is for scoring alone; train on the unquantized model, "
+            "or on one that jobs.quantize made int8 or nf4"
         )
     if asked not in ("auto", stored):
         raise ConfigError(
@@ -220,7 +229,7 @@ def read_manifest(folder: str, *, need_head: bool = True) -> Manifest:
         ) from error
     for name, value, known in (
         ("kind", manifest.kind, ("adapter", "full", "base")),
-        ("quantization", manifest.quantization, ("int8", "nf4", "fp8", "none")),
+        ("quantization", manifest.quantization, get_args(Quantization)),
         ("label_order", tuple(manifest.label_order), (LABEL_ORDER,)),
     ):
         if value not in known:
@@ -278,15 +287,16 @@ def resolve_precision(
     """
     if device == "cuda" and precision in BY_CAPABILITY:
         capability = capability or torch.cuda.get_device_capability()
-    stored = {"int8": "bnb-int8", "nf4": "nf4", "fp8": "fp8", "none": None}[manifest.quantization]
+    stored = ({"int8": "bnb-int8", "nf4": "nf4", "none": None} | IN_ROWS)[manifest.quantization]
     if precision == "auto":
         precision = "fp32" if device == "cpu" else fastest_precision(capability or (0, 0), stored)
     for name, least, other in (("fp8", FP8_CAPABILITY, "int8"), ("int8", INT8_CAPABILITY, "bnb-int8")):
+        unread = other == "bnb-int8" and manifest.quantization in IN_ROWS
         if precision == name and capability and capability < least:
             raise ConfigError(
                 f"--precision {name}: takes a GPU of compute capability {least[0]}.{least[1]} or later, and "
                 f"there is one of {capability[0]}.{capability[1]}; use --precision {other}"
-                + (", with the model before it was made fp8" if stored == "fp8" and name == "int8" else "")
+                + (f", with the model before it was made {manifest.quantization}" if unread else "")
             )
     if precision in ("bnb-int8", "nf4") and stored not in (None, precision):
         raise ConfigError(
@@ -297,9 +307,9 @@ def resolve_precision(
 
 def fastest_precision(capability: tuple[int, int], stored: str | None) -> str:
     """Of a GPU, for weights that are stored in a precision or (None) unquantized."""
-    if capability >= FP8_CAPABILITY:
+    if capability >= FP8_CAPABILITY and stored != "int8":
         return "fp8"
-    if capability >= INT8_CAPABILITY or stored == "fp8":  # bitsandbytes has no such weights
+    if capability >= INT8_CAPABILITY or stored in IN_ROWS.values():  # bitsandbytes has no such weights
         return "int8"
     return stored or "bnb-int8"
 
@@ -318,8 +328,8 @@ def load_classifier(
     base stays quantized as it was trained and the adapter stands beside it.
 
     Args:
-        precision: `fp32`, `bf16`, `bnb-int8` or `nf4`; for others, and for checkpoints stored in fp8, there
-            is `loading.load_scorer`.
+        precision: `fp32`, `bf16`, `bnb-int8` or `nf4`; for others, and for checkpoints stored in 8-bit rows,
+            there is `loading.load_scorer`.
         base: where the base is, if not where the manifest says.
         verify: compare the base's digest with the manifest's (reads all of its weights).
 
@@ -333,7 +343,7 @@ def load_classifier(
     device = device_and_dtype("auto", device)[0]
     precision = resolve_precision(precision, device, manifest)
     merge = precision in ("fp32", "bf16")
-    if manifest.quantization == "fp8" or precision in ("int8", "fp8"):
+    if manifest.quantization in IN_ROWS or precision in ("int8", "fp8"):
         raise ModelError(f"{folder}: a network of transformers cannot run {precision} of it; use load_scorer")
     final = device_and_dtype(precision if merge else "auto", device)[1]
     weights = local_base(folder, manifest, base, verify) if manifest.kind == "adapter" else folder

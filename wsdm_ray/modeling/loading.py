@@ -2,7 +2,7 @@
 
 A stack is loaded one weight at a time: dequantized, the adapter merged in float32, and the sum quantized by
 rows, on the device itself. What is held at any time is the result and one weight; weights that are stored in
-fp8 rows are taken as they are where those are asked for.
+the rows that are asked for are taken as they are.
 """
 
 import functools
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from wsdm_ray.modeling.checkpoint import (
+    IN_ROWS,
     Manifest,
     load_classifier,
     load_head,
@@ -35,7 +36,7 @@ def on_stack(precision: str, device: str, manifest: Manifest) -> bool:
     """
     return (
         precision in ("int8", "fp8")
-        or manifest.quantization == "fp8"
+        or manifest.quantization in IN_ROWS
         or (device == "cuda" and precision == "bf16")
     )
 

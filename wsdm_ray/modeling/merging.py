@@ -10,6 +10,7 @@ of the base and of plain PEFT adapters are left out. Not covered: adapters other
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import nn
 from wsdm_ray.errors import ModelError
 from wsdm_ray.modeling.attention import attention_implementation
 from wsdm_ray.modeling.checkpoint import (
+    IN_ROWS,
     MANIFEST,
     Manifest,
     check_head,
@@ -32,7 +34,7 @@ from wsdm_ray.modeling.checkpoint import (
     weight_files,
 )
 from wsdm_ray.modeling.classifier import make_head, model_config, peft_warnings
-from wsdm_ray.modeling.products import TYPES, Rows, in_rows
+from wsdm_ray.modeling.products import TYPES, Rows, hadamard, in_rows, spread_out
 from wsdm_ray.storage import reason
 from wsdm_ray.text.encoding import read_settings
 
@@ -95,12 +97,15 @@ def quantized(weight: torch.Tensor, precision: str, dtype: torch.dtype) -> dict[
     Args:
         weight: floating [out, in], on the CPU, where the same weight gives the same bytes on any machine.
         precision: bitsandbytes' `int8` (of the weight in float16) or `nf4` (of the weight in `dtype`, double
-            quantization), or compressed-tensors' `fp8` (a scale a row).
+            quantization), compressed-tensors' `fp8` or our `int8-rows` (a scale a row).
     """
     from bitsandbytes import functional
 
-    if precision == "fp8":
-        values, scale = in_rows(weight, TYPES[precision])
+    if precision in IN_ROWS:
+        spread = precision == "int8-rows"
+        values, scale = in_rows(weight, TYPES[IN_ROWS[precision]], spread=spread)
+        # In blocks, a shape that no other reader takes for the weight's own.
+        values = values.unflatten(1, (-1, len(hadamard(values)))) if spread else values
         return {"weight": values, "weight_scale": scale[:, None]}
     if precision == "int8":
         values, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
@@ -119,7 +124,9 @@ def dequantized(stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
     if "SCB" in stored:
         return functional.int8_vectorwise_dequant(weight, stored["SCB"])
     if "weight_scale" in stored:
-        return weight.float() * stored["weight_scale"]
+        rows = weight.flatten(1).float() * stored["weight_scale"]
+        # What spread them, spread again, is the identity times its size, which the scale was divided by.
+        return spread_out(rows, hadamard(rows)) if weight.dtype == torch.int8 else rows
     statistics = {name.removeprefix("weight."): value for name, value in stored.items() if name != "weight"}
     if not statistics:
         return weight.float()
@@ -136,7 +143,7 @@ class Base:
 
     shapes: of every parameter. linears: names of the linear layers, without `.weight`.
     places: of every parameter, the tensors that hold it, as (file, name in it): `weight`, and beside it what
-    `quantized` names. dtype: of what is not quantized. quantization: `int8`, `nf4`, `fp8` or `none`.
+    `quantized` names. dtype: of what is not quantized. quantization: as a manifest has it.
     heads: names of the tensors that are not the backbone's.
     """
 
@@ -217,7 +224,9 @@ def read_base(folder: str) -> Base:
     for name, parts in places.items():
         if not any(part.startswith("weight.") for part in parts):  # 4-bit weights lie in a row
             inside = parts["weight"][1]
-            check_shape(folder, inside, found[inside][1], shapes[name])
+            rows, *columns = found[inside][1]
+            shape = (rows, math.prod(columns)) if "weight_scale" in parts else (rows, *columns)
+            check_shape(folder, inside, shape, shapes[name])
     dtype = read_tensor(*places["embed_tokens.weight"]["weight"]).dtype
     return Base(
         folder=folder, config=config, shapes=shapes, linears=linears, places=places, dtype=dtype,
@@ -386,17 +395,17 @@ class Merged:
     adapters: tuple[Adapter, ...] = ()
 
     def rows(self, name: str, precision: str, device: str = "cpu") -> Rows | None:
-        """A weight in the `fp8` rows that it is stored in; None where that is not so, where another precision
-        is asked for, or where an adapter changes it."""
+        """A weight in the rows that it is stored in; None where that is not so, where another precision is
+        asked for, or where an adapter changes it."""
         layer = self.base.layer_of(name)
-        if layer is None or not self.base.quantization == precision == "fp8":
+        if layer is None or IN_ROWS.get(self.base.quantization) != precision:
             return None
         if any(layer in adapter.scales for adapter in self.adapters):
             return None
         stored = self.base.stored(name, device)
         if "weight_scale" not in stored:  # a layer that was left out when the base was quantized
             return None
-        return Rows(stored["weight"], stored["weight_scale"].float().flatten())
+        return Rows(stored["weight"].flatten(1), stored["weight_scale"].float().flatten())
 
     def parameter(self, name: str, device: str = "cpu") -> torch.Tensor:
         """A parameter with all adapters, in float32.

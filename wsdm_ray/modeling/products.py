@@ -85,8 +85,8 @@ def pack_weight(
 
     Args:
         gated: they are those of gate and up, for `multiply_gated`.
-        weights: [out, in] each, all of one `in`, or, for `fp8`, such that are in its rows already. Of those
-            that an iterator makes, one at a time is held as it came.
+        weights: [out, in] each, all of one `in`, or such that are in the rows of `precision` already. Of
+            those that an iterator makes, one at a time is held as it came.
         biases: [out] each, as many as weights, or none.
         precision: `none` (then of `dtype`), `int8` or `fp8`.
 

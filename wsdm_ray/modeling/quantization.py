@@ -3,8 +3,8 @@
 The weights stream from the base's files to the checkpoint's, tensor by tensor: merged in float32, quantized,
 written. In int8 and nf4 that is done by bitsandbytes' own functions, and what comes out is, byte for byte,
 what transformers saves after it quantized the same weights on loading; fp8 is written as compressed-tensors
-does it. Then both are run on a few pairs: the checkpoint as it is loaded for use, and the unquantized merge,
-whose layers are made one at a time.
+does it, int8 rows in a way of our own. Then both are run on a few pairs: the checkpoint as it is loaded for
+use, and the unquantized merge, whose layers are made one at a time.
 """
 
 import copy
@@ -25,7 +25,10 @@ from wsdm_ray.errors import ModelError
 from wsdm_ray.modeling.attention import DenseVisibility, dense_masks
 from wsdm_ray.modeling.checkpoint import (
     FP8_CAPABILITY,
+    IN_ROWS,
     INDEX,
+    INT8_CAPABILITY,
+    INT8_ROWS,
     MANIFEST,
     WEIGHTS,
     Manifest,
@@ -165,7 +168,7 @@ def head_of(merged: Merged) -> Adapter | None:
 
 
 def write_checkpoint(merged: Merged, precision: str, folder: str) -> Manifest:
-    """Write the weights in a precision (`int8`, `nf4`, `fp8`, `bf16`) with all that belongs to them."""
+    """Write the weights in a precision of `QuantizeConfig` with all that belongs to them."""
     base, last = merged.base, head_of(merged)
     stored = "none" if precision == "bf16" else precision
     dtype = torch.bfloat16 if precision == "bf16" else base.dtype
@@ -215,6 +218,8 @@ def write_config(base: Base, precision: str, dtype: torch.dtype, folder: str, *,
         del config.quantization_config
     if precision == "fp8":
         config.quantization_config = copy.deepcopy(FP8_ROWS)
+    elif precision == "int8-rows":
+        config.quantization_config = dict(INT8_ROWS)
     elif precision != "bf16":
         config.quantization_config = bitsandbytes_config(precision, torch.bfloat16)
     config.save_pretrained(folder)
@@ -270,8 +275,8 @@ def compare(merged: Merged, folder: str, manifest: Manifest) -> dict[str, Any]:
     layout = probe_layout(folder, manifest)
     device = device_and_dtype("auto")[0]
     expected = merged_states(merged, layout, device)
-    read = fp8_states if manifest.quantization == "fp8" else checkpoint_states
-    found, head = read(folder, manifest.head, layout, device)
+    read = stack_states if manifest.quantization in IN_ROWS else checkpoint_states
+    found, head = read(folder, manifest, layout, device)
     if head is None:
         what, real = "hidden states", torch.from_numpy(layout.groups_BT.reshape(-1) >= 0)
         expected, found = expected[real], found[real]
@@ -324,38 +329,39 @@ def states(backbone: Any, config: Any, layout: Layout, dtype: torch.dtype, devic
 
 
 def checkpoint_states(
-    folder: str, head: HeadConfig | None, layout: Layout, device: str
+    folder: str, manifest: Manifest, layout: Layout, device: str
 ) -> tuple[torch.Tensor, nn.Module | None]:
     """The hidden states of a checkpoint that is loaded as for use, in the type it stores, and its head."""
     stored = read_settings(Path(folder) / "config.json").get("dtype")
     lacking = device != "cpu" and device_and_dtype("auto", device)[1] != torch.bfloat16
     dtype = torch.bfloat16 if stored == "bfloat16" and not lacking else torch.float32
-    network = load_network(
-        folder, head or HeadConfig(kind="linear"), seed=0, device=device, dtype=dtype, quantization="none"
-    )
+    head = manifest.head or HeadConfig(kind="linear")
+    network = load_network(folder, head, seed=0, device=device, dtype=dtype, quantization="none")
     found_ND = states(network.get_submodule("model"), network.config, layout, dtype, device)
-    if head is None:
+    if manifest.head is None:
         return found_ND, None
     load_head(network, folder)
     return found_ND, network.get_submodule("score").float().cpu()
 
 
-def fp8_states(
-    folder: str, head: HeadConfig | None, layout: Layout, device: str
+def stack_states(
+    folder: str, manifest: Manifest, layout: Layout, device: str
 ) -> tuple[torch.Tensor, nn.Module | None]:
-    """What `checkpoint_states` gives, of a checkpoint in fp8, which a stack runs; on a GPU that has fp8."""
-    if device == "cuda" and torch.cuda.get_device_capability() < FP8_CAPABILITY:
+    """What `checkpoint_states` gives, of a checkpoint in rows, which a stack runs; on a GPU that has them."""
+    precision = IN_ROWS[manifest.quantization]
+    least = FP8_CAPABILITY if precision == "fp8" else INT8_CAPABILITY
+    if device == "cuda" and torch.cuda.get_device_capability() < least:
         device = "cpu"
-    stack = make_stack(Merged(base=read_base(folder)), "fp8", device, device_and_dtype("auto", device)[1])
+    stack = make_stack(Merged(base=read_base(folder)), precision, device, device_and_dtype("auto", device)[1])
     tokens_T, positions_T = (
         torch.from_numpy(each.reshape(-1)).to(device) for each in (layout.tokens_BT, layout.positions_BT)
     )
     sight = DenseVisibility(layout, set(stack.shape.kinds), stack.shape.window, device)
     found_TD = stack(tokens_T, positions_T, sight, torch.arange(len(tokens_T), device=device)).float().cpu()
-    if head is None:
+    if manifest.head is None:
         return found_TD, None
     network = nn.Module()
-    network.score = make_head(head, stack.shape.width, seed=0)
+    network.score = make_head(manifest.head, stack.shape.width, seed=0)
     load_head(network, folder)
     return found_TD, network.get_submodule("score").eval().float()
 

@@ -71,8 +71,8 @@ class Stack(nn.Module):
         parameter: a weight of the backbone by its name in transformers, unquantized, adapters merged; each is
             asked for once and may be forgotten then.
         rotary: the backbone's module that turns positions into cosines and sines.
-        rows: a linear layer's weight by its name, where it is stored in `fp8` rows and that is asked for;
-            asked for before `parameter` is.
+        rows: a linear layer's weight by its name, where it is stored in the rows of `precision`; asked for
+            before `parameter` is.
         precision: of the products: `none` keeps `dtype`, else `int8` or `fp8` (rows).
         dtype: of activations, and of weights that are not quantized.
     """

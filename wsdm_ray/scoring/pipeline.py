@@ -80,9 +80,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     files = list_files(config.input)
-    check_outside(
-        config.output, [*config.input, *files, *config.model, *([config.base] if config.base else [])]
-    )
+    check_outside(config.output, [*config.input, *files, *config.model, *config.base])
     replicas, on_gpu = fit_cluster(config.replicas)
     models, digests = check_models(config, "cuda" if on_gpu else "cpu")
     plan = make_plan(files, config.unit_rows, config.columns)
@@ -149,8 +147,8 @@ def check_models(config: ScoreConfig, device: str) -> tuple[tuple[ModelSpec, ...
     asks_the_gpu = device == "cuda" and config.precision in BY_CAPABILITY
     capability = gpu_capability() if asks_the_gpu else None
     models, digests = [], []
-    base = absolute(config.base) if config.base else None
-    for folder in config.model:
+    bases = config.base if len(config.base) > 1 else (config.base or (None,)) * len(config.model)
+    for folder, base in zip(config.model, bases, strict=True):
         local = local_copy(folder)
         manifest = read_manifest(local)
         if config.max_tokens:
@@ -162,10 +160,10 @@ def check_models(config: ScoreConfig, device: str) -> tuple[tuple[ModelSpec, ...
                 f"{manifest.text.max_tokens} tokens that one ordering may have in {folder}"
             )
         if manifest.kind == "adapter":
-            local_base(local, manifest, config.base, verify=True)
+            local_base(local, manifest, base, verify=True)
         shared = folder if is_remote(folder) else local
         precision = resolve_precision(config.precision, device, manifest, capability)
-        models.append(ModelSpec(shared, base, manifest, precision))
+        models.append(ModelSpec(shared, absolute(base) if base else None, manifest, precision))
         digests.append(
             {
                 "digest": folder_digest(local),

@@ -62,8 +62,8 @@ def pseudolabel(config: PseudolabelConfig) -> dict[str, Any]:
     """
     files = storage.list_files(config.input)
     excluded_files = storage.list_files(config.exclude) if config.exclude else []
-    read = [*config.input, *files, *config.model, *config.exclude, *excluded_files]
-    read += [path for path in (config.base, config.predictions) if path]
+    read = [*config.input, *files, *config.model, *config.base, *config.exclude, *excluded_files]
+    read += [config.predictions] if config.predictions else []
     check_outside(config.output, read)
     predictions = config.predictions or storage.join(config.output, "predictions")
     to_score = score_config(config, predictions)

@@ -19,6 +19,7 @@ from tests.unit.modeling import plain_loading
 from wsdm_ray.config import HeadConfig, LoraConfig, QuantizeConfig, TextConfig
 from wsdm_ray.errors import ConfigError, ModelError, RunMismatchError, StorageError, WsdmRayError
 from wsdm_ray.modeling.checkpoint import (
+    IN_ROWS,
     MANIFEST,
     Manifest,
     folder_digest,
@@ -553,6 +554,7 @@ def test_precisions(folders):
         "nf4": ["fp8", "fp8", "int8", "nf4"],
         "none": ["fp8", "fp8", "int8", "bnb-int8"],
         "fp8": ["fp8", "fp8", "int8"],
+        "int8-rows": ["int8", "int8", "int8"],
     }.items():
         kept = dataclasses.replace(manifest, quantization=stored)  # pyright: ignore[reportArgumentType]
         capabilities = [(9, 0), (8, 9), (8, 6), (7, 5)][: len(found)]
@@ -563,11 +565,13 @@ def test_precisions(folders):
         "--precision fp8: takes a GPU of compute capability 8.9 or later, and there is one of 8.0; use "
         "--precision int8"
     )
-    rows = dataclasses.replace(manifest, quantization="fp8")
-    assert refusal(ConfigError, lambda: resolve_precision("auto", "cuda", rows, (7, 5))) == (
-        "--precision int8: takes a GPU of compute capability 8.0 or later, and there is one of 7.5; use "
-        "--precision bnb-int8, with the model before it was made fp8"
-    )
+    for stored in IN_ROWS:
+        rows = dataclasses.replace(manifest, quantization=stored)  # pyright: ignore[reportArgumentType]
+        message = refusal(ConfigError, lambda rows=rows: resolve_precision("auto", "cuda", rows, (7, 5)))
+        assert message == (
+            "--precision int8: takes a GPU of compute capability 8.0 or later, and there is one of 7.5; use "
+            f"--precision bnb-int8, with the model before it was made {stored}"
+        )
     for name in ("full_int8", "adapter_int8", "adapter_as_int8"):
         message = refusal(ConfigError, lambda name=name: load_classifier(str(folders[name]), precision="nf4"))
         assert message == (

@@ -13,6 +13,7 @@ from wsdm_ray.config import QuantizeConfig, TextConfig
 from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling import products
 from wsdm_ray.modeling.checkpoint import (
+    IN_ROWS,
     folder_digest,
     load_classifier,
     save_classifier,
@@ -27,6 +28,7 @@ from wsdm_ray.modeling.stack import StackClassifier
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.text.encoding import PairEncoder
 
+STORED_ROWS = tuple(f"full_{stored}" for stored in IN_ROWS)
 TEXT = TextConfig(max_tokens=64)
 PAIRS = (
     ["What is 2 + 2?", ""],
@@ -43,9 +45,10 @@ def folders(request, family_model: Callable[..., Path], tmp_path_factory) -> dic
     for name, base, asked in (("adapter", plain, "none"), ("adapter_int8", root / "int8", "auto")):
         manifest = manifest_of(base, asked)
         save_classifier(trained(base, manifest.quantization), str(base), f"{root}/{name}", manifest)
-    for precision in ("int8", "fp8"):
+    for precision in ("int8", *IN_ROWS):
         written(f"{root}/full_{precision}", plain, f"{root}/adapter", precision)
-    return {name: f"{root}/{name}" for name in ("adapter", "adapter_int8", "full_int8", "full_fp8")}
+    kinds = ("adapter", "adapter_int8", "full_int8", *STORED_ROWS)
+    return {name: f"{root}/{name}" for name in kinds}
 
 
 def written(output: str, base: Path, adapter: str, precision: str) -> None:
@@ -88,22 +91,25 @@ def assert_same_stacks(one: StackClassifier, other: StackClassifier) -> None:
             torch.testing.assert_close(first.scale, second.scale, rtol=1e-6, atol=0)
 
 
-def test_what_is_stored_in_rows_is_taken_as_it_is(folders, monkeypatch):
+@pytest.mark.parametrize("stored", IN_ROWS)
+def test_what_is_stored_in_rows_is_taken_as_it_is(folders, monkeypatch, stored):
+    folder, precision = folders[f"full_{stored}"], IN_ROWS[stored]
     with monkeypatch.context() as patch:
         patch.setattr(products, "in_rows", lambda *_, **__: pytest.fail("quantized anew"))
-        straight, _ = load_stack(folders["full_fp8"], precision="fp8")
+        straight, _ = load_stack(folder, precision=precision)
     with monkeypatch.context() as patch:
         patch.setattr(Merged, "rows", lambda *_, **__: None)
-        requantized, _ = load_stack(folders["full_fp8"], precision="fp8")
+        requantized, _ = load_stack(folder, precision=precision)
     assert_same_stacks(straight, requantized)
-    found, expected = (logits(each, folders["full_fp8"], TEXT) for each in (straight, requantized))
+    found, expected = (logits(each, folder, TEXT) for each in (straight, requantized))
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_fp8_that_was_saved_is_fp8_of_the_adapter(folders):
-    saved, manifest = load_stack(folders["full_fp8"], precision="fp8")
-    assert (manifest.kind, manifest.quantization) == ("full", "fp8")
-    loaded, _ = load_stack(folders["adapter"], precision="fp8")
+@pytest.mark.parametrize("stored", IN_ROWS)
+def test_rows_that_were_saved_are_rows_of_the_adapter(folders, stored):
+    saved, manifest = load_stack(folders[f"full_{stored}"], precision=IN_ROWS[stored])
+    assert (manifest.kind, manifest.quantization) == ("full", stored)
+    loaded, _ = load_stack(folders["adapter"], precision=IN_ROWS[stored])
     assert_same_stacks(saved, loaded)
     found, expected = (logits(each, folders["adapter"], TEXT) for each in (saved, loaded))
     np.testing.assert_array_equal(found, expected)
@@ -121,6 +127,9 @@ def test_what_runs_what(folders):
         ("full_fp8", "bf16", torch.bfloat16),
         ("full_fp8", "int8", torch.int8),
         ("full_fp8", "fp8", torch.float8_e4m3fn),
+        ("full_int8-rows", "auto", torch.float32),
+        ("full_int8-rows", "fp8", torch.float8_e4m3fn),
+        ("full_int8-rows", "int8", torch.int8),
     ):
         network, manifest = load_scorer(folders[kind], precision=precision)
         assert isinstance(network, StackClassifier) == (expected is not None), (kind, precision)
@@ -133,16 +142,18 @@ def test_what_runs_what(folders):
 
 
 def test_what_a_network_of_transformers_cannot_run(folders):
-    with pytest.raises(
-        ModelError, match=r"full_fp8: a network of transformers cannot run fp32 of it; use lo"
-    ):
-        load_classifier(folders["full_fp8"])
+    for kind in STORED_ROWS:
+        with pytest.raises(
+            ModelError, match=rf"{kind}: a network of transformers cannot run fp32 of it; use lo"
+        ):
+            load_classifier(folders[kind])
     with pytest.raises(ModelError, match="cannot run int8 of it"):
         load_classifier(folders["full_int8"], precision="int8")
     with pytest.raises(ConfigError, match=r"^--precision bnb-int8: the weights are stored as fp8; use it, "):
         load_scorer(folders["full_fp8"], precision="bnb-int8")
-    with pytest.raises(ModelError, match=r"full_fp8: is stored in fp8, which is for scoring alone; train on"):
-        stored_quantization(folders["full_fp8"], "auto")
+    for stored in IN_ROWS:
+        with pytest.raises(ModelError, match=rf"is stored in {stored}, which is for scoring alone; train on"):
+            stored_quantization(folders[f"full_{stored}"], "auto")
 
 
 def test_a_layer_that_was_left_out_of_quantizing_has_no_rows(folders):

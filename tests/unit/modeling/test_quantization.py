@@ -37,6 +37,8 @@ from wsdm_ray.modeling.classifier import (
     trainable_parameters,
 )
 from wsdm_ray.modeling.families import FAMILIES
+from wsdm_ray.modeling.merging import read_base
+from wsdm_ray.modeling.products import hadamard
 from wsdm_ray.modeling.quantization import merge, quantize
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.text.encoding import PairEncoder
@@ -216,6 +218,31 @@ def test_fp8_as_other_tools_read_it(family_model, tmp_path, family):
         ModelError, match="is quantized by compressed-tensors, neither by bitsandbytes nor in"
     ):
         folder_quantization(str(tmp_path / "out"))
+
+
+def test_int8_rows_are_spread(family_model, tmp_path):
+    base = family_model("qwen2", 64)
+    manifest = written(tmp_path / "out", base, precision="int8-rows")
+    assert (manifest.kind, manifest.quantization) == ("base", "int8-rows")
+    assert folder_quantization(str(tmp_path / "out")) == "int8-rows"
+    read, found = read_base(str(tmp_path / "out")), weights(tmp_path / "out")
+    for name, exact in ((name, read_base(str(base)).parameter(f"{name}.weight")) for name in read.linears):
+        values, scale = found[f"{name}.weight"], found[f"{name}.weight_scale"]
+        block = len(hadamard(exact))
+        assert (values.dtype, values.shape[2], scale.shape) == (torch.int8, block, (len(values), 1))
+        assert values.abs().amax((1, 2)).eq(127).all()
+        # Half a step at most in each number; spreading keeps a sum of squares, but for a factor.
+        apart = (read.parameter(f"{name}.weight") - exact).reshape(len(exact), -1, block)
+        assert (apart.square().sum(-1) <= 1.001 * (scale * block / 2).square()).all()
+    config = tmp_path / "out" / "config.json"
+    settings = json.loads(config.read_text())
+    assert settings["quantization_config"] == {"quant_method": "int8_rows", "hadamard": 128}
+    settings["quantization_config"]["hadamard"] = 64
+    config.write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="is quantized by int8_rows, neither by bitsandbytes nor in rows"):
+        folder_quantization(str(tmp_path / "out"))
+    with pytest.raises(RuntimeError, match="mismatched"):  # and not a model that says nothing
+        transformers.AutoModel.from_pretrained(tmp_path / "out")
 
 
 def test_the_int8_options_of_the_recipe(family_model, tmp_path):
@@ -472,7 +499,7 @@ def test_the_check_of_a_backbone(family_model, tmp_path, lines):
     base = family_model("gemma2", 64)
     checks = {
         precision: made(tmp_path / precision, base, precision=precision)["check"]
-        for precision in ("bf16", "int8", "fp8", "nf4")
+        for precision in ("bf16", "int8", "int8-rows", "fp8", "nf4")
     }
     stored = json.loads((tmp_path / "nf4" / "run.json").read_text())
     assert stored["check"] == checks["nf4"]
@@ -485,6 +512,7 @@ def test_the_check_of_a_backbone(family_model, tmp_path, lines):
     # 8 bits of mantissa, of each row's largest weight, 4 bits of mantissa (activations too), and 4 bits
     order = [checks[precision]["mean_abs"] for precision in ("bf16", "int8", "fp8", "nf4")]
     assert order == sorted(order)
+    assert order[0] < checks["int8-rows"]["mean_abs"] < order[2]
     assert order[-1] < 1
     (line,) = [line for line in lines() if "against" in line][-1:]
     assert line.startswith("quantize: against the unquantized weights, hidden states: off by ")
@@ -586,6 +614,6 @@ def test_a_base_that_others_quantized(family_model, tmp_path):
     settings = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     (base / "config.json").write_text(json.dumps(config | settings))
     assert refusal(ModelError, lambda: made(tmp_path / "out", base)) == (
-        f"{base}: is quantized by gptq, neither by bitsandbytes nor in rows of 8-bit floats; give an "
+        f"{base}: is quantized by gptq, neither by bitsandbytes nor in rows of 8 bit; give an "
         "unquantized base"
     )

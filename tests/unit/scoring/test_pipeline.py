@@ -1,13 +1,18 @@
-"""Whether replicas and a reader fit, for clusters of all shapes."""
+"""Whether replicas and a reader fit, for clusters of all shapes; and what models are checked to be."""
+
+import dataclasses
+import shutil
 
 import pytest
 import ray
 
+from tests.unit.modeling.test_checkpoint import manifest_of, trained
 from wsdm_ray.config import ScoreConfig
-from wsdm_ray.errors import ClusterError
-from wsdm_ray.modeling.checkpoint import Manifest
+from wsdm_ray.errors import ClusterError, ModelError
+from wsdm_ray.modeling.checkpoint import Manifest, save_classifier
+from wsdm_ray.modeling.families import FAMILIES
 from wsdm_ray.scoring import pipeline
-from wsdm_ray.scoring.models import ModelSpec
+from wsdm_ray.scoring.models import Models, ModelSpec
 from wsdm_ray.scoring.pipeline import check_models, fastest_layout, fit_cluster
 
 
@@ -99,3 +104,23 @@ def test_precisions_are_resolved_before_replicas_are_made(
     config = ScoreConfig(model=(folder,), input=("i",), output="o", precision=asked)
     [spec], [digest] = check_models(config, device)
     assert spec.precision == digest["precision"] == found
+
+
+def test_each_model_has_a_base_of_its_own(family_model, tmp_path):
+    """Bases that are no longer where they were in training."""
+    models, bases = [], []
+    for family in ("gemma2", "llama"):
+        there = shutil.copytree(family_model(family), tmp_path / f"{family}-base")
+        models.append(str(tmp_path / family))
+        save_classifier(trained(there, "none"), str(there), models[-1], manifest_of(there, "none"))
+        bases.append(str(there.rename(tmp_path / f"{family}-moved")))
+    given = ScoreConfig(model=tuple(models), input=("i",), output="o", base=tuple(bases))
+    specs, _ = check_models(given, "cpu")
+    assert [spec.base for spec in specs] == bases
+    held = Models([dataclasses.replace(spec, precision="int8") for spec in specs]).held
+    assert [network.stack.shape.family for network, _ in held] == [FAMILIES["gemma2"], FAMILIES["llama"]]
+    only_one = dataclasses.replace(given, base=(bases[0],))
+    with pytest.raises(ModelError, match=r"llama: was trained on a base with digest .*gemma2-moved has"):
+        check_models(only_one, "cpu")
+    with pytest.raises(ModelError, match=r"gemma2: its base .*gemma2-base cannot be had .*use --base FOLDER"):
+        check_models(dataclasses.replace(given, base=()), "cpu")
