@@ -26,6 +26,7 @@ from wsdm_ray.storage import reason
 __all__ = [
     "add_lora",
     "check_complete",
+    "check_widths",
     "compile_layers",
     "device_and_dtype",
     "first_wins",
@@ -42,6 +43,8 @@ __all__ = [
 
 
 HEAD_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+NF4_BLOCK = 64
+"""Weights of 4 bit that share a scale, none of two rows."""
 
 
 def make_head(config: HeadConfig, width: int, seed: int) -> nn.Module:
@@ -77,6 +80,7 @@ def load_network(
     stored = getattr(config, "quantization_config", None)
     options: dict[str, Any] = {}
     if stored is None and quantization != "none":
+        check_widths(folder, config, quantization)
         options["quantization_config"] = bitsandbytes_config(quantization, dtype)
     # By number: transformers loads in threads of its own, whose current GPU is the first.
     place = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
@@ -143,6 +147,17 @@ def bitsandbytes_config(quantization: str, dtype: torch.dtype) -> transformers.B
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def check_widths(folder: str, config: Any, quantization: str) -> None:
+    """Raise `ModelError` where bitsandbytes, on a CPU, has no products with such weights in `nf4`."""
+    width, heads = config.hidden_size, config.num_attention_heads
+    inside = (width, heads * (getattr(config, "head_dim", None) or width // heads), config.intermediate_size)
+    odd = [each for each in inside if each % NF4_BLOCK]
+    if quantization == "nf4" and odd:
+        raise ModelError(
+            f"{folder}: has layers of {odd[0]} columns, and nf4 takes multiples of {NF4_BLOCK}; use int8"
+        )
 
 
 def add_lora(network: nn.Module, config: LoraConfig, seed: int) -> nn.Module:

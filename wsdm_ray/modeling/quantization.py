@@ -36,7 +36,13 @@ from wsdm_ray.modeling.checkpoint import (
     folder_digest,
     load_head,
 )
-from wsdm_ray.modeling.classifier import bitsandbytes_config, device_and_dtype, load_network, make_head
+from wsdm_ray.modeling.classifier import (
+    bitsandbytes_config,
+    check_widths,
+    device_and_dtype,
+    load_network,
+    make_head,
+)
 from wsdm_ray.modeling.loading import make_stack
 from wsdm_ray.modeling.merging import Adapter, Base, Merged, quantized, read_adapter, read_base, skeleton
 from wsdm_ray.packing.layouts import Layout, lay_out
@@ -104,6 +110,7 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
         "precision": config.precision,
     }
     merged = merge(base, adapters, fingerprint["base"])
+    check_widths(base, merged.base.config, config.precision)
     earlier = open_run(config.output, "quantize", fingerprint, config.restart)
     if earlier:
         logger.info("quantize: %s is complete already", config.output)

@@ -247,7 +247,7 @@ def test_an_adapter_on_exactly_the_named_layers(family_model, quantization):
     import peft
 
     network = load_network(
-        str(family_model("gemma2")),
+        str(family_model("gemma2", 64)),
         HeadConfig(),
         seed=0,
         device="cpu",

@@ -1,5 +1,6 @@
 """Quantizing: byte for byte what transformers and PEFT make of the same weights; figures; refusals."""
 
+import functools
 import json
 import logging
 import shutil
@@ -617,3 +618,11 @@ def test_a_base_that_others_quantized(family_model, tmp_path):
         f"{base}: is quantized by gptq, neither by bitsandbytes nor in rows of 8 bit; give an "
         "unquantized base"
     )
+
+
+def test_nf4_of_a_narrow_model_is_refused(family_model, tmp_path):
+    base = str(family_model("llama", 32))
+    message = f"{base}: has layers of 32 columns, and nf4 takes multiples of 64; use int8"
+    assert refusal(ModelError, lambda: made(tmp_path / "out", base, precision="nf4")) == message
+    load = functools.partial(load_network, base, HeadConfig(), seed=0, device="cpu", dtype=torch.float32)
+    assert refusal(ModelError, lambda: load(quantization="nf4")) == message
