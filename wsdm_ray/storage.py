@@ -239,10 +239,12 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
         except (pa.ArrowInvalid, OSError) as error:
             if isinstance(error, OSError) and "deserialize thrift" not in str(error):
                 raise  # of the store; a damaged footer is an OSError too
-            raise DataError(
-                f"{path}: not a parquet file ({reason(error)}); `prepare` also reads .jsonl, .json and .csv; "
-                "unpack or convert others"
-            ) from error
+            remedy = (
+                "it is damaged or another kind of file: copy or make it anew"
+                if path.lower().endswith(".parquet")
+                else "`prepare` also reads .jsonl, .json and .csv; unpack or convert others"
+            )
+            raise DataError(f"{path}: not a parquet file ({reason(error)}); {remedy}") from error
         with opened:
             yield opened
 

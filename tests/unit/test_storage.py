@@ -152,7 +152,7 @@ def test_identity_tells_versions_apart(tmp_path, remote):
             b"id,prompt\n" * 9,
             lambda path: storage.open_parquet(path).__enter__(),
             DataError,
-            "not a parquet file",
+            "; `prepare` also reads .jsonl, .json and .csv; unpack or convert others",
         ),
         (b"", storage.local_copy, StorageError, "/f: no such folder; check the path"),
         (b"", lambda path: storage.write_json(path + "/x", 1), StorageError, "/f/x: "),
@@ -276,3 +276,10 @@ def test_digest_depends_on_names_and_bytes(tmp_path):
 
     assert len({digest("a", "1"), digest("a", "2"), digest("b", "1")}) == 3
     assert digest("a", "1") == digest("a", "1")
+
+
+def test_a_damaged_parquet_file_is_not_taken_for_another_format(tmp_path):
+    path = tmp_path / "part-000000.PARQUET"
+    path.write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(DataError, match="; it is damaged or another kind of file: copy or make it anew$"):
+        storage.open_parquet(str(path)).__enter__()
