@@ -281,5 +281,5 @@ def test_digest_depends_on_names_and_bytes(tmp_path):
 def test_a_damaged_parquet_file_is_not_taken_for_another_format(tmp_path):
     path = tmp_path / "part-000000.PARQUET"
     path.write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(DataError, match="; it is damaged or another kind of file: copy or make it anew$"):
+    with pytest.raises(DataError, match=r"; it is damaged or another kind of file: copy or make it anew$"):
         storage.open_parquet(str(path)).__enter__()
