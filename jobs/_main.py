@@ -1,6 +1,8 @@
 """What every job shares: parse the options, run, say on one line what went wrong, leave with a status."""
 
+import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -9,6 +11,7 @@ from typing import TypeVar, cast
 
 import tyro
 
+from wsdm_ray.config import to_dict
 from wsdm_ray.errors import ConfigError, WsdmRayError
 from wsdm_ray.telemetry import set_up_logging
 
@@ -16,6 +19,7 @@ __all__ = ["main"]
 
 Config = TypeVar("Config")
 
+WITH_SECRET = re.compile(r"\w+://[^\s\"/@]*:[^\s\"/@]*@")
 INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
 TERMINATED = 143  # or that SIGTERM ended, which is how `ray job stop` begins
 
@@ -52,6 +56,7 @@ def main(
             )
         except SystemExit as leaving:  # --help, or arguments that tyro has explained already
             return leaving.code if isinstance(leaving.code, int) else 2
+        check_no_secret(config)
         run(config)
     except KeyboardInterrupt:
         print("interrupted; the same command again finishes the work", file=sys.stderr)
@@ -75,6 +80,16 @@ def check_repeated(argv: Sequence[str]) -> None:
         if name in seen:
             raise ConfigError(f"{name} stands twice; give all its values at once: {name} A B")
         seen.add(name)
+
+
+def check_no_secret(config: object) -> None:
+    """Raise `ConfigError` for a path with credentials in it: logs, errors and run.json name paths."""
+    for name, value in to_dict(config).items():
+        if WITH_SECRET.search(json.dumps(value)):
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: has a path with credentials in it; leave them to the "
+                "environment, or to the store's own files"
+            )
 
 
 def user_error(error: BaseException) -> WsdmRayError | None:

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 
 import ray
 
@@ -19,6 +21,7 @@ def connect(*, local: bool = False) -> None:
     """
     if ray.is_initialized():
         return
+    on_termination = signal.getsignal(signal.SIGTERM)
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # equal lines of two workers are two facts
     os.environ.setdefault(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
@@ -34,6 +37,8 @@ def connect(*, local: bool = False) -> None:
             f"{address}: no Ray cluster to join there ({error}); `ray job submit` takes an http:// address, "
             "a job itself HOST:PORT"
         ) from error
+    if threading.current_thread() is threading.main_thread():  # the only one that may
+        signal.signal(signal.SIGTERM, on_termination)  # Ray puts its own there, which aborts
 
 
 def start_own() -> None:

@@ -40,7 +40,7 @@ def take_preset(argv: list[str]) -> tuple[TrainConfig | None, list[str]]:
     for index, argument in enumerate(argv):
         if argument == "--preset" or argument.startswith("--preset="):
             taken = 1 if "=" in argument else 2
-            name = argument.partition("=")[2] or "".join(argv[index + 1 : index + 2])
+            name = argument.partition("=")[2] or "".join(argv[index + 1 : index + 2]) or "(no name)"
             if name not in PRESETS:
                 near = difflib.get_close_matches(name, PRESETS, 1)
                 hint = f"did you mean {near[0]}? " if near else ""

@@ -25,6 +25,7 @@ __all__ = [
     "STARTED_FILE",
     "changes",
     "check_outside",
+    "check_spares",
     "finish_run",
     "identities",
     "names_in",
@@ -130,6 +131,22 @@ def check_outside(output: str, inputs: Sequence[str]) -> None:
             raise ConfigError(f"--output {output}: holds the input {path}; choose another folder")
         if folder.startswith(comparable(path)):
             raise ConfigError(f"--output {output}: lies within the input {path}; choose another folder")
+
+
+def check_spares(option: str, path: str, output: str, inputs: Sequence[str]) -> None:
+    """Raise `ConfigError` where a file to be written is or lies within an input, or is of the output itself.
+
+    Args:
+        option: that named it.
+        inputs: files, folders and globs.
+    """
+    for other in inputs:
+        if comparable(path).startswith(comparable(other)):
+            raise ConfigError(f"{option} {path}: would overwrite the input {other}; choose another file")
+    name = os.path.basename(path)
+    of_a_run = name in (RUN_FILE, STARTED_FILE) or name.endswith(".parquet")
+    if of_a_run and comparable(path).startswith(comparable(output)):
+        raise ConfigError(f"{option} {path}: is a file of the output itself; choose another name")
 
 
 def comparable(path: str) -> str:

@@ -6,6 +6,7 @@ what the bytes mean.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -54,6 +55,13 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+LOCAL_REMEDIES = {
+    errno.ENOSPC: "free space on its disk, and run the same command again",
+    errno.EDQUOT: "free space of your quota, and run the same command again",
+    errno.EROFS: "choose another folder",
+    errno.EISDIR: "give a file, not a folder",
+    errno.ENOTDIR: "choose a folder, as a part of this one is a file",
+}
 SCHEMES = ("s3://", "gs://", "gcs://")
 
 CLIENTS = ("fsspec", "gcsfs", "s3fs")
@@ -115,6 +123,7 @@ def errors_for(path: str) -> Iterator[None]:
         remedy = "credentials" if is_remote(path) else "file's owner and mode"
         raise StorageError(f"{path}: permission denied; check the {remedy}") from error
     except OSError as error:
+        remedy = remedy or f"; {LOCAL_REMEDIES.get(error.errno or 0, 'check the disk')}"
         raise StorageError(f"{path}: {reason(error)}{remedy}") from error
     except Exception as error:
         if not raised_by_store(error):

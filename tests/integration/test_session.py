@@ -1,10 +1,15 @@
 """The Ray that all integration tests share."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import ray
 
 from wsdm_ray import storage
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_workers_reach_the_stores(ray_session, bucket):
@@ -18,3 +23,27 @@ def test_workers_reach_the_stores(ray_session, bucket):
     assert ray.cluster_resources()["CPU"] == 2
     assert ray.get(write.remote(f"{bucket}/from.json")) != os.getpid()
     assert storage.read_json(f"{bucket}/from.json") == {"by": "worker"}
+
+
+def test_a_terminated_job_removes_its_temporary_files(ray_session, tmp_path):
+    """Also within Ray, which has a handler of its own."""
+    code = f"""
+import os, signal, sys, tempfile
+from jobs._main import main
+from jobs._ray import connect
+from wsdm_ray.config import ArenaConfig
+
+def run(config):
+    connect()
+    with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+sys.exit(main(run, ArenaConfig, ["--output", "x"]))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=False, timeout=60, capture_output=True, text=True,
+        env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+    )  # fmt: skip
+    assert (ended.returncode, list(tmp_path.iterdir())) == (143, []), ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -55,7 +55,12 @@ def test_a_finished_run_whose_weights_are_gone(classifier: Path, int8_base, prep
     shutil.copytree(classifier, folder)
     asked = train_config(int8_base, prepared, folder)
     assert train(asked) == json.loads((folder / "run.json").read_text())
-    (folder / "adapter_model.safetensors").unlink()
+    weights = folder / "adapter_model.safetensors"
+    size = weights.stat().st_size
+    os.truncate(weights, 1_000)
+    with pytest.raises(ModelError, match=rf"adapter_model.safetensors is of 1000 bytes instead of {size}; "):
+        train(asked)
+    weights.unlink()
     with pytest.raises(ModelError, match=r"finished run, but adapter_model.safetensors is gone.*--restart"):
         train(asked)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -55,6 +56,28 @@ WRONG = [
     ),
     (config.OptimizerConfig, {"weight_decay": -1}, "--optimizer.weight-decay -1: must be 0 or more"),
     (config.OptimizerConfig, {"warmup_fraction": 1.1}, "--optimizer.warmup-fraction 1.1: must be in [0, 1]"),
+    (config.OptimizerConfig, {"betas": (1.0, 0.9)}, "--optimizer.betas (1.0, 0.9): must be in [0, 1) each"),
+    (config.TrainConfig, {"seed": 2**63}, f"--seed {2**63}: must be from 0 to 2**63 - 1"),
+    (config.TrainConfig, {"epochs": math.inf}, "--epochs inf: must be finite"),
+    (config.LoraConfig, {"alpha": math.inf}, "--lora.alpha inf: must be finite"),
+    (config.OptimizerConfig, {"learning_rate": math.inf}, "--optimizer.learning-rate inf: must be finite"),
+    (
+        config.OptimizerConfig,
+        {"head_learning_rate": math.inf},
+        "--optimizer.head-learning-rate inf: must be finite",
+    ),
+    (config.OptimizerConfig, {"weight_decay": math.inf}, "--optimizer.weight-decay inf: must be finite"),
+    (
+        config.ObjectiveConfig,
+        {"teacher_temperature": math.inf},
+        "--objective.teacher-temperature inf: must be finite",
+    ),
+    (
+        config.ObjectiveConfig,
+        {"order_agreement": math.inf},
+        "--objective.order-agreement inf: must be finite",
+    ),
+    (config.EnsembleConfig, {"temperature": math.inf}, "--temperature inf: must be finite"),
     (config.OptimizerConfig, {"max_grad_norm": 0}, "--optimizer.max-grad-norm 0: must be above 0"),
     (
         config.ObjectiveConfig,

@@ -1,6 +1,7 @@
 """Files on a local disk are whole or not there; whatever goes wrong is one line. Stores: integration."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -177,6 +178,22 @@ def test_no_permission(path, remedy):
     with pytest.raises(StorageError) as caught, storage.errors_for(path):
         raise PermissionError(13, "denied")
     assert str(caught.value) == f"{path}: permission denied; check the {remedy}"
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free space on its disk, and run the same command again"),
+        (errno.EROFS, "choose another folder"),
+        (errno.EISDIR, "give a file, not a folder"),
+        (errno.EIO, "check the disk"),
+    ],
+)
+def test_what_a_disk_refuses(number, remedy):
+    with pytest.raises(StorageError) as caught, storage.errors_for("/f"):
+        raise OSError(number, "no")
+    assert str(caught.value).startswith("/f: ")
+    assert str(caught.value).endswith(f"; {remedy}")
 
 
 def test_unknown_scheme():

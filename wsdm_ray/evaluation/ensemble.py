@@ -26,7 +26,7 @@ from wsdm_ray.evaluation.calibration import fit_temperature, log_odds
 from wsdm_ray.evaluation.join import join_by_id, read_predictions, read_votes, shown
 from wsdm_ray.evaluation.metrics import EPSILON, Floats, agreement, cross_entropy
 from wsdm_ray.evaluation.report import decimals, percent
-from wsdm_ray.runs import check_outside, finish_run, identities, open_run, options
+from wsdm_ray.runs import check_outside, check_spares, finish_run, identities, open_run, options
 from wsdm_ray.schema import MODEL_A, MODEL_B
 from wsdm_ray.telemetry import logger
 
@@ -58,9 +58,10 @@ def ensemble(config: EnsembleConfig) -> dict[str, Any]:
     """
     set_files = [storage.list_files(folder) for folder in config.predictions]
     vote_files = storage.list_files(config.votes) if config.votes else []
-    check_outside(
-        config.output, [*config.predictions, *config.votes, *(path for files in set_files for path in files)]
-    )
+    read = [*config.predictions, *config.votes, *vote_files, *(path for files in set_files for path in files)]
+    check_outside(config.output, read)
+    if config.submission:
+        check_spares("--submission", config.submission, config.output, read)
     fingerprint = {
         "options": options(config, leave_out=("predictions", "votes", "output", "submission", "restart")),
         "predictions": {str(place): identities(files) for place, files in enumerate(set_files)},

@@ -13,7 +13,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from wsdm_ray.modeling.checkpoint import (
     complete_folder,
     folder_digest,
     load_head,
+    read_manifest,
 )
 from wsdm_ray.modeling.classifier import (
     bitsandbytes_config,
@@ -144,7 +145,8 @@ def merge(base: str, adapters: list[str], base_digest: str) -> Merged:
 
 def left_out(merged: Merged) -> list[tuple[str, tuple[str, ...]]]:
     """Folders whose heads the checkpoint does not have, each with the names of the tensors."""
-    parts = [merged.base, *(adapter for adapter in merged.adapters if adapter is not head_of(merged))]
+    head = head_of(merged)
+    parts = (part for part in (merged.base, *merged.adapters) if not head or part.folder != head.folder)
     return [(part.folder, part.heads) for part in parts if part.heads]
 
 
@@ -165,10 +167,32 @@ def check_trained_on(adapter: Adapter, base: str, base_digest: str, *, first: bo
     )
 
 
-def head_of(merged: Merged) -> Adapter | None:
-    """The adapter whose head the checkpoint has: the last one, if it is of `train`."""
-    last = merged.adapters[-1] if merged.adapters else None
-    return last if last is not None and last.manifest is not None else None
+class Head(NamedTuple):
+    """A head that a checkpoint takes over: where it is from, what that folder says, its tensors by name."""
+
+    folder: str
+    manifest: Manifest
+    tensors: dict[str, torch.Tensor]
+
+
+def head_of(merged: Merged) -> Head | None:
+    """The last adapter's, if that is of `train`; of a classifier that nothing is merged into, its own."""
+    if merged.adapters:
+        last = merged.adapters[-1]
+        return Head(last.folder, last.manifest, last.head()) if last.manifest else None
+    folder, width = merged.base.folder, merged.base.config.hidden_size
+    manifest = read_manifest(folder, need_head=False) if (Path(folder) / MANIFEST).is_file() else None
+    if manifest is None or manifest.head is None:
+        return None
+    return Head(folder, manifest, stored_head(folder, manifest.head, width).state_dict())
+
+
+def stored_head(folder: str, config: HeadConfig, width: int) -> nn.Module:
+    """The head of a classifier's folder, on the CPU."""
+    network = nn.Module()
+    network.score = make_head(config, width, seed=0)
+    load_head(network, folder)
+    return network.get_submodule("score").eval()
 
 
 # Writing
@@ -176,11 +200,11 @@ def head_of(merged: Merged) -> Adapter | None:
 
 def write_checkpoint(merged: Merged, precision: str, folder: str) -> Manifest:
     """Write the weights in a precision of `QuantizeConfig` with all that belongs to them."""
-    base, last = merged.base, head_of(merged)
+    base, head = merged.base, head_of(merged)
     stored = "none" if precision == "bf16" else precision
     dtype = torch.bfloat16 if precision == "bf16" else base.dtype
     writer = ShardWriter(folder, SHARD_BYTES)
-    prefix = "model." if last else ""
+    prefix = "model." if head else ""
     for name in base.shapes:
         layer = base.layer_of(name)
         if layer is not None and stored != "none":
@@ -190,19 +214,18 @@ def write_checkpoint(merged: Merged, precision: str, folder: str) -> Manifest:
             writer.add(prefix + name, merged.parameter(name).to(dtype))
         else:
             writer.add(prefix + name, base.stored(name)["weight"].to(dtype))
-    if last:
-        for name, tensor in last.head().items():
+    if head:
+        for name, tensor in head.tensors.items():
             writer.add(f"score.{name}", tensor)
     writer.close()
-    write_config(base, precision, dtype, folder, with_head=last is not None)
+    write_config(base, precision, dtype, folder, with_head=head is not None)
     about: dict[str, Any] = {"kind": "base", "quantization": stored}
-    if last and last.manifest:
-        about |= {"kind": "full"} | {
-            name: getattr(last.manifest, name)
-            for name in ("head", "text", "orders", "temperature", "metrics")
-        }
+    if head:
+        # Of several adapters in one, nobody measured anything.
+        kept = ("head", "text", "orders", "temperature", *(["metrics"] if len(merged.adapters) < 2 else []))
+        about |= {"kind": "full"} | {name: getattr(head.manifest, name) for name in kept}
     manifest = Manifest(**about)
-    complete_folder(last.folder if last else base.folder, folder, manifest)
+    complete_folder(head.folder if head else base.folder, folder, manifest)
     return manifest
 
 
@@ -367,10 +390,7 @@ def stack_states(
     found_TD = stack(tokens_T, positions_T, sight, torch.arange(len(tokens_T), device=device)).float().cpu()
     if manifest.head is None:
         return found_TD, None
-    network = nn.Module()
-    network.score = make_head(manifest.head, stack.shape.width, seed=0)
-    load_head(network, folder)
-    return found_TD, network.get_submodule("score").eval().float()
+    return found_TD, stored_head(folder, manifest.head, stack.shape.width).float()
 
 
 def merged_states(merged: Merged, layout: Layout, device: str) -> torch.Tensor:

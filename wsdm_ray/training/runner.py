@@ -29,9 +29,17 @@ from wsdm_ray.data.mixing import check_leakage, mixed, read_teachers, row_weight
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, WsdmRayError
 from wsdm_ray.modeling.checkpoint import MANIFEST, Manifest, folder_digest, stored_quantization
-from wsdm_ray.modeling.merging import ADAPTER_WEIGHTS
 from wsdm_ray.runs import check_outside, finish_run, identities, names_in, open_run, options
-from wsdm_ray.storage import absolute, filesystem, is_remote, join, list_files, local_copy, upload_folder
+from wsdm_ray.storage import (
+    absolute,
+    file_identity,
+    filesystem,
+    is_remote,
+    join,
+    list_files,
+    local_copy,
+    upload_folder,
+)
 from wsdm_ray.telemetry import human, in_terminal, logger, set_up_logging, track_rows
 from wsdm_ray.training.batches import num_steps, pairs_in_steps
 from wsdm_ray.training.loop import STATE, STATE_TENSORS, Trainer, TrainingDivergedError
@@ -130,18 +138,19 @@ def train(config: TrainConfig) -> dict[str, Any]:
     }
     earlier = open_run(config.output, "train", fingerprint, config.restart)
     if earlier:
-        check_published(config.output)
+        check_published(config.output, earlier.get("published", {}))
         logger.info("train: %s is complete already", config.output)
         return earlier
     with show_bar(pairs_in_steps(counts["steps"], counts["epoch_rows"], config.pairs_per_step)) as board:
         result = fit(WorkerTask(told_workers, manifest, board), on_gpu)
     best, metrics = best_checkpoint(result, bool(config.valid))
-    publish(best, config.output)
+    published = publish(best, config.output)
     told_run = {
         "config": to_dict(config),
         "resolved": result.return_value,
         "counts": counts,
         "metrics": metrics,
+        "published": published,
     }
     run = finish_run(config.output, "train", fingerprint, told_run)
     logger.info("train: %s holds the classifier of step %d%s", config.output, metrics["step"], told(metrics))
@@ -205,8 +214,9 @@ def fit(task: WorkerTask, on_gpu: bool) -> ray.train.Result:
 
 def given_up(task: WorkerTask, error: BaseException) -> ClusterError:
     return ClusterError(
-        f"training failed more than {task.config.max_failures} times ({first_line(error)}); run the same "
-        "command again to go on from the last checkpoint"
+        f"training failed more than {task.config.max_failures} times ({first_line(error)}); mend that, see "
+        f"that no other run writes to {task.config.output}, and run the same command again to go on from the "
+        "last checkpoint"
     )
 
 
@@ -414,21 +424,26 @@ def best_checkpoint(result: ray.train.Result, has_valid: bool) -> tuple[ray.trai
     return min(result.best_checkpoints, key=lambda pair: key(pair[1]))
 
 
-def check_published(output: str) -> None:
-    """Raise `ModelError` where a finished run's folder has lost what `publish` put there."""
+def check_published(output: str, published: dict[str, int]) -> None:
+    """Raise `ModelError` where a finished run's folder no longer has what `publish` put there."""
     names = names_in(output)
-    for needed in (MANIFEST, ADAPTER_WEIGHTS):
-        if needed not in names:
+    for name, size in published.items():
+        there = file_identity(join(output, name))["bytes"] if name in names else None
+        if there != size:
+            lost = "gone" if there is None else f"of {there} bytes instead of {size}"
             raise ModelError(
-                f"{output}: is of a finished run, but {needed} is gone; copy it back, or train anew with "
+                f"{output}: is of a finished run, but {name} is {lost}; copy it back, or train anew with "
                 "--restart"
             )
 
 
-def publish(checkpoint: ray.train.Checkpoint, output: str) -> None:
-    """Put the classifier of a checkpoint into the output folder, its manifest last."""
+def publish(checkpoint: ray.train.Checkpoint, output: str) -> dict[str, int]:
+    """Put the classifier of a checkpoint into the output folder, its manifest last; returns bytes by name."""
+    published = {}
     with checkpoint.as_directory() as source, tempfile.TemporaryDirectory() as work:
         for path in Path(source).iterdir():
             if path.name not in NOT_OF_THE_CLASSIFIER:
                 os.symlink(path, Path(work) / path.name)
+                published[path.name] = path.stat().st_size
         upload_folder(work, output, last=MANIFEST)
+    return published

@@ -180,6 +180,27 @@ def test_a_submission_needs_every_row(tmp_path):
     assert not (tmp_path / "out.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("first/part-000000.parquet", "would overwrite the input .*first; choose another file"),
+        ("first/new.csv", "would overwrite the input .*first; choose another file"),
+        ("votes.parquet", "would overwrite the input .*votes.parquet; choose another file"),
+        ("out/part-000000.parquet", "is a file of the output itself; choose another name"),
+        ("out/run.json", "is a file of the output itself; choose another name"),
+    ],
+)
+def test_a_submission_overwrites_nothing(tmp_path, path, message):
+    rows = predicted(("x", 0.5), ("y", 0.5))
+    first, votes = write(tmp_path / "first", rows), tmp_path / "votes.parquet"
+    pq.write_table(pa.table({"id": ["x", "y"], "winner": ["model_a", "model_b"]}), votes)
+    given = config(tmp_path, (first,), votes=(str(votes),), submission=f"{tmp_path}/{path}")
+    before = {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()}
+    with pytest.raises(ConfigError, match=f"--submission .*{path}: {message}"):
+        ensemble(given)
+    assert {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()} == before
+
+
 def test_integers_stay_integers(tmp_path):
     rows = [{"id": number, "prob_a": 0.5} for number in (7, 3)]
     ensemble(

@@ -21,6 +21,7 @@ from wsdm_ray.config import HeadConfig, LoraConfig, QuantizeConfig, TextConfig
 from wsdm_ray.errors import ModelError, RunMismatchError, WsdmRayError
 from wsdm_ray.modeling import quantization
 from wsdm_ray.modeling.checkpoint import (
+    MANIFEST,
     Manifest,
     folder_digest,
     folder_quantization,
@@ -389,6 +390,33 @@ def test_a_base_whose_padding_is_its_eos(family_model, tmp_path, lines):
 
 
 # Adapters of `train`
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4", "fp8", "int8-rows"])
+def test_a_classifier_keeps_its_head(family_model, tmp_path, lines, precision):
+    base = family_model("llama", 64)
+    ours = our_adapter(base, tmp_path / "ours", "none")
+    written(tmp_path / "full", base, ours, precision="bf16")
+    kept = read_manifest(str(tmp_path / "full"))
+    assert made(tmp_path / "again", tmp_path / "full", precision=precision)["kind"] == "full"
+    manifest = read_manifest(str(tmp_path / "again"))
+    assert (manifest.head, manifest.text, manifest.metrics) == (kept.head, kept.text, kept.metrics)
+    found, stored = weights(tmp_path / "again"), weights(tmp_path / "full")
+    assert {name for name in found if name.startswith("score.")} == {
+        name for name in stored if name.startswith("score.")
+    }
+    assert torch.equal(found["score.1.weight"], stored["score.1.weight"])
+    assert "its head is left out" not in "\n".join(lines())
+
+
+def test_nothing_was_measured_of_two_adapters_in_one(family_model, tmp_path):
+    base = family_model("llama")
+    first, second = (our_adapter(base, tmp_path / name, "none", seed=seed) for seed, name in enumerate("ab"))
+    for folder in (first, second):
+        path = Path(folder) / MANIFEST
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {"step": 9}}))
+    assert written(tmp_path / "one", base, second, precision="bf16").metrics == {"step": 9}
+    assert written(tmp_path / "two", base, first, second, precision="bf16").metrics == {}
 
 
 def test_the_head_of_the_last_adapter(family_model, tmp_path, lines):
