@@ -1,6 +1,5 @@
 """What every job shares: parse the options, run, say on one line what went wrong, leave with a status."""
 
-import json
 import os
 import re
 import signal
@@ -11,7 +10,6 @@ from typing import TypeVar, cast
 
 import tyro
 
-from wsdm_ray.config import to_dict
 from wsdm_ray.errors import ConfigError, WsdmRayError
 from wsdm_ray.telemetry import set_up_logging
 
@@ -19,7 +17,7 @@ __all__ = ["main"]
 
 Config = TypeVar("Config")
 
-WITH_SECRET = re.compile(r"\w+://[^\s\"/@]*:[^\s\"/@]*@")
+WITH_SECRET = re.compile(r"\w+://[^\s/@]*:[^\s@]*@")
 INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
 TERMINATED = 143  # or that SIGTERM ended, which is how `ray job stop` begins
 
@@ -42,10 +40,18 @@ def main(
         default: a config whose values the command line may leave as they are.
     """
     set_up_logging()
+    terminated = threading.Event()
+
+    def terminate(*_: object) -> None:
+        terminated.set()
+        sys.exit(TERMINATED)
+
     if threading.current_thread() is threading.main_thread():  # the only one that may
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+        signal.signal(signal.SIGTERM, terminate)
     try:
-        check_repeated(sys.argv[1:] if argv is None else argv)
+        words = sys.argv[1:] if argv is None else argv
+        check_no_secret(words)
+        check_repeated(words)
         try:
             config = tyro.cli(
                 config_type,
@@ -56,11 +62,14 @@ def main(
             )
         except SystemExit as leaving:  # --help, or arguments that tyro has explained already
             return leaving.code if isinstance(leaving.code, int) else 2
-        check_no_secret(config)
         run(config)
     except KeyboardInterrupt:
         print("interrupted; the same command again finishes the work", file=sys.stderr)
         return INTERRUPTED
+    except SystemExit:
+        if terminated.is_set():
+            return TERMINATED  # where Ray waits it leaves with a status of its own
+        raise
     except Exception as error:
         known = user_error(error)
         if known is None:
@@ -82,13 +91,15 @@ def check_repeated(argv: Sequence[str]) -> None:
         seen.add(name)
 
 
-def check_no_secret(config: object) -> None:
+def check_no_secret(argv: Sequence[str]) -> None:
     """Raise `ConfigError` for a path with credentials in it: logs, errors and run.json name paths."""
-    for name, value in to_dict(config).items():
-        if WITH_SECRET.search(json.dumps(value)):
+    option = ""
+    for word in argv:
+        option = word.partition("=")[0] if word.startswith("--") else option
+        if WITH_SECRET.search(word):
             raise ConfigError(
-                f"--{name.replace('_', '-')}: has a path with credentials in it; leave them to the "
-                "environment, or to the store's own files"
+                f"{option}: has a path with credentials in it; leave them to the environment, or to the "
+                "store's own files"
             )
 
 

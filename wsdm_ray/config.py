@@ -46,7 +46,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def check(condition: bool, option: str, value: object, remedy: str) -> None:
     """Raise `ConfigError` that names the option, its value and what it takes."""
     if not condition:
-        remedy = "finite" if value == math.inf else remedy
+        remedy = "finite" if value == math.inf and remedy in ("above 0", "0 or more") else remedy
         raise ConfigError(f"--{option.replace('_', '-')} {value}: must be {remedy}")
 
 
@@ -384,7 +384,8 @@ class ScoreConfig:
     output: str
     """Folder for part-NNNNNN.parquet and run.json."""
     base: tuple[str, ...] = ()
-    """Where the base is, if not where it was in training: one folder for all models, or one for each."""
+    """Where the base is, if not where it was in training: one folder for all models, or one for each
+    (of a model that needs none, any)."""
     orders: ScoreOrders = "both"
     """adaptive: one ordering of the first model, and all the others only where that one is in doubt."""
     adaptive_threshold: float = 0.2

@@ -134,19 +134,23 @@ def check_outside(output: str, inputs: Sequence[str]) -> None:
 
 
 def check_spares(option: str, path: str, output: str, inputs: Sequence[str]) -> None:
-    """Raise `ConfigError` where a file to be written is or lies within an input, or is of the output itself.
+    """Raise `ConfigError` where a file to be written would overwrite an input, be taken for one by the next
+    run, or be of the output itself.
 
     Args:
         option: that named it.
-        inputs: files, folders and globs.
+        inputs: files and folders.
     """
+    place, folder = comparable(path), comparable(output)
+    if place in map(comparable, inputs):
+        raise ConfigError(f"{option} {path}: would overwrite an input; choose another file")
+    is_parquet = path.lower().endswith(".parquet")
     for other in inputs:
-        if comparable(path).startswith(comparable(other)):
-            raise ConfigError(f"{option} {path}: would overwrite the input {other}; choose another file")
-    name = os.path.basename(path)
-    of_a_run = name in (RUN_FILE, STARTED_FILE) or name.endswith(".parquet")
-    if of_a_run and comparable(path).startswith(comparable(output)):
-        raise ConfigError(f"{option} {path}: is a file of the output itself; choose another name")
+        if is_parquet and place.startswith(comparable(other)):
+            raise ConfigError(f"{option} {path}: lies within the input {other}; choose another file")
+    of_a_run = is_parquet or os.path.basename(path) in (RUN_FILE, STARTED_FILE)
+    if place == folder or (of_a_run and place.startswith(folder)):
+        raise ConfigError(f"{option} {path}: is of the output itself; choose another file")
 
 
 def comparable(path: str) -> str:

@@ -60,7 +60,10 @@ LOCAL_REMEDIES = {
     errno.EDQUOT: "free space of your quota, and run the same command again",
     errno.EROFS: "choose another folder",
     errno.EISDIR: "give a file, not a folder",
-    errno.ENOTDIR: "choose a folder, as a part of this one is a file",
+    errno.ENOTDIR: "choose another, as a folder in it is a file",
+    errno.EEXIST: "choose another, as a folder in it is a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    None: "it may be damaged: copy or make it anew",
 }
 SCHEMES = ("s3://", "gs://", "gcs://")
 
@@ -123,7 +126,8 @@ def errors_for(path: str) -> Iterator[None]:
         remedy = "credentials" if is_remote(path) else "file's owner and mode"
         raise StorageError(f"{path}: permission denied; check the {remedy}") from error
     except OSError as error:
-        remedy = remedy or f"; {LOCAL_REMEDIES.get(error.errno or 0, 'check the disk')}"
+        if not is_remote(path) or error.errno == errno.ENOSPC:  # where a remote one is kept
+            remedy = f"; {LOCAL_REMEDIES.get(error.errno, 'check the disk')}"
         raise StorageError(f"{path}: {reason(error)}{remedy}") from error
     except Exception as error:
         if not raised_by_store(error):

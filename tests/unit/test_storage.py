@@ -186,14 +186,22 @@ def test_no_permission(path, remedy):
         (errno.ENOSPC, "free space on its disk, and run the same command again"),
         (errno.EROFS, "choose another folder"),
         (errno.EISDIR, "give a file, not a folder"),
+        (errno.EEXIST, "choose another, as a folder in it is a file"),
         (errno.EIO, "check the disk"),
+        (None, "it may be damaged: copy or make it anew"),
     ],
 )
 def test_what_a_disk_refuses(number, remedy):
     with pytest.raises(StorageError) as caught, storage.errors_for("/f"):
-        raise OSError(number, "no")
+        raise OSError("no") if number is None else OSError(number, "no")
     assert str(caught.value).startswith("/f: ")
     assert str(caught.value).endswith(f"; {remedy}")
+
+
+def test_no_space_for_what_is_fetched():
+    with pytest.raises(StorageError, match=r"^s3://b/f: OSError: .*; free space on its disk"):  # noqa: SIM117
+        with storage.errors_for("s3://b/f"):
+            raise OSError(errno.ENOSPC, "no")
 
 
 def test_unknown_scheme():

@@ -299,8 +299,9 @@ def resolve_precision(
                 + (f", with the model before it was made {manifest.quantization}" if unread else "")
             )
     if precision in ("bnb-int8", "nf4") and stored not in (None, precision):
+        also, name = ("", manifest.quantization) if manifest.quantization in IN_ROWS else ("it, ", stored)
         raise ConfigError(
-            f"--precision {precision}: the weights are stored as {stored}; use it, fp32, bf16, int8 or fp8"
+            f"--precision {precision}: the weights are stored as {name}; use {also}fp32, bf16, int8 or fp8"
         )
     return precision
 

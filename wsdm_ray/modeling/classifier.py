@@ -79,8 +79,9 @@ def load_network(
     config = model_config(folder)
     stored = getattr(config, "quantization_config", None)
     options: dict[str, Any] = {}
+    if device == "cpu" and (quantization == "nf4" if stored is None else dict(stored).get("load_in_4bit")):
+        check_widths(folder, config)
     if stored is None and quantization != "none":
-        check_widths(folder, config, quantization)
         options["quantization_config"] = bitsandbytes_config(quantization, dtype)
     # By number: transformers loads in threads of its own, whose current GPU is the first.
     place = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
@@ -149,14 +150,15 @@ def bitsandbytes_config(quantization: str, dtype: torch.dtype) -> transformers.B
     )
 
 
-def check_widths(folder: str, config: Any, quantization: str) -> None:
-    """Raise `ModelError` where bitsandbytes, on a CPU, has no products with such weights in `nf4`."""
+def check_widths(folder: str, config: Any) -> None:
+    """Raise `ModelError` where bitsandbytes has no products on a CPU with such weights in nf4."""
     width, heads = config.hidden_size, config.num_attention_heads
     inside = (width, heads * (getattr(config, "head_dim", None) or width // heads), config.intermediate_size)
     odd = [each for each in inside if each % NF4_BLOCK]
-    if quantization == "nf4" and odd:
+    if odd:
         raise ModelError(
-            f"{folder}: has layers of {odd[0]} columns, and nf4 takes multiples of {NF4_BLOCK}; use int8"
+            f"{folder}: has layers of {odd[0]} columns, and on a CPU nf4 takes multiples of {NF4_BLOCK}; "
+            "use int8"
         )
 
 

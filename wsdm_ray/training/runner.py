@@ -29,11 +29,13 @@ from wsdm_ray.data.mixing import check_leakage, mixed, read_teachers, row_weight
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, WsdmRayError
 from wsdm_ray.modeling.checkpoint import MANIFEST, Manifest, folder_digest, stored_quantization
+from wsdm_ray.modeling.merging import ADAPTER_WEIGHTS
 from wsdm_ray.runs import check_outside, finish_run, identities, names_in, open_run, options
 from wsdm_ray.storage import (
     absolute,
     file_identity,
     filesystem,
+    is_leftover,
     is_remote,
     join,
     list_files,
@@ -138,7 +140,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     }
     earlier = open_run(config.output, "train", fingerprint, config.restart)
     if earlier:
-        check_published(config.output, earlier.get("published", {}))
+        check_published(config.output, earlier.get("published", dict.fromkeys((MANIFEST, ADAPTER_WEIGHTS))))
         logger.info("train: %s is complete already", config.output)
         return earlier
     with show_bar(pairs_in_steps(counts["steps"], counts["epoch_rows"], config.pairs_per_step)) as board:
@@ -424,26 +426,31 @@ def best_checkpoint(result: ray.train.Result, has_valid: bool) -> tuple[ray.trai
     return min(result.best_checkpoints, key=lambda pair: key(pair[1]))
 
 
-def check_published(output: str, published: dict[str, int]) -> None:
+def check_published(output: str, published: dict[str, int | None]) -> None:
     """Raise `ModelError` where a finished run's folder no longer has what `publish` put there."""
     names = names_in(output)
     for name, size in published.items():
-        there = file_identity(join(output, name))["bytes"] if name in names else None
-        if there != size:
-            lost = "gone" if there is None else f"of {there} bytes instead of {size}"
+        lost = "" if name in names else "gone"
+        if size is not None and not lost:
+            there = file_identity(join(output, name))["bytes"]
+            lost = f"of {there} bytes instead of {size}" if there != size else ""
+        if lost:
             raise ModelError(
                 f"{output}: is of a finished run, but {name} is {lost}; copy it back, or train anew with "
                 "--restart"
             )
 
 
-def publish(checkpoint: ray.train.Checkpoint, output: str) -> dict[str, int]:
-    """Put the classifier of a checkpoint into the output folder, its manifest last; returns bytes by name."""
+def publish(checkpoint: ray.train.Checkpoint, output: str) -> dict[str, int | None]:
+    """Put the classifier of a checkpoint into the output folder, its manifest last.
+
+    Returns the names, each with its bytes where they are weights; other files people may edit.
+    """
     published = {}
     with checkpoint.as_directory() as source, tempfile.TemporaryDirectory() as work:
         for path in Path(source).iterdir():
-            if path.name not in NOT_OF_THE_CLASSIFIER:
+            if path.name not in NOT_OF_THE_CLASSIFIER and not is_leftover(path.name):
                 os.symlink(path, Path(work) / path.name)
-                published[path.name] = path.stat().st_size
+                published[path.name] = path.stat().st_size if path.suffix == ".safetensors" else None
         upload_folder(work, output, last=MANIFEST)
     return published

@@ -183,11 +183,12 @@ def test_a_submission_needs_every_row(tmp_path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("first/part-000000.parquet", "would overwrite the input .*first; choose another file"),
-        ("first/new.csv", "would overwrite the input .*first; choose another file"),
-        ("votes.parquet", "would overwrite the input .*votes.parquet; choose another file"),
-        ("out/part-000000.parquet", "is a file of the output itself; choose another name"),
-        ("out/run.json", "is a file of the output itself; choose another name"),
+        ("first/part-000000.parquet", "would overwrite an input; choose another file"),
+        ("first/new.parquet", "lies within the input .*first; choose another file"),
+        ("votes.parquet", "would overwrite an input; choose another file"),
+        ("out/part-000000.parquet", "is of the output itself; choose another file"),
+        ("out/run.json", "is of the output itself; choose another file"),
+        ("out", "is of the output itself; choose another file"),
     ],
 )
 def test_a_submission_overwrites_nothing(tmp_path, path, message):

@@ -65,11 +65,12 @@ sys.exit(main(run, ArenaConfig, ["--output", "x"]))
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [["--input", "s3://k:SECRET@b/x"], ["--input", "a", "gs://k:SECRET@b"]])
+@pytest.mark.parametrize("arguments", [["--input", "s3://k:SECRET@b/x"], ["--input=a", "gs://k:SEC/RET@b"]])
 def test_credentials_in_a_path_are_not_repeated(capsys, arguments):
     assert main(print, PrepareConfig, [*arguments, "--output", "x"]) == 2
     told = capsys.readouterr()
     assert "SECRET" not in told.out + told.err
+    assert "RET@" not in told.out + told.err
     assert told.err.startswith("error: --input: has a path with credentials in it; leave them to the environ")
 
 

@@ -149,9 +149,10 @@ def test_what_a_network_of_transformers_cannot_run(folders):
             load_classifier(folders[kind])
     with pytest.raises(ModelError, match="cannot run int8 of it"):
         load_classifier(folders["full_int8"], precision="int8")
-    with pytest.raises(ConfigError, match=r"^--precision bnb-int8: the weights are stored as fp8; use it, "):
-        load_scorer(folders["full_fp8"], precision="bnb-int8")
     for stored in IN_ROWS:
+        message = rf"^--precision bnb-int8: the weights are stored as {stored}; use fp32, bf16, int8 or fp8$"
+        with pytest.raises(ConfigError, match=message):
+            load_scorer(folders[f"full_{stored}"], precision="bnb-int8")
         with pytest.raises(ModelError, match=rf"is stored in {stored}, which is for scoring alone; train on"):
             stored_quantization(folders[f"full_{stored}"], "auto")
 
