@@ -347,6 +347,18 @@ def test_an_adapter_onto_a_quantized_base(family_model, tmp_path, precision):
         assert ((back - weight).abs() <= 0.51 * scale[:, None] / 127 + 1e-3 * weight.abs()).all()
 
 
+def test_an_adapter_onto_int8_rows(family_model, tmp_path):
+    base = family_model("llama", 64)
+    adapter = peft_adapter(base, tmp_path / "adapter", 1, **EARLIER)
+    written(tmp_path / "rows", base, precision="int8-rows")
+    exact, found = (merge(str(folder), [adapter], "") for folder in (base, tmp_path / "rows"))
+    for layer in ("layers.1.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"):
+        assert found.rows(layer, "int8") is None or "gate" in layer  # the sum is not what is stored
+        weight = exact.parameter(layer)
+        apart = (found.parameter(layer) - weight).norm() / weight.norm()
+        assert 0 < apart < 0.01
+
+
 # The same token, whatever the padding
 
 
