@@ -27,6 +27,7 @@ from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling.classifier import (
     device_and_dtype,
     load_network,
+    make_head,
     peft_warnings,
     quiet,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "read_manifest",
     "resolve_precision",
     "save_classifier",
+    "stored_head",
     "stored_quantization",
     "weight_files",
 ]
@@ -470,6 +472,14 @@ def load_adapter_weights(network: nn.Module, folder: str) -> None:
     path = Path(folder) / "adapter_model.safetensors"
     check_adapter(network, path)
     peft.set_peft_model_state_dict(network, load_file(path))
+
+
+def stored_head(folder: str, config: HeadConfig, width: int) -> nn.Module:
+    """The head of a full model's folder, on the CPU."""
+    network = nn.Module()
+    network.score = make_head(config, width, seed=0)
+    load_head(network, folder)
+    return network.get_submodule("score").eval()
 
 
 def load_head(network: nn.Module, folder: str) -> None:

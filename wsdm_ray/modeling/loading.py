@@ -14,10 +14,10 @@ from wsdm_ray.modeling.checkpoint import (
     IN_ROWS,
     Manifest,
     load_classifier,
-    load_head,
     local_base,
     read_manifest,
     resolve_precision,
+    stored_head,
 )
 from wsdm_ray.modeling.classifier import device_and_dtype, make_head
 from wsdm_ray.modeling.merging import Merged, read_adapter, read_base, skeleton
@@ -92,13 +92,12 @@ def load_stack(
     else:
         merged = Merged(base=read_base(folder), adapters=())
     stack = make_stack(merged, products, device, dtype)
-    network = nn.Module()
-    network.score = make_head(manifest.head, stack.shape.width, seed=0)
     if manifest.kind == "adapter":
-        network.score.load_state_dict(merged.adapters[0].head())
+        head = make_head(manifest.head, stack.shape.width, seed=0)
+        head.load_state_dict(merged.adapters[0].head())
     else:
-        load_head(network, folder)
-    return StackClassifier(stack, network.score.eval().requires_grad_(False)), manifest
+        head = stored_head(folder, manifest.head, stack.shape.width)
+    return StackClassifier(stack, head.eval().requires_grad_(False)), manifest
 
 
 def make_stack(merged: Merged, precision: str, device: str, dtype: torch.dtype) -> Stack:

@@ -36,13 +36,13 @@ from wsdm_ray.modeling.checkpoint import (
     folder_digest,
     load_head,
     read_manifest,
+    stored_head,
 )
 from wsdm_ray.modeling.classifier import (
     bitsandbytes_config,
     check_widths,
     device_and_dtype,
     load_network,
-    make_head,
 )
 from wsdm_ray.modeling.loading import make_stack
 from wsdm_ray.modeling.merging import Adapter, Base, Merged, quantized, read_adapter, read_base, skeleton
@@ -186,14 +186,6 @@ def head_of(merged: Merged) -> Head | None:
     if manifest is None or manifest.head is None:
         return None
     return Head(folder, manifest, stored_head(folder, manifest.head, width).state_dict())
-
-
-def stored_head(folder: str, config: HeadConfig, width: int) -> nn.Module:
-    """The head of a classifier's folder, on the CPU."""
-    network = nn.Module()
-    network.score = make_head(config, width, seed=0)
-    load_head(network, folder)
-    return network.get_submodule("score").eval()
 
 
 # Writing
