@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from wsdm_ray.config import HeadConfig, QuantizeConfig, to_dict
-from wsdm_ray.errors import ModelError
+from wsdm_ray.errors import ModelError, StorageError
 from wsdm_ray.modeling.attention import DenseVisibility, dense_masks
 from wsdm_ray.modeling.checkpoint import (
     FP8_CAPABILITY,
@@ -48,7 +49,7 @@ from wsdm_ray.modeling.loading import make_stack
 from wsdm_ray.modeling.merging import Adapter, Base, Merged, quantized, read_adapter, read_base, skeleton
 from wsdm_ray.packing.layouts import Layout, lay_out
 from wsdm_ray.runs import check_outside, finish_run, open_run
-from wsdm_ray.storage import local_copy, upload_folder
+from wsdm_ray.storage import local_copy, reason, upload_folder
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.encoding import PairEncoder, read_settings
 
@@ -267,7 +268,12 @@ class ShardWriter:
         self.total_bytes += tensor.nbytes
 
     def flush(self) -> None:
-        save_file(self.waiting, self.folder / f"{len(self.shards)}.part", metadata={"format": "pt"})
+        try:
+            save_file(self.waiting, self.folder / f"{len(self.shards)}.part", metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise StorageError(
+                f"{self.folder}: {reason(error)}; free space there, or set TMPDIR to a folder with more"
+            ) from error
         self.shards.append(list(self.waiting))
         self.waiting, self.waiting_bytes = {}, 0
 

@@ -14,11 +14,12 @@ import pytest
 import torch
 import transformers
 from bitsandbytes import functional
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tests.unit.modeling import plain_loading
 from wsdm_ray.config import HeadConfig, LoraConfig, QuantizeConfig, TextConfig
-from wsdm_ray.errors import ModelError, RunMismatchError, WsdmRayError
+from wsdm_ray.errors import ModelError, RunMismatchError, StorageError, WsdmRayError
 from wsdm_ray.modeling import quantization
 from wsdm_ray.modeling.checkpoint import (
     Manifest,
@@ -492,6 +493,18 @@ def test_several_files_of_weights(family_model, tmp_path, monkeypatch, precision
     (tmp_path / "many" / files[-1]).unlink()
     message = refusal(ModelError, lambda: load_classifier(str(tmp_path / "many")))
     assert message.startswith(f"{tmp_path / 'many'}: cannot be loaded (FileNotFoundError: ")
+
+
+def test_no_space_for_the_weights(family_model, tmp_path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(quantization, "save_file", full)
+    message = refusal(StorageError, lambda: written(tmp_path / "out", family_model("llama")))
+    assert message == (
+        f"{tmp_path / 'out'}: SafetensorError: I/O error: No space left on device (os error 28); free space "
+        "there, or set TMPDIR to a folder with more"
+    )
 
 
 # The comparison with the unquantized merge
