@@ -46,8 +46,24 @@ def to_dict(config: Any) -> dict[str, Any]:
 def check(condition: bool, option: str, value: object, remedy: str) -> None:
     """Raise `ConfigError` that names the option, its value and what it takes."""
     if not condition:
-        remedy = "finite" if value == math.inf and remedy in ("above 0", "0 or more") else remedy
         raise ConfigError(f"--{option.replace('_', '-')} {value}: must be {remedy}")
+
+
+def check_positive(option: str, value: float | None) -> None:
+    """Raise `ConfigError` for a number that is given and not above 0, or infinite."""
+    if value is not None:
+        check(value > 0, option, value, "above 0")
+        check(value < math.inf, option, value, "finite")
+
+
+def check_not_negative(option: str, value: float) -> None:
+    """Raise `ConfigError` for a number below 0, or an infinite one."""
+    check(value >= 0, option, value, "0 or more")
+    check(value < math.inf, option, value, "finite")
+
+
+def check_seed(seed: int) -> None:
+    check(0 <= seed < 2**63, "seed", seed, "from 0 to 2**63 - 1")
 
 
 def check_paths(**paths: str | tuple[str, ...]) -> None:
@@ -123,7 +139,7 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         check(self.r >= 1, "lora.r", self.r, "at least 1")
-        check(0 < self.alpha < math.inf, "lora.alpha", self.alpha, "above 0")
+        check_positive("lora.alpha", self.alpha)
         check(0 <= self.dropout < 1, "lora.dropout", self.dropout, "in [0, 1)")
         check(bool(self.targets), "lora.targets", self.targets, "at least one layer name")
 
@@ -146,15 +162,9 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        check(0 < self.learning_rate < math.inf, "optimizer.learning_rate", self.learning_rate, "above 0")
-        head_rate = self.head_learning_rate
-        check(
-            head_rate is None or 0 < head_rate < math.inf,
-            "optimizer.head_learning_rate",
-            head_rate,
-            "above 0",
-        )
-        check(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", self.weight_decay, "0 or more")
+        check_positive("optimizer.learning_rate", self.learning_rate)
+        check_positive("optimizer.head_learning_rate", self.head_learning_rate)
+        check_not_negative("optimizer.weight_decay", self.weight_decay)
         check(all(0 <= beta < 1 for beta in self.betas), "optimizer.betas", self.betas, "in [0, 1) each")
         check(0 <= self.warmup_fraction <= 1, "optimizer.warmup_fraction", self.warmup_fraction, "in [0, 1]")
         check(self.max_grad_norm > 0, "optimizer.max_grad_norm", self.max_grad_norm, "above 0")
@@ -180,18 +190,8 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         check(0 <= self.label_smoothing < 1, "objective.label_smoothing", self.label_smoothing, "in [0, 1)")
         check(0 <= self.teacher_weight <= 1, "objective.teacher_weight", self.teacher_weight, "in [0, 1]")
-        check(
-            0 < self.teacher_temperature < math.inf,
-            "objective.teacher_temperature",
-            self.teacher_temperature,
-            "above 0",
-        )
-        check(
-            0 <= self.order_agreement < math.inf,
-            "objective.order_agreement",
-            self.order_agreement,
-            "0 or more",
-        )
+        check_positive("objective.teacher_temperature", self.teacher_temperature)
+        check_not_negative("objective.order_agreement", self.order_agreement)
         for source, weight in self.source_weights.items():
             fits = 0 <= weight < math.inf
             check(fits, "objective.source_weights", f"{source} {weight}", "0 or more each")
@@ -212,7 +212,7 @@ class ArenaConfig:
 
     def __post_init__(self) -> None:
         check_paths(output=self.output)
-        check(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2**63 - 1")
+        check_seed(self.seed)
         check(self.rows >= 1, "rows", self.rows, "at least 1")
 
 
@@ -247,7 +247,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         check_paths(input=self.input, output=self.output)
-        check(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2**63 - 1")
+        check_seed(self.seed)
         check(0 <= self.valid_fraction < 1, "valid_fraction", self.valid_fraction, "in [0, 1)")
         check(
             self.split == "prompt" or self.valid_fraction <= 0.5,
@@ -346,9 +346,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_paths(base=self.base, train=self.train, output=self.output)
-        check(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2**63 - 1")
+        check_seed(self.seed)
         check(self.num_workers >= 1, "num_workers", self.num_workers, "at least 1")
-        check(0 < self.epochs < math.inf, "epochs", self.epochs, "above 0")
+        check_positive("epochs", self.epochs)
         check(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
         check(self.pairs_per_step >= 1, "pairs_per_step", self.pairs_per_step, "at least 1")
         check(
@@ -508,12 +508,7 @@ class EnsembleConfig:
             self.weights,
             "0 or more, and not all 0",
         )
-        check(
-            self.temperature is None or 0 < self.temperature < math.inf,
-            "temperature",
-            self.temperature,
-            "above 0",
-        )
+        check_positive("temperature", self.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -536,7 +531,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_paths(predictions=self.predictions, votes=self.votes, output=self.output)
-        check(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2**63 - 1")
+        check_seed(self.seed)
         check(self.bootstrap >= 20, "bootstrap", self.bootstrap, "at least 20")
         check(self.adaptive_tolerance >= 0, "adaptive_tolerance", self.adaptive_tolerance, "0 or more")
 
@@ -555,7 +550,7 @@ class QuickstartConfig:
 
     def __post_init__(self) -> None:
         check_paths(output=self.output)
-        check(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2**63 - 1")
+        check_seed(self.seed)
         check(self.rows >= 200, "rows", self.rows, "at least 200")
         check(self.num_workers >= 1, "num_workers", self.num_workers, "at least 1")
 

@@ -67,9 +67,9 @@ IN_ROWS = {"fp8": "fp8", "int8-rows": "int8"}
 """What is stored for scoring alone, and the precision that takes it as it is."""
 INT8_ROWS = {"quant_method": "int8_rows", "hadamard": SPREAD}
 """What config.json says of `int8-rows`: a scale a row, after blocks of so many columns were spread."""
-FP8_CAPABILITY, INT8_CAPABILITY = (8, 9), (8, 0)
-"""Compute capabilities of GPUs that have products in these precisions."""
-BY_CAPABILITY = ("auto", "fp8", "int8")
+LEAST_CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
+"""The compute capability from which GPUs have products in a precision; the fastest first."""
+BY_CAPABILITY = ("auto", *LEAST_CAPABILITY)
 """Precisions of which the GPU decides whether they are to be had, or what they are."""
 LABEL_ORDER = ("first response wins", "second response wins")
 
@@ -292,16 +292,18 @@ def resolve_precision(
     stored = ({"int8": "bnb-int8", "nf4": "nf4", "none": None} | IN_ROWS)[manifest.quantization]
     if precision == "auto":
         precision = "fp32" if device == "cpu" else fastest_precision(capability or (0, 0), stored)
-    for name, least, other in (("fp8", FP8_CAPABILITY, "int8"), ("int8", INT8_CAPABILITY, "bnb-int8")):
-        unread = other == "bnb-int8" and manifest.quantization in IN_ROWS
-        if precision == name and capability and capability < least:
-            raise ConfigError(
-                f"--precision {name}: takes a GPU of compute capability {least[0]}.{least[1]} or later, and "
-                f"there is one of {capability[0]}.{capability[1]}; use --precision {other}"
-                + (f", with the model before it was made {manifest.quantization}" if unread else "")
-            )
+    in_rows = manifest.quantization in IN_ROWS
+    least = LEAST_CAPABILITY.get(precision, (0, 0))
+    if capability and capability < least:
+        other = {"fp8": "int8", "int8": "bnb-int8"}[precision]
+        unread = in_rows and other == "bnb-int8"
+        raise ConfigError(
+            f"--precision {precision}: takes a GPU of compute capability {least[0]}.{least[1]} or later, and "
+            f"there is one of {capability[0]}.{capability[1]}; use --precision {other}"
+            + (f", with the model before it was made {manifest.quantization}" if unread else "")
+        )
     if precision in ("bnb-int8", "nf4") and stored not in (None, precision):
-        also, name = ("", manifest.quantization) if manifest.quantization in IN_ROWS else ("it, ", stored)
+        also, name = ("", manifest.quantization) if in_rows else ("it, ", stored)
         raise ConfigError(
             f"--precision {precision}: the weights are stored as {name}; use {also}fp32, bf16, int8 or fp8"
         )
@@ -310,9 +312,11 @@ def resolve_precision(
 
 def fastest_precision(capability: tuple[int, int], stored: str | None) -> str:
     """Of a GPU, for weights that are stored in a precision or (None) unquantized."""
-    if capability >= FP8_CAPABILITY and stored != "int8":
+    if capability >= LEAST_CAPABILITY["fp8"] and stored != "int8":
         return "fp8"
-    if capability >= INT8_CAPABILITY or stored in IN_ROWS.values():  # bitsandbytes has no such weights
+    if (
+        capability >= LEAST_CAPABILITY["int8"] or stored in IN_ROWS.values()
+    ):  # bitsandbytes has no such weights
         return "int8"
     return stored or "bnb-int8"
 

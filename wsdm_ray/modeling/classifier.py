@@ -18,7 +18,7 @@ from torch import nn
 from wsdm_ray.config import HeadConfig, LoraConfig
 from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling.attention import attention_arguments, attention_implementation
-from wsdm_ray.modeling.families import FAMILIES
+from wsdm_ray.modeling.families import FAMILIES, head_width
 from wsdm_ray.modeling.stack import StackClassifier
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.storage import reason
@@ -79,7 +79,7 @@ def load_network(
     config = model_config(folder)
     stored = getattr(config, "quantization_config", None)
     options: dict[str, Any] = {}
-    if device == "cpu" and (quantization == "nf4" if stored is None else dict(stored).get("load_in_4bit")):
+    if device == "cpu" and (quantization == "nf4" if stored is None else stored.get("load_in_4bit")):
         check_widths(folder, config)
     if stored is None and quantization != "none":
         options["quantization_config"] = bitsandbytes_config(quantization, dtype)
@@ -152,9 +152,8 @@ def bitsandbytes_config(quantization: str, dtype: torch.dtype) -> transformers.B
 
 def check_widths(folder: str, config: Any) -> None:
     """Raise `ModelError` where bitsandbytes has no products on a CPU with such weights in nf4."""
-    width, heads = config.hidden_size, config.num_attention_heads
-    inside = (width, heads * (getattr(config, "head_dim", None) or width // heads), config.intermediate_size)
-    odd = [each for each in inside if each % NF4_BLOCK]
+    heads = config.num_attention_heads * head_width(config)
+    odd = [each for each in (config.hidden_size, heads, config.intermediate_size) if each % NF4_BLOCK]
     if odd:
         raise ModelError(
             f"{folder}: has layers of {odd[0]} columns, and on a CPU nf4 takes multiples of {NF4_BLOCK}; "

@@ -10,7 +10,7 @@ from typing import Any
 
 from wsdm_ray.errors import ModelError
 
-__all__ = ["FAMILIES", "Family", "Shape", "shape_of"]
+__all__ = ["FAMILIES", "Family", "Shape", "head_width", "shape_of"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ class Shape:
     """Keys that a query of a sliding layer sees, itself included."""
 
 
+def head_width(config: Any) -> int:
+    """Columns of one attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def shape_of(config: Any) -> Shape:
     """The shape that a transformers config describes.
 
@@ -70,7 +75,6 @@ def shape_of(config: Any) -> Shape:
         raise ModelError(f"model type {config.model_type} is not one of {', '.join(FAMILIES)}")
     if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
         raise ModelError(f"model type {config.model_type} with biases in attention or MLP is not supported")
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
     if window and not kinds and getattr(config, "use_sliding_window", True):
         raise ModelError(
@@ -84,8 +88,8 @@ def shape_of(config: Any) -> Shape:
         width=config.hidden_size,
         num_heads=config.num_attention_heads,
         num_key_heads=config.num_key_value_heads,
-        head_dim=head_dim,
-        query_scale=(getattr(config, "query_pre_attn_scalar", None) or head_dim) ** -0.5,
+        head_dim=head_width(config),
+        query_scale=(getattr(config, "query_pre_attn_scalar", None) or head_width(config)) ** -0.5,
         softcap=getattr(config, "attn_logit_softcapping", None),
         norm_epsilon=config.rms_norm_eps,
         kinds=tuple(kinds),

@@ -25,11 +25,10 @@ from wsdm_ray.config import HeadConfig, QuantizeConfig, to_dict
 from wsdm_ray.errors import ModelError, StorageError
 from wsdm_ray.modeling.attention import DenseVisibility, dense_masks
 from wsdm_ray.modeling.checkpoint import (
-    FP8_CAPABILITY,
     IN_ROWS,
     INDEX,
-    INT8_CAPABILITY,
     INT8_ROWS,
+    LEAST_CAPABILITY,
     MANIFEST,
     WEIGHTS,
     Manifest,
@@ -170,23 +169,28 @@ def check_trained_on(adapter: Adapter, base: str, base_digest: str, *, first: bo
 
 
 class Head(NamedTuple):
-    """A head that a checkpoint takes over: where it is from, what that folder says, its tensors by name."""
+    """A head that a checkpoint takes over: where it is from, and what that folder says."""
 
     folder: str
     manifest: Manifest
-    tensors: dict[str, torch.Tensor]
 
 
 def head_of(merged: Merged) -> Head | None:
     """The last adapter's, if that is of `train`; of a classifier that nothing is merged into, its own."""
     if merged.adapters:
         last = merged.adapters[-1]
-        return Head(last.folder, last.manifest, last.head()) if last.manifest else None
-    folder, width = merged.base.folder, merged.base.config.hidden_size
+        return Head(last.folder, last.manifest) if last.manifest else None
+    folder = merged.base.folder
     manifest = read_manifest(folder, need_head=False) if (Path(folder) / MANIFEST).is_file() else None
-    if manifest is None or manifest.head is None:
-        return None
-    return Head(folder, manifest, stored_head(folder, manifest.head, width).state_dict())
+    return Head(folder, manifest) if manifest and manifest.head else None
+
+
+def head_tensors(merged: Merged, head: Head) -> dict[str, torch.Tensor]:
+    """By their names without `score.`."""
+    if merged.adapters:
+        return merged.adapters[-1].head()
+    assert head.manifest.head is not None
+    return stored_head(head.folder, head.manifest.head, merged.base.config.hidden_size).state_dict()
 
 
 # Writing
@@ -209,7 +213,7 @@ def write_checkpoint(merged: Merged, precision: str, folder: str) -> Manifest:
         else:
             writer.add(prefix + name, base.stored(name)["weight"].to(dtype))
     if head:
-        for name, tensor in head.tensors.items():
+        for name, tensor in head_tensors(merged, head).items():
             writer.add(f"score.{name}", tensor)
     writer.close()
     write_config(base, precision, dtype, folder, with_head=head is not None)
@@ -379,8 +383,7 @@ def stack_states(
 ) -> tuple[torch.Tensor, nn.Module | None]:
     """What `checkpoint_states` gives, of a checkpoint in rows, which a stack runs; on a GPU that has them."""
     precision = IN_ROWS[manifest.quantization]
-    least = FP8_CAPABILITY if precision == "fp8" else INT8_CAPABILITY
-    if device == "cuda" and torch.cuda.get_device_capability() < least:
+    if device == "cuda" and torch.cuda.get_device_capability() < LEAST_CAPABILITY[precision]:
         device = "cpu"
     stack = make_stack(Merged(base=read_base(folder)), precision, device, device_and_dtype("auto", device)[1])
     tokens_T, positions_T = (

@@ -25,6 +25,7 @@ from wsdm_ray.modeling.checkpoint import (
     weight_files,
 )
 from wsdm_ray.modeling.classifier import device_and_dtype, inner
+from wsdm_ray.modeling.families import head_width
 from wsdm_ray.modeling.loading import load_scorer, on_stack
 from wsdm_ray.modeling.merging import HEADS
 from wsdm_ray.modeling.stack import Stack, StackClassifier, whole_blocks
@@ -257,7 +258,7 @@ class PassMemory:
         config = model.config.get_text_config()
         itemsize = model.get_input_embeddings().weight.element_size()
         heads = config.num_attention_heads
-        wide = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+        wide = heads * head_width(config)
         token = 4 * itemsize * (config.hidden_size + wide + config.intermediate_size) + 8 * config.hidden_size
         masks = len(set(getattr(config, "layer_types", None) or ["full_attention"]))
         key = masks * itemsize + 6  # positions' distance and who sees whom, while a mask is made
