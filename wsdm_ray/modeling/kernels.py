@@ -23,6 +23,7 @@ __all__ = [
     "add_norm",
     "add_norm_float8",
     "float8_rows",
+    "float8_sums",
     "gated_float8_rows",
     "gated_product",
     "product",
@@ -109,24 +110,32 @@ def spread_kernel(
 
 @triton.jit
 def rows_kernel(
-    x, y, after, before, summed, out, scale, epsilon,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, GATE: tl.constexpr,
+    x, y, factor, after, before, summed, out, scale, epsilon,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, GATE: tl.constexpr, FACTOR: tl.constexpr,
     ADD: tl.constexpr, AFTER: tl.constexpr, BEFORE: tl.constexpr, QUANTIZE: tl.constexpr,
 ):  # fmt: skip
     """A row of x [rows, WIDTH] a program.
 
     GATE: `gelu` or `silu` where x holds gates and ups side by side, or `none`. ADD: y is added to x, AFTER:
-    normed first; the sum is written. BEFORE: norm what is written out. QUANTIZE: in 8 bit, with its scale.
+    normed first; the sum is written. FACTOR: gates and ups, or else y, are multiplied by their row's first.
+    BEFORE: norm what is written out. QUANTIZE: in 8 bit, with its scale.
     """
     row, column = tl.program_id(0).to(tl.int64), tl.arange(0, PADDED)
     at, inside = row * WIDTH + column, column < WIDTH
+    if FACTOR:
+        times = tl.load(factor + row)
     if GATE == "none":
         given = tl.load(x + at, inside, 0.0).to(tl.float32)
     else:
         gate = tl.load(x + row * WIDTH + at, inside, 0.0).to(tl.float32)
-        given = activated(gate, GATE) * tl.load(x + (row + 1) * WIDTH + at, inside, 0.0).to(tl.float32)
+        up = tl.load(x + (row + 1) * WIDTH + at, inside, 0.0).to(tl.float32)
+        if FACTOR:
+            gate, up = gate * times, up * times
+        given = activated(gate, GATE) * up
     if ADD:
         more = tl.load(y + at, inside, 0.0).to(tl.float32)
+        if FACTOR:
+            more *= times
         if AFTER:
             more = normed(more, after + column, inside, WIDTH, epsilon)
         total = (given + more).to(tl.bfloat16)
@@ -257,12 +266,16 @@ def by_rows(
     before: Tensor | None = None,
     epsilon: float = 0.0,
     *,
+    factor: Tensor | None = None,
     gate: str = "none",
     quantize: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `rows_kernel` gives of contiguous x and y: the sum, what is made of it, the scale of that.
 
     x itself where nothing is added, and no scale where nothing is quantized.
+
+    Args:
+        factor: float32 [T], what gates and ups, or else y, are multiplied by first.
     """
     rows, width = len(x), x.shape[1] if gate == "none" else x.shape[1] // 2
     summed = x if y is None else torch.empty_like(x)
@@ -271,12 +284,33 @@ def by_rows(
     padded = triton.next_power_of_2(width)
     with on(x.device):
         rows_kernel[(rows,)](
-            x, x if y is None else y, scale if after is None else after, scale if before is None else before,
-            summed, out, scale, epsilon, WIDTH=width, PADDED=padded, GATE=gate, ADD=y is not None,
+            x, x if y is None else y, scale if factor is None else factor, scale if after is None else after,
+            scale if before is None else before, summed, out, scale, epsilon,
+            WIDTH=width, PADDED=padded, GATE=gate, FACTOR=factor is not None, ADD=y is not None,
             AFTER=after is not None, BEFORE=before is not None, QUANTIZE=quantize,
             num_warps=min(max(padded // ROWS_COLUMNS, 4), 16),  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
     return summed, out, scale
+
+
+@torch.library.custom_op("wsdm_ray::float8_sums", mutates_args=())
+def float8_sums(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """Rows times the weight transposed, with the weight's scale and not with those of x: bfloat16 [T, N].
+
+    cuBLAS takes less time and power for products with one scale than with scales of rows.
+
+    Args:
+        x, weight: float8 [T, D] and [N, D].
+        scale: float32 [1].
+    """
+    return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
+        x, weight.t(), scale_a=one(x.device), scale_b=scale, out_dtype=torch.bfloat16, use_fast_accum=True
+    )
+
+
+@float8_sums.register_fake
+def _(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    return x.new_empty(len(x), len(weight), dtype=torch.bfloat16)
 
 
 @torch.library.custom_op("wsdm_ray::float8_rows", mutates_args=())
@@ -291,17 +325,18 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("wsdm_ray::gated_float8_rows", mutates_args=())
-def gated_float8_rows(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
+def gated_float8_rows(x: Tensor, factor: Tensor | None, gelu: bool) -> tuple[Tensor, Tensor]:
     """GELU (tanh form) or SiLU of gates, times ups, as float8 [T, F], and the scale of rows [T].
 
     Args:
         x: bfloat16 [T, 2 F], the gates before the ups.
+        factor: float32 [T], what both are multiplied by first.
     """
-    return by_rows(x, gate="gelu" if gelu else "silu")[1:]
+    return by_rows(x, factor=factor, gate="gelu" if gelu else "silu")[1:]
 
 
 @gated_float8_rows.register_fake
-def _(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, factor: Tensor | None, gelu: bool) -> tuple[Tensor, Tensor]:
     values = x.new_empty(len(x), x.shape[1] // 2, dtype=torch.float8_e4m3fn)
     return values, x.new_empty(len(x), dtype=torch.float32)
 
@@ -325,18 +360,28 @@ def _(x: Tensor, y: Tensor, after: Tensor | None, before: Tensor, epsilon: float
 
 @torch.library.custom_op("wsdm_ray::add_norm_float8", mutates_args=())
 def add_norm_float8(
-    x: Tensor, y: Tensor, after: Tensor | None, before: Tensor, epsilon: float
+    x: Tensor, y: Tensor, factor: Tensor | None, after: Tensor | None, before: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`add_norm` whose normed rows are float8, with their scale [T]."""
-    return by_rows(x, y, after, before, epsilon)
+    """`add_norm` whose normed rows are float8, with their scale [T].
+
+    Args:
+        factor: float32 [T], what y is multiplied by first.
+    """
+    return by_rows(x, y, after, before, epsilon, factor=factor)
 
 
 @add_norm_float8.register_fake
 def _(
-    x: Tensor, y: Tensor, after: Tensor | None, before: Tensor, epsilon: float
+    x: Tensor, y: Tensor, factor: Tensor | None, after: Tensor | None, before: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     values = torch.empty_like(x, dtype=torch.float8_e4m3fn)
     return torch.empty_like(x), values, x.new_empty(len(x), dtype=torch.float32)
+
+
+@functools.cache
+def one(device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.ones(1, device=device)
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
