@@ -398,7 +398,7 @@ class ScoreConfig:
     """auto: shared (the prompt once for both orderings) on a GPU in bf16, int8 and fp8; else padded."""
     token_budget: int | None = None
     """The most tokens of one forward pass, halved for good where memory runs out; by default 2,048 on a CPU,
-    on a GPU what its free memory allows up to 16,384."""
+    on a GPU what its free memory allows up to 16,896."""
     max_tokens: int | None = None
     """The most tokens of one ordering; by default as many as in training."""
     unit_rows: int = 2_000

@@ -112,14 +112,15 @@ class Bench:
         return min(int(np.argmax(filled)) + 1 if filled.any() else len(self.pairs), len(self.pairs))
 
     def filling(self, layout: str, rows: int) -> int:
-        """So many pairs, or up to a quarter fewer, that their passes are as full as those of many pairs."""
-        lengths = (self.pairs.prefix.lengths[:rows], self.pairs.suffix_ab.lengths[:rows])
+        """So many pairs, or up to a quarter fewer: as many as fill passes like all pairs of the pool do."""
+        lengths = (self.pairs.prefix.lengths, self.pairs.suffix_ab.lengths)
         tokens_N, budget = pair_tokens(layout, *lengths, 2), self.given.token_budget
 
         def fill(count: int) -> float:
             return tokens_N[:count].sum() / len(plan_passes(layout, tokens_N[:count], budget))
 
-        return max(range(rows - rows // 4, rows + 1), key=fill)
+        pool = fill(len(tokens_N))
+        return min(range(rows - rows // 4, rows + 1), key=lambda count: abs(fill(count) - pool))
 
     def wait(self) -> None:
         if self.device == "cuda":

@@ -16,9 +16,10 @@ Random weights of the shape and random pairs with the lengths of real votes, in 
     scaling   `wsdm_ray.scoring.pipeline` with one replica, then with one on each of `--gpus`
 
 The recipe's loop and the pipeline run on sorted batches, chosen evenly among those of all `--pool` pairs,
-ours on the first pairs of the pool, so many that the last pass is about full; pairs/s are tokens/s over the
-mean tokens of a pair of the pool. Networks are kept between turns where memory allows. Writes
-results/score_gpu_SHAPE.json, or --json, anew after every turn.
+ours on the first pairs of the pool, so many that their passes are about as full as those of all; pairs/s are
+tokens/s over the mean tokens of a pair of the pool. Networks are kept between turns where memory allows.
+
+Writes results/score_gpu_SHAPE.json, or --json, anew after every turn.
 """
 
 import argparse
@@ -42,6 +43,7 @@ from torch.autograd import DeviceType
 
 from wsdm_ray.modeling.families import shape_of
 from wsdm_ray.scoring.engine import MEMORY, is_any_of
+from wsdm_ray.scoring.models import MOST_TOKENS
 
 WAYS = (
     *("recipe", "pipeline"),
@@ -69,7 +71,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of pairs a turn")
     parser.add_argument("--pool", type=int, default=2_000, help="pairs whose lengths stand for all")
     parser.add_argument("--max-tokens", type=int, default=2_048)
-    parser.add_argument("--token-budget", type=int, default=16_384)
+    parser.add_argument("--token-budget", type=int, default=MOST_TOKENS)
     parser.add_argument("--recipe-batch", type=int, default=32)
     parser.add_argument("--pipeline-batch", type=int, default=8)
     parser.add_argument("--served", default="fp8", help="precision of start and scaling")
@@ -190,10 +192,13 @@ def ceiling(bench: Bench) -> Iterator[list[dict[str, Any]]]:
     shape, tokens, rows = shape_of(bench.config), bench.given.token_budget, []
     wide, inner = shape.num_heads * shape.head_dim, bench.config.intermediate_size
     fused = wide + 2 * shape.num_key_heads * shape.head_dim
-    sizes = ((shape.width, fused), (wide, shape.width), (shape.width, 2 * inner), (inner, shape.width))
+    sizes = [(shape.width, fused), (wide, shape.width), (shape.width, 2 * inner), (inner, shape.width)]
     layers = len(shape.kinds)
     for precision in PRECISIONS:
-        products = [product(precision, tokens, each, out, bench.device) for each, out in sizes]
+        products = [
+            product(precision, tokens, *size, bench.device, for_sums=number > 0)
+            for number, size in enumerate(sizes)
+        ]
         for run in products:
             run()
         bench.wait()

@@ -10,6 +10,7 @@ Shape suffixes: T tokens, H query heads, K key heads, W head width.
 import functools
 import itertools
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -211,7 +212,7 @@ class DenseVisibility:
 
 
 class BlockVisibility:
-    """Block-sparse masks for FlexAttention, whose tensors stay in place from pass to pass: for GPUs.
+    """Block-sparse masks, whose tensors stay in place from pass to pass: for GPUs.
 
     A pass of T tokens is `look`ed at before its layers run; as neither shapes nor functions change, one
     compilation serves all passes of that T.
@@ -263,10 +264,16 @@ class BlockVisibility:
         alone = -1 - np.arange(self.places.shape[1]) // BLOCK
         rows = places_of(np.where(layout.groups_BT < 0, alone, layout.groups_BT), layout)
         self.places.copy_(to_device(rows[:, 0], self.places.device))
+        last = int(layout.positions_BT.max())
+        # No window cuts what is shorter, so layers of all kinds see the same then.
+        widths = {
+            kind: None if width is None or last < width else width for kind, width in self.windows.items()
+        }
+        blocks = {width: self.blocks(width) for width in set(widths.values())}
         for kind, mask in self.masks.items():
             for place, found in zip(
                 (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices),
-                self.blocks(self.windows[kind]),
+                blocks[widths[kind]],
                 strict=True,
             ):
                 assert place is not None
@@ -286,16 +293,26 @@ class BlockVisibility:
     def attend(
         self, q_HTW: Tensor, k_KTW: Tensor, v_KTW: Tensor, kind: str, scale: float, softcap: float | None
     ) -> Tensor:
+        mask, tiling = self.masks[kind], self.tiling
+        if tiling.kernel:
+            from wsdm_ray.modeling.kernels import capped_attention  # which takes Triton
+
+            assert softcap is not None
+            blocks = (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices)
+            return capped_attention(
+                q_HTW, k_KTW, v_KTW, self.places, [each[0, 0] for each in blocks if each is not None],
+                (tiling.queries, tiling.keys), self.windows[kind], scale, softcap, **tiling.options,
+            )  # fmt: skip
         run, tanh = (compiled_flex(), quick_tanh()) if q_HTW.is_cuda else (flex_attention, torch.tanh)
         out = run(
             q_HTW[None],
             k_KTW[None],
             v_KTW[None],
             score_mod=None if softcap is None else capped(softcap, tanh),
-            block_mask=self.masks[kind],
+            block_mask=mask,
             scale=scale,
             enable_gqa=len(q_HTW) != len(k_KTW),
-            kernel_options=self.tiling.options,
+            kernel_options=tiling.options,
         )
         assert isinstance(out, Tensor)
         return out[0].transpose(0, 1).flatten(1)
@@ -318,26 +335,36 @@ ROWS_AT_ONCE = 2_048
 class Tiling(NamedTuple):
     """Sides of a block of FlexAttention's masks, in tokens, and its `kernel_options`; None is its own choice.
 
-    The smaller the blocks, the less is computed of what nobody sees.
+    The smaller the blocks, the less is computed of what nobody sees. kernel: it is `kernels.capped_attention`
+    that goes by the masks, with these options.
     """
 
     queries: int = BLOCK
     keys: int = BLOCK
     options: Any = None
+    kernel: bool = False
 
 
 WIDE = Tiling(128, 64, {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_TMA": True})
 NARROW = Tiling(64, 64, {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3})
-TILINGS = {(256, True): WIDE, (256, False): WIDE, (128, False): NARROW, (64, False): NARROW}
+CAPPED = Tiling(128, 64, {"warps": 8, "stages": 2}, kernel=True)
+TILINGS = {(256, True): CAPPED, (256, False): WIDE, (128, False): NARROW, (64, False): NARROW}
 """By the width of heads and whether scores are soft-capped, in 16 bits: half to four fifths of the time that
 FlexAttention's own choice takes on an H100 or H200."""
 
 
-def tiling_of(head_dim: int, capped: bool, dtype: torch.dtype, device: torch.device) -> Tiling:
+MOST_CAP = 64.0
+"""Of scores: 2 ** 31 exponentials of them add up in float32, and none is so small that it counts as 0."""
+
+
+def tiling_of(head_dim: int, softcap: float | None, dtype: torch.dtype, device: torch.device) -> Tiling:
     """The best tiling that is known; FlexAttention's own choice on GPUs that were not measured."""
     if device.type != "cuda" or dtype.itemsize > 2 or torch.cuda.get_device_capability(device) != (9, 0):
         return Tiling()
-    return TILINGS.get((head_dim, capped), Tiling())
+    found = TILINGS.get((head_dim, softcap is not None), Tiling())
+    if found.kernel and (find_spec("triton") is None or (softcap or 0) > MOST_CAP):
+        return Tiling()
+    return found
 
 
 def tiles(rows: Tensor, keys: Tensor, window: int | None, block: tuple[int, int]) -> tuple[Tensor, Tensor]:

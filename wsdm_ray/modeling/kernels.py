@@ -8,6 +8,8 @@ other way round, sums, norms, spreading and quantizing of rows are one reading e
 """
 
 import functools
+import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,11 +19,14 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from wsdm_ray.modeling.attention import BRANCHES
+
 __all__ = [
     "ALTERNATE",
     "MOST_BLOCKS",
     "add_norm",
     "add_norm_float8",
+    "capped_attention",
     "float8_rows",
     "float8_sums",
     "gated_float8_rows",
@@ -47,6 +52,9 @@ SPREAD_LINES = 64
 """Blocks of columns that a program of `spread_kernel` holds, of one row or several, where one has no more."""
 ROWS_COLUMNS = 2_048
 """Of a row that a warp of `rows_kernel` holds, where 4 to 16 of them can hold it."""
+STREAM = ".cg"
+ROWS_AT_ONCE = 4
+"""That a program of `rows_kernel` norms one after the other, so that it reads the norms' weights once."""
 
 
 @triton.jit
@@ -110,45 +118,109 @@ def spread_kernel(
 
 @triton.jit
 def rows_kernel(
-    x, y, factor, after, before, summed, out, scale, epsilon,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, GATE: tl.constexpr, FACTOR: tl.constexpr,
-    ADD: tl.constexpr, AFTER: tl.constexpr, BEFORE: tl.constexpr, QUANTIZE: tl.constexpr,
+    x, y, factor, after, before, summed, out, scale, epsilon, rows,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, AT_ONCE: tl.constexpr, STREAM: tl.constexpr,
+    GATE: tl.constexpr, FACTOR: tl.constexpr, ADD: tl.constexpr, AFTER: tl.constexpr, BEFORE: tl.constexpr,
+    QUANTIZE: tl.constexpr,
 ):  # fmt: skip
-    """A row of x [rows, WIDTH] a program.
+    """`AT_ONCE` rows of x [rows, WIDTH] a program, one after the other.
 
     GATE: `gelu` or `silu` where x holds gates and ups side by side, or `none`. ADD: y is added to x, AFTER:
     normed first; the sum is written. FACTOR: gates and ups, or else y, are multiplied by their row's first.
     BEFORE: norm what is written out. QUANTIZE: in 8 bit, with its scale.
     """
-    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, PADDED)
-    at, inside = row * WIDTH + column, column < WIDTH
-    if FACTOR:
-        times = tl.load(factor + row)
-    if GATE == "none":
-        given = tl.load(x + at, inside, 0.0).to(tl.float32)
+    column = tl.arange(0, PADDED)
+    inside = column < WIDTH
+    after_weight = tl.load(after + column, inside, 0.0) if AFTER else 0.0
+    before_weight = tl.load(before + column, inside, 0.0) if BEFORE else 0.0
+    first = tl.program_id(0).to(tl.int64) * AT_ONCE
+    for line in tl.range(0, AT_ONCE):
+        row = first + line
+        here = inside & (row < rows)
+        at = row * WIDTH + column
+        times = tl.load(factor + row, row < rows, 0.0) if FACTOR else 1.0
+        if GATE == "none":
+            given = tl.load(x + at, here, 0.0, cache_modifier=STREAM).to(tl.float32)
+        else:
+            gate = tl.load(x + row * WIDTH + at, here, 0.0, cache_modifier=STREAM).to(tl.float32)
+            up = tl.load(x + (row + 1) * WIDTH + at, here, 0.0, cache_modifier=STREAM).to(tl.float32)
+            given = activated(gate * times, GATE) * (up * times)
+        if ADD:
+            more = tl.load(y + at, here, 0.0, cache_modifier=STREAM).to(tl.float32) * times
+            if AFTER:
+                more = normed(more, after_weight, WIDTH, epsilon)
+            total = (given + more).to(tl.bfloat16)
+            tl.store(summed + at, total, here)
+            given = total.to(tl.float32)
+        if BEFORE:
+            given = normed(given, before_weight, WIDTH, epsilon)
+        if QUANTIZE:
+            step = larger(tl.reduce(tl.abs(given), 0, larger), 1e-12) / 448.0
+            tl.store(out + at, (given / step).to(tl.float8e4nv), here)
+            tl.store(scale + row, step, row < rows)
+        else:
+            tl.store(out + at, given.to(tl.bfloat16), here)
+
+
+@triton.jit
+def attention_kernel(
+    q, k_desc, v_desc, out, marks, positions,
+    part_number, part_blocks, whole_number, whole_blocks, most_blocks, q_head, q_token, slope, cap,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr,
+    TOGETHER: tl.constexpr, WINDOW: tl.constexpr, BRANCHES: tl.constexpr, STAGES: tl.constexpr,
+    INSTRUCTION: tl.constexpr,
+):  # fmt: skip
+    """A block of queries of `TOGETHER` heads: of the blocks of keys that they see in part, then in whole.
+
+    Exponentials of capped scores are in range as they are: no maximum is looked for, nothing scaled anew.
+
+    Args:
+        q_head, q_token: strides of q [H, T, W].
+        slope: of scores before they are capped, over the cap; cap: in units of log 2.
+        GROUP: heads of queries to one of keys. WINDOW: 0 where there is none.
+    """
+    block, first = tl.program_id(0), tl.program_id(1) * TOGETHER
+    side = first // GROUP * WIDTH
+    line, column = tl.arange(0, QUERIES * TOGETHER), tl.arange(0, WIDTH)[None, :]
+    token, head = block * QUERIES + line // TOGETHER, first + line % TOGETHER
+    queries = tl.load(
+        q + head[:, None].to(tl.int64) * q_head + token[:, None].to(tl.int64) * q_token + column
+    )
+    mark, position = tl.load(marks + token)[:, None], tl.load(positions + token)[:, None]
+    sums = tl.zeros((QUERIES * TOGETHER, WIDTH), tl.float32)
+    total = tl.zeros((QUERIES * TOGETHER,), tl.float32)
+    for number in tl.range(0, tl.load(part_number + block), num_stages=STAGES):
+        start = tl.load(part_blocks + block * most_blocks + number) * KEYS
+        k, v = k_desc.load([start, side]), v_desc.load([start, side])
+        powers = exponentials(tl.dot(queries, k.T), slope, cap, INSTRUCTION)
+        key = start + tl.arange(0, KEYS)
+        other = tl.load(marks + key)[None, :]
+        seen = ((mark == other) | ((mark & -BRANCHES) == other)) & (token[:, None] >= key[None, :])
+        if WINDOW > 0:
+            seen = seen & (position - tl.load(positions + key)[None, :] < WINDOW)
+        powers = tl.where(seen, powers, 0.0)
+        total += tl.sum(powers, 1)
+        sums = tl.dot(powers.to(v.dtype), v, sums)
+    for number in tl.range(0, tl.load(whole_number + block), num_stages=STAGES):
+        start = tl.load(whole_blocks + block * most_blocks + number) * KEYS
+        k, v = k_desc.load([start, side]), v_desc.load([start, side])
+        powers = exponentials(tl.dot(queries, k.T), slope, cap, INSTRUCTION)
+        total += tl.sum(powers, 1)
+        sums = tl.dot(powers.to(v.dtype), v, sums)
+    place = token[:, None].to(tl.int64) * (HEADS * WIDTH) + head[:, None] * WIDTH + column
+    tl.store(out + place, (sums / total[:, None]).to(queries.dtype))
+
+
+@triton.jit
+def exponentials(scores, slope, cap, INSTRUCTION: tl.constexpr):
+    """2 ** (cap * tanh(slope * scores)), by the GPU's own instruction for tanh or as interpreters have it."""
+    if INSTRUCTION:
+        tanh = tl.inline_asm_elementwise(
+            "tanh.approx.f32 $0, $1;", "=f,f", [scores * slope], dtype=tl.float32, is_pure=True, pack=1
+        )
     else:
-        gate = tl.load(x + row * WIDTH + at, inside, 0.0).to(tl.float32)
-        up = tl.load(x + (row + 1) * WIDTH + at, inside, 0.0).to(tl.float32)
-        if FACTOR:
-            gate, up = gate * times, up * times
-        given = activated(gate, GATE) * up
-    if ADD:
-        more = tl.load(y + at, inside, 0.0).to(tl.float32)
-        if FACTOR:
-            more *= times
-        if AFTER:
-            more = normed(more, after + column, inside, WIDTH, epsilon)
-        total = (given + more).to(tl.bfloat16)
-        tl.store(summed + at, total, inside)
-        given = total.to(tl.float32)
-    if BEFORE:
-        given = normed(given, before + column, inside, WIDTH, epsilon)
-    if QUANTIZE:
-        step = larger(tl.reduce(tl.abs(given), 0, larger), 1e-12) / 448.0
-        tl.store(out + at, (given / step).to(tl.float8e4nv), inside)
-        tl.store(scale + row, step)
-    else:
-        tl.store(out + at, given.to(tl.bfloat16), inside)
+        tanh = 2.0 * tl.sigmoid(2.0 * slope * scores) - 1.0
+    return tl.exp2(cap * tanh)
 
 
 @triton.jit
@@ -167,9 +239,9 @@ def activated(gate, GATE: tl.constexpr):
 
 
 @triton.jit
-def normed(wide, weight, inside, WIDTH: tl.constexpr, epsilon):
+def normed(wide, weight, WIDTH: tl.constexpr, epsilon):
     """A row of float32, RMS-normed and rounded to bfloat16."""
-    out = wide * tl.rsqrt(tl.sum(wide * wide) / WIDTH + epsilon) * tl.load(weight, inside, 0.0)
+    out = wide * tl.rsqrt(tl.sum(wide * wide) / WIDTH + epsilon) * weight
     return out.to(tl.bfloat16).to(tl.float32)
 
 
@@ -282,12 +354,14 @@ def by_rows(
     out = x.new_empty(rows, width, dtype=torch.float8_e4m3fn if quantize else x.dtype)
     scale = x.new_empty(rows if quantize else 0, dtype=torch.float32)
     padded = triton.next_power_of_2(width)
+    at_once = 1 if after is None and before is None else ROWS_AT_ONCE
     with on(x.device):
-        rows_kernel[(rows,)](
+        rows_kernel[(triton.cdiv(rows, at_once),)](
             x, x if y is None else y, scale if factor is None else factor, scale if after is None else after,
-            scale if before is None else before, summed, out, scale, epsilon,
-            WIDTH=width, PADDED=padded, GATE=gate, FACTOR=factor is not None, ADD=y is not None,
-            AFTER=after is not None, BEFORE=before is not None, QUANTIZE=quantize,
+            scale if before is None else before, summed, out, scale, epsilon, rows,
+            WIDTH=width, PADDED=padded, AT_ONCE=at_once, STREAM=STREAM,
+            GATE=gate, FACTOR=factor is not None, ADD=y is not None, AFTER=after is not None,
+            BEFORE=before is not None, QUANTIZE=quantize,
             num_warps=min(max(padded // ROWS_COLUMNS, 4), 16),  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
     return summed, out, scale
@@ -382,6 +456,50 @@ def _(
 def one(device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.ones(1, device=device)
+
+
+def capped_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    places: Tensor,
+    blocks: Sequence[Tensor],
+    sides: tuple[int, int],
+    window: int | None,
+    scale: float,
+    softcap: float,
+    *,
+    together: int = 1,
+    warps: int,
+    stages: int,
+) -> Tensor:
+    """Attention of all heads with capped scores, side by side: [T, H * W], of the type of q.
+
+    Args:
+        q: [H, T, W]; k, v: [K, T, W]. Nothing is copied where all heads of a token stand together.
+        places: int32 [3, T], of `attention.places_of`.
+        blocks: how many blocks of keys a block of queries sees in part, and which, then in whole: int32
+            [blocks of queries], [blocks of queries, any number], twice.
+        sides: queries and keys of a block.
+        softcap: up to `attention.MOST_CAP`.
+        together: heads of queries that one program computes, where so many have the same keys.
+    """
+    (heads, tokens, width), (queries, keys) = q.shape, sides
+    group = heads // len(k)
+    together = math.gcd(together, group)
+    rows = [each.transpose(0, 1).flatten(1) for each in (k, v)]
+    out = q.new_empty(tokens, heads * width)
+    with on(q.device):
+        attention_kernel[(tokens // queries, heads // together)](
+            q, *(TensorDescriptor.from_tensor(each, [keys, width]) for each in rows), out,
+            places[0], places[2],
+            *blocks, blocks[1].shape[-1], q.stride(0), q.stride(1),
+            scale / softcap, softcap * math.log2(math.e),
+            QUERIES=queries, KEYS=keys, WIDTH=width, HEADS=heads, GROUP=group, TOGETHER=together,
+            WINDOW=window or 0, BRANCHES=BRANCHES, STAGES=stages, INSTRUCTION=q.is_cuda,
+            num_warps=warps,  # pyright: ignore[reportCallIssue]
+        )  # fmt: skip
+    return out
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:

@@ -201,7 +201,7 @@ class StackClassifier(nn.Module):
         self.score = head.to(stack.embedding_VD.device)
         self.fixed_rows = self.sparse = stack.embedding_VD.is_cuda
         shape, embedding = stack.shape, stack.embedding_VD
-        self.tiling = tiling_of(shape.head_dim, shape.softcap is not None, embedding.dtype, embedding.device)
+        self.tiling = tiling_of(shape.head_dim, shape.softcap, embedding.dtype, embedding.device)
         self.sights: dict[int, BlockVisibility] = {}
         """By the tokens of a pass: one compilation each."""
 

@@ -34,8 +34,9 @@ from wsdm_ray.storage import local_copy, reason
 
 __all__ = ["ModelSpec", "Models", "PassMemory", "budget_within", "streamed_bytes", "weight_bytes"]
 
-MOST_TOKENS = 16_384
-"""Of a pass that nobody asked for; with it an fp8 replica of 9B takes 13 GiB."""
+MOST_TOKENS = 132 * 128
+"""Of a pass that nobody asked for: tiles of products have 128 rows, and an H100 or H200 has 132 processors,
+none of which then waits for others. With it an fp8 replica of 9B takes 13 GiB."""
 CPU_TOKENS = 2_048
 """Of a pass on a CPU, where small passes are the fastest: they stay in its caches and have little padding."""
 USABLE = 0.8
@@ -287,7 +288,7 @@ class PassMemory:
 
 
 def budget_within(free: float, memory: PassMemory, layout: str, max_tokens: int) -> int:
-    """The tokens of a pass that fits `free` bytes: a power of two up to 16,384, but at least 2 * max_tokens.
+    """The tokens of a pass that fits `free` bytes: 16,896, or its half, and so on; at least 2 * max_tokens.
 
     Without a GPU (`free` is infinite) it is 2,048. A row of the layouts that pack is as long as the pass.
     """
