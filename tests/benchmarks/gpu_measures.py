@@ -7,23 +7,21 @@ from typing import Any
 
 import torch
 
-from wsdm_ray.modeling.products import TYPES, Rows, Sums, multiply, pack_weight, quantize_rows, sums
+from wsdm_ray.modeling.products import TYPES, Rows, multiply, pack_weight, quantize_rows
 
 __all__ = ["peak_memory", "product", "timeline_of"]
 
 
-def product(
-    precision: str, tokens: int, wide: int, out: int, device: str, *, for_sums: bool
-) -> Callable[[], torch.Tensor | Sums]:
-    """One product of random values, [tokens, wide] with [out, wide], as the engine has it."""
+def product(precision: str, tokens: int, wide: int, out: int, device: str) -> Callable[[], torch.Tensor]:
+    """One product of random values, [tokens, wide] with [out, wide]."""
     x, weight = (torch.randn(rows, wide, device=device, dtype=torch.bfloat16) for rows in (tokens, out))
     if precision == "bf16":
         return lambda: torch.matmul(x, weight.t())
     rows = Rows(*quantize_rows(x, TYPES[precision]))
-    packed = pack_weight([weight], [], precision, for_sums=for_sums, device=device, dtype=torch.bfloat16)
+    packed = pack_weight([weight], [], precision, device=device, dtype=torch.bfloat16)
     if precision == "int8" and not packed.fused:
         return lambda: torch._int_mm(rows.values, packed.values.t())
-    return lambda: sums(rows, packed) if for_sums else multiply(rows, packed)
+    return lambda: multiply(rows, packed)
 
 
 def timeline_of(events: list[tuple[str, float, float]]) -> dict[str, Any]:

@@ -192,13 +192,10 @@ def ceiling(bench: Bench) -> Iterator[list[dict[str, Any]]]:
     shape, tokens, rows = shape_of(bench.config), bench.given.token_budget, []
     wide, inner = shape.num_heads * shape.head_dim, bench.config.intermediate_size
     fused = wide + 2 * shape.num_key_heads * shape.head_dim
-    sizes = [(shape.width, fused), (wide, shape.width), (shape.width, 2 * inner), (inner, shape.width)]
+    sizes = ((shape.width, fused), (wide, shape.width), (shape.width, 2 * inner), (inner, shape.width))
     layers = len(shape.kinds)
     for precision in PRECISIONS:
-        products = [
-            product(precision, tokens, *size, bench.device, for_sums=number > 0)
-            for number, size in enumerate(sizes)
-        ]
+        products = [product(precision, tokens, each, out, bench.device) for each, out in sizes]
         for run in products:
             run()
         bench.wait()

@@ -11,7 +11,7 @@ import functools
 import itertools
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -271,12 +271,7 @@ class BlockVisibility:
         }
         blocks = {width: self.blocks(width) for width in set(widths.values())}
         for kind, mask in self.masks.items():
-            for place, found in zip(
-                (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices),
-                blocks[widths[kind]],
-                strict=True,
-            ):
-                assert place is not None
+            for place, found in zip(blocks_of(mask), blocks[widths[kind]], strict=True):
                 place[0, 0].copy_(found)
         return self
 
@@ -297,11 +292,11 @@ class BlockVisibility:
         if tiling.kernel:
             from wsdm_ray.modeling.kernels import capped_attention  # which takes Triton
 
-            assert softcap is not None
-            blocks = (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices)
+            part_number, part, whole_number, whole = (each[0, 0] for each in blocks_of(mask))
             return capped_attention(
-                q_HTW, k_KTW, v_KTW, self.places, [each[0, 0] for each in blocks if each is not None],
-                (tiling.queries, tiling.keys), self.windows[kind], scale, softcap, **tiling.options,
+                q_HTW, k_KTW, v_KTW, self.places, (part_number, part, whole_number, whole),
+                (tiling.queries, tiling.keys), self.windows[kind], scale, cast("float", softcap),
+                **tiling.options,
             )  # fmt: skip
         run, tanh = (compiled_flex(), quick_tanh()) if q_HTW.is_cuda else (flex_attention, torch.tanh)
         out = run(
@@ -316,6 +311,13 @@ class BlockVisibility:
         )
         assert isinstance(out, Tensor)
         return out[0].transpose(0, 1).flatten(1)
+
+
+def blocks_of(mask: BlockMask) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Number and places of the key blocks that a block of queries sees in part, then in whole."""
+    assert mask.full_kv_num_blocks is not None
+    assert mask.full_kv_indices is not None
+    return mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices
 
 
 def to_device(array: np.ndarray, device: torch.device | str) -> Tensor:
@@ -347,7 +349,7 @@ class Tiling(NamedTuple):
 
 WIDE = Tiling(128, 64, {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_TMA": True})
 NARROW = Tiling(64, 64, {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3})
-CAPPED = Tiling(128, 64, {"warps": 8, "stages": 2}, kernel=True)
+CAPPED = Tiling(64, 64, {"together": 2, "warps": 8, "stages": 2}, kernel=True)
 TILINGS = {(256, True): CAPPED, (256, False): WIDE, (128, False): NARROW, (64, False): NARROW}
 """By the width of heads and whether scores are soft-capped, in 16 bits: half to four fifths of the time that
 FlexAttention's own choice takes on an H100 or H200."""

@@ -1,4 +1,6 @@
-"""Products of 8-bit rows for Hopper GPUs, in Triton: what libraries write out in between stays in registers.
+"""Products of 8-bit rows and capped attention for Hopper GPUs, in Triton.
+
+What libraries write out in between stays in registers.
 
 cuBLAS gives the products of int8 rows as int32, which to write and read again takes longer than to compute.
 Here they leave as bfloat16 with their scales applied, those of the MLP's gate and up as one, multiplied. The
@@ -9,7 +11,6 @@ other way round, sums, norms, spreading and quantizing of rows are one reading e
 
 import functools
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -28,7 +29,6 @@ __all__ = [
     "add_norm_float8",
     "capped_attention",
     "float8_rows",
-    "float8_sums",
     "gated_float8_rows",
     "gated_product",
     "product",
@@ -52,9 +52,6 @@ SPREAD_LINES = 64
 """Blocks of columns that a program of `spread_kernel` holds, of one row or several, where one has no more."""
 ROWS_COLUMNS = 2_048
 """Of a row that a warp of `rows_kernel` holds, where 4 to 16 of them can hold it."""
-STREAM = ".cg"
-ROWS_AT_ONCE = 4
-"""That a program of `rows_kernel` norms one after the other, so that it reads the norms' weights once."""
 
 
 @triton.jit
@@ -118,48 +115,37 @@ def spread_kernel(
 
 @triton.jit
 def rows_kernel(
-    x, y, factor, after, before, summed, out, scale, epsilon, rows,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, AT_ONCE: tl.constexpr, STREAM: tl.constexpr,
-    GATE: tl.constexpr, FACTOR: tl.constexpr, ADD: tl.constexpr, AFTER: tl.constexpr, BEFORE: tl.constexpr,
-    QUANTIZE: tl.constexpr,
+    x, y, after, before, summed, out, scale, epsilon,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, GATE: tl.constexpr,
+    ADD: tl.constexpr, AFTER: tl.constexpr, BEFORE: tl.constexpr, QUANTIZE: tl.constexpr,
 ):  # fmt: skip
-    """`AT_ONCE` rows of x [rows, WIDTH] a program, one after the other.
+    """A row of x [rows, WIDTH] a program.
 
     GATE: `gelu` or `silu` where x holds gates and ups side by side, or `none`. ADD: y is added to x, AFTER:
-    normed first; the sum is written. FACTOR: gates and ups, or else y, are multiplied by their row's first.
-    BEFORE: norm what is written out. QUANTIZE: in 8 bit, with its scale.
+    normed first; the sum is written. BEFORE: norm what is written out. QUANTIZE: in 8 bit, with its scale.
     """
-    column = tl.arange(0, PADDED)
-    inside = column < WIDTH
-    after_weight = tl.load(after + column, inside, 0.0) if AFTER else 0.0
-    before_weight = tl.load(before + column, inside, 0.0) if BEFORE else 0.0
-    first = tl.program_id(0).to(tl.int64) * AT_ONCE
-    for line in tl.range(0, AT_ONCE):
-        row = first + line
-        here = inside & (row < rows)
-        at = row * WIDTH + column
-        times = tl.load(factor + row, row < rows, 0.0) if FACTOR else 1.0
-        if GATE == "none":
-            given = tl.load(x + at, here, 0.0, cache_modifier=STREAM).to(tl.float32)
-        else:
-            gate = tl.load(x + row * WIDTH + at, here, 0.0, cache_modifier=STREAM).to(tl.float32)
-            up = tl.load(x + (row + 1) * WIDTH + at, here, 0.0, cache_modifier=STREAM).to(tl.float32)
-            given = activated(gate * times, GATE) * (up * times)
-        if ADD:
-            more = tl.load(y + at, here, 0.0, cache_modifier=STREAM).to(tl.float32) * times
-            if AFTER:
-                more = normed(more, after_weight, WIDTH, epsilon)
-            total = (given + more).to(tl.bfloat16)
-            tl.store(summed + at, total, here)
-            given = total.to(tl.float32)
-        if BEFORE:
-            given = normed(given, before_weight, WIDTH, epsilon)
-        if QUANTIZE:
-            step = larger(tl.reduce(tl.abs(given), 0, larger), 1e-12) / 448.0
-            tl.store(out + at, (given / step).to(tl.float8e4nv), here)
-            tl.store(scale + row, step, row < rows)
-        else:
-            tl.store(out + at, given.to(tl.bfloat16), here)
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, PADDED)
+    at, inside = row * WIDTH + column, column < WIDTH
+    if GATE == "none":
+        given = tl.load(x + at, inside, 0.0).to(tl.float32)
+    else:
+        gate = tl.load(x + row * WIDTH + at, inside, 0.0).to(tl.float32)
+        given = activated(gate, GATE) * tl.load(x + (row + 1) * WIDTH + at, inside, 0.0).to(tl.float32)
+    if ADD:
+        more = tl.load(y + at, inside, 0.0).to(tl.float32)
+        if AFTER:
+            more = normed(more, after + column, inside, WIDTH, epsilon)
+        total = (given + more).to(tl.bfloat16)
+        tl.store(summed + at, total, inside)
+        given = total.to(tl.float32)
+    if BEFORE:
+        given = normed(given, before + column, inside, WIDTH, epsilon)
+    if QUANTIZE:
+        step = larger(tl.reduce(tl.abs(given), 0, larger), 1e-12) / 448.0
+        tl.store(out + at, (given / step).to(tl.float8e4nv), inside)
+        tl.store(scale + row, step)
+    else:
+        tl.store(out + at, given.to(tl.bfloat16), inside)
 
 
 @triton.jit
@@ -239,9 +225,9 @@ def activated(gate, GATE: tl.constexpr):
 
 
 @triton.jit
-def normed(wide, weight, WIDTH: tl.constexpr, epsilon):
+def normed(wide, weight, inside, WIDTH: tl.constexpr, epsilon):
     """A row of float32, RMS-normed and rounded to bfloat16."""
-    out = wide * tl.rsqrt(tl.sum(wide * wide) / WIDTH + epsilon) * weight
+    out = wide * tl.rsqrt(tl.sum(wide * wide) / WIDTH + epsilon) * tl.load(weight, inside, 0.0)
     return out.to(tl.bfloat16).to(tl.float32)
 
 
@@ -338,53 +324,26 @@ def by_rows(
     before: Tensor | None = None,
     epsilon: float = 0.0,
     *,
-    factor: Tensor | None = None,
     gate: str = "none",
     quantize: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `rows_kernel` gives of contiguous x and y: the sum, what is made of it, the scale of that.
 
     x itself where nothing is added, and no scale where nothing is quantized.
-
-    Args:
-        factor: float32 [T], what gates and ups, or else y, are multiplied by first.
     """
     rows, width = len(x), x.shape[1] if gate == "none" else x.shape[1] // 2
     summed = x if y is None else torch.empty_like(x)
     out = x.new_empty(rows, width, dtype=torch.float8_e4m3fn if quantize else x.dtype)
     scale = x.new_empty(rows if quantize else 0, dtype=torch.float32)
     padded = triton.next_power_of_2(width)
-    at_once = 1 if after is None and before is None else ROWS_AT_ONCE
     with on(x.device):
-        rows_kernel[(triton.cdiv(rows, at_once),)](
-            x, x if y is None else y, scale if factor is None else factor, scale if after is None else after,
-            scale if before is None else before, summed, out, scale, epsilon, rows,
-            WIDTH=width, PADDED=padded, AT_ONCE=at_once, STREAM=STREAM,
-            GATE=gate, FACTOR=factor is not None, ADD=y is not None, AFTER=after is not None,
-            BEFORE=before is not None, QUANTIZE=quantize,
+        rows_kernel[(rows,)](
+            x, x if y is None else y, scale if after is None else after, scale if before is None else before,
+            summed, out, scale, epsilon, WIDTH=width, PADDED=padded, GATE=gate, ADD=y is not None,
+            AFTER=after is not None, BEFORE=before is not None, QUANTIZE=quantize,
             num_warps=min(max(padded // ROWS_COLUMNS, 4), 16),  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
     return summed, out, scale
-
-
-@torch.library.custom_op("wsdm_ray::float8_sums", mutates_args=())
-def float8_sums(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """Rows times the weight transposed, with the weight's scale and not with those of x: bfloat16 [T, N].
-
-    cuBLAS takes less time and power for products with one scale than with scales of rows.
-
-    Args:
-        x, weight: float8 [T, D] and [N, D].
-        scale: float32 [1].
-    """
-    return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
-        x, weight.t(), scale_a=one(x.device), scale_b=scale, out_dtype=torch.bfloat16, use_fast_accum=True
-    )
-
-
-@float8_sums.register_fake
-def _(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    return x.new_empty(len(x), len(weight), dtype=torch.bfloat16)
 
 
 @torch.library.custom_op("wsdm_ray::float8_rows", mutates_args=())
@@ -399,18 +358,17 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("wsdm_ray::gated_float8_rows", mutates_args=())
-def gated_float8_rows(x: Tensor, factor: Tensor | None, gelu: bool) -> tuple[Tensor, Tensor]:
+def gated_float8_rows(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
     """GELU (tanh form) or SiLU of gates, times ups, as float8 [T, F], and the scale of rows [T].
 
     Args:
         x: bfloat16 [T, 2 F], the gates before the ups.
-        factor: float32 [T], what both are multiplied by first.
     """
-    return by_rows(x, factor=factor, gate="gelu" if gelu else "silu")[1:]
+    return by_rows(x, gate="gelu" if gelu else "silu")[1:]
 
 
 @gated_float8_rows.register_fake
-def _(x: Tensor, factor: Tensor | None, gelu: bool) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
     values = x.new_empty(len(x), x.shape[1] // 2, dtype=torch.float8_e4m3fn)
     return values, x.new_empty(len(x), dtype=torch.float32)
 
@@ -434,28 +392,18 @@ def _(x: Tensor, y: Tensor, after: Tensor | None, before: Tensor, epsilon: float
 
 @torch.library.custom_op("wsdm_ray::add_norm_float8", mutates_args=())
 def add_norm_float8(
-    x: Tensor, y: Tensor, factor: Tensor | None, after: Tensor | None, before: Tensor, epsilon: float
+    x: Tensor, y: Tensor, after: Tensor | None, before: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`add_norm` whose normed rows are float8, with their scale [T].
-
-    Args:
-        factor: float32 [T], what y is multiplied by first.
-    """
-    return by_rows(x, y, after, before, epsilon, factor=factor)
+    """`add_norm` whose normed rows are float8, with their scale [T]."""
+    return by_rows(x, y, after, before, epsilon)
 
 
 @add_norm_float8.register_fake
 def _(
-    x: Tensor, y: Tensor, factor: Tensor | None, after: Tensor | None, before: Tensor, epsilon: float
+    x: Tensor, y: Tensor, after: Tensor | None, before: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     values = torch.empty_like(x, dtype=torch.float8_e4m3fn)
     return torch.empty_like(x), values, x.new_empty(len(x), dtype=torch.float32)
-
-
-@functools.cache
-def one(device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.ones(1, device=device)
 
 
 def capped_attention(
@@ -463,13 +411,13 @@ def capped_attention(
     k: Tensor,
     v: Tensor,
     places: Tensor,
-    blocks: Sequence[Tensor],
+    blocks: tuple[Tensor, Tensor, Tensor, Tensor],
     sides: tuple[int, int],
     window: int | None,
     scale: float,
     softcap: float,
     *,
-    together: int = 1,
+    together: int,
     warps: int,
     stages: int,
 ) -> Tensor:
@@ -487,14 +435,16 @@ def capped_attention(
     (heads, tokens, width), (queries, keys) = q.shape, sides
     group = heads // len(k)
     together = math.gcd(together, group)
-    rows = [each.transpose(0, 1).flatten(1) for each in (k, v)]
+    k_rows, v_rows = (
+        TensorDescriptor.from_tensor(each.transpose(0, 1).flatten(1), [keys, width]) for each in (k, v)
+    )
     out = q.new_empty(tokens, heads * width)
+    part_number, part_blocks, whole_number, whole_blocks = blocks
     with on(q.device):
         attention_kernel[(tokens // queries, heads // together)](
-            q, *(TensorDescriptor.from_tensor(each, [keys, width]) for each in rows), out,
-            places[0], places[2],
-            *blocks, blocks[1].shape[-1], q.stride(0), q.stride(1),
-            scale / softcap, softcap * math.log2(math.e),
+            q, k_rows, v_rows, out, places[0], places[2],
+            part_number, part_blocks, whole_number, whole_blocks, part_blocks.shape[-1],
+            q.stride(0), q.stride(1), scale / softcap, softcap * math.log2(math.e),
             QUERIES=queries, KEYS=keys, WIDTH=width, HEADS=heads, GROUP=group, TOGETHER=together,
             WINDOW=window or 0, BRANCHES=BRANCHES, STAGES=stages, INSTRUCTION=q.is_cuda,
             num_warps=warps,  # pyright: ignore[reportCallIssue]

@@ -24,7 +24,6 @@ from wsdm_ray.errors import ModelError
 __all__ = [
     "TYPES",
     "Rows",
-    "Sums",
     "Weight",
     "add",
     "add_norm",
@@ -34,7 +33,6 @@ __all__ = [
     "pack_weight",
     "quantize_rows",
     "rms_norm",
-    "sums",
 ]
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
@@ -44,10 +42,6 @@ TYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 MULTIPLES = {torch.float8_e4m3fn: 16, torch.int8: 8}
 """What GPUs need the sizes of a weight to be multiples of."""
-
-LEAST_RATIO = 2.0**-8
-"""Of a row's scale to a matrix's: a float8 row so small still has all bits in numbers down to 1/64 of its
-largest."""
 
 SPREAD = 128
 """Columns of a block that share their large values: more gain little."""
@@ -63,20 +57,12 @@ class Rows(NamedTuple):
     scale: Tensor
 
 
-class Sums(NamedTuple):
-    """Products before the scales of the rows: values, bfloat16 [rows, out]; scale, float32 [rows]."""
-
-    values: Tensor
-    scale: Tensor
-
-
 class Weight(NamedTuple):
     """A weight of `out` rows and `in` columns.
 
-    values: [out, in], of a float type, or int8 or float8 with `scale`; scale: float32 [out], or [1] where all
-        rows have one, or None; bias: [out] or None; spread: of int8 alone, the Hadamard matrix that blocks of
-        columns were multiplied by, [block, block]; fused: what goes with it is by `kernels`, and int8 rows of
-        gate and up alternate.
+    values: [out, in], of a float type, or int8 or float8 with `scale`; scale: float32 [out] or None; bias:
+        [out] or None; spread: of int8 alone, the Hadamard matrix that blocks of columns were multiplied by,
+        [block, block]; fused: what goes with it is by `kernels`, and int8 rows of gate and up alternate.
     """
 
     values: Tensor
@@ -92,7 +78,6 @@ def pack_weight(
     precision: str,
     *,
     gated: bool = False,
-    for_sums: bool = False,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Weight:
@@ -100,7 +85,6 @@ def pack_weight(
 
     Args:
         gated: they are those of gate and up, for `multiply_gated`.
-        for_sums: they are for `sums`: their rows get one scale where that lets `kernels` be faster.
         weights: [out, in] each, all of one `in`, or such that are in the rows of `precision` already. Of
             those that an iterator makes, one at a time is held as it came.
         biases: [out] each, as many as weights, or none.
@@ -133,8 +117,6 @@ def pack_weight(
     fused = dtype == torch.bfloat16 and can_fuse(values, spread, gated)
     if fused and gated and spread is not None:
         values, scale = (alternating(each) for each in (values, scale))
-    if fused and for_sums and spread is None:
-        values, scale = in_one_scale(Rows(values, scale))
     return Weight(values, scale, bias, spread, fused)
 
 
@@ -163,35 +145,15 @@ def alternating(rows: Tensor) -> Tensor:
 
 
 def in_rows(weight: Tensor, kind: torch.dtype, *, spread: bool = False) -> Rows:
-    """A weight in 8 bit, a few rows at a time. Scales of float8 rows are powers of two, for `in_one_scale`.
+    """A weight in 8 bit, a few rows at a time.
 
     Args:
         spread: multiply blocks of columns by `hadamard`, the scale divided by its factor.
     """
-    matrix, power = hadamard(weight) if spread else None, kind == torch.float8_e4m3fn
-    parts = [
-        quantize_rows(spread_out(part.float(), matrix), kind, power_of_two=power)
-        for part in weight.split(ROWS_AT_ONCE)
-    ]
+    matrix = hadamard(weight) if spread else None
+    parts = [quantize_rows(spread_out(part.float(), matrix), kind) for part in weight.split(ROWS_AT_ONCE)]
     values, scale = (torch.cat(each) for each in zip(*parts, strict=True))
     return Rows(values, scale if matrix is None else scale / len(matrix))
-
-
-def in_one_scale(rows: Rows) -> Rows:
-    """Float8 rows with one scale, [1]: only exponents change, so nothing is rounded but what is very small.
-
-    As they came, where scales are not powers of two apart, or too far apart.
-    """
-    common = rows.scale.max()
-    ratio = rows.scale / common
-    powers_of_two = ratio.frexp().mantissa == 0.5
-    if ratio.min() < LEAST_RATIO or not powers_of_two.all():
-        return rows
-    parts = [
-        (values.float() * factor[:, None]).to(values.dtype)
-        for values, factor in zip(rows.values.split(ROWS_AT_ONCE), ratio.split(ROWS_AT_ONCE), strict=True)
-    ]
-    return Rows(torch.cat(parts), common[None])
 
 
 def hadamard(weight: Tensor) -> Tensor:
@@ -211,12 +173,10 @@ def spread_out(x: Tensor, matrix: Tensor | None) -> Tensor:
     return x if matrix is None else (x.reshape(-1, len(matrix)) @ matrix).view(x.shape)
 
 
-def quantize_rows(x: Tensor, kind: torch.dtype, *, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
+def quantize_rows(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     """Each row of `x` [rows, columns] in 8 bit, and its float32 scale [rows]: x is about values * scale."""
     wide = x.float()
     scale = wide.abs().amax(-1).clamp_min(1e-12) / LARGEST[kind]
-    if power_of_two:
-        scale = scale.log2().ceil().exp2()
     scaled = wide / scale[:, None]
     return (scaled.round() if kind == torch.int8 else scaled).to(kind), scale
 
@@ -248,19 +208,10 @@ def multiply(x: Tensor | Rows, weight: Weight) -> Tensor:
         out = (sums.float() * scale[:, None] * weight.scale).to(dtype)
     else:
         out = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
-            rows, weight.values.t(), scale_a=scale[:, None],
-            scale_b=weight.scale.expand(len(weight.values)).contiguous()[None],
+            rows, weight.values.t(), scale_a=scale[:, None], scale_b=weight.scale[None],
             out_dtype=torch.bfloat16, use_fast_accum=True,
         ).to(dtype)  # fmt: skip
     return out if weight.bias is None else out + weight.bias
-
-
-def sums(x: Tensor | Rows, weight: Weight) -> Tensor | Sums:
-    """`multiply`, but that scales of rows are left to what reads the products: `add_norm`, or the gates."""
-    if weight.scale is None or len(weight.scale) > 1:
-        return multiply(x, weight)
-    rows, scale = quantized(x, weight)
-    return Sums(torch.ops.wsdm_ray.float8_sums(rows, weight.values, weight.scale), scale)
 
 
 def multiply_gated(x: Tensor | Rows, weight: Weight, *, with_gelu: bool) -> Tensor | Rows:
@@ -268,39 +219,31 @@ def multiply_gated(x: Tensor | Rows, weight: Weight, *, with_gelu: bool) -> Tens
 
     In 8 bit where `kernels` does so.
     """
-    if weight.fused and weight.spread is not None:
+    if weight.fused and weight.spread is None:
+        return Rows(*torch.ops.wsdm_ray.gated_float8_rows(multiply(x, weight), with_gelu))
+    if weight.fused:
         rows, scale = quantized(x, weight)
         return torch.ops.wsdm_ray.gated_product(rows, scale, weight.values, weight.scale, with_gelu)
-    both, scale = unscaled(sums(x, weight))
-    if weight.fused:
-        return Rows(*torch.ops.wsdm_ray.gated_float8_rows(both, scale, with_gelu))
-    gate, up = both.chunk(2, 1)
+    gate, up = multiply(x, weight).chunk(2, 1)
     return (gelu(gate) if with_gelu else F.silu(gate)) * up
 
 
 def add_norm(
-    x: Tensor, y: Tensor | Sums, after: Tensor | None, before: Tensor, epsilon: float, weight: Weight
+    x: Tensor, y: Tensor, after: Tensor | None, before: Tensor, epsilon: float, weight: Weight
 ) -> tuple[Tensor, Tensor | Rows]:
     """x plus y, and that sum RMS-normed, as `weight` multiplies it: [rows, columns] each.
 
     Args:
         after: the weight of y's own norm, if it has one; before: of the sum's.
     """
-    y, factor = unscaled(y)
-    if weight.fused and weight.spread is None:
-        x, values, scale = torch.ops.wsdm_ray.add_norm_float8(x, y, factor, after, before, epsilon)
-        return x, Rows(values, scale)
-    assert factor is None  # weights of one precision are all fused or none is
     if not weight.fused:
         x = add(x, y, after, epsilon)
         return x, rms_norm(x, before, epsilon)
+    if weight.spread is None:
+        x, values, scale = torch.ops.wsdm_ray.add_norm_float8(x, y, after, before, epsilon)
+        return x, Rows(values, scale)
     x, normed = torch.ops.wsdm_ray.add_norm(x, y, after, before, epsilon)
     return x, quantized(normed, weight)
-
-
-def unscaled(y: Tensor | Sums) -> tuple[Tensor, Tensor | None]:
-    """Products, and the scales of rows that they still have to be multiplied by."""
-    return y if isinstance(y, Sums) else (y, None)
 
 
 def add(x: Tensor, y: Tensor, after: Tensor | None, epsilon: float) -> Tensor:

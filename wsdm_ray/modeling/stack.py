@@ -39,7 +39,6 @@ from wsdm_ray.modeling.products import (
     multiply_gated,
     pack_weight,
     rms_norm,
-    sums,
 )
 from wsdm_ray.packing.layouts import Layout
 
@@ -115,11 +114,11 @@ class Stack(nn.Module):
     ) -> Layer:
         """A layer's weights, those that multiply the same input fused."""
 
-        def fused(*names: str, bias: bool = False, **what: bool) -> Weight:
+        def fused(*names: str, bias: bool = False, gated: bool = False) -> Weight:
             paths = [f"layers.{number}.{name}_proj" for name in names]
             biases = [parameter(f"{path}.bias").detach() for path in paths if bias]
             weights = (rows(f"{path}.weight") or parameter(f"{path}.weight").detach() for path in paths)
-            return pack_weight(weights, biases, precision, **what, **self.to_device)
+            return pack_weight(weights, biases, precision, gated=gated, **self.to_device)
 
         def norm(name: str) -> Tensor:
             return self.norm(parameter(f"layers.{number}.{name}.weight"))
@@ -137,9 +136,9 @@ class Stack(nn.Module):
             norms |= {"query": norm("self_attn.q_norm"), "key": norm("self_attn.k_norm")}
         return Layer(
             qkv=fused("self_attn.q", "self_attn.k", "self_attn.v", bias=self.shape.family.qkv_bias),
-            o=fused("self_attn.o", for_sums=True),
-            gate_up=fused("mlp.gate", "mlp.up", gated=True, for_sums=True),
-            down=fused("mlp.down", for_sums=True),
+            o=fused("self_attn.o"),
+            gate_up=fused("mlp.gate", "mlp.up", gated=True),
+            down=fused("mlp.down"),
             norms=norms,
         )
 
@@ -291,19 +290,19 @@ def rotate(x: Tensor, cos_TW: Tensor, sin_TW: Tensor) -> Tensor:
     return x * cos_TW + torch.cat((-high, low), -1) * sin_TW
 
 
-def mlp(x_TD: Tensor, a_TD: Tensor, layer: Layer, shape: Shape) -> tuple[Tensor, Tensor | Rows]:
-    """From the attention of a layer on: the residual with its output, and what `down` multiplies."""
+def mlp(x_TD: Tensor, a_TD: Tensor, layer: Layer, shape: Shape) -> tuple[Tensor, Tensor]:
+    """From the attention of a layer on: the residual with its output, and what the MLP makes of that."""
     norms, weight = layer.norms, layer.gate_up
     x_TD, normed_TD = add_norm(
-        x_TD, sums(a_TD, layer.o), norms.get("attention_out"), norms["mlp_in"], shape.norm_epsilon, weight
+        x_TD, multiply(a_TD, layer.o), norms.get("attention_out"), norms["mlp_in"], shape.norm_epsilon, weight
     )
-    return x_TD, multiply_gated(normed_TD, weight, with_gelu=shape.family.gelu)
+    return x_TD, multiply(multiply_gated(normed_TD, weight, with_gelu=shape.family.gelu), layer.down)
 
 
 def finish(x_TD: Tensor, a_TD: Tensor, layer: Layer, shape: Shape) -> Tensor:
     """What a layer gives, from its attention on."""
-    x_TD, gated_TF = mlp(x_TD, a_TD, layer, shape)
-    return add(x_TD, multiply(gated_TF, layer.down), layer.norms.get("mlp_out"), shape.norm_epsilon)
+    x_TD, y_TD = mlp(x_TD, a_TD, layer, shape)
+    return add(x_TD, y_TD, layer.norms.get("mlp_out"), shape.norm_epsilon)
 
 
 def go_on(
@@ -313,9 +312,9 @@ def go_on(
 
     In one, so that the sum, the next norm and its quantization are one reading.
     """
-    x_TD, gated_TF = mlp(x_TD, a_TD, layer, shape)
+    x_TD, y_TD = mlp(x_TD, a_TD, layer, shape)
     x_TD, normed_TD = add_norm(
-        x_TD, sums(gated_TF, layer.down), layer.norms.get("mlp_out"), following.norms["attention_in"],
-        shape.norm_epsilon, following.qkv,
+        x_TD, y_TD, layer.norms.get("mlp_out"), following.norms["attention_in"], shape.norm_epsilon,
+        following.qkv,
     )  # fmt: skip
     return x_TD, *heads(normed_TD, following, rotation, shape)

@@ -15,7 +15,6 @@ from wsdm_ray.modeling import products
 from wsdm_ray.modeling.classifier import load_network
 from wsdm_ray.modeling.products import (
     Rows,
-    Sums,
     Weight,
     add_norm,
     hadamard,
@@ -25,7 +24,6 @@ from wsdm_ray.modeling.products import (
     quantize_rows,
     rms_norm,
     spread_out,
-    sums,
 )
 from wsdm_ray.modeling.stack import Stack, StackClassifier, in_one_row
 from wsdm_ray.packing.layouts import lay_out
@@ -66,15 +64,11 @@ def normal(*shape: int, device: str) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).bfloat16().to(device)
 
 
-def both_ways(
-    weights: list[Tensor], precision: str, device: str, *, gated: bool, for_sums: bool = False
-) -> tuple[Weight, Weight]:
+def both_ways(weights: list[Tensor], precision: str, device: str, *, gated: bool) -> tuple[Weight, Weight]:
     """The same weight for kernels, and for torch's own operations."""
 
     def packed() -> Weight:
-        return pack_weight(
-            weights, [], precision, gated=gated, for_sums=for_sums, device=device, dtype=torch.bfloat16
-        )
+        return pack_weight(weights, [], precision, gated=gated, device=device, dtype=torch.bfloat16)
 
     fused = packed()
     with pytest.MonkeyPatch.context() as patch:
@@ -123,29 +117,18 @@ def expected_gated(both: Tensor, *, with_gelu: bool) -> Tensor:
 
 
 @pytest.mark.parametrize("with_gelu", [True, False])
-@pytest.mark.parametrize(("precision", "for_sums"), [("int8", True), ("fp8", True), ("fp8", False)])
-def test_gate_and_up_in_one(precision, for_sums, with_gelu, device):
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_gate_and_up_in_one(precision, with_gelu, device):
     rows = Rows(*quantize_rows(normal(TOKENS, 384, device=device), products.TYPES[precision]))
     gate = normal(256, 384, device=device) / 20
     up = 20 * gate.roll(1, 1)
-    fused, plain = both_ways([gate, up], precision, device, gated=True, for_sums=for_sums)
+    fused, plain = both_ways([gate, up], precision, device, gated=True)
     found = multiply_gated(rows, fused, with_gelu=with_gelu)
     expected = expected_gated(expected_product(rows, plain), with_gelu=with_gelu)
     if isinstance(found, Rows):
         close(unquantized(found), expected, IN_FLOAT8[device])
     else:
         close(found, expected)
-
-
-def test_products_whose_scales_come_later(device):
-    rows = Rows(*quantize_rows(normal(TOKENS, 384, device=device), torch.float8_e4m3fn))
-    weight = normal(256, 384, device=device) * torch.logspace(-2, 0, 256, 2, device=device)[:, None]
-    fused, plain = both_ways([weight], "fp8", device, gated=False, for_sums=True)
-    found, expected = sums(rows, fused), expected_product(rows, plain)
-    assert isinstance(found, Sums)
-    close((found.values.float() * found.scale[:, None]).bfloat16(), expected)
-    close(multiply(rows, fused), expected)
-    assert isinstance(sums(rows, plain), Tensor)
 
 
 @pytest.mark.parametrize("with_gelu", [True, False])
@@ -190,10 +173,9 @@ def test_what_is_not_finite_shows(value, device):
         assert bool(found[4].isfinite()) == (value == 0)
 
 
-@pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("sandwich", [True, False])
 @pytest.mark.parametrize(("precision", "columns"), [("int8", 640), ("fp8", 640), ("fp8", 384)])
-def test_sum_and_norm(precision, columns, sandwich, scaled, device, monkeypatch):
+def test_sum_and_norm(precision, columns, sandwich, device, monkeypatch):
     x, y = normal(FEW, columns, device=device), 3 * normal(FEW, columns, device=device) + 1
     after = normal(columns, device=device).float() + 1 if sandwich else None
     before = normal(columns, device=device).float() * 2
@@ -202,9 +184,6 @@ def test_sum_and_norm(precision, columns, sandwich, scaled, device, monkeypatch)
     assert isinstance(expected, Tensor)
     if precision == "int8":  # the spreading is looked at above
         monkeypatch.setattr(products, "quantized", lambda x, weight: x)
-    if precision == "fp8" and not scaled:
-        scale = torch.logspace(-2, 2, FEW, device=device)
-        y = Sums((y / scale[:, None]).bfloat16(), scale)
     total, found = add_norm(x, y, after, before, 1e-6, fused)
     close(total, expected_sum)
     if isinstance(found, Rows):
@@ -240,14 +219,11 @@ def test_operations_say_what_they_give(device):
         (kernels.gated_product, (*both, True)),
         (kernels.spread_rows, (x, matrix)),
         (kernels.float8_rows, (x,)),
-        (kernels.gated_float8_rows, (x, None, False)),
-        (kernels.gated_float8_rows, (x, scale, True)),
+        (kernels.gated_float8_rows, (x, False)),
         (kernels.add_norm, (x, x, norm, norm, 1e-6)),
-        (kernels.add_norm_float8, (x, x, scale, None, norm, 1e-6)),
+        (kernels.add_norm_float8, (x, x, None, norm, 1e-6)),
     ):
         torch.library.opcheck(operation, given, test_utils=("test_schema", "test_faketensor"))
-    float8 = (x.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn), norm[:1])
-    torch.library.opcheck(kernels.float8_sums, float8, test_utils="test_faketensor")  # float8 has no checks
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
@@ -263,8 +239,8 @@ def test_an_mlp(precision, device):
     gated = expected_gated(rms_norm(exact, norm, 1e-6) @ torch.cat(gates).float().t(), with_gelu=True)
     exact = exact + gated.float() @ downs.float().t()
     for gate_up, down, within in zip(
-        both_ways(gates, precision, device, gated=True, for_sums=True),
-        both_ways([downs], precision, device, gated=False, for_sums=True),
+        both_ways(gates, precision, device, gated=True),
+        both_ways([downs], precision, device, gated=False),
         ((AN_MLP if device == "cuda" else AN_MLP_INTERPRETED)[precision], AN_MLP[precision]),
         strict=True,
     ):
@@ -307,5 +283,5 @@ def test_a_stack(precision, family, device, family_model, monkeypatch):
     found, exact = last_hidden(precision), last_hidden("none")
     monkeypatch.setattr(products, "on_hopper", lambda device: False)
     near = 2 * (last_hidden(precision).float() - exact.float()).norm() / exact.float().norm()
-    assert near < 0.25
+    assert near < 0.2
     close(found, exact, near if device == "cuda" else 2 * near)

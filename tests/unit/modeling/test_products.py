@@ -7,16 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wsdm_ray.modeling.products import (
-    Rows,
-    hadamard,
-    in_one_scale,
-    in_rows,
-    multiply,
-    pack_weight,
-    quantize_rows,
-    spread_out,
-)
+from wsdm_ray.modeling.products import hadamard, multiply, pack_weight, spread_out
 
 
 def error(x: Tensor, weight: Tensor, precision: str) -> float:
@@ -72,35 +63,3 @@ def test_one_weight_at_a_time_is_held_as_it_came(precision):
 
     pack_weight(made(), [], precision)
     assert len(earlier) == 3
-
-
-def test_float8_rows_of_one_scale():
-    weight = (
-        normal(64, 48) * torch.logspace(-6, 0, 64, 2)[:, None]
-    )  # the smallest rows are 2 ** -6 of the largest
-    weight[3] = weight[40] / 2**9
-    rows = in_rows(weight, torch.float8_e4m3fn)
-    assert in_one_scale(rows) is rows  # row 3 would keep too little
-    rows = in_rows(weight[4:], torch.float8_e4m3fn)
-    found = in_one_scale(rows)
-    assert len(rows.scale.unique()) > 4
-    assert found.scale.tolist() == [rows.scale.max()]
-    exact = rows.values.float() * rows.scale[:, None]
-    apart = (found.values.float() * found.scale - exact).abs()
-    assert (apart > 0).float().mean() < 0.1
-    assert apart.max() <= 2.0**-10 * found.scale  # half the step of the smallest numbers
-
-
-def test_float8_rows_of_any_scale_stay_as_they_are():
-    rows = Rows(*quantize_rows(normal(64, 48), torch.float8_e4m3fn))
-    assert in_one_scale(rows) is rows
-
-
-def test_scales_of_float8_weights_are_powers_of_two():
-    weight = normal(32, 48)
-    values, scale = in_rows(weight, torch.float8_e4m3fn)
-    assert (scale.frexp().mantissa == 0.5).all()
-    largest = values.float().abs().amax(1)
-    assert (largest > 224 - 8).all()
-    assert (largest <= 448).all()
-    assert (values.float() * scale[:, None] - weight).abs().max() < weight.abs().max() / 16
