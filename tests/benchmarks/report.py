@@ -101,9 +101,8 @@ def pseudolabels(results: dict[str, Any]) -> list[str]:
 def votes_study(results: dict[str, Any]) -> list[str]:
     runs, base = results["runs"], results["baselines"]
     lines = [
-        f"{runs[0]['metrics']['rows']} held-out votes, mean over seeds (smallest to largest). `one_rate` "
-        "and `recipe` have the head at the adapter's learning rate. Pairs/s are of processes that share GPUs, as "
-        "many at once as the settings say: not for comparing ways.",
+        f"{runs[0]['metrics']['rows']} held-out votes, mean over seeds (smallest to largest). Pairs/s "
+        "are of processes that share GPUs, as many at once as the settings say: not for comparing ways.",
         "",
         "| model | way | seeds | accuracy | log loss | ECE, after a temperature | position bias | flips | pairs/s |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -199,7 +198,7 @@ def votes_study(results: dict[str, Any]) -> list[str]:
 
 def way_order(run: dict[str, Any]) -> tuple[str, int, int]:
     """Models by name, then ways as the study lists them, then seeds."""
-    ways = ("ours", "shorter", "bf16", "one_order", "one_rate", "recipe")
+    ways = ("ours", "shorter", "bf16", "one_order", "recipe")
     return run["preset"], ways.index(run["variant"]), run["seed"]
 
 

@@ -7,10 +7,9 @@ For each base (its preset by name) and seed:
     ours       the preset
     bf16       on an unquantized base
     one_order  trained in one order; scored in both like all, and in that order alone
-    one_rate   the head at the adapter's learning rate
     shorter    texts cut at 1,024 tokens, the adapter scaled by 64 (alpha)
-    recipe     the same, one order, truncation on the left, padded passes, a checkpoint chosen on rows that
-               share prompts with train
+    recipe     one order, truncation on the left, padded passes, a checkpoint chosen on rows that share
+               prompts with train, the head at the adapter's learning rate
 
 One run is one process: train, score the held-out fifth of the votes, whose prompts no run has seen, evaluate.
 As many run at once as `--at-once` says, over all GPUs. Beside them: our way's mean over the seeds, logistic
@@ -57,9 +56,9 @@ from wsdm_ray.evaluation.join import read_votes as read_labels
 from wsdm_ray.presets import PRESETS
 from wsdm_ray.storage import write_parquet
 
-VARIANTS = ("ours", "bf16", "one_order", "one_rate", "shorter", "recipe")
+VARIANTS = ("ours", "bf16", "one_order", "shorter", "recipe")
 REGRESSION = "logistic_regression"
-COMPARED = tuple(("ours", other) for other in (*VARIANTS[1:], REGRESSION))
+COMPARED = (*(("ours", other) for other in VARIANTS[1:]), *((way, REGRESSION) for way in VARIANTS))
 """A way and what it is compared with."""
 KEPT = ("rows", "accuracy", "accuracy_ci95", "log_loss", "log_loss_ci95", "auc", "brier", "ece",
         "position_bias", "flip_rate", "calibration", "baselines")  # fmt: skip
@@ -303,11 +302,10 @@ def config_of(run: Run, base: str, work: Path, overrides: list[str]) -> TrainCon
         changes["orders"] = "ab"
     if variant == "recipe":
         changes |= {"text": dataclasses.replace(config.text, truncation="left"), "layout": "padded"}
+        changes["optimizer"] = dataclasses.replace(config.optimizer, head_learning_rate=None)
     if variant == "shorter":
         changes["text"] = dataclasses.replace(config.text, max_tokens=1_024)
         changes["lora"] = dataclasses.replace(config.lora, alpha=64)
-    if variant in ("one_rate", "recipe"):
-        changes["optimizer"] = dataclasses.replace(config.optimizer, head_learning_rate=None)
     config = dataclasses.replace(config, **changes)
     for override in overrides:
         config = overridden(config, *override.split("=", 1))
