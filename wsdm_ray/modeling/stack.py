@@ -188,7 +188,7 @@ class StackClassifier(nn.Module):
     """A stack with a classifier's head; scores as the network does that it stands for.
 
     fixed_rows: whether all passes should be of one number of tokens (`row_tokens` of `in_one_row`), as each
-        number is compiled for itself. sparse: whether attention is by FlexAttention, where the tokens divide.
+        number is compiled for itself. sparse: whether attention is by blocks, where the tokens divide.
 
     Args:
         head: of `make_head`, on any device.
