@@ -5,7 +5,7 @@ import sys
 
 import tyro
 
-from jobs._main import main
+from jobs._main import check_repeated, main
 from jobs._ray import connect
 from wsdm_ray.config import TrainConfig
 from wsdm_ray.errors import ConfigError, WsdmRayError
@@ -37,6 +37,7 @@ def draw(output: str) -> None:
 
 def take_preset(argv: list[str]) -> tuple[TrainConfig | None, list[str]]:
     """The config that `--preset NAME` names, if it stands in `argv`, and the arguments without it."""
+    check_repeated(argv)
     for index, argument in enumerate(argv):
         if argument == "--preset" or argument.startswith("--preset="):
             taken = 1 if "=" in argument else 2

@@ -125,6 +125,12 @@ def votes_study(results: dict[str, Any]) -> list[str]:
         )  # fmt: skip
         return f"| {' | '.join(cells)} |"
 
+    def measured(metrics: dict[str, Any]) -> str:
+        return " | ".join(
+            f"{metrics[name]:.3f} ({metrics[f'{name}_ci95'][0]:.3f} to {metrics[f'{name}_ci95'][1]:.3f})"
+            for name in ("accuracy", "log_loss")
+        )
+
     for preset, way in dict.fromkeys((run["preset"], run["variant"]) for run in sorted(runs, key=way_order)):
         same = [run for run in runs if (run["preset"], run["variant"]) == (preset, way)]
         speeds = [run["score_pairs_per_second"] for run in same]
@@ -139,7 +145,7 @@ def votes_study(results: dict[str, Any]) -> list[str]:
     logistic, longer = base["logistic_regression"], base["longer_answer"]
     after = logistic["calibration"]
     lines += [
-        f"| logistic regression, TF-IDF and length | | | {logistic['accuracy']:.3f} | {logistic['log_loss']:.3f} "
+        f"| logistic regression, TF-IDF and length (95 % interval) | | | {measured(logistic)} "
         f"| {after['before']['ece']:.3f}, {after['after']['ece']:.3f} | | | |",
         f"| the longer answer | | | {longer['accuracy']:.3f} | | | | | |",
         "",
@@ -152,12 +158,6 @@ def votes_study(results: dict[str, Any]) -> list[str]:
     def figures(less: dict[str, Any]) -> str:
         return " | ".join(
             f"{less[name]['mean']:+.3f} ({less[name]['ci95'][0]:+.3f} to {less[name]['ci95'][1]:+.3f})"
-            for name in ("accuracy", "log_loss")
-        )
-
-    def measured(metrics: dict[str, Any]) -> str:
-        return " | ".join(
-            f"{metrics[name]:.3f} ({metrics[f'{name}_ci95'][0]:.3f} to {metrics[f'{name}_ci95'][1]:.3f})"
             for name in ("accuracy", "log_loss")
         )
 
@@ -354,12 +354,16 @@ def section(path: Path) -> str:
     what = ", ".join(
         f"{name} {versions[name]}" for name in ("python", "torch", "transformers", "ray") if name in versions
     )
+    commits = [f"Commit {report['commit'][:10]}"]
+    for name, value in report["settings"].items():  # of what ran at other times than the rest
+        if name.startswith("commit_of_"):
+            commits.append(f"{name.removeprefix('commit_of_')} {value[:10]}")
     head = [
         f"## {path.stem}",
         "",
         report["question"],
         "",
-        f"{where}. {what}. Commit {report['commit'][:10]}.",
+        f"{where}. {what}. {', '.join(commits)}.",
         "",
     ]
     return "\n".join([*head, *write(report["results"]), ""])

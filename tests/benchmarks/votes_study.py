@@ -462,6 +462,7 @@ def baselines(work: Path) -> dict[str, Any]:
     write_parquet(
         f"{work}/{REGRESSION}/predictions/part-000000.parquet", pa.table({"id": test["id"], "prob_a": p})
     )
+    metrics = evaluated(f"{work}/{REGRESSION}/predictions", work, f"{work}/{REGRESSION}/report")
     labels = read_labels([f"{work}/outer/valid"], Columns())
     longer = np.sign(labels["characters_a"].to_numpy() - labels["characters_b"].to_numpy())
     agree = np.where(longer == 0, 0.5, (longer > 0) == truth)
@@ -469,6 +470,7 @@ def baselines(work: Path) -> dict[str, Any]:
     return {
         REGRESSION: {
             "rows": len(truth), "accuracy": float(np.mean((p > 0.5) == truth)), "log_loss": loss(p, truth),
+            "accuracy_ci95": metrics["accuracy_ci95"], "log_loss_ci95": metrics["log_loss_ci95"],
             "C": best, "log_loss_by_C": choices, "calibration": calibrated,
         },
         "longer_answer": {"rows": len(truth), "accuracy": float(agree.mean())},

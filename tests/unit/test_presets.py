@@ -109,6 +109,8 @@ def test_any_field_of_a_preset_can_be_given_anew():
 def test_unknown_names_are_told_their_nearest(capsys):
     with pytest.raises(ConfigError, match=r"^--preset gema2_9b: did you mean gemma2_9b\?") as caught:
         take_preset(["--preset", "gema2_9b", "--base", "b", "--train", "t", "--output", "o"])
+    with pytest.raises(ConfigError, match="--preset stands twice"):
+        take_preset(["--preset", "tiny", "--base", "b", "--preset=tiny"])
     assert caught.value.exit_status == 2
     given = ["--preset", "tiny", "--base", "b", "--train", "t", "--output", "o", "--lora.rr", "3"]
     preset, rest = take_preset(given)

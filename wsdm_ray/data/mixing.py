@@ -70,11 +70,7 @@ def check_sources(named: Mapping[str, float], sources_N: np.ndarray, option: str
     for source in named:
         if source not in there:
             near = difflib.get_close_matches(source, there, 1)
-            hint = (
-                f"did you mean {near[0]}?"
-                if near
-                else f"there are: {', '.join(filter(None, there)) or 'none'}"
-            )
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(there)}"
             raise ConfigError(f"{option} {source}: no row to train on has this source; {hint}")
 
 

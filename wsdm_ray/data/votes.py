@@ -10,7 +10,10 @@ from wsdm_ray.errors import DataError
 from wsdm_ray.schema import MODEL_A, MODEL_B, TEXTS
 from wsdm_ray.storage import list_files, open_parquet
 
-__all__ = ["Votes", "read_votes"]
+__all__ = ["NO_SOURCE", "Votes", "read_votes"]
+
+NO_SOURCE = "(none)"
+"""What rows without a source are called, where sources are named."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,10 @@ class Votes:
 
     @property
     def sources_N(self) -> np.ndarray:
-        """The source of each vote, an empty string where it has none: object [N]."""
+        """The source of each vote, `NO_SOURCE` where it has none: object [N]."""
         if "source" not in self.table.column_names:
-            return np.full(len(self), "", object)
-        return np.array([source or "" for source in self.table["source"].to_pylist()], object)
+            return np.full(len(self), NO_SOURCE, object)
+        return np.array([source or NO_SOURCE for source in self.table["source"].to_pylist()], object)
 
     def texts(self, rows: np.ndarray) -> tuple[list[str], list[str], list[str]]:
         """Prompts, responses a and responses b of `rows` (int [n]), in that order."""

@@ -2,7 +2,7 @@
 
     bounds   variable-length attention; a row of whole sequences (packed), in a family without soft-capping
     dense    B * T * T elements, so token budgets on it stay in the ten thousands; anything else
-    blocks   FlexAttention, for scoring on GPUs alone
+    blocks   FlexAttention, or a kernel of ours for capped scores; for scoring on GPUs alone
 
 Shape suffixes: T tokens, H query heads, K key heads, W head width.
 """
@@ -10,8 +10,7 @@ Shape suffixes: T tokens, H query heads, K key heads, W head width.
 import functools
 import itertools
 from collections.abc import Callable
-from importlib.util import find_spec
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from wsdm_ray.modeling.products import on_hopper
 from wsdm_ray.packing.layouts import Layout
 
 __all__ = [
@@ -264,14 +264,8 @@ class BlockVisibility:
         alone = -1 - np.arange(self.places.shape[1]) // BLOCK
         rows = places_of(np.where(layout.groups_BT < 0, alone, layout.groups_BT), layout)
         self.places.copy_(to_device(rows[:, 0], self.places.device))
-        last = int(layout.positions_BT.max())
-        # No window cuts what is shorter, so layers of all kinds see the same then.
-        widths = {
-            kind: None if width is None or last < width else width for kind, width in self.windows.items()
-        }
-        blocks = {width: self.blocks(width) for width in set(widths.values())}
         for kind, mask in self.masks.items():
-            for place, found in zip(blocks_of(mask), blocks[widths[kind]], strict=True):
+            for place, found in zip(key_blocks(mask), self.blocks(self.windows[kind]), strict=True):
                 place[0, 0].copy_(found)
         return self
 
@@ -289,14 +283,12 @@ class BlockVisibility:
         self, q_HTW: Tensor, k_KTW: Tensor, v_KTW: Tensor, kind: str, scale: float, softcap: float | None
     ) -> Tensor:
         mask, tiling = self.masks[kind], self.tiling
-        if tiling.kernel:
+        if tiling.capped is not None and softcap is not None:
             from wsdm_ray.modeling.kernels import capped_attention  # which takes Triton
 
-            part_number, part, whole_number, whole = (each[0, 0] for each in blocks_of(mask))
             return capped_attention(
-                q_HTW, k_KTW, v_KTW, self.places, (part_number, part, whole_number, whole),
-                (tiling.queries, tiling.keys), self.windows[kind], scale, cast("float", softcap),
-                **tiling.options,
+                q_HTW, k_KTW, v_KTW, self.places, [each[0, 0] for each in key_blocks(mask)],
+                (tiling.queries, tiling.keys), self.windows[kind], scale, softcap, **tiling.capped,
             )  # fmt: skip
         run, tanh = (compiled_flex(), quick_tanh()) if q_HTW.is_cuda else (flex_attention, torch.tanh)
         out = run(
@@ -307,13 +299,13 @@ class BlockVisibility:
             block_mask=mask,
             scale=scale,
             enable_gqa=len(q_HTW) != len(k_KTW),
-            kernel_options=tiling.options,
+            kernel_options=tiling.flex,
         )
         assert isinstance(out, Tensor)
         return out[0].transpose(0, 1).flatten(1)
 
 
-def blocks_of(mask: BlockMask) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def key_blocks(mask: BlockMask) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Number and places of the key blocks that a block of queries sees in part, then in whole."""
     assert mask.full_kv_num_blocks is not None
     assert mask.full_kv_indices is not None
@@ -329,44 +321,43 @@ def to_device(array: np.ndarray, device: torch.device | str) -> Tensor:
 
 
 BLOCK = 128
-"""Tokens that a pass for FlexAttention has a multiple of."""
+"""Tokens that a pass with masks of blocks has a multiple of."""
 ROWS_AT_ONCE = 2_048
 """Queries whose sight of all keys is worked out at a time."""
 
 
 class Tiling(NamedTuple):
-    """Sides of a block of FlexAttention's masks, in tokens, and its `kernel_options`; None is its own choice.
+    """Sides of a block of masks, in tokens, and how attention goes by them.
 
-    The smaller the blocks, the less is computed of what nobody sees. kernel: it is `kernels.capped_attention`
-    that goes by the masks, with these options.
+    The smaller the blocks, the less is computed of what nobody sees.
+
+    flex: FlexAttention's `kernel_options`; None is its own choice. capped: options of
+        `kernels.capped_attention`, which then takes its place where scores are soft-capped.
     """
 
     queries: int = BLOCK
     keys: int = BLOCK
-    options: Any = None
-    kernel: bool = False
+    flex: Any = None
+    capped: Any = None
 
 
 WIDE = Tiling(128, 64, {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_TMA": True})
 NARROW = Tiling(64, 64, {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3})
-CAPPED = Tiling(64, 64, {"together": 2, "warps": 8, "stages": 2}, kernel=True)
+CAPPED = Tiling(64, 64, capped={"together": 2, "warps": 8, "stages": 2})
 TILINGS = {(256, True): CAPPED, (256, False): WIDE, (128, False): NARROW, (64, False): NARROW}
-"""By the width of heads and whether scores are soft-capped, in 16 bits: half to four fifths of the time that
-FlexAttention's own choice takes on an H100 or H200."""
-
+"""By the width of heads and whether scores are soft-capped, in bfloat16: half to four fifths of the time that
+FlexAttention's own choice takes on an H100 or H200. `CAPPED` takes nine tenths of `WIDE` on an H100."""
 
 MOST_CAP = 64.0
-"""Of scores: 2 ** 31 exponentials of them add up in float32, and none is so small that it counts as 0."""
+"""Of scores that `CAPPED` is for: 2 ** 31 of their exponentials add up in float32 and bfloat16 holds each, of
+which none is so small that it counts as 0."""
 
 
 def tiling_of(head_dim: int, softcap: float | None, dtype: torch.dtype, device: torch.device) -> Tiling:
     """The best tiling that is known; FlexAttention's own choice on GPUs that were not measured."""
-    if device.type != "cuda" or dtype.itemsize > 2 or torch.cuda.get_device_capability(device) != (9, 0):
+    if not on_hopper(device) or dtype != torch.bfloat16 or (softcap is not None and softcap > MOST_CAP):
         return Tiling()
-    found = TILINGS.get((head_dim, softcap is not None), Tiling())
-    if found.kernel and (find_spec("triton") is None or (softcap or 0) > MOST_CAP):
-        return Tiling()
-    return found
+    return TILINGS.get((head_dim, softcap is not None), Tiling())
 
 
 def tiles(rows: Tensor, keys: Tensor, window: int | None, block: tuple[int, int]) -> tuple[Tensor, Tensor]:

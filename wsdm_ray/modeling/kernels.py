@@ -11,6 +11,7 @@ other way round, sums, norms, spreading and quantizing of rows are one reading e
 
 import functools
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -162,7 +163,7 @@ def attention_kernel(
 
     Args:
         q_head, q_token: strides of q [H, T, W].
-        slope: of scores before they are capped, over the cap; cap: in units of log 2.
+        slope: what scores are multiplied by before tanh; cap: what tanh is, as powers of 2.
         GROUP: heads of queries to one of keys. WINDOW: 0 where there is none.
     """
     block, first = tl.program_id(0), tl.program_id(1) * TOGETHER
@@ -411,7 +412,7 @@ def capped_attention(
     k: Tensor,
     v: Tensor,
     places: Tensor,
-    blocks: tuple[Tensor, Tensor, Tensor, Tensor],
+    blocks: Sequence[Tensor],
     sides: tuple[int, int],
     window: int | None,
     scale: float,
@@ -424,7 +425,8 @@ def capped_attention(
     """Attention of all heads with capped scores, side by side: [T, H * W], of the type of q.
 
     Args:
-        q: [H, T, W]; k, v: [K, T, W]. Nothing is copied where all heads of a token stand together.
+        q: [H, T, W], whose last stride is 1.
+        k, v: [K, T, W]; copied where the heads of a token do not stand together.
         places: int32 [3, T], of `attention.places_of`.
         blocks: how many blocks of keys a block of queries sees in part, and which, then in whole: int32
             [blocks of queries], [blocks of queries, any number], twice.
@@ -433,6 +435,7 @@ def capped_attention(
         together: heads of queries that one program computes, where so many have the same keys.
     """
     (heads, tokens, width), (queries, keys) = q.shape, sides
+    assert q.stride(2) == 1
     group = heads // len(k)
     together = math.gcd(together, group)
     k_rows, v_rows = (

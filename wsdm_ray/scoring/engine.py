@@ -280,10 +280,16 @@ class Runs:
     def least(self, tokens: int) -> int:
         """The fewest tokens, padding included, that a pass of so many can have.
 
-        Fixed rows have four sizes between powers of two: each is compiled for itself.
+        Fixed rows have four sizes between powers of two, and that of the budget that was asked for: each is
+        compiled for itself.
         """
-        step = max(BLOCK, (1 << tokens.bit_length()) // 8)
-        return round_up(tokens, step) if self.fixed_rows else tokens
+        if not self.fixed_rows:
+            return tokens
+        size, most = (
+            round_up(tokens, max(BLOCK, (1 << tokens.bit_length()) // 8)),
+            whole_blocks(self.most_tokens),
+        )
+        return most if tokens <= most < size else size
 
     def size(self, tokens: int) -> int:
         """The tokens, padding included, of a pass of so many."""
@@ -293,9 +299,13 @@ class Runs:
 
     def halve(self, below: int) -> None:
         """Halve the budget, again where it is not less than `below` then."""
-        self.token_budget, self.halved = self.token_budget // 2, self.halved + 1
-        while self.token_budget >= below:
-            self.token_budget, self.halved = self.token_budget // 2, self.halved + 1
+        while True:
+            half = self.token_budget // 2
+            # Rows are filled up to whole blocks, so what is no whole block would be padding always.
+            self.token_budget = (half // BLOCK * BLOCK or half) if self.fixed_rows else half
+            self.halved += 1
+            if self.token_budget < below:
+                return
 
     def plan(self, tokens_N: np.ndarray, rows: np.ndarray) -> deque[np.ndarray]:
         """The passes of `rows`, those that must run alone last: what they break, breaks nothing else."""

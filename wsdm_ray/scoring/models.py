@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from wsdm_ray.errors import ClusterError, ModelError
-from wsdm_ray.modeling.attention import takes_bounds
+from wsdm_ray.modeling.attention import BLOCK, takes_bounds
 from wsdm_ray.modeling.checkpoint import (
     Manifest,
     add_adapter,
@@ -288,7 +288,8 @@ class PassMemory:
 
 
 def budget_within(free: float, memory: PassMemory, layout: str, max_tokens: int) -> int:
-    """The tokens of a pass that fits `free` bytes: 16,896, or its half, and so on; at least 2 * max_tokens.
+    """The tokens of a pass that fits `free` bytes: 16,896, or its half, and so on, in whole blocks; at least
+    2 * max_tokens.
 
     Without a GPU (`free` is infinite) it is 2,048. A row of the layouts that pack is as long as the pass.
     """
@@ -300,5 +301,5 @@ def budget_within(free: float, memory: PassMemory, layout: str, max_tokens: int)
         keys = max_tokens if layout == "padded" else budget
         if budget * (memory.token + memory.key * keys) <= USABLE * free:
             return budget
-        budget //= 2
+        budget = budget // 2 // BLOCK * BLOCK
     return least

@@ -43,6 +43,7 @@ from wsdm_ray.schema import orderings_of
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 from wsdm_ray.training.batches import num_steps, share_passes, step_rows
 from wsdm_ray.training.objective import (
+    agreement,
     cross_entropy,
     disagreement,
     distillation,
@@ -196,7 +197,7 @@ class Trainer:
         }  # fmt: skip
 
     def loss(self, log_odds_S: torch.Tensor, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss of each ordering of one pass, float32 [S], and how many are right.
+        """The loss of each ordering of one pass, float32 [S], and how many are right: soft labels in part.
 
         The sum is the formula of `objective`, times S.
 
@@ -222,8 +223,7 @@ class Trainer:
         if options.order_agreement:
             apart_P = disagreement(log_odds_S.view(-1, 2))
             each_S = each_S + options.order_agreement * apart_P.repeat_interleave(2)
-        right = ((log_odds_S > 0) == (target_S > 0.5)).sum()
-        return weight_S * each_S, right
+        return weight_S * each_S, agreement(log_odds_S, target_S).sum()
 
     def check_health(
         self,

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 __all__ = [
+    "agreement",
     "cross_entropy",
     "disagreement",
     "distillation",
@@ -46,6 +47,15 @@ def cross_entropy(log_odds_S: Tensor, target_S: Tensor) -> Tensor:
         log_odds_S: that the first response wins.
     """
     return F.binary_cross_entropy_with_logits(log_odds_S.float(), target_S, reduction="none")
+
+
+def agreement(log_odds_S: Tensor, target_S: Tensor) -> Tensor:
+    """How far each label agrees with the response that the model has win, as in `evaluate`: float32 [S].
+
+    The label's share of that response; a half where the model has neither win.
+    """
+    half = torch.full_like(target_S, 0.5)
+    return torch.where(log_odds_S > 0, target_S, torch.where(log_odds_S < 0, 1 - target_S, half))
 
 
 def distillation(log_odds_S: Tensor, teacher_S: Tensor, temperature: float) -> Tensor:
@@ -91,7 +101,7 @@ def valid_metrics(log_odds_NO: np.ndarray, prob_a_N: np.ndarray) -> dict[str, fl
         prob_a_N: float [N], labels; a soft one agrees with each side by its share, as in `evaluate`.
     """
     p = 0.5 + 0.5 * np.tanh(0.5 * log_odds_NO.astype(np.float64)).mean(axis=1)  # a sigmoid without overflow
-    agree = np.select([p > 0.5, p < 0.5], [prob_a_N, 1 - prob_a_N], 0.5)
+    agree = agreement(torch.from_numpy(p - 0.5), torch.from_numpy(prob_a_N.astype(np.float64))).numpy()
     clipped = np.clip(p, 1e-7, 1 - 1e-7)
     log_loss = -(prob_a_N * np.log(clipped) + (1 - prob_a_N) * np.log1p(-clipped)).mean()
     n, accuracy, z = len(p), float(agree.mean()), 1.959964

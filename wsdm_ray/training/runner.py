@@ -178,7 +178,7 @@ def check_data(config: TrainConfig, files: dict[str, list[str]]) -> dict[str, An
     row_weights(epoch.sources_N, config.objective.source_weights)
     steps = num_steps(len(epoch), config.pairs_per_step, config.epochs, config.max_steps)
     counts: dict[str, Any] = {"train": len(votes), "epoch_rows": len(epoch), "steps": steps}
-    by_source = Counter(source or "(none)" for source in epoch.sources_N.tolist())
+    by_source = Counter(epoch.sources_N.tolist())
     if len(by_source) > 1 or config.mix:
         counts["epoch_rows_by_source"] = dict(sorted(by_source.items()))
         logger.info("train: rows of an epoch: %s", ", ".join(f"{k} {v:,}" for k, v in by_source.items()))

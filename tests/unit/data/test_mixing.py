@@ -1,5 +1,7 @@
 """Several sets as one: shares, weights, leakage, teachers."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -65,11 +67,21 @@ def test_the_choice_is_of_seed_and_id_alone():
     assert set(ids(mixed(votes, {"x": 0.75}, 3))) > chosen, "a larger share keeps what a smaller one has"
 
 
+def test_rows_without_a_source_have_a_name():
+    votes = votes_of([None, "x", None, None, None])
+    assert len(mixed(votes, {"(none)": 0.5}, 0)) == 3
+    assert row_weights(votes.sources_N, {"(none)": 0.0}).tolist() == [0, 5, 0, 0, 0]
+    table = votes.table.drop_columns("source")
+    assert set(dataclasses.replace(votes, table=table).sources_N) == {"(none)"}
+
+
 def test_unknown_sources_are_told_their_nearest():
     votes = votes_of(["lmsys-57k", "wsdm", None])
     with pytest.raises(ConfigError, match=r"--mix lmsys-57: no row .* did you mean lmsys-57k\?"):
         mixed(votes, {"lmsys-57": 0.5}, 0)
-    with pytest.raises(ConfigError, match=r"--objective.source-weights q: .* there are: lmsys-57k, wsdm"):
+    with pytest.raises(
+        ConfigError, match=r"--objective.source-weights q: .* there are: \(none\), lmsys-57k, wsdm"
+    ):
         row_weights(votes.sources_N, {"q": 0.5})
     with pytest.raises(ConfigError, match="--mix: leaves no row"):
         mixed(votes_of(["x"]), {"x": 0.2}, 0)

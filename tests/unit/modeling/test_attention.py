@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from wsdm_ray.modeling.attention import (
     BLOCK,
     BOUNDS,
     CAPPED,
+    MOST_CAP,
     NARROW,
     TILINGS,
     WIDE,
@@ -251,7 +253,12 @@ def test_attention_goes_by_masks_where_bounds_do_not_tell():
 
 @pytest.mark.parametrize(
     ("capability", "dtype", "known"),
-    [((9, 0), torch.bfloat16, True), ((10, 0), torch.bfloat16, False), ((9, 0), torch.float32, False)],
+    [
+        ((9, 0), torch.bfloat16, True),
+        ((10, 0), torch.bfloat16, False),
+        ((9, 0), torch.float32, False),
+        ((9, 0), torch.float16, False),  # exponentials of capped scores are out of its range
+    ],
 )
 def test_tilings_are_for_gpus_like_those_they_were_measured_on(monkeypatch, capability, dtype, known):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -261,7 +268,15 @@ def test_tilings_are_for_gpus_like_those_they_were_measured_on(monkeypatch, capa
         assert BLOCK % tiling.queries == BLOCK % tiling.keys == 0
     assert tiling_of(80, None, dtype, gpu) == Tiling()
     assert tiling_of(256, 50.0, torch.bfloat16, torch.device("cpu")) == Tiling()
-    assert tiling_of(256, 100.0, dtype, gpu) == Tiling()  # exponentials could be out of range
+    assert tiling_of(256, MOST_CAP, dtype, gpu) == tiling_of(256, 50.0, dtype, gpu)
+    assert tiling_of(256, MOST_CAP + 1, dtype, gpu) == Tiling()
+
+
+def test_exponentials_of_capped_scores_are_in_range():
+    largest = torch.tensor(MOST_CAP).exp()
+    assert (largest * 2**31).isfinite()
+    assert (-torch.tensor(MOST_CAP)).exp() > torch.finfo(torch.float32).tiny
+    assert not (torch.tensor(MOST_CAP + 4).exp() * 2**31).isfinite()
 
 
 def test_more_branches_than_marks_tell_apart():
@@ -281,8 +296,8 @@ def test_tilings_agree_with_dense_attention(width, capped, kind):
     tiling = TILINGS.get((width, capped), Tiling())
     if device.type == "cuda":
         tiling = tiling_of(width, 50.0 if capped else None, dtype, device)
-    elif tiling.kernel and os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("needs Triton, which there is for Linux")
+    elif tiling.capped and not can_interpret():
+        pytest.skip("needs Triton's interpreter, which there is for Linux")
     given = layout_of("shared", [200, 0, 40], [150, 90, 130], row_tokens=9 * BLOCK)
     torch.manual_seed(0)
     heads = torch.randn(9 * BLOCK, 8, width, dtype=dtype).to(device).transpose(0, 1)
@@ -295,3 +310,29 @@ def test_tilings_agree_with_dense_attention(width, capped, kind):
     q, k, v = q.float(), k.float(), v.float()
     expected = DenseVisibility(given, KINDS, 100, device).attend(q, k, v, *arguments)[real]
     torch.testing.assert_close(found, expected, atol=near, rtol=near)
+
+
+@pytest.mark.parametrize("window", [None, 100, 220])  # the longest sequence has 221 tokens
+@pytest.mark.parametrize(("groups", "together"), [(1, 2), (2, 1), (3, 2), (4, 2), (4, 4), (6, 4)])
+def test_capped_attention_of_any_heads(groups, together, window):
+    if torch.cuda.is_available() or not can_interpret():
+        pytest.skip("needs Triton's interpreter, and no GPU")
+    tokens, keys = 4 * BLOCK, 2
+    tiling = Tiling(64, 32, capped={"together": together, "warps": 4, "stages": 1})
+    torch.manual_seed(groups)
+    heads = 4 * torch.randn(tokens, (groups + 2) * keys, 16).transpose(0, 1)
+    q, k, v = heads.split([groups * keys, keys, keys])
+    sparse = BlockVisibility(tokens, KINDS, window, "cpu", tiling)
+    for sizes in (([9], [4]), ([40, 0, 11], [181, 30, 10])):  # a long pass after a short one
+        given = layout_of("shared", *sizes, row_tokens=tokens)
+        real = torch.from_numpy(given.groups_BT[0] >= 0)
+        sparse.look(given)
+        for kind in KINDS:
+            found = sparse.attend(q, k, v, kind, 0.4, 20.0)
+            expected = DenseVisibility(given, KINDS, window, "cpu").attend(q, k, v, kind, 0.4, 20.0)
+            assert found.isfinite().all()
+            torch.testing.assert_close(found[real], expected[real], atol=2e-5, rtol=2e-5)
+
+
+def can_interpret() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.unit.scoring.conftest import random_texts
 from wsdm_ray.errors import ConfigError, ModelError
+from wsdm_ray.modeling.attention import BLOCK
 from wsdm_ray.modeling.checkpoint import load_classifier
 from wsdm_ray.modeling.loading import load_stack
 from wsdm_ray.modeling.stack import StackClassifier
@@ -249,6 +250,19 @@ def test_rows_beyond_the_budget_have_few_sizes(stack):
     assert {sizes[tokens] for tokens in range(1, 257)} == {256}
     assert len(set(sizes.values())) < 32
     assert all(tokens <= size <= max(1.25 * tokens, tokens + 128, 256) for tokens, size in sizes.items())
+
+
+def test_halved_budgets_of_fixed_rows_are_whole_blocks(stack):
+    runs = engine.Runs(stack, "shared", 16_896, 16_896, True, 1, set(), np.empty(0, object))
+    assert runs.least(16_385) == 16_896, "not more than the budget that was asked for"
+    assert runs.least(16_897) > 16_896
+    budgets = []
+    while runs.token_budget > BLOCK:
+        runs.halve(runs.token_budget)
+        budgets.append(runs.token_budget)
+    assert budgets == [8_448, 4_224, 2_048, 1_024, 512, 256, 128]
+    runs.halve(128)
+    assert (runs.token_budget, runs.halved) == (64, 8)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

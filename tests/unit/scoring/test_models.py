@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from wsdm_ray.config import HeadConfig, LoraConfig, TextConfig
 from wsdm_ray.errors import ClusterError, ModelError
+from wsdm_ray.modeling.attention import BLOCK
 from wsdm_ray.modeling.checkpoint import Manifest, folder_digest, load_classifier, save_classifier
 from wsdm_ray.modeling.classifier import add_lora, load_network, ordering_logits, trainable_parameters
 from wsdm_ray.modeling.loading import load_stack
@@ -20,7 +21,6 @@ from wsdm_ray.modeling.stack import StackClassifier
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.scoring import models
 from wsdm_ray.scoring.models import (
-    MOST_TOKENS,
     Models,
     ModelSpec,
     PassMemory,
@@ -248,8 +248,8 @@ def test_the_budget_of_free_memory_by_hand():
     memory = PassMemory(token=1_000, key=10)
     # A token of a padded row of up to 100: 2,000 bytes. 80 % of 20 MB hold 8,000 of them.
     assert budget_within(20e6, memory, "padded", 100) == 4_224
-    # Packed, 1,056 tokens take 1,056 * (1,000 + 10,560) = 12.2 MB; 2,112 take 47 MB.
-    assert budget_within(20e6, memory, "packed", 100) == 1_056
+    # Packed, 1,024 tokens take 1,024 * (1,000 + 10,240) = 11.5 MB; 2,048 take 44 MB.
+    assert budget_within(20e6, memory, "packed", 100) == 1_024
     assert budget_within(1e12, memory, "padded", 100) == 16_896
     assert budget_within(0, memory, "padded", 100) == 200
     assert budget_within(math.inf, memory, "padded", 100) == 2_048
@@ -265,8 +265,7 @@ def test_the_budget_of_free_memory_by_hand():
 def test_the_budget_holds_the_longest_pair_and_grows_with_memory(free, memory, layout, max_tokens):
     budget = budget_within(free, memory, layout, max_tokens)
     assert 2 * max_tokens <= budget <= max(65_536, 2 * max_tokens)
-    assert budget == 2 * max_tokens or (MOST_TOKENS // budget).bit_count() == 1
-    assert budget == 2 * max_tokens or MOST_TOKENS % budget == 0
+    assert budget == 2 * max_tokens or budget % BLOCK == 0
     assert budget <= budget_within(2 * free, memory, layout, max_tokens)
     if budget > 2 * max_tokens:
         keys = max_tokens if layout == "padded" else budget

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from wsdm_ray.training.objective import (
+    agreement,
     cross_entropy,
     disagreement,
     distillation,
@@ -13,6 +14,13 @@ from wsdm_ray.training.objective import (
     targets_of,
     valid_metrics,
 )
+
+
+def test_agreement_by_hand():
+    odds = torch.tensor([2.0, -2.0, 0.0, 0.1, -0.1, 3.0])
+    labels = torch.tensor([1.0, 1.0, 1.0, 0.5, 0.5, 0.25])
+    assert agreement(odds, labels).tolist() == [1.0, 0.0, 0.5, 0.5, 0.5, 0.25]
+    assert agreement(-odds, 1 - labels).tolist() == agreement(odds, labels).tolist()
 
 
 def test_targets_of_both_orderings_pair_by_pair():
