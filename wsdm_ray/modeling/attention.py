@@ -288,7 +288,7 @@ class BlockVisibility:
 
             return capped_attention(
                 q_HTW, k_KTW, v_KTW, self.places, [each[0, 0] for each in key_blocks(mask)],
-                (tiling.queries, tiling.keys), self.windows[kind], scale, softcap, **tiling.capped,
+                (tiling.queries, tiling.keys), BRANCHES, self.windows[kind], scale, softcap, **tiling.capped,
             )  # fmt: skip
         run, tanh = (compiled_flex(), quick_tanh()) if q_HTW.is_cuda else (flex_attention, torch.tanh)
         out = run(

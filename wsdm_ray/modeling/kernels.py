@@ -21,8 +21,6 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from wsdm_ray.modeling.attention import BRANCHES
-
 __all__ = [
     "ALTERNATE",
     "MOST_BLOCKS",
@@ -414,6 +412,7 @@ def capped_attention(
     places: Tensor,
     blocks: Sequence[Tensor],
     sides: tuple[int, int],
+    branches: int,
     window: int | None,
     scale: float,
     softcap: float,
@@ -431,6 +430,7 @@ def capped_attention(
         blocks: how many blocks of keys a block of queries sees in part, and which, then in whole: int32
             [blocks of queries], [blocks of queries, any number], twice.
         sides: queries and keys of a block.
+        branches: that a mark has room for, a power of 2.
         softcap: up to `attention.MOST_CAP`.
         together: heads of queries that one program computes, where so many have the same keys.
     """
@@ -449,7 +449,7 @@ def capped_attention(
             part_number, part_blocks, whole_number, whole_blocks, part_blocks.shape[-1],
             q.stride(0), q.stride(1), scale / softcap, softcap * math.log2(math.e),
             QUERIES=queries, KEYS=keys, WIDTH=width, HEADS=heads, GROUP=group, TOGETHER=together,
-            WINDOW=window or 0, BRANCHES=BRANCHES, STAGES=stages, INSTRUCTION=q.is_cuda,
+            WINDOW=window or 0, BRANCHES=branches, STAGES=stages, INSTRUCTION=q.is_cuda,
             num_warps=warps,  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
     return out

@@ -285,10 +285,8 @@ class Runs:
         """
         if not self.fixed_rows:
             return tokens
-        size, most = (
-            round_up(tokens, max(BLOCK, (1 << tokens.bit_length()) // 8)),
-            whole_blocks(self.most_tokens),
-        )
+        size = round_up(tokens, max(BLOCK, (1 << tokens.bit_length()) // 8))
+        most = whole_blocks(self.most_tokens)
         return most if tokens <= most < size else size
 
     def size(self, tokens: int) -> int:
@@ -299,11 +297,11 @@ class Runs:
 
     def halve(self, below: int) -> None:
         """Halve the budget, again where it is not less than `below` then."""
+        # Fixed rows are filled up to whole blocks: the rest of a budget would be padding always.
+        step = BLOCK if self.fixed_rows else 1
         while True:
             half = self.token_budget // 2
-            # Rows are filled up to whole blocks, so what is no whole block would be padding always.
-            self.token_budget = (half // BLOCK * BLOCK or half) if self.fixed_rows else half
-            self.halved += 1
+            self.token_budget, self.halved = half // step * step or half, self.halved + 1
             if self.token_budget < below:
                 return
 

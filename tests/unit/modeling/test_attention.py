@@ -312,18 +312,17 @@ def test_tilings_agree_with_dense_attention(width, capped, kind):
     torch.testing.assert_close(found, expected, atol=near, rtol=near)
 
 
-@pytest.mark.parametrize("window", [None, 100, 220])  # the longest sequence has 221 tokens
-@pytest.mark.parametrize(("groups", "together"), [(1, 2), (2, 1), (3, 2), (4, 2), (4, 4), (6, 4)])
-def test_capped_attention_of_any_heads(groups, together, window):
+@pytest.mark.parametrize(("groups", "together"), [(1, 2), (3, 2), (4, 4), (6, 4)])
+def test_capped_attention_of_any_heads(groups, together):
     if torch.cuda.is_available() or not can_interpret():
         pytest.skip("needs Triton's interpreter, and no GPU")
-    tokens, keys = 4 * BLOCK, 2
+    tokens, keys, window = 2 * BLOCK, 2, 80
     tiling = Tiling(64, 32, capped={"together": together, "warps": 4, "stages": 1})
     torch.manual_seed(groups)
     heads = 4 * torch.randn(tokens, (groups + 2) * keys, 16).transpose(0, 1)
     q, k, v = heads.split([groups * keys, keys, keys])
     sparse = BlockVisibility(tokens, KINDS, window, "cpu", tiling)
-    for sizes in (([9], [4]), ([40, 0, 11], [181, 30, 10])):  # a long pass after a short one
+    for sizes in (([9], [4]), ([20, 0], [61, 15])):  # longer than the window by one
         given = layout_of("shared", *sizes, row_tokens=tokens)
         real = torch.from_numpy(given.groups_BT[0] >= 0)
         sparse.look(given)
