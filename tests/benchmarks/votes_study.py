@@ -49,10 +49,8 @@ from wsdm_ray.config import (
 from wsdm_ray.data.prepare import prepare
 from wsdm_ray.data.splitting import group_digests
 from wsdm_ray.data.votes import read_votes
-from wsdm_ray.evaluation.calibration import cross_fit
 from wsdm_ray.evaluation.ensemble import ensemble
 from wsdm_ray.evaluation.evaluate import evaluate
-from wsdm_ray.evaluation.join import read_votes as read_labels
 from wsdm_ray.presets import PRESETS
 from wsdm_ray.storage import write_parquet
 
@@ -458,23 +456,16 @@ def baselines(work: Path) -> dict[str, Any]:
             found[judge] = fitted(fit, strength).predict_proba(X[judge])[:, 1]
         choices[strength] = loss(found, y)
     best = min(choices, key=lambda strength: choices[strength])
-    p, truth = fitted(np.arange(len(y)), best).predict_proba(features(test))[:, 1], votes(test)
+    p = fitted(np.arange(len(y)), best).predict_proba(features(test))[:, 1]
     write_parquet(
         f"{work}/{REGRESSION}/predictions/part-000000.parquet", pa.table({"id": test["id"], "prob_a": p})
     )
     metrics = evaluated(f"{work}/{REGRESSION}/predictions", work, f"{work}/{REGRESSION}/report")
-    labels = read_labels([f"{work}/outer/valid"], Columns())
-    longer = np.sign(labels["characters_a"].to_numpy() - labels["characters_b"].to_numpy())
-    agree = np.where(longer == 0, 0.5, (longer > 0) == truth)
-    calibrated, _ = cross_fit(p, truth.astype(float), labels["group"].to_numpy())
+    names = ("rows", "accuracy", "accuracy_ci95", "log_loss", "log_loss_ci95", "calibration")
     return {
-        REGRESSION: {
-            "rows": len(truth), "accuracy": float(np.mean((p > 0.5) == truth)), "log_loss": loss(p, truth),
-            "accuracy_ci95": metrics["accuracy_ci95"], "log_loss_ci95": metrics["log_loss_ci95"],
-            "C": best, "log_loss_by_C": choices, "calibration": calibrated,
-        },
-        "longer_answer": {"rows": len(truth), "accuracy": float(agree.mean())},
-    }  # fmt: skip
+        REGRESSION: {name: metrics[name] for name in names} | {"C": best, "log_loss_by_C": choices},
+        "longer_answer": {"rows": metrics["rows"]} | metrics["baselines"]["longer_answer"],
+    }
 
 
 def show(results: dict[str, Any]) -> None:

@@ -296,8 +296,8 @@ def test_tilings_agree_with_dense_attention(width, capped, kind):
     tiling = TILINGS.get((width, capped), Tiling())
     if device.type == "cuda":
         tiling = tiling_of(width, 50.0 if capped else None, dtype, device)
-    elif tiling.capped and not can_interpret():
-        pytest.skip("needs Triton's interpreter, which there is for Linux")
+    elif not can_interpret():  # where there is no Triton, FlexAttention goes by the same blocks
+        tiling = tiling._replace(capped=None)
     given = layout_of("shared", [200, 0, 40], [150, 90, 130], row_tokens=9 * BLOCK)
     torch.manual_seed(0)
     heads = torch.randn(9 * BLOCK, 8, width, dtype=dtype).to(device).transpose(0, 1)
@@ -310,27 +310,6 @@ def test_tilings_agree_with_dense_attention(width, capped, kind):
     q, k, v = q.float(), k.float(), v.float()
     expected = DenseVisibility(given, KINDS, 100, device).attend(q, k, v, *arguments)[real]
     torch.testing.assert_close(found, expected, atol=near, rtol=near)
-
-
-@pytest.mark.parametrize(("groups", "together"), [(1, 2), (3, 2), (4, 4), (6, 4)])
-def test_capped_attention_of_any_heads(groups, together):
-    if torch.cuda.is_available() or not can_interpret():
-        pytest.skip("needs Triton's interpreter, and no GPU")
-    tokens, keys, window = 2 * BLOCK, 2, 80
-    tiling = Tiling(64, 32, capped={"together": together, "warps": 4, "stages": 1})
-    torch.manual_seed(groups)
-    heads = 4 * torch.randn(tokens, (groups + 2) * keys, 16).transpose(0, 1)
-    q, k, v = heads.split([groups * keys, keys, keys])
-    sparse = BlockVisibility(tokens, KINDS, window, "cpu", tiling)
-    for sizes in (([9], [4]), ([20, 0], [61, 15])):  # longer than the window by one
-        given = layout_of("shared", *sizes, row_tokens=tokens)
-        real = torch.from_numpy(given.groups_BT[0] >= 0)
-        sparse.look(given)
-        for kind in KINDS:
-            found = sparse.attend(q, k, v, kind, 0.4, 20.0)
-            expected = DenseVisibility(given, KINDS, window, "cpu").attend(q, k, v, kind, 0.4, 20.0)
-            assert found.isfinite().all()
-            torch.testing.assert_close(found[real], expected[real], atol=2e-5, rtol=2e-5)
 
 
 def can_interpret() -> bool:
