@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from wsdm_ray.modeling.products import on_hopper
+from wsdm_ray.modeling.products import Rows, on_hopper
 from wsdm_ray.packing.layouts import Layout
 
 __all__ = [
@@ -176,12 +176,31 @@ def dense_masks(
 
 
 class Visibility(Protocol):
-    """Who sees whom in a pass of one row, and the attention that follows it."""
+    """Who sees whom in a pass of one row, and the attention that follows it.
+
+    rotates: whether `attend` rotates the queries.
+    """
+
+    rotates: bool
 
     def attend(
-        self, q_HTW: Tensor, k_KTW: Tensor, v_KTW: Tensor, kind: str, scale: float, softcap: float | None
-    ) -> Tensor:
-        """Attention of all heads, side by side: [T, H * W]; `kind` is the layer's."""
+        self,
+        q_HTW: Tensor,
+        k_KTW: Tensor,
+        v_KTW: Tensor,
+        kind: str,
+        scale: float,
+        softcap: float | None,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        float8_scale: float | None = None,
+    ) -> Tensor | Rows:
+        """Attention of all heads, side by side: [T, H * W].
+
+        Args:
+            kind: the layer's.
+            rotation: cosines and sines of each position, [T, W], for queries that are still to be rotated.
+            float8_scale: what it may be divided by to be float8, where this way can.
+        """
         ...
 
 
@@ -191,11 +210,21 @@ class DenseVisibility:
     The T tokens are those of all rows, end to end.
     """
 
+    rotates = False
+
     def __init__(self, layout: Layout, kinds: set[str], window: int | None, device: torch.device | str):
         self.masks = {kind: visible(layout, window_of(kind, window), device)[:, None] for kind in kinds}
 
     def attend(
-        self, q_HTW: Tensor, k_KTW: Tensor, v_KTW: Tensor, kind: str, scale: float, softcap: float | None
+        self,
+        q_HTW: Tensor,
+        k_KTW: Tensor,
+        v_KTW: Tensor,
+        kind: str,
+        scale: float,
+        softcap: float | None,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        float8_scale: float | None = None,
     ) -> Tensor:
         group, mask = len(q_HTW) // len(k_KTW), self.masks[kind]
         q, k, v = (
@@ -233,6 +262,7 @@ class BlockVisibility:
         if row_tokens % BLOCK:
             raise ValueError(f"{row_tokens} tokens: must be a multiple of {BLOCK}")
         self.tiling = tiling or Tiling()
+        self.rotates = self.tiling.capped
         block = (self.tiling.queries, self.tiling.keys)
         queries, keys = (row_tokens // side for side in block)
         self.places = torch.zeros(3, row_tokens, dtype=torch.int32, device=device)
@@ -264,9 +294,14 @@ class BlockVisibility:
         alone = -1 - np.arange(self.places.shape[1]) // BLOCK
         rows = places_of(np.where(layout.groups_BT < 0, alone, layout.groups_BT), layout)
         self.places.copy_(to_device(rows[:, 0], self.places.device))
+        longest, found = int(layout.positions_BT.max()) + 1, {}
         for kind, mask in self.masks.items():
-            for place, found in zip(key_blocks(mask), self.blocks(self.windows[kind]), strict=True):
-                place[0, 0].copy_(found)
+            window = self.windows[kind]
+            window = None if window is None or window >= longest else window  # one that takes nothing away
+            if window not in found:
+                found[window] = self.blocks(window)
+            for place, blocks in zip(key_blocks(mask), found[window], strict=True):
+                place[0, 0].copy_(blocks)
         return self
 
     def blocks(self, window: int | None) -> list[Tensor]:
@@ -280,16 +315,27 @@ class BlockVisibility:
         return [each for flags in (part, whole) for each in ordered(flags)]
 
     def attend(
-        self, q_HTW: Tensor, k_KTW: Tensor, v_KTW: Tensor, kind: str, scale: float, softcap: float | None
-    ) -> Tensor:
+        self,
+        q_HTW: Tensor,
+        k_KTW: Tensor,
+        v_KTW: Tensor,
+        kind: str,
+        scale: float,
+        softcap: float | None,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        float8_scale: float | None = None,
+    ) -> Tensor | Rows:
         mask, tiling = self.masks[kind], self.tiling
-        if tiling.capped is not None and softcap is not None:
-            from wsdm_ray.modeling.kernels import capped_attention  # which takes Triton
+        if self.rotates:
+            from wsdm_ray.modeling.attention_kernel import capped_attention  # which takes Triton
 
-            return capped_attention(
-                q_HTW, k_KTW, v_KTW, self.places, [each[0, 0] for each in key_blocks(mask)],
-                (tiling.queries, tiling.keys), BRANCHES, self.windows[kind], scale, softcap, **tiling.capped,
+            assert rotation is not None
+            assert softcap is not None
+            out, scales = capped_attention(
+                q_HTW, k_KTW, v_KTW, rotation, self.places, [each[0, 0] for each in key_blocks(mask)],
+                (tiling.queries, tiling.keys), BRANCHES, self.windows[kind], scale, softcap, float8_scale,
             )  # fmt: skip
+            return out if scales is None else Rows(out, scales)
         run, tanh = (compiled_flex(), quick_tanh()) if q_HTW.is_cuda else (flex_attention, torch.tanh)
         out = run(
             q_HTW[None],
@@ -331,31 +377,38 @@ class Tiling(NamedTuple):
 
     The smaller the blocks, the less is computed of what nobody sees.
 
-    flex: FlexAttention's `kernel_options`; None is its own choice. capped: options of
-        `kernels.capped_attention`, which then takes its place where scores are soft-capped.
+    flex: FlexAttention's `kernel_options`; None is its own choice. capped: `attention_kernel` does it.
     """
 
     queries: int = BLOCK
     keys: int = BLOCK
     flex: Any = None
-    capped: Any = None
+    capped: bool = False
 
 
 WIDE = Tiling(128, 64, {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_TMA": True})
 NARROW = Tiling(64, 64, {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3})
-CAPPED = Tiling(64, 64, capped={"together": 2, "warps": 8, "stages": 2})
+CAPPED = Tiling(32, 32, capped=True)
 TILINGS = {(256, True): CAPPED, (256, False): WIDE, (128, False): NARROW, (64, False): NARROW}
 """By the width of heads and whether scores are soft-capped, in bfloat16: half to four fifths of the time that
-FlexAttention's own choice takes on an H100 or H200. `CAPPED` takes nine tenths of `WIDE` on an H100."""
+FlexAttention's own choice takes on an H100 or H200. `CAPPED` takes six tenths of `WIDE` on an H100."""
 
 MOST_CAP = 64.0
 """Of scores that `CAPPED` is for: 2 ** 31 of their exponentials add up in float32 and bfloat16 holds each, of
 which none is so small that it counts as 0."""
 
 
-def tiling_of(head_dim: int, softcap: float | None, dtype: torch.dtype, device: torch.device) -> Tiling:
-    """The best tiling that is known; FlexAttention's own choice on GPUs that were not measured."""
-    if not on_hopper(device) or dtype != torch.bfloat16 or (softcap is not None and softcap > MOST_CAP):
+def tiling_of(
+    head_dim: int, group: int, softcap: float | None, dtype: torch.dtype, device: torch.device
+) -> Tiling:
+    """The best tiling that is known; FlexAttention's own choice on GPUs that were not measured.
+
+    Args:
+        group: heads of queries to one of keys.
+    """
+    if not on_hopper(device) or dtype != torch.bfloat16:
+        return Tiling()
+    if softcap is not None and (softcap > MOST_CAP or group % 2):
         return Tiling()
     return TILINGS.get((head_dim, softcap is not None), Tiling())
 

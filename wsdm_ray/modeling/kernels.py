@@ -1,6 +1,4 @@
-"""Products of 8-bit rows and capped attention for Hopper GPUs, in Triton.
-
-What libraries write out in between stays in registers.
+"""Products of 8-bit rows for Hopper GPUs, in Triton: what libraries write out in between stays in registers.
 
 cuBLAS gives the products of int8 rows as int32, which to write and read again takes longer than to compute.
 Here they leave as bfloat16 with their scales applied, those of the MLP's gate and up as one, multiplied. The
@@ -10,8 +8,6 @@ other way round, sums, norms, spreading and quantizing of rows are one reading e
 """
 
 import functools
-import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -26,7 +22,6 @@ __all__ = [
     "MOST_BLOCKS",
     "add_norm",
     "add_norm_float8",
-    "capped_attention",
     "float8_rows",
     "gated_float8_rows",
     "gated_product",
@@ -145,67 +140,6 @@ def rows_kernel(
         tl.store(scale + row, step)
     else:
         tl.store(out + at, given.to(tl.bfloat16), inside)
-
-
-@triton.jit
-def attention_kernel(
-    q, k_desc, v_desc, out, marks, positions,
-    part_number, part_blocks, whole_number, whole_blocks, most_blocks, q_head, q_token, slope, cap,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr,
-    TOGETHER: tl.constexpr, WINDOW: tl.constexpr, BRANCHES: tl.constexpr, STAGES: tl.constexpr,
-    INSTRUCTION: tl.constexpr,
-):  # fmt: skip
-    """A block of queries of `TOGETHER` heads: of the blocks of keys that they see in part, then in whole.
-
-    Exponentials of capped scores are in range as they are: no maximum is looked for, nothing scaled anew.
-
-    Args:
-        q_head, q_token: strides of q [H, T, W].
-        slope: what scores are multiplied by before tanh; cap: what tanh is, as powers of 2.
-        GROUP: heads of queries to one of keys. WINDOW: 0 where there is none.
-    """
-    block, first = tl.program_id(0), tl.program_id(1) * TOGETHER
-    side = first // GROUP * WIDTH
-    line, column = tl.arange(0, QUERIES * TOGETHER), tl.arange(0, WIDTH)[None, :]
-    token, head = block * QUERIES + line // TOGETHER, first + line % TOGETHER
-    queries = tl.load(
-        q + head[:, None].to(tl.int64) * q_head + token[:, None].to(tl.int64) * q_token + column
-    )
-    mark, position = tl.load(marks + token)[:, None], tl.load(positions + token)[:, None]
-    sums = tl.zeros((QUERIES * TOGETHER, WIDTH), tl.float32)
-    total = tl.zeros((QUERIES * TOGETHER,), tl.float32)
-    for number in tl.range(0, tl.load(part_number + block), num_stages=STAGES):
-        start = tl.load(part_blocks + block * most_blocks + number) * KEYS
-        k, v = k_desc.load([start, side]), v_desc.load([start, side])
-        powers = exponentials(tl.dot(queries, k.T), slope, cap, INSTRUCTION)
-        key = start + tl.arange(0, KEYS)
-        other = tl.load(marks + key)[None, :]
-        seen = ((mark == other) | ((mark & -BRANCHES) == other)) & (token[:, None] >= key[None, :])
-        if WINDOW > 0:
-            seen = seen & (position - tl.load(positions + key)[None, :] < WINDOW)
-        powers = tl.where(seen, powers, 0.0)
-        total += tl.sum(powers, 1)
-        sums = tl.dot(powers.to(v.dtype), v, sums)
-    for number in tl.range(0, tl.load(whole_number + block), num_stages=STAGES):
-        start = tl.load(whole_blocks + block * most_blocks + number) * KEYS
-        k, v = k_desc.load([start, side]), v_desc.load([start, side])
-        powers = exponentials(tl.dot(queries, k.T), slope, cap, INSTRUCTION)
-        total += tl.sum(powers, 1)
-        sums = tl.dot(powers.to(v.dtype), v, sums)
-    place = token[:, None].to(tl.int64) * (HEADS * WIDTH) + head[:, None] * WIDTH + column
-    tl.store(out + place, (sums / total[:, None]).to(queries.dtype))
-
-
-@triton.jit
-def exponentials(scores, slope, cap, INSTRUCTION: tl.constexpr):
-    """2 ** (cap * tanh(slope * scores)), by the GPU's own instruction for tanh or as interpreters have it."""
-    if INSTRUCTION:
-        tanh = tl.inline_asm_elementwise(
-            "tanh.approx.f32 $0, $1;", "=f,f", [scores * slope], dtype=tl.float32, is_pure=True, pack=1
-        )
-    else:
-        tanh = 2.0 * tl.sigmoid(2.0 * slope * scores) - 1.0
-    return tl.exp2(cap * tanh)
 
 
 @triton.jit
@@ -403,56 +337,6 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     values = torch.empty_like(x, dtype=torch.float8_e4m3fn)
     return torch.empty_like(x), values, x.new_empty(len(x), dtype=torch.float32)
-
-
-def capped_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    places: Tensor,
-    blocks: Sequence[Tensor],
-    sides: tuple[int, int],
-    branches: int,
-    window: int | None,
-    scale: float,
-    softcap: float,
-    *,
-    together: int,
-    warps: int,
-    stages: int,
-) -> Tensor:
-    """Attention of all heads with capped scores, side by side: [T, H * W], of the type of q.
-
-    Args:
-        q: [H, T, W], whose last stride is 1.
-        k, v: [K, T, W]; copied where the heads of a token do not stand together.
-        places: int32 [3, T], of `attention.places_of`.
-        blocks: how many blocks of keys a block of queries sees in part, and which, then in whole: int32
-            [blocks of queries], [blocks of queries, any number], twice.
-        sides: queries and keys of a block.
-        branches: that a mark has room for, a power of 2.
-        softcap: up to `attention.MOST_CAP`.
-        together: heads of queries that one program computes, where so many have the same keys.
-    """
-    (heads, tokens, width), (queries, keys) = q.shape, sides
-    assert q.stride(2) == 1
-    group = heads // len(k)
-    together = math.gcd(together, group)
-    k_rows, v_rows = (
-        TensorDescriptor.from_tensor(each.transpose(0, 1).flatten(1), [keys, width]) for each in (k, v)
-    )
-    out = q.new_empty(tokens, heads * width)
-    part_number, part_blocks, whole_number, whole_blocks = blocks
-    with on(q.device):
-        attention_kernel[(tokens // queries, heads // together)](
-            q, k_rows, v_rows, out, places[0], places[2],
-            part_number, part_blocks, whole_number, whole_blocks, part_blocks.shape[-1],
-            q.stride(0), q.stride(1), scale / softcap, softcap * math.log2(math.e),
-            QUERIES=queries, KEYS=keys, WIDTH=width, HEADS=heads, GROUP=group, TOGETHER=together,
-            WINDOW=window or 0, BRANCHES=branches, STAGES=stages, INSTRUCTION=q.is_cuda,
-            num_warps=warps,  # pyright: ignore[reportCallIssue]
-        )  # fmt: skip
-    return out
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:

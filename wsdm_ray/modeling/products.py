@@ -27,12 +27,14 @@ __all__ = [
     "Weight",
     "add",
     "add_norm",
+    "float8_scale",
     "in_rows",
     "multiply",
     "multiply_gated",
     "pack_weight",
     "quantize_rows",
     "rms_norm",
+    "take",
 ]
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
@@ -135,6 +137,25 @@ def can_fuse(values: Tensor, spread: Tensor | None, gated: bool) -> bool:
 
 def on_hopper(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+
+
+def float8_scale(weight: Weight, norm: Tensor, last: int) -> float:
+    """What products of normed rows with the last rows of a float8 weight are divided by to fit in float8.
+
+    By the norm's own bound, so it is the same for all rows. That numbers are mostly far below it costs
+    nothing, as the steps of floats grow with them: down to a 28,672th of it they are as exact as the largest.
+
+    Args:
+        norm: what normed rows are multiplied by, [columns].
+        last: how many rows.
+    """
+    assert weight.scale is not None
+    rows = weight.values[-last:].float() * norm
+    most = rows.norm(dim=1) * len(norm) ** 0.5 * weight.scale[-last:]
+    most = most * (1 + 2**-3)  # rows of activations are rounded, by a sixteenth at most
+    if weight.bias is not None:
+        most = most + weight.bias[-last:].float().abs()
+    return float(most.max()) / LARGEST[weight.values.dtype]
 
 
 def alternating(rows: Tensor) -> Tensor:
@@ -249,6 +270,11 @@ def add_norm(
 def add(x: Tensor, y: Tensor, after: Tensor | None, epsilon: float) -> Tensor:
     """x plus y, y RMS-normed first where it has a norm of its own."""
     return x + (y if after is None else rms_norm(y, after, epsilon))
+
+
+def take(x: Tensor | Rows, rows: Tensor) -> Tensor | Rows:
+    """Some rows of x, by their indices."""
+    return Rows(x.values[rows], x.scale[rows]) if isinstance(x, Rows) else x[rows]
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

@@ -35,10 +35,12 @@ from wsdm_ray.modeling.products import (
     Weight,
     add,
     add_norm,
+    float8_scale,
     multiply,
     multiply_gated,
     pack_weight,
     rms_norm,
+    take,
 )
 from wsdm_ray.packing.layouts import Layout
 
@@ -55,13 +57,17 @@ PyTorch would run FlexAttention uncompiled without a word, which writes out all 
 
 @dataclass
 class Layer:
-    """One layer's weights; norms are float32 with the family's offset added."""
+    """One layer's weights; norms are float32 with the family's offset added.
+
+    float8_scale: one for all rows of the attention's output, where `o` multiplies float8 by `kernels`.
+    """
 
     qkv: Weight
     o: Weight
     gate_up: Weight
     down: Weight
     norms: dict[str, Tensor] = field(default_factory=dict)
+    float8_scale: float | None = None
 
 
 class Stack(nn.Module):
@@ -134,13 +140,17 @@ class Stack(nn.Module):
             norms |= {"mlp_in": norm("post_attention_layernorm")}
         if self.shape.family.qk_norm:
             norms |= {"query": norm("self_attn.q_norm"), "key": norm("self_attn.k_norm")}
-        return Layer(
+        layer = Layer(
             qkv=fused("self_attn.q", "self_attn.k", "self_attn.v", bias=self.shape.family.qkv_bias),
             o=fused("self_attn.o"),
             gate_up=fused("mlp.gate", "mlp.up", gated=True),
             down=fused("mlp.down"),
             norms=norms,
         )
+        if layer.o.fused and layer.o.spread is None:
+            values = self.shape.num_key_heads * self.shape.head_dim
+            layer.float8_scale = float8_scale(layer.qkv, norms["attention_in"], values)
+        return layer
 
     def norm(self, weight_D: Tensor) -> Tensor:
         """A norm's weight as it multiplies: float32, with the family's offset."""
@@ -159,22 +169,31 @@ class Stack(nn.Module):
         if shape.family.scaled_embedding:
             x_TD = x_TD * torch.tensor(shape.width**0.5, dtype=x_TD.dtype)
         rotations = {kind: self.rotation(x_TD, positions_T, kind) for kind in set(shape.kinds)}
-        q_HTW, k_KTW, v_KTW = self.project(x_TD, self.layers[0], rotations[shape.kinds[0]], shape)
+
+        def attend(heads: tuple[Tensor, Tensor, Tensor], layer: Layer, kind: str) -> Tensor | Rows:
+            scale, softcap = shape.query_scale, shape.softcap
+            return sight.attend(*heads, kind, scale, softcap, rotations[kind], layer.float8_scale)
+
+        first, late = rotations[shape.kinds[0]], sight.rotates
+        heads = self.project(x_TD, self.layers[0], first, shape, late)
         for layer, following, kind, next_kind in zip(
             self.layers, self.layers[1:], shape.kinds, shape.kinds[1:], strict=False
         ):
-            a_TD = sight.attend(q_HTW, k_KTW, v_KTW, kind, shape.query_scale, shape.softcap)
-            x_TD, q_HTW, k_KTW, v_KTW = self.go_on(x_TD, a_TD, layer, following, rotations[next_kind], shape)
-        a_TD = sight.attend(q_HTW, k_KTW, v_KTW, shape.kinds[-1], shape.query_scale, shape.softcap)
+            a_TD = attend(heads, layer, kind)
+            x_TD, q, k, v = self.go_on(x_TD, a_TD, layer, following, rotations[next_kind], shape, late)
+            heads = q, k, v
+        a_TD = attend(heads, self.layers[-1], shape.kinds[-1])
         x_SD = self.finish_last(x_TD, a_TD, self.layers[-1], last_S)
         return rms_norm(x_SD, self.norm_D, shape.norm_epsilon)
 
-    def finish_last(self, x_TD: Tensor, a_TD: Tensor, layer: Layer, last_S: Tensor) -> Tensor:
+    def finish_last(self, x_TD: Tensor, a_TD: Tensor | Rows, layer: Layer, last_S: Tensor) -> Tensor:
         """What the last layer makes of the tokens at `last_S`: [S, D]."""
         if self.finish is finish:
-            return finish(x_TD[last_S], a_TD[last_S], layer, self.shape)
+            return finish(x_TD[last_S], take(a_TD, last_S), layer, self.shape)
         padded = F.pad(last_S, (0, -len(last_S) % LAST_ROWS))
-        parts = [self.finish(x_TD[rows], a_TD[rows], layer, self.shape) for rows in padded.split(LAST_ROWS)]
+        parts = [
+            self.finish(x_TD[rows], take(a_TD, rows), layer, self.shape) for rows in padded.split(LAST_ROWS)
+        ]
         return torch.cat(parts)[: len(last_S)]
 
     def rotation(self, x_TD: Tensor, positions_T: Tensor, kind: str) -> tuple[Tensor, Tensor]:
@@ -200,7 +219,8 @@ class StackClassifier(nn.Module):
         self.score = head.to(stack.embedding_VD.device)
         self.fixed_rows = self.sparse = stack.embedding_VD.is_cuda
         shape, embedding = stack.shape, stack.embedding_VD
-        self.tiling = tiling_of(shape.head_dim, shape.softcap, embedding.dtype, embedding.device)
+        group = shape.num_heads // shape.num_key_heads
+        self.tiling = tiling_of(shape.head_dim, group, shape.softcap, embedding.dtype, embedding.device)
         self.sights: dict[int, BlockVisibility] = {}
         """By the tokens of a pass: one compilation each."""
 
@@ -228,7 +248,8 @@ class StackClassifier(nn.Module):
     def warm_up(self, row_tokens: int) -> None:
         """Run one pass of `row_tokens` tokens that says nothing, so that all is compiled."""
         one = np.zeros((1, 1), np.int64)
-        layout = Layout(one, one, one.astype(np.int32), one.astype(np.int32), np.zeros(1, np.int64))
+        far = one + min(row_tokens - 1, self.stack.shape.window or 0)  # a window takes something away there
+        layout = Layout(one, far, one.astype(np.int32), one.astype(np.int32), np.zeros(1, np.int64))
         with torch.inference_mode():
             self(in_one_row(layout, row_tokens)).cpu()
 
@@ -267,14 +288,15 @@ def compiled(function: Callable[..., Any], backend: Any) -> Callable[..., Any]:
 
 
 def project(
-    x_TD: Tensor, layer: Layer, rotation: tuple[Tensor, Tensor], shape: Shape
+    x_TD: Tensor, layer: Layer, rotation: tuple[Tensor, Tensor], shape: Shape, late: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries [H, T, W], keys and values [K, T, W] of a layer, rotated by position."""
-    return heads(rms_norm(x_TD, layer.norms["attention_in"], shape.norm_epsilon), layer, rotation, shape)
+    """Queries [H, T, W], keys and values [K, T, W] of a layer, rotated by position; late: queries are not."""
+    normed_TD = rms_norm(x_TD, layer.norms["attention_in"], shape.norm_epsilon)
+    return heads_of(normed_TD, layer, rotation, shape, late)
 
 
-def heads(
-    normed_TD: Tensor | Rows, layer: Layer, rotation: tuple[Tensor, Tensor], shape: Shape
+def heads_of(
+    normed_TD: Tensor | Rows, layer: Layer, rotation: tuple[Tensor, Tensor], shape: Shape, late: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`project`, of what the layer's first norm gave, [T, D]."""
     every = multiply(normed_TD, layer.qkv).unflatten(1, (-1, shape.head_dim)).transpose(0, 1)
@@ -282,7 +304,7 @@ def heads(
     if shape.family.qk_norm:
         q = rms_norm(q, layer.norms["query"], shape.norm_epsilon)
         k = rms_norm(k, layer.norms["key"], shape.norm_epsilon)
-    return rotate(q, *rotation), rotate(k, *rotation), v
+    return q if late else rotate(q, *rotation), rotate(k, *rotation), v
 
 
 def rotate(x: Tensor, cos_TW: Tensor, sin_TW: Tensor) -> Tensor:
@@ -290,7 +312,7 @@ def rotate(x: Tensor, cos_TW: Tensor, sin_TW: Tensor) -> Tensor:
     return x * cos_TW + torch.cat((-high, low), -1) * sin_TW
 
 
-def mlp(x_TD: Tensor, a_TD: Tensor, layer: Layer, shape: Shape) -> tuple[Tensor, Tensor]:
+def mlp(x_TD: Tensor, a_TD: Tensor | Rows, layer: Layer, shape: Shape) -> tuple[Tensor, Tensor]:
     """From the attention of a layer on: the residual with its output, and what the MLP makes of that."""
     norms, weight = layer.norms, layer.gate_up
     x_TD, normed_TD = add_norm(
@@ -299,14 +321,20 @@ def mlp(x_TD: Tensor, a_TD: Tensor, layer: Layer, shape: Shape) -> tuple[Tensor,
     return x_TD, multiply(multiply_gated(normed_TD, weight, with_gelu=shape.family.gelu), layer.down)
 
 
-def finish(x_TD: Tensor, a_TD: Tensor, layer: Layer, shape: Shape) -> Tensor:
+def finish(x_TD: Tensor, a_TD: Tensor | Rows, layer: Layer, shape: Shape) -> Tensor:
     """What a layer gives, from its attention on."""
     x_TD, y_TD = mlp(x_TD, a_TD, layer, shape)
     return add(x_TD, y_TD, layer.norms.get("mlp_out"), shape.norm_epsilon)
 
 
 def go_on(
-    x_TD: Tensor, a_TD: Tensor, layer: Layer, following: Layer, rotation: tuple[Tensor, Tensor], shape: Shape
+    x_TD: Tensor,
+    a_TD: Tensor | Rows,
+    layer: Layer,
+    following: Layer,
+    rotation: tuple[Tensor, Tensor],
+    shape: Shape,
+    late: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """From the attention of a layer to that of the next: what a layer gives, and the next one's heads.
 
@@ -317,4 +345,4 @@ def go_on(
         x_TD, y_TD, layer.norms.get("mlp_out"), following.norms["attention_in"], shape.norm_epsilon,
         following.qkv,
     )  # fmt: skip
-    return x_TD, *heads(normed_TD, following, rotation, shape)
+    return x_TD, *heads_of(normed_TD, following, rotation, shape, late)

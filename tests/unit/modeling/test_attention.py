@@ -1,8 +1,6 @@
 """Masks: who sees whom, by hand and by a loop that follows the rule word for word."""
 
 import dataclasses
-import os
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from wsdm_ray.modeling.attention import (
     tiling_of,
     visible,
 )
+from wsdm_ray.modeling.stack import rotate
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.ragged import Ragged
 
@@ -264,12 +263,13 @@ def test_tilings_are_for_gpus_like_those_they_were_measured_on(monkeypatch, capa
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     gpu = torch.device("cuda")
     for (width, capped), tiling in TILINGS.items():
-        assert tiling_of(width, 50.0 if capped else None, dtype, gpu) == (tiling if known else Tiling())
+        assert tiling_of(width, 2, 50.0 if capped else None, dtype, gpu) == (tiling if known else Tiling())
         assert BLOCK % tiling.queries == BLOCK % tiling.keys == 0
-    assert tiling_of(80, None, dtype, gpu) == Tiling()
-    assert tiling_of(256, 50.0, torch.bfloat16, torch.device("cpu")) == Tiling()
-    assert tiling_of(256, MOST_CAP, dtype, gpu) == tiling_of(256, 50.0, dtype, gpu)
-    assert tiling_of(256, MOST_CAP + 1, dtype, gpu) == Tiling()
+    assert tiling_of(80, 2, None, dtype, gpu) == Tiling()
+    assert tiling_of(256, 2, 50.0, torch.bfloat16, torch.device("cpu")) == Tiling()
+    assert tiling_of(256, 2, MOST_CAP, dtype, gpu) == tiling_of(256, 2, 50.0, dtype, gpu)
+    assert tiling_of(256, 2, MOST_CAP + 1, dtype, gpu) == Tiling()
+    assert tiling_of(256, 3, 50.0, dtype, gpu) == Tiling(), "heads go two by two"
 
 
 def test_exponentials_of_capped_scores_are_in_range():
@@ -293,11 +293,9 @@ def test_tilings_agree_with_dense_attention(width, capped, kind):
     """Compiled and in 16 bits where the machine has a GPU, else the same blocks on the CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, near = (torch.bfloat16, 0.02) if device.type == "cuda" else (torch.float32, 1e-5)
-    tiling = TILINGS.get((width, capped), Tiling())
+    tiling = TILINGS.get((width, capped), Tiling())._replace(capped=False)
     if device.type == "cuda":
-        tiling = tiling_of(width, 50.0 if capped else None, dtype, device)
-    elif not can_interpret():  # where there is no Triton, FlexAttention goes by the same blocks
-        tiling = tiling._replace(capped=None)
+        tiling = tiling_of(width, 2, 50.0 if capped else None, dtype, device)
     given = layout_of("shared", [200, 0, 40], [150, 90, 130], row_tokens=9 * BLOCK)
     torch.manual_seed(0)
     heads = torch.randn(9 * BLOCK, 8, width, dtype=dtype).to(device).transpose(0, 1)
@@ -306,11 +304,12 @@ def test_tilings_agree_with_dense_attention(width, capped, kind):
     assert not real.all(), "padding is among them"
     arguments = (kind, width**-0.5, 50.0 if capped else None)
     sparse = BlockVisibility(9 * BLOCK, KINDS, 100, device, tiling).look(given)
-    found = sparse.attend(q, k, v, *arguments)[real].float()
-    q, k, v = q.float(), k.float(), v.float()
+    angles = torch.arange(9 * BLOCK, device=device)[:, None] / torch.arange(1, width + 1, device=device)
+    rotation = (angles.cos().to(dtype), angles.sin().to(dtype))
+    rotated = q if sparse.rotates else rotate(q, *rotation)
+    attended = sparse.attend(rotated, k, v, *arguments, rotation)
+    assert isinstance(attended, torch.Tensor)
+    found = attended[real].float()
+    q, k, v = rotate(q.float(), *(each.float() for each in rotation)), k.float(), v.float()
     expected = DenseVisibility(given, KINDS, 100, device).attend(q, k, v, *arguments)[real]
     torch.testing.assert_close(found, expected, atol=near, rtol=near)
-
-
-def can_interpret() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from wsdm_ray.config import HeadConfig
 from wsdm_ray.modeling import products
-from wsdm_ray.modeling.attention import BLOCK, BlockVisibility, DenseVisibility, Tiling
 from wsdm_ray.modeling.classifier import load_network
 from wsdm_ray.modeling.products import (
     Rows,
@@ -286,26 +285,3 @@ def test_a_stack(precision, family, device, family_model, monkeypatch):
     near = 2 * (last_hidden(precision).float() - exact.float()).norm() / exact.float().norm()
     assert near < 0.2
     close(found, exact, near if device == "cuda" else 2 * near)
-
-
-@pytest.mark.parametrize(("groups", "together"), [(1, 2), (3, 2), (4, 4), (6, 4)])
-def test_capped_attention_of_any_heads(groups, together, device):
-    tokens, keys, window = 2 * BLOCK, 2, 80
-    kinds = {"full_attention", "sliding_attention"}
-    tiling = Tiling(64, 32, capped={"together": together, "warps": 4, "stages": 1})
-    dtype, near = (torch.bfloat16, 0.02) if device == "cuda" else (torch.float32, 2e-5)
-    torch.manual_seed(groups)
-    heads = (4 * torch.randn(tokens, (groups + 2) * keys, 16)).to(device, dtype).transpose(0, 1)
-    q, k, v = heads.split([groups * keys, keys, keys])
-    sparse = BlockVisibility(tokens, kinds, window, device, tiling)
-    for sizes in (([9], [4]), ([20, 0], [61, 15])):  # longer than the window by one
-        prefix, suffix = (Ragged.from_lists([np.ones(size, np.int32) for size in each]) for each in sizes)
-        given = lay_out("shared", prefix, [suffix, suffix], np.arange(len(sizes[0])), row_tokens=tokens)
-        real = torch.from_numpy(given.groups_BT[0] >= 0).to(device)
-        sparse.look(given)
-        for kind in kinds:
-            found = sparse.attend(q, k, v, kind, 0.4, 20.0)
-            exact = DenseVisibility(given, kinds, window, device)
-            expected = exact.attend(q.float(), k.float(), v.float(), kind, 0.4, 20.0)
-            assert found.isfinite().all()
-            torch.testing.assert_close(found[real].float(), expected[real], atol=near, rtol=near)

@@ -18,7 +18,15 @@ from wsdm_ray.config import HeadConfig
 from wsdm_ray.errors import ModelError
 from wsdm_ray.modeling.classifier import load_network
 from wsdm_ray.modeling.families import FAMILIES, shape_of
-from wsdm_ray.modeling.products import Weight, gelu_by_sigmoid, multiply, pack_weight, quantize_rows
+from wsdm_ray.modeling.products import (
+    Weight,
+    float8_scale,
+    gelu_by_sigmoid,
+    multiply,
+    pack_weight,
+    quantize_rows,
+    rms_norm,
+)
 from wsdm_ray.modeling.stack import Stack, StackClassifier, in_one_row, whole_blocks
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.ragged import Ragged
@@ -209,6 +217,19 @@ def test_rows_in_8_bit_by_hand():
     values, scale = quantize_rows(torch.tensor([[896.0, 2.0, 100.0]]), torch.float8_e4m3fn)
     assert values.float().tolist() == [[448.0, 1.0, 48.0]]  # 50 is not among the 8-bit numbers
     assert scale.tolist() == [2.0]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_no_product_of_normed_rows_is_past_its_float8_scale(bias):
+    torch.manual_seed(0)
+    biases = [2 * torch.randn(24)] if bias else []
+    weight, norm = pack_weight([torch.randn(24, 64)], biases, "fp8"), torch.rand(64) + 0.5
+    exact = weight.values[-8:].float() * weight.scale[-8:, None]
+    worst = rms_norm(exact * norm, norm, 0.0)  # along each row of the weight
+    scale = float8_scale(weight, norm, 8)
+    found = multiply(torch.cat([worst, -worst]), weight)[:, -8:] / scale
+    assert 448 / 1.5 < found.abs().max() <= 448
+    assert float8_scale(weight, 2 * norm, 8) > scale
 
 
 @pytest.mark.parametrize(("precision", "near"), [("none", 1e-6), ("int8", 0.02), ("fp8", 0.06)])

@@ -1,0 +1,153 @@
+"""The kernel for capped scores: compiled for Hopper GPUs anywhere, run where there is one."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from wsdm_ray.config import HeadConfig
+from wsdm_ray.modeling import attention
+from wsdm_ray.modeling.attention import BLOCK, CAPPED, BlockVisibility, DenseVisibility, Tiling
+from wsdm_ray.modeling.classifier import load_network
+from wsdm_ray.modeling.products import Rows, on_hopper
+from wsdm_ray.modeling.stack import Stack, StackClassifier, in_one_row, rotate
+from wsdm_ray.packing.layouts import lay_out
+from wsdm_ray.packing.ragged import Ragged
+
+KINDS = {"full_attention", "sliding_attention"}
+
+with_hopper = pytest.mark.skipif(
+    not (torch.cuda.is_available() and on_hopper(torch.device("cuda"))),
+    reason="runs on a GPU of compute capability 9.0 alone: Triton's interpreter knows no Gluon",
+)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is made for Linux alone")
+@pytest.mark.parametrize("kind", ["bf16", "fp8e4nv"])
+def test_it_compiles_for_hopper(kind):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, __file__, kind], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "0 bytes spill stores, 0 bytes spill loads" in found["assembler"]
+    assert "serialized" not in found["assembler"], "products and exponentials overlap"
+    registers = int(found["assembler"].split(" registers")[0].split()[-1])
+    assert 2 * (found["shared"] + 1024) <= 228 * 1024, "two programs share a processor"
+    assert 2 * found["threads"] * registers <= 64 * 1024
+
+
+def compile_for_hopper(kind: str) -> None:
+    """Print its threads, its bytes of shared memory, and what the assembler says."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from wsdm_ray.modeling import attention_kernel as module
+
+    options = {
+        "KEYS": CAPPED.keys, "WIDTH": 256, "HEADS": 16, "GROUP": 2, "TOGETHER": module.ROWS // CAPPED.queries,
+        "BRANCHES": attention.BRANCHES, "ROWS": module.ROWS, "STAGES": module.STAGES,
+    }  # fmt: skip
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    rows = f"tensordesc<bf16[{CAPPED.keys},256],{layout!r}>"
+    integers = ("marks", "positions", "part_number", "part_blocks", "whole_number", "whole_blocks")
+    types = {
+        **dict.fromkeys(("q", "cos", "sin"), "*bf16"), "k_desc": rows, "v_desc": rows, "out": f"*{kind}",
+        "scales": "*fp32", **dict.fromkeys(integers, "*i32"),
+        **dict.fromkeys(("most_blocks", "q_head", "q_token"), "i32"),
+        **dict.fromkeys(("slope", "cap"), "fp32"), "window": "i32", "out_scale": "fp32",
+        **dict.fromkeys(options, "constexpr"),
+    }  # fmt: skip
+    aligned = [name for name, each in types.items() if each.startswith("*") or name in ("q_head", "q_token")]
+    hints: Any = {(list(types).index(name),): [["tt.divisibility", 16]] for name in aligned}
+    source = GluonASTSource(module.attention_kernel, types, options, hints)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": module.WARPS})
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "kernel.ptx").write_text(made.asm["ptx"])
+        assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+        command = [str(assembler), "-v", "-arch=sm_90a", "kernel.ptx", "-o", "kernel.cubin"]
+        said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
+    found = {"threads": 32 * module.WARPS, "shared": made.metadata.shared, "assembler": said}
+    print(json.dumps(found))
+
+
+def random_heads(groups: int, tokens: int) -> tuple[torch.Tensor, ...]:
+    """Queries of so many groups, keys and values of two heads of 256, as one product gives them."""
+    torch.manual_seed(groups)
+    heads = (2 * torch.randn(tokens, (groups + 2) * 2, 256)).cuda().bfloat16().transpose(0, 1)
+    return heads.split([2 * groups, 2, 2])
+
+
+@with_hopper
+@pytest.mark.parametrize("float8", [False, True])
+@pytest.mark.parametrize("groups", [2, 4, 6])
+def test_any_even_number_of_heads(groups, float8):
+    tokens, window = 4 * BLOCK, 80
+    q, k, v = random_heads(groups, tokens)
+    angles = torch.arange(tokens).cuda()[:, None] / torch.arange(1, 257).cuda()
+    rotation = (angles.cos().bfloat16(), angles.sin().bfloat16())
+    wide = rotate(q.float(), *(each.float() for each in rotation))
+    most = 1.01 * float(v.abs().max()) / 448
+    sparse = BlockVisibility(tokens, KINDS, window, "cuda", CAPPED)
+    for sizes in (([9], [4]), ([100, 0], [61, 115]), ([512], [0])):  # also longer than the window
+        prefix, suffix = (Ragged.from_lists([np.ones(size, np.int32) for size in each]) for each in sizes)
+        given = lay_out("shared", prefix, [suffix, suffix], np.arange(len(sizes[0])), row_tokens=tokens)
+        real = torch.from_numpy(given.groups_BT[0] >= 0).cuda()
+        sparse.look(given)
+        for kind in sorted(KINDS):
+            found = sparse.attend(q, k, v, kind, 0.06, 20.0, rotation, most if float8 else None)
+            exact = DenseVisibility(given, KINDS, window, "cuda")
+            expected = exact.attend(wide, k.float(), v.float(), kind, 0.06, 20.0)
+            if float8:
+                assert isinstance(found, Rows)
+                assert found.values.dtype == torch.float8_e4m3fn
+                assert torch.equal(found.scale, torch.full_like(found.scale, most))
+                found = found.values.float() * found.scale[:, None]
+            assert isinstance(found, torch.Tensor)
+            assert found.isfinite().all()
+            near = {"rtol": 0.07, "atol": 0.03} if float8 else {"rtol": 0.02, "atol": 0.02}
+            torch.testing.assert_close(found[real].float(), expected[real], **near)
+
+
+@with_hopper
+@pytest.mark.parametrize("precision", ["none", "fp8"])
+def test_in_a_whole_stack(precision, family_model):
+    folder = str(family_model("gemma2", width=512))
+    network: Any = load_network(
+        folder, HeadConfig(), seed=0, device="cpu", dtype=torch.float32, quantization="none"
+    )
+    source = np.random.default_rng(0)
+    prompts, *answers = (
+        Ragged.from_lists([source.integers(3, 300, size).astype(np.int32) for size in sizes])
+        for sizes in ((30, 0, 200), (50, 20, 90), (11, 64, 70))
+    )
+    given = in_one_row(lay_out("shared", prompts, tuple(answers), np.arange(3)), 8 * BLOCK)
+
+    def logits(tiling: Tiling) -> torch.Tensor:
+        stack = Stack(
+            network.model.get_parameter, network.config, network.model.rotary_emb, precision=precision,
+            device="cuda", dtype=torch.bfloat16,
+        )  # fmt: skip
+        classifier = StackClassifier(stack, network.score)
+        assert classifier.tiling == CAPPED
+        classifier.tiling = tiling
+        with torch.inference_mode():
+            return classifier(given).cpu()
+
+    found, expected = logits(CAPPED), logits(Tiling())
+    assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+if __name__ == "__main__":
+    compile_for_hopper(sys.argv[1])
