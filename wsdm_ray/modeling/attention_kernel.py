@@ -49,7 +49,7 @@ def attention_kernel(
     A line holds one query of one head, the heads of a token next to each other.
 
     Args:
-        cos, sin: queries are still to be rotated by these [T, W].
+        cos, sin: queries are still to be rotated by these [T, W], of which both halves are the same.
         scales: [T], filled with `out_scale` where out is float8.
         q_head, q_token: strides of q [H, T, W].
         slope: what scores are multiplied by before tanh; cap: what tanh is, as powers of 2.
@@ -230,7 +230,7 @@ def capped_attention(
     Args:
         q: bfloat16 [H, T, W], whose last stride is 1, not rotated yet; an even number of heads to one of k.
         k, v: bfloat16 [K, T, W], keys rotated; copied where the heads of a token do not stand together.
-        rotation: cosines and sines of each position, [T, W].
+        rotation: cosines and sines of each position, [T, W], of which both halves are the same.
         places: int32 [3, T], of `attention.places_of`.
         blocks: how many blocks of keys a block of queries sees in part, at least one, and which, then in
             whole: int32 [blocks of queries], [blocks of queries, any number], twice.

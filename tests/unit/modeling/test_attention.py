@@ -304,7 +304,7 @@ def test_tilings_agree_with_dense_attention(width, capped, kind):
     assert not real.all(), "padding is among them"
     arguments = (kind, width**-0.5, 50.0 if capped else None)
     sparse = BlockVisibility(9 * BLOCK, KINDS, 100, device, tiling).look(given)
-    angles = torch.arange(9 * BLOCK, device=device)[:, None] / torch.arange(1, width + 1, device=device)
+    angles = (torch.arange(9 * BLOCK)[:, None] / torch.arange(1, width // 2 + 1)).repeat(1, 2).to(device)
     rotation = (angles.cos().to(dtype), angles.sin().to(dtype))
     rotated = q if sparse.rotates else rotate(q, *rotation)
     attended = sparse.attend(rotated, k, v, *arguments, rotation)
