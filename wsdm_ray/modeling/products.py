@@ -227,6 +227,8 @@ def multiply(x: Tensor | Rows, weight: Weight) -> Tensor:
             return torch.ops.wsdm_ray.product(rows, scale, weight.values, weight.scale, weight.bias)
         sums = torch._int_mm(rows, weight.values.t())  # pyright: ignore[reportPrivateImportUsage]
         out = (sums.float() * scale[:, None] * weight.scale).to(dtype)
+    elif not rows.is_cuda:  # not every CPU has them with a scale for each row
+        out = (F.linear(rows.float(), weight.values.float()) * scale[:, None] * weight.scale).to(dtype)
     else:
         out = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
             rows, weight.values.t(), scale_a=scale[:, None], scale_b=weight.scale[None],

@@ -116,8 +116,8 @@ def test_any_even_number_of_heads(groups, float8):
                 found = found.values.float() * found.scale[:, None]
             assert isinstance(found, torch.Tensor)
             assert found.isfinite().all()
-            near = {"rtol": 0.07, "atol": 0.03} if float8 else {"rtol": 0.02, "atol": 0.02}
-            torch.testing.assert_close(found[real].float(), expected[real], **near)
+            off = (found[real].float() - expected[real]).norm() / expected[real].norm()
+            assert off < (0.03 if float8 else 0.005)
 
 
 @with_hopper
