@@ -391,7 +391,7 @@ NARROW = Tiling(64, 64, {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stag
 CAPPED = Tiling(32, 32, capped=True)
 TILINGS = {(256, True): CAPPED, (256, False): WIDE, (128, False): NARROW, (64, False): NARROW}
 """By the width of heads and whether scores are soft-capped, in bfloat16: half to four fifths of the time that
-FlexAttention's own choice takes on an H100 or H200. `CAPPED` takes six tenths of `WIDE` on an H100."""
+FlexAttention's own choice takes on an H100 or H200. `CAPPED` takes two thirds of `WIDE` on an H100."""
 
 MOST_CAP = 64.0
 """Of scores that `CAPPED` is for: 2 ** 31 of their exponentials add up in float32 and bfloat16 holds each, of
