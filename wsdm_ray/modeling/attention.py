@@ -178,7 +178,7 @@ def dense_masks(
 class Visibility(Protocol):
     """Who sees whom in a pass of one row, and the attention that follows it.
 
-    rotates: whether `attend` rotates the queries.
+    rotates: whether `attend` rotates the queries, and so is given the rotation.
     """
 
     rotates: bool
@@ -198,7 +198,7 @@ class Visibility(Protocol):
 
         Args:
             kind: the layer's.
-            rotation: cosines and sines of each position, [T, W], for queries that are still to be rotated.
+            rotation: cosines and sines of each position, [T, W], where it rotates the queries.
             float8_scale: what it may be divided by to be float8, where this way can.
         """
         ...
@@ -226,6 +226,7 @@ class DenseVisibility:
         rotation: tuple[Tensor, Tensor] | None = None,
         float8_scale: float | None = None,
     ) -> Tensor:
+        assert rotation is None
         group, mask = len(q_HTW) // len(k_KTW), self.masks[kind]
         q, k, v = (
             heads.unflatten(1, (len(mask), -1)).transpose(0, 1)  # [B, H, L, W]
@@ -326,10 +327,10 @@ class BlockVisibility:
         float8_scale: float | None = None,
     ) -> Tensor | Rows:
         mask, tiling = self.masks[kind], self.tiling
-        if self.rotates:
+        assert (rotation is not None) == self.rotates
+        if rotation is not None:
             from wsdm_ray.modeling.attention_kernel import capped_attention  # which takes Triton
 
-            assert rotation is not None
             assert softcap is not None
             out, scales = capped_attention(
                 q_HTW, k_KTW, v_KTW, rotation, self.places, [each[0, 0] for each in key_blocks(mask)],
@@ -391,7 +392,8 @@ NARROW = Tiling(64, 64, {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stag
 CAPPED = Tiling(32, 32, capped=True)
 TILINGS = {(256, True): CAPPED, (256, False): WIDE, (128, False): NARROW, (64, False): NARROW}
 """By the width of heads and whether scores are soft-capped, in bfloat16: half to four fifths of the time that
-FlexAttention's own choice takes on an H100 or H200. `CAPPED` takes two thirds of `WIDE` on an H100."""
+FlexAttention's own choice takes on an H100 or H200. `CAPPED` takes three quarters of the time of `WIDE` on an
+H100, within passes two thirds, and rotates the queries besides."""
 
 MOST_CAP = 64.0
 """Of scores that `CAPPED` is for: 2 ** 31 of their exponentials add up in float32 and bfloat16 holds each, of
@@ -408,9 +410,10 @@ def tiling_of(
     """
     if not on_hopper(device) or dtype != torch.bfloat16:
         return Tiling()
-    if softcap is not None and (softcap > MOST_CAP or group % 2):
-        return Tiling()
-    return TILINGS.get((head_dim, softcap is not None), Tiling())
+    tiling = TILINGS.get((head_dim, softcap is not None), Tiling())
+    if tiling.capped and (softcap is None or softcap > MOST_CAP or group % 2):  # it takes heads two by two
+        return WIDE
+    return tiling
 
 
 def tiles(rows: Tensor, keys: Tensor, window: int | None, block: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -243,6 +243,12 @@ def capped_attention(
         It, in bfloat16 and None, or in float8 and its scale for each row, float32 [T].
     """
     (heads, tokens, width), (queries, keys) = q.shape, sides
+    together, group = ROWS // queries, heads // len(k)
+    assert q.stride(2) == 1
+    assert all(each.is_contiguous() for each in rotation)
+    assert together * queries == ROWS
+    assert group % together == 0
+    assert tokens % queries == tokens % keys == 0
     layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     k_rows, v_rows = (
         TensorDescriptor.from_tensor(each.transpose(0, 1).flatten(1), [keys, width], layout)
@@ -251,16 +257,17 @@ def capped_attention(
     dtype = torch.bfloat16 if float8_scale is None else torch.float8_e4m3fn
     out = q.new_empty(tokens, heads * width, dtype=dtype)
     scales = None if float8_scale is None else q.new_empty(tokens, dtype=torch.float32)
-    part_number, part_blocks, whole_number, whole_blocks = blocks
-    together = ROWS // queries
+    (cos, sin), (part_number, part_blocks, whole_number, whole_blocks) = rotation, blocks
     with torch.cuda.device(q.device):
         attention_kernel[(tokens // queries, heads // together)](
-            q, *rotation, k_rows, v_rows, out, out if scales is None else scales, places[0], places[2],
-            part_number, part_blocks, whole_number, whole_blocks, part_blocks.shape[-1],
-            q.stride(0), q.stride(1), scale / softcap, softcap * math.log2(math.e),
-            tokens if window is None else window, float8_scale or 1.0,
-            KEYS=keys, WIDTH=width, HEADS=heads, GROUP=heads // len(k), TOGETHER=together,
-            BRANCHES=branches, ROWS=ROWS, STAGES=STAGES,
-            num_warps=WARPS,
+            q=q, cos=cos, sin=sin, k_desc=k_rows, v_desc=v_rows,
+            out=out, scales=out if scales is None else scales, marks=places[0], positions=places[2],
+            part_number=part_number, part_blocks=part_blocks,
+            whole_number=whole_number, whole_blocks=whole_blocks, most_blocks=part_blocks.shape[-1],
+            q_head=q.stride(0), q_token=q.stride(1),
+            slope=scale / softcap, cap=softcap * math.log2(math.e),
+            window=tokens if window is None else window, out_scale=float8_scale or 1.0,
+            KEYS=keys, WIDTH=width, HEADS=heads, GROUP=group, TOGETHER=together, BRANCHES=branches,
+            ROWS=ROWS, STAGES=STAGES, num_warps=WARPS,
         )  # fmt: skip
     return out, scales

@@ -143,7 +143,8 @@ def float8_scale(weight: Weight, norm: Tensor, last: int) -> float:
     """What products of normed rows with the last rows of a float8 weight are divided by to fit in float8.
 
     By the norm's own bound, so it is the same for all rows. That numbers are mostly far below it costs
-    nothing, as the steps of floats grow with them: down to a 28,672th of it they are as exact as the largest.
+    nothing, as the steps of floats grow with them: down to a 28,672nd of it they are as exact as the largest.
+    Where a norm's largest weight is thousands of times the others, numbers can pass it: they are cut there.
 
     Args:
         norm: what normed rows are multiplied by, [columns].
@@ -152,7 +153,7 @@ def float8_scale(weight: Weight, norm: Tensor, last: int) -> float:
     assert weight.scale is not None
     rows = weight.values[-last:].float() * norm
     most = rows.norm(dim=1) * len(norm) ** 0.5 * weight.scale[-last:]
-    most = most * (1 + 2**-3)  # rows of activations are rounded, by a sixteenth at most
+    most = most * (1 + 2**-3)  # rows of activations are rounded, by a sixteenth unless they are tiny
     if weight.bias is not None:
         most = most + weight.bias[-last:].float().abs()
     return float(most.max()) / LARGEST[weight.values.dtype]

@@ -59,7 +59,8 @@ PyTorch would run FlexAttention uncompiled without a word, which writes out all 
 class Layer:
     """One layer's weights; norms are float32 with the family's offset added.
 
-    float8_scale: one for all rows of the attention's output, where `o` multiplies float8 by `kernels`.
+    float8_scale: one for all rows of the attention's output, where `o` multiplies float8 by `kernels` and
+        attention gives it.
     """
 
     qkv: Weight
@@ -171,8 +172,8 @@ class Stack(nn.Module):
         rotations = {kind: self.rotation(x_TD, positions_T, kind) for kind in set(shape.kinds)}
 
         def attend(heads: tuple[Tensor, Tensor, Tensor], layer: Layer, kind: str) -> Tensor | Rows:
-            scale, softcap = shape.query_scale, shape.softcap
-            return sight.attend(*heads, kind, scale, softcap, rotations[kind], layer.float8_scale)
+            rotation = rotations[kind] if late else None
+            return sight.attend(*heads, kind, shape.query_scale, shape.softcap, rotation, layer.float8_scale)
 
         first, late = rotations[shape.kinds[0]], sight.rotates
         heads = self.project(x_TD, self.layers[0], first, shape, late)
@@ -246,12 +247,15 @@ class StackClassifier(nn.Module):
         return self.sights[tokens].look(in_one_row(layout))
 
     def warm_up(self, row_tokens: int) -> None:
-        """Run one pass of `row_tokens` tokens that says nothing, so that all is compiled."""
+        """Run passes of `row_tokens` tokens that say nothing, so that all is compiled.
+
+        Masks of passes in which the window takes nothing away, and of those in which it does.
+        """
         one = np.zeros((1, 1), np.int64)
-        far = one + min(row_tokens - 1, self.stack.shape.window or 0)  # a window takes something away there
-        layout = Layout(one, far, one.astype(np.int32), one.astype(np.int32), np.zeros(1, np.int64))
-        with torch.inference_mode():
-            self(in_one_row(layout, row_tokens)).cpu()
+        for far in {0, min(row_tokens - 1, self.stack.shape.window or 0)}:
+            layout = Layout(one, one + far, one.astype(np.int32), one.astype(np.int32), np.zeros(1, np.int64))
+            with torch.inference_mode():
+                self(in_one_row(layout, row_tokens)).cpu()
 
 
 def whole_blocks(tokens: int) -> int:

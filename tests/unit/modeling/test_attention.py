@@ -24,6 +24,7 @@ from wsdm_ray.modeling.attention import (
     attention_arguments,
     attention_implementation,
     dense_masks,
+    key_blocks,
     tiling_of,
     visible,
 )
@@ -164,7 +165,7 @@ def blocks_of(sight: BlockVisibility, kind: str) -> np.ndarray:
 @pytest.mark.parametrize(
     "tiling", [Tiling(), WIDE, NARROW, CAPPED], ids=["plain", "wide", "narrow", "capped"]
 )
-@pytest.mark.parametrize("window", [16, 300])
+@pytest.mark.parametrize("window", [16, 300, 349, 350])  # of up to 350 tokens
 @pytest.mark.parametrize("layout", ["packed", "shared"])
 def test_blocks_say_what_the_rule_says(layout, window, tiling):
     sight = BlockVisibility(6 * BLOCK, KINDS, window, "cpu", tiling)
@@ -182,6 +183,20 @@ def test_blocks_say_what_the_rule_says(layout, window, tiling):
             rule = sight.sees(sight.windows[kind])
             places = torch.arange(6 * BLOCK)
             assert (rule(places[0], places[0], places[:, None], places[None]).numpy() == seen).all()
+
+
+@pytest.mark.parametrize(("window", "looks"), [(349, [349, None]), (350, [None])])
+def test_a_window_that_takes_nothing_away_is_none(window, looks, monkeypatch):
+    sight = BlockVisibility(6 * BLOCK, KINDS, window, "cpu")
+    asked = []
+    monkeypatch.setattr(
+        sight, "blocks", lambda each: asked.append(each) or BlockVisibility.blocks(sight, each)
+    )
+    sight.look(layout_of("shared", [200], [150], row_tokens=6 * BLOCK))
+    assert sorted(asked, key=str) == looks
+    sliding, full = (key_blocks(sight.masks[kind]) for kind in ("sliding_attention", "full_attention"))
+    same = all(torch.equal(*each) for each in zip(sliding, full, strict=True))
+    assert same == (looks == [None])
 
 
 def test_padding_sees_no_more_than_its_block():
@@ -268,8 +283,9 @@ def test_tilings_are_for_gpus_like_those_they_were_measured_on(monkeypatch, capa
     assert tiling_of(80, 2, None, dtype, gpu) == Tiling()
     assert tiling_of(256, 2, 50.0, torch.bfloat16, torch.device("cpu")) == Tiling()
     assert tiling_of(256, 2, MOST_CAP, dtype, gpu) == tiling_of(256, 2, 50.0, dtype, gpu)
-    assert tiling_of(256, 2, MOST_CAP + 1, dtype, gpu) == Tiling()
-    assert tiling_of(256, 3, 50.0, dtype, gpu) == Tiling(), "heads go two by two"
+    by_flex = WIDE if known else Tiling()
+    assert tiling_of(256, 2, MOST_CAP + 1, dtype, gpu) == by_flex
+    assert tiling_of(256, 3, 50.0, dtype, gpu) == by_flex, "heads go two by two"
 
 
 def test_exponentials_of_capped_scores_are_in_range():
@@ -307,7 +323,7 @@ def test_tilings_agree_with_dense_attention(width, capped, kind):
     angles = (torch.arange(9 * BLOCK)[:, None] / torch.arange(1, width // 2 + 1)).repeat(1, 2).to(device)
     rotation = (angles.cos().to(dtype), angles.sin().to(dtype))
     rotated = q if sparse.rotates else rotate(q, *rotation)
-    attended = sparse.attend(rotated, k, v, *arguments, rotation)
+    attended = sparse.attend(rotated, k, v, *arguments, rotation if sparse.rotates else None)
     assert isinstance(attended, torch.Tensor)
     found = attended[real].float()
     q, k, v = rotate(q.float(), *(each.float() for each in rotation)), k.float(), v.float()

@@ -41,13 +41,11 @@ def test_it_compiles_for_hopper(kind):
     found = json.loads(done.stdout)
     assert "0 bytes spill stores, 0 bytes spill loads" in found["assembler"]
     assert "serialized" not in found["assembler"], "products and exponentials overlap"
-    registers = int(found["assembler"].split(" registers")[0].split()[-1])
     assert 2 * (found["shared"] + 1024) <= 228 * 1024, "two programs share a processor"
-    assert 2 * found["threads"] * registers <= 64 * 1024
 
 
 def compile_for_hopper(kind: str) -> None:
-    """Print its threads, its bytes of shared memory, and what the assembler says."""
+    """Print its bytes of shared memory and what the assembler says."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.experimental.gluon import language as gl
@@ -78,8 +76,7 @@ def compile_for_hopper(kind: str) -> None:
         assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
         command = [str(assembler), "-v", "-arch=sm_90a", "kernel.ptx", "-o", "kernel.cubin"]
         said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
-    found = {"threads": 32 * module.WARPS, "shared": made.metadata.shared, "assembler": said}
-    print(json.dumps(found))
+    print(json.dumps({"shared": made.metadata.shared, "assembler": said}))
 
 
 def random_heads(groups: int, tokens: int) -> tuple[torch.Tensor, ...]:

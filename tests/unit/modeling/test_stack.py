@@ -16,9 +16,11 @@ from torch._dynamo.testing import CompileCounter
 
 from wsdm_ray.config import HeadConfig
 from wsdm_ray.errors import ModelError
+from wsdm_ray.modeling.attention import Visibility
 from wsdm_ray.modeling.classifier import load_network
 from wsdm_ray.modeling.families import FAMILIES, shape_of
 from wsdm_ray.modeling.products import (
+    Rows,
     Weight,
     float8_scale,
     gelu_by_sigmoid,
@@ -26,8 +28,9 @@ from wsdm_ray.modeling.products import (
     pack_weight,
     quantize_rows,
     rms_norm,
+    take,
 )
-from wsdm_ray.modeling.stack import Stack, StackClassifier, in_one_row, whole_blocks
+from wsdm_ray.modeling.stack import Stack, StackClassifier, in_one_row, rotate, whole_blocks
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.ragged import Ragged
 
@@ -176,18 +179,60 @@ def test_one_compilation_serves_all_layers_and_passes(precision, family_model):
     )
 
 
+class Rotating:
+    """Sight that rotates queries itself, as the kernel on GPUs does; its output in 8 bit if wanted."""
+
+    rotates = True
+
+    def __init__(self, exact: Visibility, float8: bool):
+        self.exact, self.float8 = exact, float8
+
+    def attend(self, q_HTW, k_KTW, v_KTW, kind, scale, softcap, rotation=None, float8_scale=None):
+        out = self.exact.attend(rotate(q_HTW, *rotation), k_KTW, v_KTW, kind, scale, softcap)
+        return Rows(*quantize_rows(out, torch.float8_e4m3fn)) if self.float8 else out
+
+
+@pytest.mark.parametrize("precision", ["none", "fp8"])
+def test_attention_that_rotates_queries_and_gives_float8(network, precision, monkeypatch):
+    stack, pairs, float8 = stack_of(network, precision), pairs_of(LENGTHS), precision == "fp8"
+    expected, sight_of = in_one_pass(stack, "shared", pairs), stack.sight_of
+    monkeypatch.setattr(stack, "sight_of", lambda layout: Rotating(sight_of(layout), float8))
+    found = in_one_pass(stack, "shared", pairs)
+    near = 0.25 if float8 else 1e-5  # products of rows that come in 8 bit are bfloat16
+    assert np.abs(found - expected).max() < near * expected.std()
+    counter = CompileCounter()
+    stack.stack.compile_layers(counter)
+    np.testing.assert_allclose(in_one_pass(stack, "shared", pairs), found, atol=1e-5)
+    in_one_pass(stack, "shared", pairs)
+    assert counter.frame_count == 3, "project, go_on, and finish on the last tokens"
+
+
+def test_some_rows_by_hand():
+    rows = Rows(torch.tensor([[1, 2], [3, 4], [5, 6]]), torch.tensor([0.1, 0.2, 0.3]))
+    found = take(rows, torch.tensor([2, 0]))
+    assert isinstance(found, Rows)
+    assert found.values.tolist() == [[5, 6], [1, 2]]
+    assert torch.equal(found.scale, rows.scale[[2, 0]])
+    assert torch.equal(take(rows.values, torch.tensor([1])), rows.values[1:2])
+
+
 def test_gelu_by_sigmoid_is_gelu():
     x = torch.cat([torch.linspace(-30, 30, 4001), torch.tensor([-1e30, 1e30, 0.0])])
     torch.testing.assert_close(gelu_by_sigmoid(x), F.gelu(x, approximate="tanh"), atol=1e-6, rtol=1e-6)
     assert gelu_by_sigmoid(x.bfloat16()).dtype == torch.bfloat16
 
 
-def test_warm_up_compiles_what_passes_run(network):
+def test_warm_up_compiles_what_passes_run(network, monkeypatch):
     stack = stack_of(network)
     counter = CompileCounter()
     stack.stack.compile_layers(counter)
+    looked, sight_of = set(), stack.sight_of
+    monkeypatch.setattr(
+        stack, "sight_of", lambda layout: looked.add(layout.positions_BT.max()) or sight_of(layout)
+    )
     stack.warm_up(384)
     assert counter.frame_count == 3
+    assert looked == {0, stack.stack.shape.window or 0}, "with masks of a window and without"
     with torch.inference_mode():
         stack(in_one_row(lay_out("shared", *passed(LENGTHS[:2])), 384))
     assert counter.frame_count == 3
