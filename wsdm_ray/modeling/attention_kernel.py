@@ -27,6 +27,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from wsdm_ray.modeling.kernels import on
+
 __all__ = ["capped_attention"]
 
 ROWS = 64
@@ -258,7 +260,7 @@ def capped_attention(
     out = q.new_empty(tokens, heads * width, dtype=dtype)
     scales = None if float8_scale is None else q.new_empty(tokens, dtype=torch.float32)
     (cos, sin), (part_number, part_blocks, whole_number, whole_blocks) = rotation, blocks
-    with torch.cuda.device(q.device):
+    with on(q.device):
         attention_kernel[(tokens // queries, heads // together)](
             q=q, cos=cos, sin=sin, k_desc=k_rows, v_desc=v_rows,
             out=out, scales=out if scales is None else scales, marks=places[0], positions=places[2],

@@ -1,5 +1,6 @@
 """The kernel for capped scores: compiled for Hopper GPUs anywhere, run where there is one."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,10 @@ with_hopper = pytest.mark.skipif(
 )
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is made for Linux alone")
+with_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is made for Linux alone")
+
+
+@with_triton
 @pytest.mark.parametrize("kind", ["bf16", "fp8e4nv"])
 def test_it_compiles_for_hopper(kind):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -79,32 +84,83 @@ def compile_for_hopper(kind: str) -> None:
     print(json.dumps({"shared": made.metadata.shared, "assembler": said}))
 
 
-def random_heads(groups: int, tokens: int) -> tuple[torch.Tensor, ...]:
-    """Queries of so many groups, keys and values of two heads of 256, as one product gives them."""
-    torch.manual_seed(groups)
-    heads = (2 * torch.randn(tokens, (groups + 2) * 2, 256)).cuda().bfloat16().transpose(0, 1)
-    return heads.split([2 * groups, 2, 2])
+class AsWritten:
+    """The kernel as its docstring has it, a block of queries at a time, with PyTorch's operations."""
+
+    def __init__(self, signature: inspect.Signature):
+        self.signature = signature
+
+    def __getitem__(self, grid: tuple[int, int]) -> Any:
+        self.grid = grid
+        return self.run
+
+    def run(self, num_warps: int, **given: Any) -> None:
+        self.signature.bind(**given)
+        a = SimpleNamespace(**given)
+        queries = a.ROWS // a.TOGETHER
+        assert self.grid == (len(a.part_number), a.HEADS // a.TOGETHER)
+        assert (a.q_head, a.q_token) == a.q.stride()[:2]
+        assert a.most_blocks == a.part_blocks.shape[1] == a.whole_blocks.shape[1]
+        k, v = (
+            each.base.float().unflatten(1, (-1, a.WIDTH)).transpose(0, 1) for each in (a.k_desc, a.v_desc)
+        )
+        assert list(a.k_desc.block_shape) == list(a.v_desc.block_shape) == [a.KEYS, a.WIDTH]
+        q = a.slope * rotate(a.q.float(), a.cos.float(), a.sin.float())
+        for block in range(self.grid[0]):
+            at = slice(queries * block, queries * (block + 1))
+            parts, wholes = int(a.part_number[block]), int(a.whole_number[block])
+            assert parts > 0
+            firsts = [*a.part_blocks[block, :parts].tolist(), *a.whole_blocks[block, :wholes].tolist()]
+            keys = (torch.tensor(firsts)[:, None] * a.KEYS + torch.arange(a.KEYS)).flatten()
+            token = torch.arange(*at.indices(a.q.shape[1]))[:, None]
+            mark = a.marks[at][:, None]
+            seen = (mark == a.marks[keys]) | ((mark & -a.BRANCHES) == a.marks[keys])
+            seen &= (token >= keys) & (a.positions[at][:, None] - a.positions[keys] < a.window)
+            seen |= torch.arange(len(keys)) >= parts * a.KEYS
+            wide_k, wide_v = (each[:, keys].repeat_interleave(a.GROUP, 0) for each in (k, v))
+            powers = 2 ** (a.cap * torch.tanh(q[:, at] @ wide_k.transpose(1, 2))) * seen
+            sums = powers @ wide_v / powers.sum(-1, keepdim=True) / a.out_scale
+            a.out[at] = sums.transpose(0, 1).flatten(1).to(a.out.dtype)
+            if a.out.dtype == torch.float8_e4m3fn:
+                a.scales[at] = a.out_scale
+
+
+@with_triton
+@pytest.mark.parametrize("float8", [False, True])
+def test_what_it_is_given(float8, monkeypatch):
+    from wsdm_ray.modeling import attention_kernel as module
+
+    fake = AsWritten(inspect.signature(module.attention_kernel.fn))
+    monkeypatch.setattr(module, "attention_kernel", fake)
+    check_heads(4, "cpu", float8)
 
 
 @with_hopper
 @pytest.mark.parametrize("float8", [False, True])
 @pytest.mark.parametrize("groups", [2, 4, 6])
 def test_any_even_number_of_heads(groups, float8):
+    check_heads(groups, "cuda", float8)
+
+
+def check_heads(groups: int, device: str, float8: bool) -> None:
+    """Two heads of keys with so many of queries each, as one product gives them, against dense attention."""
     tokens, window = 4 * BLOCK, 80
-    q, k, v = random_heads(groups, tokens)
-    angles = (torch.arange(tokens)[:, None] / torch.arange(1, 129)).repeat(1, 2).cuda()
+    torch.manual_seed(groups)
+    heads = (2 * torch.randn(tokens, (groups + 2) * 2, 256)).to(device).bfloat16().transpose(0, 1)
+    q, k, v = heads.split([2 * groups, 2, 2])
+    angles = (torch.arange(tokens)[:, None] / torch.arange(1, 129)).repeat(1, 2).to(device)
     rotation = (angles.cos().bfloat16(), angles.sin().bfloat16())
     wide = rotate(q.float(), *(each.float() for each in rotation))
     most = 1.01 * float(v.abs().max()) / 448
-    sparse = BlockVisibility(tokens, KINDS, window, "cuda", CAPPED)
+    sparse = BlockVisibility(tokens, KINDS, window, device, CAPPED)
     for sizes in (([9], [4]), ([100, 0], [61, 115]), ([512], [0])):  # also longer than the window
         prefix, suffix = (Ragged.from_lists([np.ones(size, np.int32) for size in each]) for each in sizes)
         given = lay_out("shared", prefix, [suffix, suffix], np.arange(len(sizes[0])), row_tokens=tokens)
-        real = torch.from_numpy(given.groups_BT[0] >= 0).cuda()
+        real = torch.from_numpy(given.groups_BT[0] >= 0).to(device)
         sparse.look(given)
         for kind in sorted(KINDS):
             found = sparse.attend(q, k, v, kind, 0.06, 20.0, rotation, most if float8 else None)
-            exact = DenseVisibility(given, KINDS, window, "cuda")
+            exact = DenseVisibility(given, KINDS, window, device)
             expected = exact.attend(wide, k.float(), v.float(), kind, 0.06, 20.0)
             if float8:
                 assert isinstance(found, Rows)
