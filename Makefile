@@ -24,9 +24,9 @@ $(STAMP): pyproject.toml cluster/constraints.txt
 quickstart: $(STAMP)  ## Votes, a trained classifier, every pair scored, a report: in quickstart/
 	$(BIN)/python -m jobs.quickstart
 
-# Two at a time, of which one at most is an integration test.
+# Two files at a time: what the tests of a file share is made once.
 test: $(STAMP)  ## Run every test that this machine can run
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check

@@ -127,23 +127,17 @@ def train_config(base: Path, prepared: Path, output: Path, **changes: Any) -> "T
     return dataclasses.replace(whole, **(few | changes))
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark by folder, and put off what is slow: unit tests first, then integration.
+    """Mark by folder, and begin with what takes longest: processes that are done early take what is short."""
+    longest = ("test_training.py", "test_scoring.py", "test_remote.py")
 
-    All of integration is one group, which one process runs whole: it shares a Ray and servers, and two
-    Rays at once are too much for two cores.
-    """
-    folders = ("unit", "integration")
-
-    def rank(item: pytest.Item) -> int:
-        parts = item.path.relative_to(Path(__file__).parent).parts
-        return folders.index(parts[0]) if parts[0] in folders else len(folders)
+    def rank(item: pytest.Item) -> tuple[bool, int]:
+        last = longest.index(item.path.name) if item.path.name in longest else len(longest)
+        return item.get_closest_marker("integration") is None, last
 
     for item in items:
-        if rank(item) == 1:
+        if item.path.is_relative_to(Path(__file__).parent / "integration"):
             item.add_marker("integration")
-            item.add_marker(pytest.mark.xdist_group("integration"))
     items.sort(key=rank)
 
 

@@ -143,7 +143,7 @@ def float8_scale(weight: Weight, norm: Tensor, last: int) -> float:
     """What products of normed rows with the last rows of a float8 weight are divided by to fit in float8.
 
     By the norm's own bound, so it is the same for all rows. That numbers are mostly far below it costs
-    nothing, as the steps of floats grow with them: down to a 28,672nd of it they are as exact as the largest.
+    little, as the steps of floats grow with them: down to a 28,672nd of it they are as exact as the largest.
     Where a norm's largest weight is thousands of times the others, numbers can pass it: they are cut there.
 
     Args:
