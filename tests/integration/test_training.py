@@ -125,7 +125,7 @@ def test_two_workers_agree_with_one(classifier, int8_base, prepared, tmp_path):
 
 def test_killed_processes_change_nothing(ray_session, int8_base, prepared, tmp_path):
     """A worker, then the controller, at moments nobody chose; what a checkpoint had is not done again."""
-    long = {"pairs_per_step": 32, "max_steps": 16, "epochs": 4, "checkpoint_steps": 4, "valid": ()}
+    long = {"pairs_per_step": 64, "max_steps": 20, "epochs": 4, "checkpoint_steps": 4, "valid": ()}
     whole, output = tmp_path / "whole", tmp_path / "model"
     train(train_config(int8_base, prepared, whole, **long))
     failed: list[BaseException] = []
@@ -147,7 +147,7 @@ def test_killed_processes_change_nothing(ray_session, int8_base, prepared, tmp_p
     assert not failed
     assert weights(output) == weights(whole)
     rows = metrics_of(output)
-    assert [row["step"] for row in rows] == list(range(1, 17))
+    assert [row["step"] for row in rows] == list(range(1, 21))
     assert rows[: len(before)] == before, "the seconds of each step too, so none of them was taken twice"
 
 

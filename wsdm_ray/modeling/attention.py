@@ -175,6 +175,23 @@ def dense_masks(
     return {kind: additive(windows[kind]) for kind in sorted(set(kinds))}
 
 
+class Heads(NamedTuple):
+    """What attention is of: queries [H, T, W], keys and values [K, T, W].
+
+    scale: what scores are multiplied by. softcap: what they are kept below, if at all. rotation: cosines and
+        sines of each position, [T, W], where queries are still to be rotated. float8_scale: what the output
+        may be divided by to be float8, where this way can.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float
+    softcap: float | None
+    rotation: tuple[Tensor, Tensor] | None = None
+    float8_scale: float | None = None
+
+
 class Visibility(Protocol):
     """Who sees whom in a pass of one row, and the attention that follows it.
 
@@ -183,24 +200,8 @@ class Visibility(Protocol):
 
     rotates: bool
 
-    def attend(
-        self,
-        q_HTW: Tensor,
-        k_KTW: Tensor,
-        v_KTW: Tensor,
-        kind: str,
-        scale: float,
-        softcap: float | None,
-        rotation: tuple[Tensor, Tensor] | None = None,
-        float8_scale: float | None = None,
-    ) -> Tensor | Rows:
-        """Attention of all heads, side by side: [T, H * W].
-
-        Args:
-            kind: the layer's.
-            rotation: cosines and sines of each position, [T, W], where it rotates the queries.
-            float8_scale: what it may be divided by to be float8, where this way can.
-        """
+    def attend(self, heads: Heads, kind: str) -> Tensor | Rows:
+        """Attention of all heads, side by side: [T, H * W]; `kind` is the layer's."""
         ...
 
 
@@ -215,27 +216,17 @@ class DenseVisibility:
     def __init__(self, layout: Layout, kinds: set[str], window: int | None, device: torch.device | str):
         self.masks = {kind: visible(layout, window_of(kind, window), device)[:, None] for kind in kinds}
 
-    def attend(
-        self,
-        q_HTW: Tensor,
-        k_KTW: Tensor,
-        v_KTW: Tensor,
-        kind: str,
-        scale: float,
-        softcap: float | None,
-        rotation: tuple[Tensor, Tensor] | None = None,
-        float8_scale: float | None = None,
-    ) -> Tensor:
-        assert rotation is None
-        group, mask = len(q_HTW) // len(k_KTW), self.masks[kind]
+    def attend(self, heads: Heads, kind: str) -> Tensor:
+        assert heads.rotation is None
+        group, mask, softcap = len(heads.q) // len(heads.k), self.masks[kind], heads.softcap
         q, k, v = (
-            heads.unflatten(1, (len(mask), -1)).transpose(0, 1)  # [B, H, L, W]
-            for heads in (q_HTW, *(each.repeat_interleave(group, 0) for each in (k_KTW, v_KTW)))
+            each.unflatten(1, (len(mask), -1)).transpose(0, 1)  # [B, H, L, W]
+            for each in (heads.q, *(each.repeat_interleave(group, 0) for each in (heads.k, heads.v)))
         )
         if softcap is None:
-            out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+            out = F.scaled_dot_product_attention(q, k, v, mask, scale=heads.scale)
         else:
-            scores = softcap * torch.tanh(q @ k.transpose(2, 3) * scale / softcap)
+            scores = softcap * torch.tanh(q @ k.transpose(2, 3) * heads.scale / softcap)
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
             out = scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
         return out.transpose(1, 2).flatten(0, 1).flatten(1)
@@ -315,37 +306,28 @@ class BlockVisibility:
         part = some & ~whole
         return [each for flags in (part, whole) for each in ordered(flags)]
 
-    def attend(
-        self,
-        q_HTW: Tensor,
-        k_KTW: Tensor,
-        v_KTW: Tensor,
-        kind: str,
-        scale: float,
-        softcap: float | None,
-        rotation: tuple[Tensor, Tensor] | None = None,
-        float8_scale: float | None = None,
-    ) -> Tensor | Rows:
+    def attend(self, heads: Heads, kind: str) -> Tensor | Rows:
         mask, tiling = self.masks[kind], self.tiling
+        q, k, v, scale, softcap, rotation, float8_scale = heads
         assert (rotation is not None) == self.rotates
         if rotation is not None:
             from wsdm_ray.modeling.attention_kernel import capped_attention  # which takes Triton
 
             assert softcap is not None
             out, scales = capped_attention(
-                q_HTW, k_KTW, v_KTW, rotation, self.places, [each[0, 0] for each in key_blocks(mask)],
+                q, k, v, rotation, self.places, [each[0, 0] for each in key_blocks(mask)],
                 (tiling.queries, tiling.keys), BRANCHES, self.windows[kind], scale, softcap, float8_scale,
             )  # fmt: skip
             return out if scales is None else Rows(out, scales)
-        run, tanh = (compiled_flex(), quick_tanh()) if q_HTW.is_cuda else (flex_attention, torch.tanh)
+        run, tanh = (compiled_flex(), quick_tanh()) if q.is_cuda else (flex_attention, torch.tanh)
         out = run(
-            q_HTW[None],
-            k_KTW[None],
-            v_KTW[None],
+            q[None],
+            k[None],
+            v[None],
             score_mod=None if softcap is None else capped(softcap, tanh),
             block_mask=mask,
             scale=scale,
-            enable_gqa=len(q_HTW) != len(k_KTW),
+            enable_gqa=len(q) != len(k),
             kernel_options=tiling.flex,
         )
         assert isinstance(out, Tensor)

@@ -25,6 +25,7 @@ from wsdm_ray.modeling.attention import (
     BLOCK,
     BlockVisibility,
     DenseVisibility,
+    Heads,
     Visibility,
     tiling_of,
     to_device,
@@ -99,6 +100,8 @@ class Stack(nn.Module):
         self.shape: Shape = shape_of(config)
         self.rotary = rotary.to(device)
         self.to_device: Any = {"device": device, "dtype": dtype}
+        group = self.shape.num_heads // self.shape.num_key_heads
+        self.tiling = tiling_of(self.shape.head_dim, group, self.shape.softcap, dtype, torch.device(device))
         self.embedding_VD = parameter("embed_tokens.weight").detach().to(device, dtype)
         self.norm_D = self.norm(parameter("norm.weight"))
         self.layers = [
@@ -148,7 +151,7 @@ class Stack(nn.Module):
             down=fused("mlp.down"),
             norms=norms,
         )
-        if layer.o.fused and layer.o.spread is None:
+        if self.tiling.capped and layer.o.fused and layer.o.spread is None:
             values = self.shape.num_key_heads * self.shape.head_dim
             layer.float8_scale = float8_scale(layer.qkv, norms["attention_in"], values)
         return layer
@@ -171,19 +174,20 @@ class Stack(nn.Module):
             x_TD = x_TD * torch.tensor(shape.width**0.5, dtype=x_TD.dtype)
         rotations = {kind: self.rotation(x_TD, positions_T, kind) for kind in set(shape.kinds)}
 
-        def attend(heads: tuple[Tensor, Tensor, Tensor], layer: Layer, kind: str) -> Tensor | Rows:
-            rotation = rotations[kind] if late else None
-            return sight.attend(*heads, kind, shape.query_scale, shape.softcap, rotation, layer.float8_scale)
+        late = sight.rotates
 
-        first, late = rotations[shape.kinds[0]], sight.rotates
-        heads = self.project(x_TD, self.layers[0], first, shape, late)
+        def attend(layer: Layer, kind: str) -> Tensor | Rows:
+            rotation = rotations[kind] if late else None
+            heads = Heads(q, k, v, shape.query_scale, shape.softcap, rotation, layer.float8_scale)
+            return sight.attend(heads, kind)
+
+        q, k, v = self.project(x_TD, self.layers[0], rotations[shape.kinds[0]], shape, late)
         for layer, following, kind, next_kind in zip(
             self.layers, self.layers[1:], shape.kinds, shape.kinds[1:], strict=False
         ):
-            a_TD = attend(heads, layer, kind)
+            a_TD = attend(layer, kind)
             x_TD, q, k, v = self.go_on(x_TD, a_TD, layer, following, rotations[next_kind], shape, late)
-            heads = q, k, v
-        a_TD = attend(heads, self.layers[-1], shape.kinds[-1])
+        a_TD = attend(self.layers[-1], shape.kinds[-1])
         x_SD = self.finish_last(x_TD, a_TD, self.layers[-1], last_S)
         return rms_norm(x_SD, self.norm_D, shape.norm_epsilon)
 
@@ -219,9 +223,6 @@ class StackClassifier(nn.Module):
         self.stack = stack
         self.score = head.to(stack.embedding_VD.device)
         self.fixed_rows = self.sparse = stack.embedding_VD.is_cuda
-        shape, embedding = stack.shape, stack.embedding_VD
-        group = shape.num_heads // shape.num_key_heads
-        self.tiling = tiling_of(shape.head_dim, group, shape.softcap, embedding.dtype, embedding.device)
         self.sights: dict[int, BlockVisibility] = {}
         """By the tokens of a pass: one compilation each."""
 
@@ -243,19 +244,22 @@ class StackClassifier(nn.Module):
             return DenseVisibility(layout, kinds, window, device)
         if tokens not in self.sights:
             with torch.inference_mode(False):  # tensors made in inference can be overwritten there alone
-                self.sights[tokens] = BlockVisibility(tokens, kinds, window, device, self.tiling)
+                self.sights[tokens] = BlockVisibility(tokens, kinds, window, device, self.stack.tiling)
         return self.sights[tokens].look(in_one_row(layout))
 
     def warm_up(self, row_tokens: int) -> None:
-        """Run passes of `row_tokens` tokens that say nothing, so that all is compiled.
+        """Run one pass of `row_tokens` tokens that says nothing, so that all is compiled.
 
-        Masks of passes in which the window takes nothing away, and of those in which it does.
+        With it the masks of passes in which the window takes nothing away, and of those in which it does.
         """
         one = np.zeros((1, 1), np.int64)
-        for far in {0, min(row_tokens - 1, self.stack.shape.window or 0)}:
-            layout = Layout(one, one + far, one.astype(np.int32), one.astype(np.int32), np.zeros(1, np.int64))
-            with torch.inference_mode():
-                self(in_one_row(layout, row_tokens)).cpu()
+        near, far = (
+            in_one_row(Layout(one, one + at, one.astype(np.int32), one.astype(np.int32), one[0]), row_tokens)
+            for at in (0, min(row_tokens - 1, self.stack.shape.window or 0))
+        )
+        with torch.inference_mode():
+            self.sight_of(far)
+            self(near).cpu()
 
 
 def whole_blocks(tokens: int) -> int:

@@ -19,6 +19,7 @@ from wsdm_ray.modeling.attention import (
     WIDE,
     BlockVisibility,
     DenseVisibility,
+    Heads,
     Tiling,
     attend,
     attention_arguments,
@@ -219,8 +220,9 @@ def test_sparse_and_dense_attention_agree(kind, softcap):
     given = layout_of("shared", [70, 0], [40, 9], row_tokens=2 * BLOCK)
     torch.manual_seed(0)
     q, k, v = torch.randn(4, 256, 16), torch.randn(2, 256, 16), torch.randn(2, 256, 16)
-    dense = DenseVisibility(given, KINDS, 16, "cpu").attend(q, k, v, kind, 0.25, softcap)
-    sparse = BlockVisibility(2 * BLOCK, KINDS, 16, "cpu").look(given).attend(q, k, v, kind, 0.25, softcap)
+    heads = Heads(q, k, v, 0.25, softcap)
+    dense = DenseVisibility(given, KINDS, 16, "cpu").attend(heads, kind)
+    sparse = BlockVisibility(2 * BLOCK, KINDS, 16, "cpu").look(given).attend(heads, kind)
     torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-5)
     assert dense.shape == (256, 64)
 
@@ -318,14 +320,15 @@ def test_tilings_agree_with_dense_attention(width, capped, kind):
     q, k, v = heads.split([4, 2, 2])
     real = torch.from_numpy(given.groups_BT[0] >= 0).to(device)
     assert not real.all(), "padding is among them"
-    arguments = (kind, width**-0.5, 50.0 if capped else None)
+    scores = (width**-0.5, 50.0 if capped else None)
     sparse = BlockVisibility(9 * BLOCK, KINDS, 100, device, tiling).look(given)
     angles = (torch.arange(9 * BLOCK)[:, None] / torch.arange(1, width // 2 + 1)).repeat(1, 2).to(device)
     rotation = (angles.cos().to(dtype), angles.sin().to(dtype))
     rotated = q if sparse.rotates else rotate(q, *rotation)
-    attended = sparse.attend(rotated, k, v, *arguments, rotation if sparse.rotates else None)
+    late = rotation if sparse.rotates else None
+    attended = sparse.attend(Heads(rotated, k, v, *scores, late), kind)
     assert isinstance(attended, torch.Tensor)
     found = attended[real].float()
     q, k, v = rotate(q.float(), *(each.float() for each in rotation)), k.float(), v.float()
-    expected = DenseVisibility(given, KINDS, 100, device).attend(q, k, v, *arguments)[real]
+    expected = DenseVisibility(given, KINDS, 100, device).attend(Heads(q, k, v, *scores), kind)[real]
     torch.testing.assert_close(found, expected, atol=near, rtol=near)

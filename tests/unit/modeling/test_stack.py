@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounter
 
 from wsdm_ray.config import HeadConfig
 from wsdm_ray.errors import ModelError
-from wsdm_ray.modeling.attention import Visibility
+from wsdm_ray.modeling.attention import Heads, Visibility
 from wsdm_ray.modeling.classifier import load_network
 from wsdm_ray.modeling.families import FAMILIES, shape_of
 from wsdm_ray.modeling.products import (
@@ -187,8 +187,10 @@ class Rotating:
     def __init__(self, exact: Visibility, float8: bool):
         self.exact, self.float8 = exact, float8
 
-    def attend(self, q_HTW, k_KTW, v_KTW, kind, scale, softcap, rotation=None, float8_scale=None):
-        out = self.exact.attend(rotate(q_HTW, *rotation), k_KTW, v_KTW, kind, scale, softcap)
+    def attend(self, heads: Heads, kind: str) -> torch.Tensor | Rows:
+        assert heads.rotation is not None
+        out = self.exact.attend(heads._replace(q=rotate(heads.q, *heads.rotation), rotation=None), kind)
+        assert isinstance(out, torch.Tensor)
         return Rows(*quantize_rows(out, torch.float8_e4m3fn)) if self.float8 else out
 
 
