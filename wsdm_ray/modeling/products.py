@@ -64,7 +64,8 @@ class Weight(NamedTuple):
 
     values: [out, in], of a float type, or int8 or float8 with `scale`; scale: float32 [out] or None; bias:
         [out] or None; spread: of int8 alone, the Hadamard matrix that blocks of columns were multiplied by,
-        [block, block]; fused: what goes with it is by `kernels`, and int8 rows of gate and up alternate.
+        [block, block]; fused: products are by `product_kernel`, what goes with them by `kernels`, and rows of
+        gate and up alternate.
     """
 
     values: Tensor
@@ -117,22 +118,22 @@ def pack_weight(
         )
     spread = hadamard(values).to(dtype) if precision == "int8" else None
     fused = dtype == torch.bfloat16 and can_fuse(values, spread, gated)
-    if fused and gated and spread is not None:
+    if fused and gated:
         values, scale = (alternating(each) for each in (values, scale))
     return Weight(values, scale, bias, spread, fused)
 
 
 def can_fuse(values: Tensor, spread: Tensor | None, gated: bool) -> bool:
-    """Whether `kernels` has what goes with an 8-bit weight, on the GPUs that it was made for."""
+    """Whether there are kernels for an 8-bit weight, on the GPUs that they were made for."""
     if not on_hopper(values.device) or find_spec("triton") is None:
         return False
-    from wsdm_ray.modeling.kernels import ALTERNATE, MOST_BLOCKS  # which takes Triton, and defines operations
+    from wsdm_ray.modeling.kernels import MOST_BLOCKS  # which takes Triton, and defines operations
+    from wsdm_ray.modeling.product_kernel import ALTERNATE
 
     rows, columns = values.shape
-    if spread is None:
-        return True
-    even = columns % 16 == 0 and rows % (2 * ALTERNATE if gated else 8) == 0
-    return even and len(spread) >= 16 and columns // len(spread) <= MOST_BLOCKS
+    if columns % 16 or rows % (2 * ALTERNATE if gated else 8):
+        return False
+    return spread is None or (len(spread) >= 16 and columns // len(spread) <= MOST_BLOCKS)
 
 
 def on_hopper(device: torch.device) -> bool:
@@ -161,7 +162,7 @@ def float8_scale(weight: Weight, norm: Tensor, last: int) -> float:
 
 def alternating(rows: Tensor) -> Tensor:
     """Rows of a gate and then of up, as blocks of both in turn."""
-    from wsdm_ray.modeling.kernels import ALTERNATE
+    from wsdm_ray.modeling.product_kernel import ALTERNATE
 
     return rows.unflatten(0, (2, -1, ALTERNATE)).transpose(0, 1).flatten(0, 2)
 
@@ -222,10 +223,10 @@ def multiply(x: Tensor | Rows, weight: Weight) -> Tensor:
     if weight.scale is None:
         return F.linear(cast("Tensor", x), weight.values, weight.bias)
     rows, scale = quantized(x, weight)
+    if weight.fused:
+        return torch.ops.wsdm_ray.product(rows, scale, weight.values, weight.scale, weight.bias)
     dtype = torch.bfloat16 if isinstance(x, Rows) else x.dtype
     if weight.values.dtype == torch.int8:
-        if weight.fused:
-            return torch.ops.wsdm_ray.product(rows, scale, weight.values, weight.scale, weight.bias)
         sums = torch._int_mm(rows, weight.values.t())  # pyright: ignore[reportPrivateImportUsage]
         out = (sums.float() * scale[:, None] * weight.scale).to(dtype)
     elif not rows.is_cuda:  # not every CPU has them with a scale for each row
@@ -238,13 +239,8 @@ def multiply(x: Tensor | Rows, weight: Weight) -> Tensor:
     return out if weight.bias is None else out + weight.bias
 
 
-def multiply_gated(x: Tensor | Rows, weight: Weight, *, with_gelu: bool) -> Tensor | Rows:
-    """GELU (tanh form) or SiLU of x's products with the gate, times those with up: [rows, out / 2].
-
-    In 8 bit where `kernels` does so.
-    """
-    if weight.fused and weight.spread is None:
-        return Rows(*torch.ops.wsdm_ray.gated_float8_rows(multiply(x, weight), with_gelu))
+def multiply_gated(x: Tensor | Rows, weight: Weight, *, with_gelu: bool) -> Tensor:
+    """GELU (tanh form) or SiLU of x's products with the gate, times those with up: [rows, out / 2]."""
     if weight.fused:
         rows, scale = quantized(x, weight)
         return torch.ops.wsdm_ray.gated_product(rows, scale, weight.values, weight.scale, with_gelu)

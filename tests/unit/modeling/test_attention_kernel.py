@@ -3,20 +3,13 @@
 Elsewhere its docstring stands for it, as Triton's interpreter knows no Gluon.
 """
 
-import inspect
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.unit.modeling.hopper import AsWritten, compiled_for_hopper, rows_type
 from wsdm_ray.config import HeadConfig
 from wsdm_ray.modeling import attention
 from wsdm_ray.modeling.attention import BLOCK, CAPPED, BlockVisibility, DenseVisibility, Heads, Tiling
@@ -38,73 +31,39 @@ def device(monkeypatch: pytest.MonkeyPatch) -> str:
         return "cuda"
     from wsdm_ray.modeling import attention_kernel as module
 
-    monkeypatch.setattr(module, "attention_kernel", AsWritten(inspect.signature(module.attention_kernel.fn)))
+    monkeypatch.setattr(module, "attention_kernel", AttentionAsWritten(module.attention_kernel))
     return "cpu"
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp8e4nv"])
 def test_it_compiles_for_hopper(kind):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, __file__, kind], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert "0 bytes spill stores, 0 bytes spill loads" in found["assembler"]
-    assert "serialized" not in found["assembler"], "products and exponentials overlap"
-    assert 2 * (found["shared"] + 1024) <= 228 * 1024, "two programs share a processor"
-
-
-def compile_for_hopper(kind: str) -> None:
-    """Print its bytes of shared memory and what the assembler says."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.experimental.gluon import language as gl
-    from triton.experimental.gluon._runtime import GluonASTSource
-
     from wsdm_ray.modeling import attention_kernel as module
 
     options = {
         "KEYS": CAPPED.keys, "WIDTH": 256, "HEADS": 16, "GROUP": 2, "TOGETHER": module.ROWS // CAPPED.queries,
         "BRANCHES": attention.BRANCHES, "ROWS": module.ROWS, "STAGES": module.STAGES,
     }  # fmt: skip
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-    rows = f"tensordesc<bf16[{CAPPED.keys},256],{layout!r}>"
+    rows = rows_type("bf16", CAPPED.keys, 256)
     integers = ("marks", "positions", "part_number", "part_blocks", "whole_number", "whole_blocks")
     types = {
         **dict.fromkeys(("q", "cos", "sin"), "*bf16"), "k_desc": rows, "v_desc": rows, "out": f"*{kind}",
-        "scales": "*fp32", **dict.fromkeys(integers, "*i32"),
-        **dict.fromkeys(("most_blocks", "q_head", "q_token"), "i32"),
-        **dict.fromkeys(("slope", "cap"), "fp32"), "window": "i32", "out_scale": "fp32",
-        **dict.fromkeys(options, "constexpr"),
+        "scales": "*fp32", **dict.fromkeys(integers, "*i32"), "most_blocks": "i32",
+        **dict.fromkeys(("q_head", "q_token"), "=i32"), **dict.fromkeys(("slope", "cap"), "fp32"),
+        "window": "i32", "out_scale": "fp32",
     }  # fmt: skip
-    aligned = [name for name, each in types.items() if each.startswith("*") or name in ("q_head", "q_token")]
-    hints: Any = {(list(types).index(name),): [["tt.divisibility", 16]] for name in aligned}
-    source = GluonASTSource(module.attention_kernel, types, options, hints)
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": module.WARPS})
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "kernel.ptx").write_text(made.asm["ptx"])
-        assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
-        command = [str(assembler), "-v", "-arch=sm_90a", "kernel.ptx", "-o", "kernel.cubin"]
-        said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
-    print(json.dumps({"shared": made.metadata.shared, "assembler": said}))
+    found = compiled_for_hopper("attention_kernel", types, options, module.WARPS)
+    assert "0 bytes spill stores, 0 bytes spill loads" in found["assembler"]
+    assert "serialized" not in found["assembler"], "products and exponentials overlap"
+    assert 2 * (found["shared"] + 1024) <= 228 * 1024, "two programs share a processor"
 
 
-class AsWritten:
-    """The kernel as its docstring has it, a block of queries at a time, with PyTorch's operations."""
+class AttentionAsWritten(AsWritten):
+    """A block of queries at a time."""
 
-    def __init__(self, signature: inspect.Signature):
-        self.signature = signature
-
-    def __getitem__(self, grid: tuple[int, int]) -> Any:
-        self.grid = grid
-        return self.run
-
-    def run(self, num_warps: int, **given: Any) -> None:
-        self.signature.bind(**given)
-        a = SimpleNamespace(**given)
+    def run(self, grid: tuple[int, ...], given: Any) -> None:
+        a = given
         queries = a.ROWS // a.TOGETHER
-        assert self.grid == (len(a.part_number), a.HEADS // a.TOGETHER)
+        assert grid == (len(a.part_number), a.HEADS // a.TOGETHER)
         assert (a.q_head, a.q_token) == a.q.stride()[:2]
         assert a.most_blocks == a.part_blocks.shape[1] == a.whole_blocks.shape[1]
         k, v = (
@@ -112,7 +71,7 @@ class AsWritten:
         )
         assert list(a.k_desc.block_shape) == list(a.v_desc.block_shape) == [a.KEYS, a.WIDTH]
         q = a.slope * rotate(a.q.float(), a.cos.float(), a.sin.float())
-        for block in range(self.grid[0]):
+        for block in range(grid[0]):
             at = slice(queries * block, queries * (block + 1))
             parts, wholes = int(a.part_number[block]), int(a.whole_number[block])
             assert parts > 0
@@ -200,7 +159,3 @@ def test_in_a_whole_stack(precision, family_model, device):
     )
     assert ours < 1.5 * flex, (ours, flex)
     assert ours < {"none": 0.02, "fp8": 0.3}[precision]
-
-
-if __name__ == "__main__":
-    compile_for_hopper(sys.argv[1])

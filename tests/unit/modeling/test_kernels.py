@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from tests.unit.modeling.hopper import ProductAsWritten
 from wsdm_ray.config import HeadConfig
 from wsdm_ray.modeling import products
 from wsdm_ray.modeling.classifier import load_network
@@ -52,11 +53,12 @@ def device() -> str:
 @pytest.fixture(autouse=True)
 def _kernels(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two programs that go through groups of one tile above the other."""
-    from wsdm_ray.modeling import kernels
+    from wsdm_ray.modeling import product_kernel as module
 
-    monkeypatch.setattr(kernels, "processors", lambda device: 2)
-    monkeypatch.setattr(kernels, "GROUP", 1)
+    monkeypatch.setattr(module, "processors", lambda device: 2)
+    monkeypatch.setattr(module, "GROUP", 1)
     if device == "cpu":
+        monkeypatch.setattr(module, "product_kernel", ProductAsWritten(module.product_kernel))
         monkeypatch.setattr(products, "on_hopper", lambda device: True)
 
 
@@ -103,10 +105,11 @@ def expected_product(x: Rows, weight: Weight) -> Tensor:
 
 
 @pytest.mark.parametrize("columns", [576, 384])
-def test_int8_products(columns, device):
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_products(precision, columns, device):
     x, weight = normal(TOKENS, columns, device=device), normal(832, columns, device=device)
-    rows = Rows(*quantize_rows(x, torch.int8))
-    fused, plain = both_ways([weight], "int8", device, gated=False)
+    rows = Rows(*quantize_rows(x, products.TYPES[precision]))
+    fused, plain = both_ways([weight], precision, device, gated=False)
     for bias in (None, normal(832, device=device)):
         close(multiply(rows, fused._replace(bias=bias)), expected_product(rows, plain._replace(bias=bias)))
 
@@ -124,20 +127,7 @@ def test_gate_and_up_in_one(precision, with_gelu, device):
     up = 20 * gate.roll(1, 1)
     fused, plain = both_ways([gate, up], precision, device, gated=True)
     found = multiply_gated(rows, fused, with_gelu=with_gelu)
-    expected = expected_gated(expected_product(rows, plain), with_gelu=with_gelu)
-    if isinstance(found, Rows):
-        close(unquantized(found), expected, IN_FLOAT8[device])
-    else:
-        close(found, expected)
-
-
-@pytest.mark.parametrize("with_gelu", [True, False])
-def test_gates_beside_ups(with_gelu, device):
-    from wsdm_ray.modeling.kernels import by_rows
-
-    both = normal(9, 2 * 640, device=device)
-    _, found, _ = by_rows(both, gate="gelu" if with_gelu else "silu", quantize=False)
-    close(found, expected_gated(both, with_gelu=with_gelu))
+    close(found, expected_gated(expected_product(rows, plain), with_gelu=with_gelu))
 
 
 @pytest.mark.parametrize("columns", [27_648, 14_336, 576, 640, 48])
@@ -206,7 +196,7 @@ def test_float8_rows(device):
 
 
 def test_operations_say_what_they_give(device):
-    from wsdm_ray.modeling import kernels
+    from wsdm_ray.modeling import kernels, product_kernel
 
     x, norm = normal(9, 256, device=device), normal(256, device=device).float()
     rows, scale = quantize_rows(x, torch.int8)
@@ -214,12 +204,11 @@ def test_operations_say_what_they_give(device):
     both = (rows, scale, weight, weight_scale)
     matrix = hadamard(x).to(torch.float32 if device == "cpu" else torch.bfloat16)
     for operation, given in (
-        (kernels.product, (*both, None)),
-        (kernels.product, (*both, normal(512, device=device))),
-        (kernels.gated_product, (*both, True)),
+        (product_kernel.product, (*both, None)),
+        (product_kernel.product, (*both, normal(512, device=device))),
+        (product_kernel.gated_product, (*both, True)),
         (kernels.spread_rows, (x, matrix)),
         (kernels.float8_rows, (x,)),
-        (kernels.gated_float8_rows, (x, False)),
         (kernels.add_norm, (x, x, norm, norm, 1e-6)),
         (kernels.add_norm_float8, (x, x, None, norm, 1e-6)),
     ):
@@ -253,8 +242,7 @@ def test_an_mlp(precision, device):
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's, in numpy
 def test_a_stack(precision, family, device, family_model, monkeypatch):
-    width = 64 if precision == "int8" else 32  # gate and up of int8 alternate in blocks of 128 rows
-    folder = str(family_model(family, width=width, layers=3))
+    folder = str(family_model(family, width=64, layers=3))  # gate and up alternate in blocks of 128 rows
     network: Any = load_network(
         folder, HeadConfig(), seed=0, device="cpu", dtype=torch.float32, quantization="none"
     )
@@ -283,5 +271,5 @@ def test_a_stack(precision, family, device, family_model, monkeypatch):
     found, exact = last_hidden(precision), last_hidden("none")
     monkeypatch.setattr(products, "on_hopper", lambda device: False)
     near = 2 * (last_hidden(precision).float() - exact.float()).norm() / exact.float().norm()
-    assert near < 0.2
+    assert near < 0.3
     close(found, exact, near if device == "cuda" else 2 * near)

@@ -1,0 +1,104 @@
+"""Kernels in Gluon without a Hopper GPU: compiled all the same, and with their docstrings in their place.
+
+Triton's interpreter knows no Gluon, and a process that interprets compiles nothing.
+"""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch.nn.functional as F  # noqa: N812
+
+__all__ = ["AsWritten", "ProductAsWritten", "compiled_for_hopper", "rows_type"]
+
+
+def compiled_for_hopper(
+    name: str, types: dict[str, str], options: dict[str, Any], warps: int
+) -> dict[str, Any]:
+    """Bytes of shared memory, and what the assembler says, of a kernel that its module is named after.
+
+    Args:
+        types: of what it is given, but for `options`; pointers, and integers that start with `=`, are
+            multiples of 16.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, __file__, json.dumps([name, types, options, warps])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def compile_for_hopper(
+    name: str, types: dict[str, str], options: dict[str, Any], warps: int
+) -> dict[str, Any]:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    kernel = getattr(import_module(f"wsdm_ray.modeling.{name}"), name)
+    signature = {each: kind.removeprefix("=") for each, kind in types.items()}
+    aligned = [number for number, kind in enumerate(types.values()) if kind[0] in "*="]
+    hints: Any = {(number,): [["tt.divisibility", 16]] for number in aligned}
+    source = GluonASTSource(kernel, signature | dict.fromkeys(options, "constexpr"), options, hints)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "kernel.ptx").write_text(made.asm["ptx"])
+        assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+        command = [str(assembler), "-v", "-arch=sm_90a", "kernel.ptx", "-o", "kernel.cubin"]
+        said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
+    return {"shared": made.metadata.shared, "assembler": said}
+
+
+def rows_type(kind: str, rows: int, columns: int) -> str:
+    """The type of a descriptor of rows, copied so many rows and columns at a time."""
+    from triton.experimental.gluon import language as gl
+
+    bits = 16 if kind == "bf16" else 8
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=bits, rank=2)
+    return f"tensordesc<{kind}[{rows},{columns}],{layout!r}>"
+
+
+class AsWritten:
+    """A kernel that does what its docstring says, with PyTorch's operations."""
+
+    def __init__(self, kernel: Any):
+        self.signature = inspect.signature(kernel.fn)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def run(num_warps: int, **given: Any) -> None:
+            self.signature.bind(**given)
+            self.run(grid, SimpleNamespace(**given))
+
+        return run
+
+    def run(self, grid: tuple[int, ...], given: Any) -> None:
+        raise NotImplementedError
+
+
+class ProductAsWritten(AsWritten):
+    def run(self, grid: tuple[int, ...], given: Any) -> None:
+        x, weight, out = (each.base for each in (given.x_desc, given.w_desc, given.out_desc))
+        assert given.x_desc.block_shape == [given.ROWS, given.DEPTH]
+        assert given.w_desc.block_shape == [given.COLUMNS, given.DEPTH]
+        assert given.out_desc.block_shape == [given.ROWS, given.COLUMNS // 2]
+        assert (*x.shape, len(weight)) == (given.rows, given.depth, given.columns)
+        assert grid[0] <= -(-given.rows // given.ROWS) * -(-given.columns // given.COLUMNS)
+        sums = F.linear(x.float(), weight.float()) * given.x_scale[:, None] * given.w_scale
+        if given.BIAS:
+            sums += given.bias.float()
+        if given.GATE != "none":
+            gate, up = sums.unflatten(1, (-1, 2, given.COLUMNS // 2)).unbind(2)
+            gelu = given.GATE == "gelu"
+            sums = ((F.gelu(gate, approximate="tanh") if gelu else F.silu(gate)) * up).flatten(1)
+        out.copy_(sums)
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_for_hopper(*json.loads(sys.argv[1]))))

@@ -1,0 +1,27 @@
+"""The kernel for products of 8-bit rows, compiled for Hopper GPUs anywhere; `test_kernels` runs it."""
+
+import pytest
+
+from tests.unit.modeling.hopper import compiled_for_hopper, rows_type
+
+pytest.importorskip("triton", reason="there is no Triton for this system, and so no kernel to test")
+
+
+@pytest.mark.parametrize("gate", ["none", "gelu", "silu"])
+@pytest.mark.parametrize("kind", ["i8", "fp8e4nv"])
+def test_it_compiles_for_hopper(kind, gate):
+    from wsdm_ray.modeling import product_kernel as module
+
+    types = {
+        "x_desc": rows_type(kind, module.ROWS, module.DEPTH),
+        "w_desc": rows_type(kind, module.COLUMNS, module.DEPTH),
+        "out_desc": rows_type("bf16", module.ROWS, module.COLUMNS // 2),
+        **dict.fromkeys(("x_scale", "w_scale", "bias"), "*fp32"),
+        **dict.fromkeys(("rows", "columns", "depth"), "=i32"),
+    }
+    names = ("ROWS", "COLUMNS", "DEPTH", "STAGES", "GROUP")
+    options = {name: getattr(module, name) for name in names} | {"BIAS": gate == "none", "GATE": gate}
+    found = compiled_for_hopper("product_kernel", types, options, module.WARPS)
+    assert "0 bytes spill stores, 0 bytes spill loads" in found["assembler"]
+    assert "serialized" not in found["assembler"], "a step is multiplied while the next is waited for"
+    assert found["shared"] + 1024 <= 228 * 1024
