@@ -391,7 +391,7 @@ class ScoreConfig:
     adaptive_threshold: float = 0.2
     """adaptive: a row is in doubt where its probability is less than this from 0.5."""
     precision: Precision = "auto"
-    """auto: fp8 on a GPU that has it, else int8 or bnb-int8; fp32 on a CPU. fp32, bf16, int8 and fp8 merge
+    """auto: int8 on H100 and H200, fp8 on other GPUs that have it, else int8 or bnb-int8; fp32 on a CPU. fp32, bf16, int8 and fp8 merge
     the adapter in float32; int8 and fp8 then have a scale for each row of weights and activations. bnb-int8
     and nf4 are bitsandbytes', the adapter beside the base: the least memory for several adapters of one."""
     layout: Layout | Literal["auto"] = "auto"

@@ -31,7 +31,7 @@ from wsdm_ray.modeling.classifier import (
     peft_warnings,
     quiet,
 )
-from wsdm_ray.modeling.products import SPREAD
+from wsdm_ray.modeling.products import HOPPER, SPREAD
 from wsdm_ray.runs import versions
 from wsdm_ray.storage import local_copy, reason, sha256_of_files
 from wsdm_ray.text.encoding import read_settings
@@ -311,12 +311,15 @@ def resolve_precision(
 
 
 def fastest_precision(capability: tuple[int, int], stored: str | None) -> str:
-    """Of a GPU, for weights that are stored in a precision or (None) unquantized."""
-    if capability >= LEAST_CAPABILITY["fp8"] and stored != "int8":
+    """Of a GPU, for weights that are stored in a precision or (None) unquantized.
+
+    On Hopper GPUs our kernel's products of int8 are as fast as those of float8, and nearer to the exact ones.
+    """
+    if stored == "int8" or (capability == HOPPER and stored != "fp8"):
+        return "int8"
+    if capability >= LEAST_CAPABILITY["fp8"]:
         return "fp8"
-    if (
-        capability >= LEAST_CAPABILITY["int8"] or stored in IN_ROWS.values()
-    ):  # bitsandbytes has no such weights
+    if capability >= LEAST_CAPABILITY["int8"] or stored == "fp8":  # bitsandbytes has no such weights
         return "int8"
     return stored or "bnb-int8"
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from wsdm_ray.errors import ModelError
 
 __all__ = [
+    "HOPPER",
     "TYPES",
     "Rows",
     "Weight",
@@ -44,6 +45,9 @@ TYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 MULTIPLES = {torch.float8_e4m3fn: 16, torch.int8: 8}
 """What GPUs need the sizes of a weight to be multiples of."""
+
+HOPPER = (9, 0)
+"""The compute capability that `product_kernel` and `attention_kernel` are made for: H100, H200."""
 
 SPREAD = 128
 """Columns of a block that share their large values: more gain little."""
@@ -137,7 +141,7 @@ def can_fuse(values: Tensor, spread: Tensor | None, gated: bool) -> bool:
 
 
 def on_hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == HOPPER
 
 
 def float8_scale(weight: Weight, norm: Tensor, last: int) -> float:

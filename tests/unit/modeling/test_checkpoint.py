@@ -550,14 +550,14 @@ def test_precisions(folders):
     manifest = read_manifest(str(folders["full_int8"]))
     assert resolve_precision("auto", "cpu", manifest) == "fp32"
     for stored, found in {
-        "int8": ["fp8", "fp8", "int8", "bnb-int8"],
-        "nf4": ["fp8", "fp8", "int8", "nf4"],
-        "none": ["fp8", "fp8", "int8", "bnb-int8"],
-        "fp8": ["fp8", "fp8", "int8"],
-        "int8-rows": ["int8", "int8", "int8"],
+        "int8": ["fp8", "int8", "fp8", "int8", "bnb-int8"],
+        "nf4": ["fp8", "int8", "fp8", "int8", "nf4"],
+        "none": ["fp8", "int8", "fp8", "int8", "bnb-int8"],
+        "fp8": ["fp8", "fp8", "fp8", "int8"],
+        "int8-rows": ["int8", "int8", "int8", "int8"],
     }.items():
         kept = dataclasses.replace(manifest, quantization=stored)  # pyright: ignore[reportArgumentType]
-        capabilities = [(9, 0), (8, 9), (8, 6), (7, 5)][: len(found)]
+        capabilities = [(10, 0), (9, 0), (8, 9), (8, 6), (7, 5)][: len(found)]
         assert [resolve_precision("auto", "cuda", kept, each) for each in capabilities] == found
         assert resolve_precision("auto", "cpu", kept) == "fp32"
         assert resolve_precision("fp8", "cpu", kept) == "fp8"
