@@ -44,7 +44,8 @@ def spread_kernel(
     row, column = line // BLOCKS, line % BLOCKS * SIZE + tl.arange(0, SIZE)[None, :]
     at = row * WIDTH + column
     every = tl.load(matrix + tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :])
-    for group in tl.range(tl.program_id(0), tl.cdiv(rows, AT_ONCE), PROGRAMS, num_stages=STAGES):
+    groups = tl.cdiv(rows, AT_ONCE)
+    for group in tl.range(tl.program_id(0), groups, PROGRAMS, num_stages=STAGES):  # pyright: ignore[reportGeneralTypeIssues]
         first = tl.full((), group, tl.int64) * AT_ONCE
         inside = (first + row < rows) & (column < WIDTH)
         out = tl.dot(tl.load(x + first * WIDTH + at, inside, 0.0).to(every.dtype), every)
