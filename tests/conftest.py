@@ -3,11 +3,12 @@
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from filelock import FileLock
 
 from tests.integration.servers import free_ports, store_environment
 
@@ -58,63 +59,80 @@ def ray_session(store_ports: tuple[int, int], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def tiny_votes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """The folder of a name that the first of the run's processes to ask for it makes, for all of them."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder, whole = root / f"once-{name}", root / f"once-{name}.whole"
+        with FileLock(root / f"once-{name}.lock"):
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                whole.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def tiny_votes(made_once) -> Path:
     """A folder of 400 short canonical votes of the arena: part-000000.parquet and run.json."""
     from wsdm_ray.config import ArenaConfig
     from wsdm_ray.data.arena import make_arena
 
-    folder = tmp_path_factory.mktemp("votes")
-    make_arena(ArenaConfig(output=str(folder), rows=400, lengths="short"))
-    return folder
+    return made_once(
+        "votes", lambda folder: make_arena(ArenaConfig(output=str(folder), rows=400, lengths="short"))
+    )
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_votes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_model(tiny_votes: Path, made_once) -> Path:
     """A folder with a tiny random Gemma-2 whose tokenizer was made from `tiny_votes`."""
     import pyarrow.parquet as pq
 
     from wsdm_ray.modeling.tiny import make_tiny_model
     from wsdm_ray.storage import list_files
 
-    table = pq.read_table(list_files(str(tiny_votes)), columns=["prompt", "response_a", "response_b"])
-    texts = [text for column in table.columns for text in column.to_pylist()]
-    folder = tmp_path_factory.mktemp("model")
-    make_tiny_model(str(folder), texts, vocabulary=1024, width=32)
-    return folder
+    def make(folder: Path) -> None:
+        table = pq.read_table(list_files(str(tiny_votes)), columns=["prompt", "response_a", "response_b"])
+        texts = [text for column in table.columns for text in column.to_pylist()]
+        make_tiny_model(str(folder), texts, vocabulary=1024, width=32)
+
+    return made_once("model", make)
 
 
 @pytest.fixture(scope="session")
-def prepared(tiny_votes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(tiny_votes: Path, made_once) -> Path:
     """`tiny_votes` as canonical shards: train/ and valid/."""
     from wsdm_ray.config import PrepareConfig
     from wsdm_ray.data.prepare import prepare
 
-    folder = tmp_path_factory.mktemp("prepared") / "data"
-    prepare(PrepareConfig(input=(str(tiny_votes),), output=str(folder), valid_fraction=0.2))
-    return folder
+    def make(folder: Path) -> None:
+        prepare(PrepareConfig(input=(str(tiny_votes),), output=str(folder), valid_fraction=0.2))
+
+    return made_once("prepared", make)
 
 
 @pytest.fixture(scope="session")
-def int8_base(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def int8_base(tiny_model: Path, made_once) -> Path:
     """`tiny_model`, quantized to int8."""
     from wsdm_ray.config import QuantizeConfig
     from wsdm_ray.modeling.quantization import quantize
 
-    folder = tmp_path_factory.mktemp("quantized") / "base"
-    quantize(QuantizeConfig(base=str(tiny_model), output=str(folder)))
-    return folder
+    return made_once(
+        "int8-base", lambda folder: quantize(QuantizeConfig(base=str(tiny_model), output=str(folder)))
+    )
 
 
 @pytest.fixture(scope="session")
-def classifier(
-    ray_session, int8_base: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def classifier(ray_session, int8_base: Path, prepared: Path, made_once) -> Path:
     """What `train_config` makes on one worker that nothing disturbs."""
     from wsdm_ray.training.runner import train
 
-    folder = tmp_path_factory.mktemp("classifier") / "model"
-    train(train_config(int8_base, prepared, folder))
-    return folder
+    return made_once("classifier", lambda folder: train(train_config(int8_base, prepared, folder)))
 
 
 def train_config(base: Path, prepared: Path, output: Path, **changes: Any) -> "TrainConfig":
@@ -128,8 +146,11 @@ def train_config(base: Path, prepared: Path, output: Path, **changes: Any) -> "T
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark by folder, and begin with what takes longest: processes that are done early take what is short."""
-    longest = ("test_training.py", "test_scoring.py", "test_remote.py")
+    """Mark by folder, and begin with what takes longest: processes that are done early take what is short.
+
+    The second file does without the classifier that the first one makes.
+    """
+    longest = ("test_training.py", "test_remote.py", "test_scoring.py")
 
     def rank(item: pytest.Item) -> tuple[bool, int]:
         last = longest.index(item.path.name) if item.path.name in longest else len(longest)

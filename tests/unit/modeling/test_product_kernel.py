@@ -7,8 +7,7 @@ from tests.unit.modeling.hopper import compiled_for_hopper, rows_type
 pytest.importorskip("triton", reason="there is no Triton for this system, and so no kernel to test")
 
 
-@pytest.mark.parametrize("gate", ["none", "gelu", "silu"])
-@pytest.mark.parametrize("kind", ["i8", "fp8e4nv"])
+@pytest.mark.parametrize(("kind", "gate"), [("i8", "none"), ("i8", "gelu"), ("fp8e4nv", "silu")])
 def test_it_compiles_for_hopper(kind, gate):
     from wsdm_ray.modeling import product_kernel as module
 

@@ -88,7 +88,8 @@ def test_the_layout_of_auto(precision, on_gpu, layout):
 @pytest.mark.parametrize(
     ("asked", "device", "capability", "found"),
     [
-        ("auto", "cuda", (9, 0), "fp8"),
+        ("auto", "cuda", (9, 0), "int8"),
+        ("auto", "cuda", (8, 9), "fp8"),
         ("auto", "cuda", (8, 0), "int8"),
         ("auto", "cuda", (7, 5), "bnb-int8"),
         ("bf16", "cuda", None, "bf16"),
