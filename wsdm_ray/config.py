@@ -393,8 +393,8 @@ class ScoreConfig:
     precision: Precision = "auto"
     """auto: int8 on H100 and H200, fp8 on other GPUs that have it, else int8 or bnb-int8; fp32 on a CPU.
     fp32, bf16, int8 and fp8 merge the adapter in float32; int8 and fp8 then have a scale for each row of
-    weights and activations. bnb-int8 and nf4 are bitsandbytes', the adapter beside the base: the least memory
-    for several adapters of one."""
+    weights and activations; a model stored in such rows keeps them. bnb-int8 and nf4 are bitsandbytes', the
+    adapter beside the base: the least memory for several adapters of one."""
     layout: Layout | Literal["auto"] = "auto"
     """auto: shared (the prompt once for both orderings) on a GPU in bf16, int8 and fp8; else padded."""
     token_budget: int | None = None

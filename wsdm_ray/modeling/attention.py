@@ -25,6 +25,7 @@ __all__ = [
     "BLOCK",
     "BlockVisibility",
     "DenseVisibility",
+    "Heads",
     "Tiling",
     "Visibility",
     "attention_arguments",

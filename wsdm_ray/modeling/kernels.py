@@ -34,7 +34,7 @@ ROWS_COLUMNS = 2_048
 def spread_kernel(
     x, matrix, values, scale, rows,
     WIDTH: tl.constexpr, BLOCKS: tl.constexpr, SIZE: tl.constexpr, AT_ONCE: tl.constexpr,
-    PROGRAMS: tl.constexpr, STAGES: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """`AT_ONCE` rows of x [rows, WIDTH] after others, in up to `BLOCKS` blocks of `SIZE` columns each.
 
@@ -45,7 +45,7 @@ def spread_kernel(
     at = row * WIDTH + column
     every = tl.load(matrix + tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :])
     groups = tl.cdiv(rows, AT_ONCE)
-    for group in tl.range(tl.program_id(0), groups, PROGRAMS, num_stages=STAGES):  # pyright: ignore[reportGeneralTypeIssues]
+    for group in tl.range(tl.program_id(0), groups, tl.num_programs(0), num_stages=STAGES):  # pyright: ignore[reportGeneralTypeIssues]
         first = tl.full((), group, tl.int64) * AT_ONCE
         inside = (first + row < rows) & (column < WIDTH)
         out = tl.dot(tl.load(x + first * WIDTH + at, inside, 0.0).to(every.dtype), every)
@@ -123,7 +123,7 @@ def spread_rows(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
     with on(x.device):
         spread_kernel[(programs,)](
             x, matrix, values, scale, rows, WIDTH=width, BLOCKS=blocks, SIZE=len(matrix), AT_ONCE=at_once,
-            PROGRAMS=programs, STAGES=3 if blocks <= 2 * SPREAD_LINES else 2,
+            STAGES=3 if blocks <= 2 * SPREAD_LINES else 2,
             num_warps=4 if small else 8,  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
     return values, scale

@@ -55,7 +55,7 @@ def product_kernel(
     """
     halves: gl.constexpr = [ROWS, COLUMNS // 2]
     barriers: gl.constexpr = mbarrier.MBarrierLayout()
-    copies = (
+    stages = (
         gl.allocate_shared_memory(x_desc.dtype, [STAGES, ROWS, DEPTH], x_desc.layout),
         gl.allocate_shared_memory(w_desc.dtype, [STAGES, COLUMNS, DEPTH], w_desc.layout),
         gl.allocate_shared_memory(gl.int64, [STAGES, 1], barriers),
@@ -63,17 +63,17 @@ def product_kernel(
     )
     out_tile = gl.allocate_shared_memory(out_desc.dtype, halves, out_desc.layout)
     for stage in gl.static_range(STAGES):
-        mbarrier.init(copies[2].index(stage), count=1)
-        mbarrier.init(copies[3].index(stage), count=1)
+        mbarrier.init(stages[2].index(stage), count=1)
+        mbarrier.init(stages[3].index(stage), count=1)
     fence_async_shared()
     sizes = (rows, columns, depth)
     gl.warp_specialize(
         [
             (multiply_tiles, (
-                copies, out_desc, out_tile, x_scale, w_scale, bias, sizes,
+                stages, out_desc, out_tile, x_scale, w_scale, bias, sizes,
                 ROWS, COLUMNS, DEPTH, STAGES, GROUP, BIAS, GATE,
             )),
-            (copy_tiles, (x_desc, w_desc, copies, sizes, ROWS, COLUMNS, DEPTH, STAGES, GROUP)),
+            (copy_tiles, (x_desc, w_desc, stages, sizes, ROWS, COLUMNS, DEPTH, STAGES, GROUP)),
         ],
         [1], [24],
     )  # fmt: skip
@@ -81,11 +81,11 @@ def product_kernel(
 
 @gluon.jit
 def copy_tiles(
-    x_desc, w_desc, copies, sizes,
+    x_desc, w_desc, stages, sizes,
     ROWS: gl.constexpr, COLUMNS: gl.constexpr, DEPTH: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr,
 ):  # fmt: skip
     """Copy what `multiply_tiles` reads, in its order, wherever it is done with what was there."""
-    x_tiles, w_tiles, full, empty = copies
+    x_tiles, w_tiles, full, empty = stages
     high, wide, steps = gl.cdiv(sizes[0], ROWS), gl.cdiv(sizes[1], COLUMNS), gl.cdiv(sizes[2], DEPTH)
     count = 0
     for tile in range(gl.program_id(0), high * wide, gl.num_programs(0)):
@@ -102,12 +102,12 @@ def copy_tiles(
 
 @gluon.jit
 def multiply_tiles(
-    copies, out_desc, out_tile, x_scale, w_scale, bias, sizes,
+    stages, out_desc, out_tile, x_scale, w_scale, bias, sizes,
     ROWS: gl.constexpr, COLUMNS: gl.constexpr, DEPTH: gl.constexpr, STAGES: gl.constexpr,
     GROUP: gl.constexpr, BIAS: gl.constexpr, GATE: gl.constexpr,
 ):  # fmt: skip
     """Multiply what `copy_tiles` copies, and write it out."""
-    x_tiles, w_tiles, full, empty = copies
+    x_tiles, w_tiles, full, empty = stages
     whole: gl.constexpr = x_tiles.dtype == gl.int8
     kind: gl.constexpr = gl.int32 if whole else gl.float32
     # Triton refuses instructions of more than 224 columns of int8.

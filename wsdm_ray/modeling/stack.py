@@ -60,8 +60,8 @@ PyTorch would run FlexAttention uncompiled without a word, which writes out all 
 class Layer:
     """One layer's weights; norms are float32 with the family's offset added.
 
-    float8_scale: one for all rows of the attention's output, where `o` multiplies float8 by `kernels` and
-        attention gives it.
+    float8_scale: one for all rows of the attention's output, where `o` multiplies float8 by
+        `product_kernel` and attention gives it.
     """
 
     qkv: Weight

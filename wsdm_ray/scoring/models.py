@@ -36,7 +36,7 @@ __all__ = ["ModelSpec", "Models", "PassMemory", "budget_within", "streamed_bytes
 
 MOST_TOKENS = 132 * 128
 """Of a pass that nobody asked for: tiles of products have 128 rows, and an H100 or H200 has 132 processors,
-none of which then waits for others. With it an fp8 replica of 9B takes 13 GiB."""
+none of which then waits for others. With it an fp8 replica of 9B takes 12 GiB."""
 CPU_TOKENS = 2_048
 """Of a pass on a CPU, where small passes are the fastest: they stay in its caches and have little padding."""
 USABLE = 0.8
@@ -272,18 +272,19 @@ class PassMemory:
         """Of a stack on a GPU, where attention writes out neither masks nor scores.
 
         At its widest a layer holds its input and its sum beside either what attention works on or what the
-        MLP does; an 8-bit product, a copy of its input in 8 bit; one in int8, its sums in int32, unless
-        kernels keep them.
+        MLP does; an 8-bit product, a copy of its input in 8 bit; one in int8, its sums in int32. Kernels keep
+        sums to themselves, and gate and up beside each other.
         """
         shape, layer = stack.shape, stack.layers[0]
         itemsize = stack.embedding_VD.element_size()
         in_8_bit = layer.qkv.scale is not None
-        sums = 4 if layer.qkv.values.dtype == torch.int8 and not layer.qkv.fused else 0
+        whole = layer.qkv.values.dtype == torch.int8
         qkv, heads = len(layer.qkv.values), shape.num_heads * shape.head_dim
-        gate_up, inside = len(layer.gate_up.values), layer.down.values.shape[1]
+        gate_up = 0 if layer.gate_up.fused else len(layer.gate_up.values)
+        inside = layer.down.values.shape[1]
         attention = itemsize * (shape.width + 2 * qkv + heads) + in_8_bit * max(shape.width, heads)
         mlp = itemsize * (shape.width + gate_up + inside) + in_8_bit * inside
-        attention, mlp = attention + sums * qkv, mlp + sums * gate_up
+        attention, mlp = attention + 4 * whole * (not layer.qkv.fused) * qkv, mlp + 4 * whole * gate_up
         return cls(token=(2 * itemsize + 4) * shape.width + max(attention, mlp), key=0)
 
 

@@ -14,15 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch.nn.functional as F  # noqa: N812
-
-__all__ = ["AsWritten", "ProductAsWritten", "compiled_for_hopper", "rows_type"]
+__all__ = ["AsWritten", "compiled_for_hopper", "rows_type"]
 
 
 def compiled_for_hopper(
     name: str, types: dict[str, str], options: dict[str, Any], warps: int
 ) -> dict[str, Any]:
-    """Bytes of shared memory, and what the assembler says, of a kernel that its module is named after.
+    """Of a kernel that its module is named after: `shared` memory in bytes, `ptx`, what the `assembler` says.
 
     Args:
         types: of what it is given, but for `options`; pointers, and integers that start with `=`, are
@@ -53,7 +51,7 @@ def compile_for_hopper(
         assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
         command = [str(assembler), "-v", "-arch=sm_90a", "kernel.ptx", "-o", "kernel.cubin"]
         said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
-    return {"shared": made.metadata.shared, "assembler": said}
+    return {"shared": made.metadata.shared, "ptx": made.asm["ptx"], "assembler": said}
 
 
 def rows_type(kind: str, rows: int, columns: int) -> str:
@@ -80,24 +78,6 @@ class AsWritten:
 
     def run(self, grid: tuple[int, ...], given: Any) -> None:
         raise NotImplementedError
-
-
-class ProductAsWritten(AsWritten):
-    def run(self, grid: tuple[int, ...], given: Any) -> None:
-        x, weight, out = (each.base for each in (given.x_desc, given.w_desc, given.out_desc))
-        assert given.x_desc.block_shape == [given.ROWS, given.DEPTH]
-        assert given.w_desc.block_shape == [given.COLUMNS, given.DEPTH]
-        assert given.out_desc.block_shape == [given.ROWS, given.COLUMNS // 2]
-        assert (*x.shape, len(weight)) == (given.rows, given.depth, given.columns)
-        assert grid[0] <= -(-given.rows // given.ROWS) * -(-given.columns // given.COLUMNS)
-        sums = F.linear(x.float(), weight.float()) * given.x_scale[:, None] * given.w_scale
-        if given.BIAS:
-            sums += given.bias.float()
-        if given.GATE != "none":
-            gate, up = sums.unflatten(1, (-1, 2, given.COLUMNS // 2)).unbind(2)
-            gelu = given.GATE == "gelu"
-            sums = ((F.gelu(gate, approximate="tanh") if gelu else F.silu(gate)) * up).flatten(1)
-        out.copy_(sums)
 
 
 if __name__ == "__main__":
