@@ -215,6 +215,14 @@ def test_what_a_pass_of_a_stack_takes(specs, precision, sums):
     )
 
 
+def test_kernels_write_out_less(specs):
+    network, _ = load_stack(specs["first"].folder, precision="int8")
+    first = network.stack.layers[0]
+    first.qkv, first.gate_up = (each._replace(fused=True) for each in (first.qkv, first.gate_up))
+    # Neither sums in int32 nor gate and up: attention, whose product has 64 rows, is the widest.
+    assert PassMemory.of(network, "shared").token == (2 * 4 + 4) * 32 + 4 * (32 + 2 * 64 + 32) + 32
+
+
 def test_stacks_are_compiled_when_they_are_loaded_if_at_all(specs, monkeypatch):
     spec = specs["first"]
     held = Models([ModelSpec(spec.folder, None, spec.manifest, "int8")])
