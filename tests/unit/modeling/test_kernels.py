@@ -271,6 +271,33 @@ def test_an_mlp(precision, device):
         close(out, exact.bfloat16(), within)
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_a_gate_that_no_tile_holds(precision, device):
+    """Beside products that are by kernels it is by torch's own operations."""
+
+    def packed(*weights: Tensor, gated: bool) -> Weight:
+        weight = pack_weight(list(weights), [], precision, gated=gated, device=device, dtype=torch.bfloat16)
+        return spread_by(weight, device) if weight.fused else weight
+
+    gate, up = (normal(192, 640, device=device) / 25 for _ in range(2))
+    down = normal(640, 192, device=device) / 25
+    gate_up, last = packed(gate, up, gated=True), packed(down, gated=False)
+    assert (gate_up.fused, last.fused) == (False, True)
+    tokens = TOKENS if device == "cuda" else FEW
+    x, y = normal(tokens, 640, device=device), 3 * normal(tokens, 640, device=device)
+    norm = normal(640, device=device)
+    total, rows = add_norm(x, y, None, norm.float() + 2, 1e-6, gate_up)
+    assert isinstance(rows, Tensor)
+    both = rms_norm(x.float() + y.float(), norm.float() + 2, 1e-6) @ torch.cat([gate, up]).float().t()
+    expected = expected_gated(both, with_gelu=True).float() @ down.float().t()
+    close(
+        multiply(multiply_gated(rows, gate_up, with_gelu=True), last),
+        expected.bfloat16(),
+        {"int8": 0.03, "fp8": 0.1}[precision],
+    )
+    close(total, x + y)
+
+
 @pytest.mark.parametrize("family", ["gemma2", "llama"])
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's, in numpy
