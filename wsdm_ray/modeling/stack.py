@@ -173,10 +173,9 @@ class Stack(nn.Module):
         if shape.family.scaled_embedding:
             x_TD = x_TD * torch.tensor(shape.width**0.5, dtype=x_TD.dtype)
         rotations = {kind: self.rotation(x_TD, positions_T, kind) for kind in set(shape.kinds)}
-
         late = sight.rotates
 
-        def attend(layer: Layer, kind: str) -> Tensor | Rows:
+        def attend(q: Tensor, k: Tensor, v: Tensor, layer: Layer, kind: str) -> Tensor | Rows:
             rotation = rotations[kind] if late else None
             heads = Heads(q, k, v, shape.query_scale, shape.softcap, rotation, layer.float8_scale)
             return sight.attend(heads, kind)
@@ -185,9 +184,9 @@ class Stack(nn.Module):
         for layer, following, kind, next_kind in zip(
             self.layers, self.layers[1:], shape.kinds, shape.kinds[1:], strict=False
         ):
-            a_TD = attend(layer, kind)
+            a_TD = attend(q, k, v, layer, kind)
             x_TD, q, k, v = self.go_on(x_TD, a_TD, layer, following, rotations[next_kind], shape, late)
-        a_TD = attend(self.layers[-1], shape.kinds[-1])
+        a_TD = attend(q, k, v, self.layers[-1], shape.kinds[-1])
         x_SD = self.finish_last(x_TD, a_TD, self.layers[-1], last_S)
         return rms_norm(x_SD, self.norm_D, shape.norm_epsilon)
 

@@ -28,6 +28,7 @@ from wsdm_ray.modeling.classifier import device_and_dtype, inner
 from wsdm_ray.modeling.families import head_width
 from wsdm_ray.modeling.loading import load_scorer, on_stack
 from wsdm_ray.modeling.merging import HEADS
+from wsdm_ray.modeling.products import Weight
 from wsdm_ray.modeling.stack import Stack, StackClassifier, whole_blocks
 from wsdm_ray.scoring.engine import ran_out
 from wsdm_ray.storage import local_copy, reason
@@ -275,16 +276,20 @@ class PassMemory:
         MLP does; an 8-bit product, a copy of its input in 8 bit; one in int8, its sums in int32. Kernels keep
         sums to themselves, and gate and up beside each other.
         """
+
+        def sums(weight: Weight) -> int:
+            written = weight.values.dtype == torch.int8 and not weight.fused
+            return 4 * len(weight.values) if written else 0
+
         shape, layer = stack.shape, stack.layers[0]
         itemsize = stack.embedding_VD.element_size()
         in_8_bit = layer.qkv.scale is not None
-        whole = layer.qkv.values.dtype == torch.int8
         qkv, heads = len(layer.qkv.values), shape.num_heads * shape.head_dim
         gate_up = 0 if layer.gate_up.fused else len(layer.gate_up.values)
         inside = layer.down.values.shape[1]
         attention = itemsize * (shape.width + 2 * qkv + heads) + in_8_bit * max(shape.width, heads)
         mlp = itemsize * (shape.width + gate_up + inside) + in_8_bit * inside
-        attention, mlp = attention + 4 * whole * (not layer.qkv.fused) * qkv, mlp + 4 * whole * gate_up
+        attention, mlp = attention + sums(layer.qkv), mlp + sums(layer.gate_up)
         return cls(token=(2 * itemsize + 4) * shape.width + max(attention, mlp), key=0)
 
 

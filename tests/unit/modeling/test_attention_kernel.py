@@ -31,7 +31,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> str:
         return "cuda"
     from wsdm_ray.modeling import attention_kernel as module
 
-    monkeypatch.setattr(module, "attention_kernel", AttentionAsWritten(module.attention_kernel))
+    monkeypatch.setattr(module, "attention_kernel", AsWritten(module.attention_kernel, attention_as_written))
     return "cpu"
 
 
@@ -54,40 +54,37 @@ def test_it_compiles_for_hopper(kind):
     found = compiled_for_hopper("attention_kernel", types, options, module.WARPS)
     assert "0 bytes spill stores, 0 bytes spill loads" in found["assembler"]
     assert "serialized" not in found["assembler"], "products and exponentials overlap"
+    registers = int(found["assembler"].split(" registers")[0].split()[-1])
     assert 2 * (found["shared"] + 1024) <= 228 * 1024, "two programs share a processor"
+    assert 2 * 32 * module.WARPS * registers <= 64 * 1024
 
 
-class AttentionAsWritten(AsWritten):
+def attention_as_written(grid: tuple[int, ...], a: Any) -> None:
     """A block of queries at a time."""
-
-    def run(self, grid: tuple[int, ...], given: Any) -> None:
-        a = given
-        queries = a.ROWS // a.TOGETHER
-        assert grid == (len(a.part_number), a.HEADS // a.TOGETHER)
-        assert (a.q_head, a.q_token) == a.q.stride()[:2]
-        assert a.most_blocks == a.part_blocks.shape[1] == a.whole_blocks.shape[1]
-        k, v = (
-            each.base.float().unflatten(1, (-1, a.WIDTH)).transpose(0, 1) for each in (a.k_desc, a.v_desc)
-        )
-        assert list(a.k_desc.block_shape) == list(a.v_desc.block_shape) == [a.KEYS, a.WIDTH]
-        q = a.slope * rotate(a.q.float(), a.cos.float(), a.sin.float())
-        for block in range(grid[0]):
-            at = slice(queries * block, queries * (block + 1))
-            parts, wholes = int(a.part_number[block]), int(a.whole_number[block])
-            assert parts > 0
-            firsts = [*a.part_blocks[block, :parts].tolist(), *a.whole_blocks[block, :wholes].tolist()]
-            keys = (torch.tensor(firsts)[:, None] * a.KEYS + torch.arange(a.KEYS)).flatten()
-            token = torch.arange(*at.indices(a.q.shape[1]))[:, None]
-            mark = a.marks[at][:, None]
-            seen = (mark == a.marks[keys]) | ((mark & -a.BRANCHES) == a.marks[keys])
-            seen &= (token >= keys) & (a.positions[at][:, None] - a.positions[keys] < a.window)
-            seen |= torch.arange(len(keys)) >= parts * a.KEYS
-            wide_k, wide_v = (each[:, keys].repeat_interleave(a.GROUP, 0) for each in (k, v))
-            powers = 2 ** (a.cap * torch.tanh(q[:, at] @ wide_k.transpose(1, 2))) * seen
-            sums = powers @ wide_v / powers.sum(-1, keepdim=True) / a.out_scale
-            a.out[at] = sums.transpose(0, 1).flatten(1).to(a.out.dtype)
-            if a.out.dtype == torch.float8_e4m3fn:
-                a.scales[at] = a.out_scale
+    queries = a.ROWS // a.TOGETHER
+    assert grid == (len(a.part_number), a.HEADS // a.TOGETHER)
+    assert (a.q_head, a.q_token) == a.q.stride()[:2]
+    assert a.most_blocks == a.part_blocks.shape[1] == a.whole_blocks.shape[1]
+    k, v = (each.base.float().unflatten(1, (-1, a.WIDTH)).transpose(0, 1) for each in (a.k_desc, a.v_desc))
+    assert list(a.k_desc.block_shape) == list(a.v_desc.block_shape) == [a.KEYS, a.WIDTH]
+    q = a.slope * rotate(a.q.float(), a.cos.float(), a.sin.float())
+    for block in range(grid[0]):
+        at = slice(queries * block, queries * (block + 1))
+        parts, wholes = int(a.part_number[block]), int(a.whole_number[block])
+        assert parts > 0
+        firsts = [*a.part_blocks[block, :parts].tolist(), *a.whole_blocks[block, :wholes].tolist()]
+        keys = (torch.tensor(firsts)[:, None] * a.KEYS + torch.arange(a.KEYS)).flatten()
+        token = torch.arange(*at.indices(a.q.shape[1]))[:, None]
+        mark = a.marks[at][:, None]
+        seen = (mark == a.marks[keys]) | ((mark & -a.BRANCHES) == a.marks[keys])
+        seen &= (token >= keys) & (a.positions[at][:, None] - a.positions[keys] < a.window)
+        seen |= torch.arange(len(keys)) >= parts * a.KEYS
+        wide_k, wide_v = (each[:, keys].repeat_interleave(a.GROUP, 0) for each in (k, v))
+        powers = 2 ** (a.cap * torch.tanh(q[:, at] @ wide_k.transpose(1, 2))) * seen
+        sums = powers @ wide_v / powers.sum(-1, keepdim=True) / a.out_scale
+        a.out[at] = sums.transpose(0, 1).flatten(1).to(a.out.dtype)
+        if a.out.dtype == torch.float8_e4m3fn:
+            a.scales[at] = a.out_scale
 
 
 @pytest.mark.parametrize("float8", [False, True])

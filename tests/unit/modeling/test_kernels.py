@@ -41,22 +41,21 @@ AN_MLP_INTERPRETED = {"int8": 0.03, "fp8": 0.16}
 """How far an MLP is from the exact one; the interpreter also cuts bfloat16 off instead of rounding."""
 
 
-class ProductAsWritten(AsWritten):
-    def run(self, grid: tuple[int, ...], given: Any) -> None:
-        x, weight, out = (each.base for each in (given.x_desc, given.w_desc, given.out_desc))
-        assert given.x_desc.block_shape == [given.ROWS, given.DEPTH]
-        assert given.w_desc.block_shape == [given.COLUMNS, given.DEPTH]
-        assert given.out_desc.block_shape == [given.ROWS, given.COLUMNS // 2]
-        assert (*x.shape, len(weight)) == (given.rows, given.depth, given.columns)
-        assert grid[0] <= -(-given.rows // given.ROWS) * -(-given.columns // given.COLUMNS)
-        sums = F.linear(x.float(), weight.float()) * given.x_scale[:, None] * given.w_scale
-        if given.BIAS:
-            sums += given.bias.float()
-        if given.GATE != "none":
-            gate, up = sums.unflatten(1, (-1, 2, given.COLUMNS // 2)).unbind(2)
-            gelu = given.GATE == "gelu"
-            sums = ((F.gelu(gate, approximate="tanh") if gelu else F.silu(gate)) * up).flatten(1)
-        out.copy_(sums)
+def product_as_written(grid: tuple[int, ...], given: Any) -> None:
+    x, weight, out = (each.base for each in (given.x_desc, given.w_desc, given.out_desc))
+    assert given.x_desc.block_shape == [given.ROWS, given.DEPTH]
+    assert given.w_desc.block_shape == [given.COLUMNS, given.DEPTH]
+    assert given.out_desc.block_shape == [given.ROWS, given.COLUMNS // 2]
+    assert (*x.shape, len(weight)) == (given.rows, given.depth, given.columns)
+    assert grid[0] <= -(-given.rows // given.ROWS) * -(-given.columns // given.COLUMNS)
+    sums = F.linear(x.float(), weight.float()) * given.x_scale[:, None] * given.w_scale
+    if given.BIAS:
+        sums += given.bias.float()
+    if given.GATE != "none":
+        gate, up = sums.unflatten(1, (-1, 2, given.COLUMNS // 2)).unbind(2)
+        gelu = given.GATE == "gelu"
+        sums = ((F.gelu(gate, approximate="tanh") if gelu else F.silu(gate)) * up).flatten(1)
+    out.copy_(sums)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def _kernels(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "processors", lambda device: 2)
     monkeypatch.setattr(module, "GROUP", 1)
     if device == "cpu":
-        monkeypatch.setattr(module, "product_kernel", ProductAsWritten(module.product_kernel))
+        monkeypatch.setattr(module, "product_kernel", AsWritten(module.product_kernel, product_as_written))
         monkeypatch.setattr(products, "on_hopper", lambda device: True)
 
 
@@ -248,6 +247,11 @@ def test_operations_say_what_they_give(device):
         torch.library.opcheck(operation, given, test_utils=("test_schema", "test_faketensor"))
 
 
+def expected_mlp(x: Tensor, norm: Tensor, gates: list[Tensor], down: Tensor) -> Tensor:
+    both = rms_norm(x, norm, 1e-6) @ torch.cat(gates).float().t()
+    return expected_gated(both, with_gelu=True).float() @ down.float().t()
+
+
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_an_mlp(precision, device):
     tokens = TOKENS if device == "cuda" else FEW
@@ -258,8 +262,7 @@ def test_an_mlp(precision, device):
         normal(640, 512, device=device) / 25,
     )
     exact = x.float() + y.float()
-    gated = expected_gated(rms_norm(exact, norm, 1e-6) @ torch.cat(gates).float().t(), with_gelu=True)
-    exact = exact + gated.float() @ downs.float().t()
+    exact = exact + expected_mlp(exact, norm, gates, downs)
     for gate_up, down, within in zip(
         both_ways(gates, precision, device, gated=True),
         both_ways([downs], precision, device, gated=False),
@@ -279,30 +282,26 @@ def test_a_gate_that_no_tile_holds(precision, device):
         weight = pack_weight(list(weights), [], precision, gated=gated, device=device, dtype=torch.bfloat16)
         return spread_by(weight, device) if weight.fused else weight
 
-    gate, up = (normal(192, 640, device=device) / 25 for _ in range(2))
-    down = normal(640, 192, device=device) / 25
-    gate_up, last = packed(gate, up, gated=True), packed(down, gated=False)
+    gates, down = [normal(192, 640, device=device) / 25] * 2, normal(640, 192, device=device) / 25
+    gate_up, last = packed(*gates, gated=True), packed(down, gated=False)
     assert (gate_up.fused, last.fused) == (False, True)
     tokens = TOKENS if device == "cuda" else FEW
     x, y = normal(tokens, 640, device=device), 3 * normal(tokens, 640, device=device)
-    norm = normal(640, device=device)
-    total, rows = add_norm(x, y, None, norm.float() + 2, 1e-6, gate_up)
+    norm = normal(640, device=device).float() + 2
+    total, rows = add_norm(x, y, None, norm, 1e-6, gate_up)
     assert isinstance(rows, Tensor)
-    both = rms_norm(x.float() + y.float(), norm.float() + 2, 1e-6) @ torch.cat([gate, up]).float().t()
-    expected = expected_gated(both, with_gelu=True).float() @ down.float().t()
-    close(
-        multiply(multiply_gated(rows, gate_up, with_gelu=True), last),
-        expected.bfloat16(),
-        {"int8": 0.03, "fp8": 0.1}[precision],
-    )
     close(total, x + y)
+    found = multiply(multiply_gated(rows, gate_up, with_gelu=True), last)
+    expected = expected_mlp(x.float() + y.float(), norm, gates, down)
+    close(found, expected.bfloat16(), {"int8": 0.03, "fp8": 0.1}[precision])
 
 
 @pytest.mark.parametrize("family", ["gemma2", "llama"])
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's, in numpy
 def test_a_stack(precision, family, device, family_model, monkeypatch):
-    folder = str(family_model(family, width=64, layers=3))  # gate and up alternate in blocks of 128 rows
+    width = 64 if precision == "int8" else 256  # in narrower ones float8 is off by more
+    folder = str(family_model(family, width=width, layers=3))
     network: Any = load_network(
         folder, HeadConfig(), seed=0, device="cpu", dtype=torch.float32, quantization="none"
     )
@@ -331,5 +330,5 @@ def test_a_stack(precision, family, device, family_model, monkeypatch):
     found, exact = last_hidden(precision), last_hidden("none")
     monkeypatch.setattr(products, "on_hopper", lambda device: False)
     near = 2 * (last_hidden(precision).float() - exact.float()).norm() / exact.float().norm()
-    assert near < {"int8": 0.1, "fp8": 0.3}[precision]
+    assert near < {"int8": 0.1, "fp8": 0.2}[precision]
     close(found, exact, near if device == "cuda" else 2 * near)
