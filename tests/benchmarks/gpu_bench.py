@@ -111,10 +111,11 @@ class Bench:
         filled = np.cumsum(self.shared_N) >= passes * self.given.token_budget
         return min(int(np.argmax(filled)) + 1 if filled.any() else len(self.pairs), len(self.pairs))
 
-    def filling(self, layout: str, rows: int) -> int:
+    def filling(self, precision: str, layout: str, rows: int) -> int:
         """So many pairs, or up to a quarter fewer: as many as fill passes like all pairs of the pool do."""
         lengths = (self.pairs.prefix.lengths, self.pairs.suffix_ab.lengths)
-        tokens_N, budget = pair_tokens(layout, *lengths, 2), self.given.token_budget
+        tokens_N = pair_tokens(layout, *lengths, 2, self.network(precision).alignment)
+        budget = self.given.token_budget
 
         def fill(count: int) -> float:
             return tokens_N[:count].sum() / len(plan_passes(layout, tokens_N[:count], budget))

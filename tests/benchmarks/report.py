@@ -265,7 +265,7 @@ def gpu_ceiling(rows: list[dict[str, Any]]) -> list[str]:
 
 def gpu_timeline(found: dict[str, Any]) -> list[str]:
     lines = [
-        f"`fp8 shared` on the GPU's timeline, {found['milliseconds']:,.0f} ms: idle {found['idle_share']:.2%}, "
+        f"`{found.get('precision', 'fp8')} shared` on the GPU's timeline, {found['milliseconds']:,.0f} ms: idle {found['idle_share']:.2%}, "
         f"at most {found['longest_gap_ms']:.2f} ms at a time. Kernels by their share:",
         "",
         "| kernel | share | calls | median |",
@@ -278,9 +278,9 @@ def gpu_timeline(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def gpu_memory(found: dict[str, float]) -> list[str]:
+def gpu_memory(found: dict[str, Any]) -> list[str]:
     return [
-        f"One `fp8 shared` replica: weights {found['weights_gib']:.1f} GiB, at its peak "
+        f"One `{found.get('precision', 'fp8')} shared` replica: weights {found['weights_gib']:.1f} GiB, at its peak "
         f"{found['allocated_gib']:.1f} GiB in use and {found['reserved_gib']:.1f} GiB reserved."
     ]
 
@@ -319,17 +319,20 @@ def gpu_scaling(rows: list[dict[str, Any]]) -> list[str]:
 
 def same_answers(results: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "Distances of probabilities are from `bf16 single`; the last columns are of the same rows in several batches.",
+        "Distances of probabilities are from `bf16 single`, from `fp32 single`, and from what the same way gives "
+        "each row alone; the last columns are of the same rows in several batches.",
         "",
-        "| way | mean distance | 99th percentile | largest | other winner | accuracy | log loss | spread over batches, mean | largest |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| way | mean distance | 99th percentile | largest | from fp32, mean | from alone, mean | largest "
+        "| over batches, mean | largest | other winner | accuracy | log loss |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    columns = ("mean_abs", "p99_abs", "max_abs", "float32_mean_abs", "alone_mean_abs", "alone_max_abs",
+               "batch_spread_mean", "batch_spread_max")  # fmt: skip
     for row in results:
-        spreads = (row.get(f"batch_spread_{name}") for name in ("mean", "max"))
-        cells = " | ".join("" if spread is None else f"{spread:.5f}" for spread in spreads)
+        cells = " | ".join(f"{row[name]:.5f}" if name in row else "" for name in columns)
         lines.append(
-            f"| {row['way']} | {row['mean_abs']:.5f} | {row['p99_abs']:.5f} | {row['max_abs']:.5f} "
-            f"| {row['other_winner']:.2%} | {row['accuracy']:.4f} | {row['log_loss']:.4f} | {cells} |"
+            f"| {row['way']} | {cells} "
+            f"| {row['other_winner']:.2%} | {row['accuracy']:.4f} | {row['log_loss']:.4f} |"
         )
     return lines
 

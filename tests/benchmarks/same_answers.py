@@ -6,12 +6,14 @@ The classifier should be trained on votes of people, and the rows be ones that i
 precision and how sequences share a pass:
 
     single           the network of transformers, one sequence at a time; `bf16 single` is the reference
+    eager            the same with attention in the plainest way: other sums of the same numbers
     packed, shared   the engine on a stack
     recipe           the recipe's loop: sorted batches of 32, padded, in fp16 autocast, its adapter unmerged
 
-For each: how far its probabilities (both orders, averaged) are from the reference, and its accuracy and log
-loss on the votes. Then the same rows in ten batches, each time with other rows beside them: how far apart a
-row's probabilities are. Writes results/same_answers.json, or --json, anew after every way.
+For each: how far its probabilities (both orders, averaged) are from the reference and from `fp32 single`, and
+its accuracy and log loss on the votes. Then how far they are from those that the same way gives some rows,
+each alone; and a few rows in ten batches, each time with other rows beside them: how far apart a row's
+probabilities are. Writes results/same_answers.json, or --json, anew after every way.
 """
 
 import argparse
@@ -39,9 +41,9 @@ from wsdm_ray.storage import local_copy
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 
 BOTH = (Ordering.AB, Ordering.BA)
-REFERENCE = "bf16 single"
+REFERENCE, FLOAT32 = "bf16 single", "fp32 single"
 WAYS = (
-    *(REFERENCE, "fp32 single", "bf16 packed", "bf16 shared"),
+    *(REFERENCE, FLOAT32, "bf16 eager", "bf16 packed", "bf16 shared"),
     *("int8 packed", "int8 shared", "fp8 packed", "fp8 shared", "bnb-int8 recipe"),
 )
 BATCH = 32
@@ -61,6 +63,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000, help="at most, chosen at random")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--token-budget", type=int, default=16_384)
+    parser.add_argument("--alone-rows", type=int, default=100, help="that run alone, too")
     parser.add_argument("--repeated-rows", type=int, default=20, help="that run in several batches")
     parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--others", type=int, default=44, help="rows beside them in each batch")
@@ -80,18 +83,25 @@ def main() -> None:
     def probabilities(log_odds_NO: np.ndarray) -> np.ndarray:
         return combine(to_probability(log_odds_NO, manifest.temperature)).astype(np.float64)
 
-    reference_N, results = np.array([]), []
+    found_N: dict[str, np.ndarray] = {}
+    results: list[dict[str, Any]] = []
     for way in ways:
         score = scorer_of(way, given.model, given.base, budget)
         started = time.monotonic()
         prob_N = probabilities(score(pairs))
         seconds = time.monotonic() - started
-        if way == REFERENCE:
-            reference_N = prob_N
-        found = {"way": way} | compared(prob_N, reference_N) | on_votes(prob_N, votes.prob_a_N)
-        if not way.endswith("single"):
+        found_N[way] = prob_N
+        found = {"way": way} | compared(prob_N, found_N[REFERENCE]) | on_votes(prob_N, votes.prob_a_N)
+        if not way.endswith(("single", "eager")):
+            some = np.arange(min(given.alone_rows, len(pairs)))
+            alone = np.concatenate([probabilities(score(take(pairs, some[[row]]))) for row in some])
+            apart = compared(prob_N[some], alone)
+            found |= {f"alone_{name}": apart[name] for name in ("mean_abs", "max_abs")}
             found |= repeated(lambda some, score=score: probabilities(score(some)), pairs, given)
         results.append(found | {"seconds": seconds})
+        for result in results if FLOAT32 in found_N else []:
+            far = compared(found_N[result["way"]], found_N[FLOAT32])
+            result["float32_mean_abs"] = far["mean_abs"]
         print(results[-1], flush=True)
         left_out = ("model", "base", "pairs", "json")
         settings = {name: value for name, value in vars(given).items() if name not in left_out}
@@ -111,6 +121,8 @@ def scorer_of(way: str, folder: str, base: str | None, token_budget: int) -> Sco
     if kind == "single":
         return lambda pairs: score_single(network, pairs)
     inner(network).set_attn_implementation("eager")
+    if kind == "eager":
+        return lambda pairs: score_single(network, pairs)
 
     def recipe(pairs: EncodedPairs) -> np.ndarray:
         sequences = sequences_of(pairs)

@@ -9,11 +9,13 @@ Random weights of the shape and random pairs with the lengths of real votes, in 
 
     speed     every way in turns: pairs/s, and tokens/s, real tokens of both orderings for every way
     ceiling   the four products of a layer alone, of as many tokens as a pass
-    timeline  ten passes of `fp8 shared` on the GPU's timeline: its idle share, and where the time goes
-    memory    the most that one `fp8 shared` replica takes of the GPU
+    timeline  ten passes of the layout `shared` on the GPU's timeline: its idle share, where the time goes
+    memory    the most that one replica takes of the GPU in that layout
     start     a new process: from its start with weights on disk to its first scored pass; with empty and
               with full compile caches
     scaling   `wsdm_ray.scoring.pipeline` with one replica, then with one on each of `--gpus`
+
+The last four are in the precision `--served`.
 
 The recipe's loop and the pipeline run on sorted batches, chosen evenly among those of all `--pool` pairs,
 ours on the first pairs of the pool, so many that their passes are about as full as those of all; pairs/s are
@@ -72,7 +74,9 @@ def main() -> None:
     parser.add_argument("--token-budget", type=int, default=MOST_TOKENS)
     parser.add_argument("--recipe-batch", type=int, default=32)
     parser.add_argument("--pipeline-batch", type=int, default=8)
-    parser.add_argument("--served", default="fp8", help="precision of start and scaling")
+    parser.add_argument(
+        "--served", default="fp8", choices=PRECISIONS, help="precision of the last four parts"
+    )
     parser.add_argument("--stored", default="fp8", choices=("bf16", "fp8"), help="weights of their model")
     parser.add_argument("--gpus", type=int, default=2, help="of scaling")
     parser.add_argument("--rows", type=int, default=1_200, help="of scaling")
@@ -137,7 +141,7 @@ def take_turn(bench: Bench, way: str) -> dict[str, Any]:
 
 
 def run_ours(bench: Bench, precision: str, layout: str, rows: int) -> dict[str, Any]:
-    rows = bench.filling(layout, rows)
+    rows = bench.filling(precision, layout, rows)
     if f"{precision} {layout}" not in bench.warm:
         bench.score(precision, layout, bench.rows_of(2))
         bench.warm.add(f"{precision} {layout}")
@@ -223,14 +227,14 @@ def ceiling(bench: Bench) -> Iterator[list[dict[str, Any]]]:
 
 
 def timeline(bench: Bench) -> Iterator[dict[str, Any]]:
-    rows = bench.rows_of(PROFILED_PASSES)
-    bench.drop(keep="fp8")
-    bench.score("fp8", "shared", bench.rows_of(2))
+    rows, served = bench.rows_of(PROFILED_PASSES), bench.given.served
+    bench.drop(keep=served)
+    bench.score(served, "shared", bench.rows_of(2))
     activities = [torch.profiler.ProfilerActivity.CPU]
     if bench.device == "cuda":
         activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
-        bench.score("fp8", "shared", rows)
+        bench.score(served, "shared", rows)
         bench.wait()
     kind = DeviceType.CUDA if bench.device == "cuda" else DeviceType.CPU
     events = [
@@ -240,18 +244,19 @@ def timeline(bench: Bench) -> Iterator[dict[str, Any]]:
     ]
     found = timeline_of(events)
     print(json.dumps(found, indent=1), flush=True)
-    yield found | {"pairs": rows}
+    yield found | {"precision": served, "pairs": rows}
 
 
-def memory(bench: Bench) -> Iterator[dict[str, float]]:
+def memory(bench: Bench) -> Iterator[dict[str, Any]]:
+    served = bench.given.served
     bench.drop()
-    bench.network("fp8")
+    bench.network(served)
     weights = 0
     if bench.device == "cuda":
         weights = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-    bench.score("fp8", "shared", bench.rows_of(PROFILED_PASSES))
-    found = {"weights_gib": weights / 2**30, **peak_memory()}
+    bench.score(served, "shared", bench.rows_of(PROFILED_PASSES))
+    found = {"precision": served, "weights_gib": weights / 2**30, **peak_memory()}
     print(found, flush=True)
     yield found
 

@@ -282,9 +282,9 @@ class BlockVisibility:
     def look(self, layout: Layout) -> "BlockVisibility":
         """Take the pass that comes next; returns itself.
 
-        Padding is a group of its own in each `BLOCK` tokens: it costs no more than these.
+        Padding is a group of its own in each block: it costs no more than these.
         """
-        alone = -1 - np.arange(self.places.shape[1]) // BLOCK
+        alone = -1 - np.arange(self.places.shape[1]) // self.tiling.alignment
         rows = places_of(np.where(layout.groups_BT < 0, alone, layout.groups_BT), layout)
         self.places.copy_(to_device(rows[:, 0], self.places.device))
         longest, found = int(layout.positions_BT.max()) + 1, {}
@@ -304,6 +304,10 @@ class BlockVisibility:
         block = (self.tiling.queries, self.tiling.keys)
         parts = [run(rows, self.places, window, block) for rows in self.places.split(ROWS_AT_ONCE, 1)]
         some, whole = (torch.cat(each) for each in zip(*parts, strict=True))
+        # Blocks seen in whole come last, and a block of queries in which one group ends and another begins
+        # sees none in whole: where there are such, none counts as whole, so that neighbours change no order.
+        if self.tiling.queries > self.tiling.alignment:
+            whole = torch.zeros_like(whole)
         part = some & ~whole
         return [each for flags in (part, whole) for each in ordered(flags)]
 
@@ -368,6 +372,13 @@ class Tiling(NamedTuple):
     keys: int = BLOCK
     flex: Any = None
     capped: bool = False
+
+    @property
+    def alignment(self) -> int:
+        """Tokens of which groups have to begin at multiples, for their keys to be cut into the same blocks
+        wherever they are in a pass: attention then adds up the same numbers in the same order.
+        """
+        return self.keys
 
 
 WIDE = Tiling(128, 64, {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_TMA": True})

@@ -43,13 +43,13 @@ from wsdm_ray.modeling.products import (
     rms_norm,
     take,
 )
-from wsdm_ray.packing.layouts import Layout
+from wsdm_ray.packing.layouts import Layout, round_up
 
-__all__ = ["Stack", "StackClassifier", "in_one_row", "round_up", "whole_blocks"]
+__all__ = ["Stack", "StackClassifier", "in_one_row", "whole_blocks"]
 
 LAST_ROWS = 256
-"""Last tokens that a compiled layer finishes at a time: one shape for any number of orderings, and more than
-the 16 rows that int8 products on GPUs need."""
+"""Last tokens that a compiled layer finishes at a time: one shape, and one order of sums, for any number of
+orderings, and more than the 16 rows that int8 products on GPUs need."""
 
 COMPILATIONS = 64
 """Of one function in one process: a few for each model and number of tokens. Beyond its own limit of 8,
@@ -160,13 +160,21 @@ class Stack(nn.Module):
         """A norm's weight as it multiplies: float32, with the family's offset."""
         return weight_D.detach().to(self.to_device["device"], torch.float32) + self.shape.family.norm_offset
 
-    def forward(self, tokens_T: Tensor, positions_T: Tensor, sight: Visibility, last_S: Tensor) -> Tensor:
-        """Normed hidden states of the tokens at `last_S`: [S, D], in the type of the embedding.
+    def forward(
+        self,
+        tokens_T: Tensor,
+        positions_T: Tensor,
+        sight: Visibility,
+        last_S: Tensor,
+        head: Callable[[Tensor], Tensor] = lambda x_SD: x_SD,
+    ) -> Tensor:
+        """What `head` gives of the tokens at `last_S`: [S, ...].
 
         Args:
             tokens_T, positions_T: int64.
             sight: who sees whom.
             last_S: int64, places in 0..T.
+            head: of normed hidden states [S, D], in the type of the embedding; by default themselves.
         """
         shape = self.shape
         x_TD = F.embedding(tokens_T, self.embedding_VD)
@@ -187,18 +195,15 @@ class Stack(nn.Module):
             a_TD = attend(q, k, v, layer, kind)
             x_TD, q, k, v = self.go_on(x_TD, a_TD, layer, following, rotations[next_kind], shape, late)
         a_TD = attend(q, k, v, self.layers[-1], shape.kinds[-1])
-        x_SD = self.finish_last(x_TD, a_TD, self.layers[-1], last_S)
-        return rms_norm(x_SD, self.norm_D, shape.norm_epsilon)
 
-    def finish_last(self, x_TD: Tensor, a_TD: Tensor | Rows, layer: Layer, last_S: Tensor) -> Tensor:
-        """What the last layer makes of the tokens at `last_S`: [S, D]."""
+        def end(rows: Tensor) -> Tensor:
+            x_SD = self.finish(x_TD[rows], take(a_TD, rows), self.layers[-1], shape)
+            return head(rms_norm(x_SD, self.norm_D, shape.norm_epsilon))
+
         if self.finish is finish:
-            return finish(x_TD[last_S], take(a_TD, last_S), layer, self.shape)
+            return end(last_S)
         padded = F.pad(last_S, (0, -len(last_S) % LAST_ROWS))
-        parts = [
-            self.finish(x_TD[rows], take(a_TD, rows), layer, self.shape) for rows in padded.split(LAST_ROWS)
-        ]
-        return torch.cat(parts)[: len(last_S)]
+        return torch.cat([end(rows) for rows in padded.split(LAST_ROWS)])[: len(last_S)]
 
     def rotation(self, x_TD: Tensor, positions_T: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         """Cosines and sines of each position for layers of `kind`: [T, W] each."""
@@ -232,8 +237,15 @@ class StackClassifier(nn.Module):
             to_device(each.reshape(-1), device)
             for each in (layout.tokens_BT, layout.positions_BT, layout.last_S)
         )
-        last_SD = self.stack(tokens_T, positions_T, self.sight_of(layout), last_S)
-        return self.score(last_SD.to(next(self.score.parameters()).dtype)).float()
+        dtype = next(self.score.parameters()).dtype
+        return self.stack(
+            tokens_T, positions_T, self.sight_of(layout), last_S, lambda x_SD: self.score(x_SD.to(dtype))
+        ).float()
+
+    @property
+    def alignment(self) -> int:
+        """Of groups in a pass (`lay_out`), so that neighbours change no bit of a result."""
+        return self.stack.tiling.alignment if self.sparse else 1
 
     def sight_of(self, layout: Layout) -> Visibility:
         kinds, window = set(self.stack.shape.kinds), self.stack.shape.window
@@ -264,10 +276,6 @@ class StackClassifier(nn.Module):
 def whole_blocks(tokens: int) -> int:
     """`tokens`, rounded up to a multiple of `BLOCK`."""
     return round_up(tokens, BLOCK)
-
-
-def round_up(number: int, step: int) -> int:
-    return -(-number // step) * step
 
 
 def in_one_row(layout: Layout, row_tokens: int = 0) -> Layout:

@@ -14,12 +14,15 @@ compares positions too.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from wsdm_ray.packing.ragged import Ragged
 
-__all__ = ["Layout", "lay_out"]
+__all__ = ["Layout", "lay_out", "round_up"]
+
+Number = TypeVar("Number", int, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ def lay_out(
     pairs: np.ndarray,
     pad_id: int = 0,
     row_tokens: int = 0,
+    alignment: int = 1,
 ) -> Layout:
     """The pass that holds `pairs` (int [P]), each with one ordering a member of `suffixes`.
 
@@ -67,40 +71,41 @@ def lay_out(
         suffixes: the rest of each ordering, one `Ragged` an ordering.
         pad_id: token of the padding.
         row_tokens: pad each row to at least so many tokens.
+        alignment: groups begin at multiples of it, with padding between them, and rows end there.
     """
-    runs: list[list[tuple[np.ndarray, int, int, int]]] = []  # a row: (ids, first position, group, branch)
-    ends: list[tuple[int, int]] = []  # of each ordering: its row, the index of the run that ends it
-    if layout != "padded":
-        runs.append([])
+    placed: list[tuple[int, int, np.ndarray, int, int, int]] = []  # row, place, ids, position, group, branch
+    filled: list[int] = [] if layout == "padded" else [0]  # places of each row so far
+    last: list[tuple[int, int]] = []  # row and place
+
+    def put(ids: np.ndarray, first: int, group: int, branch: int) -> None:
+        placed.append((len(filled) - 1, filled[-1], ids, first, group, branch))
+        filled[-1] += len(ids)
+
     for number, pair in enumerate(pairs.tolist()):
         head = prefix[pair]
-        if layout == "shared":
-            runs[0].append((head, 0, number, 0))
         for ordering, suffix in enumerate(suffixes):
             if layout == "padded":
-                runs.append([])
-            group, branch = (number, ordering + 1) if layout == "shared" else (len(ends), 0)
-            if layout != "shared":
-                runs[-1].append((head, 0, group, branch))
-            runs[-1].append((suffix[pair], len(head), group, branch))
-            ends.append((len(runs) - 1, len(runs[-1]) - 1))
+                filled.append(0)
+            group, branch = (number, ordering + 1) if layout == "shared" else (len(last), 0)
+            if layout != "shared" or not ordering:
+                filled[-1] = round_up(filled[-1], alignment)
+                put(head, 0, group, 0)
+            put(suffix[pair], len(head), group, branch)
+            last.append((len(filled) - 1, filled[-1] - 1))
 
-    width = max([sum(len(run[0]) for run in row) for row in runs] + [row_tokens, 1])
-    tokens = np.full((len(runs), width), pad_id, np.int64)
-    positions = np.zeros((len(runs), width), np.int64)
-    groups = np.full((len(runs), width), -1, np.int32)
-    branches = np.zeros((len(runs), width), np.int32)
-    run_ends: list[list[int]] = []
-    for row, row_runs in enumerate(runs):
-        at = 0
-        run_ends.append([])
-        for ids, first, group, branch in row_runs:
-            here = slice(at, at + len(ids))
-            tokens[row, here] = ids
-            positions[row, here] = np.arange(first, first + len(ids))
-            groups[row, here] = group
-            branches[row, here] = branch
-            at += len(ids)
-            run_ends[-1].append(at - 1)
-    last = np.asarray([row * width + run_ends[row][run] for row, run in ends], np.int64)
-    return Layout(tokens, positions, groups, branches, last)
+    width = round_up(max([*filled, row_tokens, 1]), alignment)
+    shape = (len(filled), width)
+    tokens, positions = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
+    groups, branches = np.full(shape, -1, np.int32), np.zeros(shape, np.int32)
+    for row, at, ids, first, group, branch in placed:
+        here = slice(at, at + len(ids))
+        tokens[row, here] = ids
+        positions[row, here] = np.arange(first, first + len(ids))
+        groups[row, here] = group
+        branches[row, here] = branch
+    return Layout(tokens, positions, groups, branches, np.asarray([row * width + at for row, at in last]))
+
+
+def round_up(number: Number, step: int) -> Number:
+    """The next multiple of `step`."""
+    return -(-number // step) * step

@@ -15,18 +15,24 @@ from bisect import bisect_left, insort
 
 import numpy as np
 
+from wsdm_ray.packing.layouts import round_up
+
 __all__ = ["pair_tokens", "pass_tokens", "plan_passes", "plan_passes_at_least"]
 
 
-def pair_tokens(layout: str, prefix_N: np.ndarray, suffix_N: np.ndarray, num_orderings: int) -> np.ndarray:
-    """Tokens that each pair takes in `layout` before padding: int64 [N].
+def pair_tokens(
+    layout: str, prefix_N: np.ndarray, suffix_N: np.ndarray, num_orderings: int, alignment: int = 1
+) -> np.ndarray:
+    """Tokens that each pair takes in `layout`, with the padding that aligns what follows: int64 [N].
 
     Args:
         prefix_N: int [N], tokens of what both orderings share (the prompt).
         suffix_N: int [N], tokens of the rest of one ordering.
+        alignment: as `lay_out` takes it.
     """
-    shared = prefix_N + num_orderings * suffix_N
-    return np.asarray(shared if layout == "shared" else num_orderings * (prefix_N + suffix_N), np.int64)
+    in_group = num_orderings if layout == "shared" else 1
+    groups = num_orderings // in_group
+    return np.asarray(groups * round_up(prefix_N + in_group * suffix_N, alignment), np.int64)
 
 
 def pass_tokens(layout: str, tokens: np.ndarray) -> int:

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from wsdm_ray.errors import ModelError, WsdmRayError
 from wsdm_ray.modeling.attention import BLOCK
 from wsdm_ray.modeling.classifier import first_wins, ordering_logits
-from wsdm_ray.modeling.stack import StackClassifier, in_one_row, round_up, whole_blocks
-from wsdm_ray.packing.layouts import lay_out
+from wsdm_ray.modeling.stack import StackClassifier, in_one_row, whole_blocks
+from wsdm_ray.packing.layouts import lay_out, round_up
 from wsdm_ray.packing.plan import pair_tokens, pass_tokens, plan_passes
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import Ordering
@@ -166,6 +166,7 @@ def log_odds(
         token_budget=token_budget,
         most_tokens=token_budget if most_tokens is None else most_tokens,
         fixed_rows=isinstance(network, StackClassifier) and network.fixed_rows,
+        alignment=network.alignment if isinstance(network, StackClassifier) else 1,
         at_once=passes_at_once(network) if not alone else 1,  # one that loses the GPU is to be known
         alone=set(alone),
         errors_N=np.full(len(pairs), None, object),
@@ -221,6 +222,7 @@ class Runs:
     token_budget: int
     most_tokens: int
     fixed_rows: bool
+    alignment: int
     at_once: int
     alone: set[int]
     errors_N: np.ndarray
@@ -231,8 +233,9 @@ class Runs:
     def run(self, prefix: Ragged, sides: Sequence[Ragged], rows: np.ndarray) -> np.ndarray:
         """Log-odds that the first response wins: float32 [N, sides], NaN but for `rows` (int [R])."""
         found_NS = np.full((len(prefix), len(sides)), np.nan, np.float32)
-        tokens_N = pair_tokens(self.layout, prefix.lengths, sides[0].lengths, len(sides))
-        waiting = self.plan(tokens_N, self.within(tokens_N, rows))
+        lengths = prefix.lengths, sides[0].lengths, len(sides)
+        tokens_N = pair_tokens(self.layout, *lengths, self.alignment)
+        waiting = self.plan(tokens_N, self.within(pair_tokens(self.layout, *lengths), rows))
         while waiting or self.started:
             while waiting and len(self.started) < self.at_once and not self.fails():
                 indices = waiting.popleft()
@@ -317,7 +320,7 @@ class Runs:
         """One pair, a pass each ordering: what is left to try where both together take too much memory."""
         columns = []
         for side in sides:
-            tokens_N = pair_tokens(self.layout, prefix.lengths, side.lengths, 1)
+            tokens_N = pair_tokens(self.layout, prefix.lengths, side.lengths, 1, self.alignment)
             size = self.least(int(tokens_N[indices[0]]))
             found = self.finish(self.start(prefix, [side], indices, size))
             if isinstance(found, Failure):
@@ -329,7 +332,7 @@ class Runs:
         """Have the pass of these pairs run, filled up to `size` tokens where rows are fixed."""
 
         def run() -> Started:
-            batch = lay_out(self.layout, prefix, sides, indices)
+            batch = lay_out(self.layout, prefix, sides, indices, alignment=self.alignment)
             if self.fixed_rows:
                 batch = in_one_row(batch, size)
             found = Arriving(first_wins(ordering_logits(self.network, batch)))

@@ -1,12 +1,13 @@
 """Masks: who sees whom, by hand and by a loop that follows the rule word for word."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wsdm_ray.modeling.attention import (
@@ -30,7 +31,7 @@ from wsdm_ray.modeling.attention import (
     visible,
 )
 from wsdm_ray.modeling.stack import rotate
-from wsdm_ray.packing.layouts import lay_out
+from wsdm_ray.packing.layouts import Layout, lay_out
 from wsdm_ray.packing.ragged import Ragged
 
 
@@ -41,12 +42,15 @@ class Config:
         vars(self).update(values)
 
 
-def layout_of(kind: str, prefixes: list[int], suffixes: list[int], row_tokens: int = 0):
+def layout_of(
+    kind: str, prefixes: list[int], suffixes: list[int], row_tokens: int = 0, alignment: int = 1
+) -> Layout:
     """A layout of both orderings of pairs with prefixes and suffixes of these lengths."""
     prefix, suffix = (
         Ragged.from_lists([np.ones(size, np.int32) for size in sizes]) for sizes in (prefixes, suffixes)
     )
-    return lay_out(kind, prefix, [suffix, suffix], np.arange(len(prefixes)), row_tokens=row_tokens)
+    pairs = np.arange(len(prefixes))
+    return lay_out(kind, prefix, [suffix, suffix], pairs, row_tokens=row_tokens, alignment=alignment)
 
 
 def rows(seen: torch.Tensor) -> list[str]:
@@ -148,6 +152,7 @@ def test_soft_capped_scores_are_computed_eagerly():
 
 
 KINDS = {"full_attention", "sliding_attention"}
+EVERY_TILING = [Tiling(), WIDE, NARROW, CAPPED]
 
 
 def blocks_of(sight: BlockVisibility, kind: str) -> np.ndarray:
@@ -163,9 +168,7 @@ def blocks_of(sight: BlockVisibility, kind: str) -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize(
-    "tiling", [Tiling(), WIDE, NARROW, CAPPED], ids=["plain", "wide", "narrow", "capped"]
-)
+@pytest.mark.parametrize("tiling", EVERY_TILING, ids=["plain", "wide", "narrow", "capped"])
 @pytest.mark.parametrize("window", [16, 300, 349, 350])  # of up to 350 tokens
 @pytest.mark.parametrize("layout", ["packed", "shared"])
 def test_blocks_say_what_the_rule_says(layout, window, tiling):
@@ -174,16 +177,60 @@ def test_blocks_say_what_the_rule_says(layout, window, tiling):
     for sizes in (([200, 3], [150, 20]), ([10], [40])):  # the second pass overwrites the first
         given = layout_of(layout, *sizes, row_tokens=6 * BLOCK)
         sight.look(given)
-        blocks = -1 - np.arange(6 * BLOCK) // BLOCK  # padding is a group of its own in each block
+        blocks = -1 - np.arange(6 * BLOCK) // tiling.alignment  # padding is a group of its own in each
         given = dataclasses.replace(given, groups_BT=np.where(given.groups_BT < 0, blocks, given.groups_BT))
         for kind in KINDS:
             seen = visible(given, window if kind == "sliding_attention" else None, "cpu")[0].numpy()
             tiles = seen.reshape(queries, tiling.queries, keys, tiling.keys).swapaxes(1, 2)
             tiles = tiles.reshape(queries, keys, -1)
-            assert (blocks_of(sight, kind) == tiles.any(-1) * 1 + tiles.all(-1) * 1).all()
+            whole = tiles.all(-1) & (tiling.queries <= tiling.keys)
+            assert (blocks_of(sight, kind) == tiles.any(-1) * 1 + whole * 1).all()
             rule = sight.sees(sight.windows[kind])
             places = torch.arange(6 * BLOCK)
             assert (rule(places[0], places[0], places[:, None], places[None]).numpy() == seen).all()
+
+
+def keys_in_turn(sight: BlockVisibility, kind: str, query: int, first: int) -> list[tuple[int, bool, bytes]]:
+    """The blocks of keys that a query sees anything of, in the order of the sums: how far they are from
+    `first`, whether the rule is asked, and what it says of their keys.
+    """
+    keys, row, found = sight.tiling.keys, query // sight.tiling.queries, []
+    part, part_places, whole, whole_places = (each[0, 0] for each in key_blocks(sight.masks[kind]))
+    rule = sight.sees(sight.windows[kind])
+    for asked, count, places in ((True, part, part_places), (False, whole, whole_places)):
+        for block in places[row, : int(count[row])].tolist():
+            at = torch.arange(block * keys, block * keys + keys)
+            seen = (
+                rule(at[0], at[0], torch.tensor(query), at) if asked else torch.ones(keys, dtype=torch.bool)
+            )
+            if seen.any():
+                found.append((block * keys - first, asked, seen.numpy().tobytes()))
+    return found
+
+
+@pytest.mark.parametrize("tiling", EVERY_TILING, ids=["plain", "wide", "narrow", "capped"])
+@pytest.mark.parametrize("layout", ["packed", "shared"])
+@settings(max_examples=8)
+@example([(1, 1)], [])  # one block alone: blocks of more queries than keys have another half of them
+@given(*[st.lists(st.tuples(st.integers(0, 150), st.integers(1, 90)), max_size=2)] * 2)
+def test_neighbours_do_not_change_what_is_added_up_in_which_order(layout, tiling, before, after):
+    mine, window, tokens, groups = (90, 70), 100, 20 * BLOCK, 1 if layout == "shared" else 2
+
+    def turns(
+        before: list[tuple[int, int]], after: list[tuple[int, int]]
+    ) -> dict[tuple[int, int, str], list[tuple[int, bool, bytes]]]:
+        """`keys_in_turn` of some queries of `mine`."""
+        prefixes, suffixes = zip(*before, mine, *after, strict=True)
+        given = layout_of(layout, list(prefixes), list(suffixes), tokens, tiling.alignment)
+        sight = BlockVisibility(tokens, KINDS, window, "cpu", tiling).look(given)
+        found = {}
+        for group in range(groups):
+            places = np.flatnonzero(given.groups_BT[0] == len(before) * groups + group)
+            for kind, at in itertools.product(KINDS, (0, 31, 64, 100, len(places) - 1)):
+                found[group, at, kind] = keys_in_turn(sight, kind, int(places[at]), int(places[0]))
+        return found
+
+    assert turns(before, after) == turns([], [])
 
 
 @pytest.mark.parametrize(("window", "looks"), [(349, [349, None]), (350, [None])])

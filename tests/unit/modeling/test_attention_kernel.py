@@ -120,6 +120,33 @@ def test_any_even_number_of_heads(groups, float8, device):
             assert off < (0.03 if float8 else 0.005)
 
 
+def test_neighbours_change_no_bit(device):
+    tokens, mine, found = 6 * BLOCK, 90 + 2 * 70, []
+    torch.manual_seed(0)
+    own, others = (torch.randn(size, 4 * 256).to(device).bfloat16() for size in (mine, tokens))
+    for before, after in (([], []), ([(40, 31)], []), ([(150, 2)], [(3, 60)]), ([], [(200, 100)])):
+        prefix, suffix = (
+            Ragged.from_lists([np.ones(size, np.int32) for size in sizes])
+            for sizes in zip(*before, (90, 70), *after, strict=True)
+        )
+        given = lay_out(
+            "shared", prefix, [suffix, suffix], np.arange(len(prefix)), row_tokens=tokens,
+            alignment=CAPPED.alignment,
+        )  # fmt: skip
+        at = np.flatnonzero(given.groups_BT[0] == len(before))
+        rows = others.clone()
+        rows[at] = own
+        q, k, v = rows.unflatten(1, (4, 256)).transpose(0, 1).split([2, 1, 1])
+        angles = torch.from_numpy(given.positions_BT[0])[:, None] / torch.arange(1, 129)
+        rotation = tuple(each.repeat(1, 2).to(device).bfloat16() for each in (angles.cos(), angles.sin()))
+        sight = BlockVisibility(tokens, KINDS, 100, device, CAPPED).look(given)
+        heads = Heads(q, k, v, 0.06, 20.0, (rotation[0], rotation[1]))
+        out = [sight.attend(heads, kind) for kind in sorted(KINDS)]
+        found.append(torch.stack([each[at] for each in out if isinstance(each, torch.Tensor)]))
+    assert found[0].shape == (2, mine, 2 * 256)
+    assert all(torch.equal(each, found[0]) for each in found[1:])
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 @pytest.mark.parametrize("precision", ["none", "fp8"])
 def test_in_a_whole_stack(precision, family_model, device):

@@ -145,6 +145,27 @@ def test_sparse_attention_in_the_whole_stack(network):
     assert list(stack.sights) == [384]
 
 
+@pytest.mark.parametrize("kind", ["packed", "shared"])
+def test_a_row_is_the_same_in_any_pass(network, kind):
+    """To the bit on a GPU; on a CPU, whose products differ with their number of rows, nearly."""
+    on_gpu, backbone = torch.cuda.is_available(), copy.deepcopy(network.get_submodule("model"))
+    place = {"device": "cuda", "dtype": torch.bfloat16} if on_gpu else {}
+    stack = StackClassifier(
+        Stack(backbone.get_parameter, network.config, backbone.rotary_emb, **place),
+        copy.deepcopy(network.get_submodule("score")),
+    )
+    pairs, found = pairs_of(LENGTHS), []
+    for rows in ([2], [4, 2], [2, 0, 1], [3, 1, 2, 0, 4]):
+        layout = lay_out(kind, pairs[0], pairs[1:], np.array(rows), alignment=stack.alignment)
+        with torch.inference_mode():
+            logits = stack(in_one_row(layout, 1024))
+        found.append(logits.unflatten(0, (len(rows), 2))[rows.index(2)].cpu())
+    if on_gpu:
+        assert all(torch.equal(each, found[0]) for each in found)
+    for each in found:
+        torch.testing.assert_close(each, found[0], atol=1e-5, rtol=0)
+
+
 def test_one_row_of_a_pass():
     prompts, first, second = pairs_of([(1, 1, 1), (2, 2, 1)])
     rows = lay_out("padded", prompts, [first, second], np.arange(2))

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsdm_ray.packing.layouts import Layout, lay_out
+from wsdm_ray.packing.plan import pair_tokens, pass_tokens
 from wsdm_ray.packing.ragged import Ragged
 
 LAYOUTS = ("padded", "packed", "shared")
@@ -86,6 +87,28 @@ def test_rows_are_padded_to_a_width(kind, batch, width):
     assert wide.num_tokens == narrow.num_tokens
 
 
+@pytest.mark.parametrize("kind", LAYOUTS)
+@given(batches(), st.integers(1, 20))
+def test_groups_begin_at_multiples_of_the_alignment(kind, batch, alignment):
+    prefix, suffixes, pairs = batch
+    dense = lay_out(kind, prefix, suffixes, pairs, pad_id=PAD)
+    layout = lay_out(kind, prefix, suffixes, pairs, pad_id=PAD, alignment=alignment)
+    assert sequences(layout) == sequences(dense)
+    assert layout.num_tokens == dense.num_tokens
+    assert (layout.tokens_BT[layout.groups_BT < 0] == PAD).all()
+    assert layout.tokens_BT.shape[1] % alignment == 0
+    groups = layout.groups_BT.reshape(-1)
+    for group in range(groups.max() + 1):
+        places = np.flatnonzero(groups == group)
+        assert places[0] % alignment == 0
+        assert places.tolist() == list(range(places[0], places[0] + len(places))), "no gap within a group"
+    lengths = prefix.lengths[pairs], suffixes[0].lengths[pairs]
+    same_length = all((each.lengths == suffixes[0].lengths).all() for each in suffixes)
+    if same_length:  # as those of both orderings are
+        tokens = pair_tokens(kind, *lengths, len(suffixes), alignment)
+        assert layout.tokens_BT.size == pass_tokens(kind, tokens)
+
+
 def test_shared_by_hand():
     prefix = Ragged.from_lists([np.array([1, 2]), np.array([3])])
     ab = Ragged.from_lists([np.array([11, 12]), np.array([13])])
@@ -96,3 +119,11 @@ def test_shared_by_hand():
     assert layout.groups_BT.tolist() == [[0, 0, 0, 0, 0, 0, 1, 1, 1, -1]]
     assert layout.branches_BT.tolist() == [[0, 0, 1, 1, 2, 2, 0, 1, 2, 0]]
     assert layout.last_S.tolist() == [3, 5, 7, 8]
+
+
+def test_packed_and_aligned_by_hand():
+    prefix, suffix = (Ragged.from_lists([np.array(ids)]) for ids in ([1, 2], [3]))
+    layout = lay_out("packed", prefix, [suffix, suffix], np.array([0]), pad_id=PAD, alignment=4)
+    assert layout.tokens_BT.tolist() == [[1, 2, 3, PAD, 1, 2, 3, PAD]]
+    assert layout.groups_BT.tolist() == [[0, 0, 0, -1, 1, 1, 1, -1]]
+    assert layout.last_S.tolist() == [2, 6]

@@ -16,6 +16,7 @@ from wsdm_ray.modeling.checkpoint import load_classifier
 from wsdm_ray.modeling.loading import load_stack
 from wsdm_ray.modeling.stack import StackClassifier
 from wsdm_ray.packing.layouts import Layout
+from wsdm_ray.packing.plan import pair_tokens
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import orderings_of
 from wsdm_ray.scoring import engine
@@ -244,8 +245,38 @@ def test_a_stack_has_rows_of_the_budget_alone(monkeypatch, network, stack, encod
     np.testing.assert_array_equal(q, np.float32(1) - p)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_aligned_groups_take_no_room_from_a_pair(monkeypatch, network, stack, encoder, texts, layout):
+    pairs = encoder.encode(*texts)
+    expected = log_odds(network, pairs, BOTH, layout="padded", token_budget=600).log_odds_NO
+    starts, real = set(), engine.ordering_logits
+
+    def run(network, layout):
+        groups = layout.groups_BT.reshape(-1)
+        starts.update(np.flatnonzero((np.diff(groups, prepend=-1) != 0) & (groups >= 0)).tolist())
+        return real(network, layout)
+
+    monkeypatch.setattr(engine, "ordering_logits", run)
+    tokens_N = pair_tokens(layout, pairs.prefix.lengths, pairs.suffix_ab.lengths, 2)
+    tokens_N[engine.identical(pairs)] //= 2  # run once
+    most = int(tokens_N.max())
+    alignment = 7 + (most % 7 == 0)
+    assert most % alignment, "as it is it fits, aligned it is longer than the budget"
+    monkeypatch.setattr(StackClassifier, "alignment", alignment)
+    for budget in (most, 600):
+        found = log_odds(stack, pairs, BOTH, layout=layout, token_budget=budget)
+        assert found.errors_N.tolist() == [None] * 60
+        np.testing.assert_allclose(found.log_odds_NO, expected, rtol=0, atol=1e-5)
+    assert len(starts) > 3
+    assert all(start % alignment == 0 for start in starts)
+    found = log_odds(stack, pairs, BOTH, layout=layout, token_budget=most - 1)
+    over = tokens_N == most
+    assert [error is not None for error in found.errors_N] == over.tolist()
+    assert f"takes {most} tokens in the layout {layout}" in found.errors_N[over][0]
+
+
 def test_rows_beyond_the_budget_have_few_sizes(stack):
-    runs = engine.Runs(stack, "shared", 256, 10**6, True, 1, set(), np.empty(0, object))
+    runs = engine.Runs(stack, "shared", 256, 10**6, True, 1, 1, set(), np.empty(0, object))
     sizes = {tokens: runs.size(tokens) for tokens in range(1, 16_385)}
     assert {sizes[tokens] for tokens in range(1, 257)} == {256}
     assert len(set(sizes.values())) < 32
@@ -253,7 +284,7 @@ def test_rows_beyond_the_budget_have_few_sizes(stack):
 
 
 def test_halved_budgets_of_fixed_rows_are_whole_blocks(stack):
-    runs = engine.Runs(stack, "shared", 16_896, 16_896, True, 1, set(), np.empty(0, object))
+    runs = engine.Runs(stack, "shared", 16_896, 16_896, True, 1, 1, set(), np.empty(0, object))
     assert runs.least(16_385) == 16_896, "not more than the budget that was asked for"
     assert runs.least(16_897) > 16_896
     budgets = []
@@ -559,7 +590,7 @@ def test_a_plan_holds_each_row_once_and_suspects_last(tokens, budget, alone, lay
     tokens_N = np.array(tokens, np.int64)
     rows = np.arange(len(tokens))[::2]
     errors_N = np.full(len(tokens), None, object)
-    runs = Runs(torch.nn.Module(), layout, budget, 300, False, 1, alone, errors_N)
+    runs = Runs(torch.nn.Module(), layout, budget, 300, False, 1, 1, alone, errors_N)
     plan = [indices.tolist() for indices in runs.plan(tokens_N, rows)]
     assert sorted(row for indices in plan for row in indices) == rows.tolist()
     for indices in plan:
