@@ -6,7 +6,6 @@ The classifier should be trained on votes of people, and the rows be ones that i
 precision and how sequences share a pass:
 
     single           the network of transformers, one sequence at a time; `bf16 single` is the reference
-    eager            the same with attention in the plainest way: other sums of the same numbers
     packed, shared   the engine on a stack
     recipe           the recipe's loop: sorted batches of 32, padded, in fp16 autocast, its adapter unmerged
 
@@ -43,7 +42,7 @@ from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 BOTH = (Ordering.AB, Ordering.BA)
 REFERENCE, FLOAT32 = "bf16 single", "fp32 single"
 WAYS = (
-    *(REFERENCE, FLOAT32, "bf16 eager", "bf16 packed", "bf16 shared"),
+    *(REFERENCE, FLOAT32, "bf16 packed", "bf16 shared"),
     *("int8 packed", "int8 shared", "fp8 packed", "fp8 shared", "bnb-int8 recipe"),
 )
 BATCH = 32
@@ -92,7 +91,7 @@ def main() -> None:
         seconds = time.monotonic() - started
         found_N[way] = prob_N
         found = {"way": way} | compared(prob_N, found_N[REFERENCE]) | on_votes(prob_N, votes.prob_a_N)
-        if not way.endswith(("single", "eager")):
+        if not way.endswith("single"):
             some = np.arange(min(given.alone_rows, len(pairs)))
             alone = np.concatenate([probabilities(score(take(pairs, some[[row]]))) for row in some])
             apart = compared(prob_N[some], alone)
@@ -121,8 +120,6 @@ def scorer_of(way: str, folder: str, base: str | None, token_budget: int) -> Sco
     if kind == "single":
         return lambda pairs: score_single(network, pairs)
     inner(network).set_attn_implementation("eager")
-    if kind == "eager":
-        return lambda pairs: score_single(network, pairs)
 
     def recipe(pairs: EncodedPairs) -> np.ndarray:
         sequences = sequences_of(pairs)

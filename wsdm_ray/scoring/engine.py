@@ -4,7 +4,8 @@ Both orderings of a pair run in the same pass. Of the two, the one that `first_o
 whichever the input calls response_a; so a pair and its swapped twin are computed by the very same operations,
 and their probabilities add up to exactly 1.
 
-A stack on a GPU takes rows of a fixed number of tokens: all its passes are filled up to the token budget.
+A stack on a GPU takes rows of a fixed number of tokens: all its passes are filled up to the token budget. It
+says what groups are to be aligned to there, so that a pair's result is the same to the bit in any pass.
 While a GPU runs a pass, the next is laid out and started, so that it need not wait for the host.
 
 What a pass may fail of, and what becomes of its pairs:
