@@ -270,11 +270,23 @@ class QuantizeConfig:
     precision: Literal["int8", "nf4", "fp8", "int8-rows", "bf16"] = "int8"
     """int8 and nf4 are bitsandbytes', for training and scoring. For scoring alone: fp8, compressed-tensors',
     and int8-rows, which `score --precision int8` takes as they are."""
+    calibrate: tuple[str, ...] = ()
+    """Canonical shards like what will be scored: int8-rows are then rounded so that products on some of these
+    pairs stay near the exact ones. The votes on them do not matter."""
+    calibration_pairs: int = 64
+    """How many of them, chosen at random."""
     restart: bool = False
     """Delete what the output folder holds and start over."""
 
     def __post_init__(self) -> None:
         check_paths(base=self.base, output=self.output)
+        check(
+            not self.calibrate or self.precision == "int8-rows",
+            "precision",
+            self.precision,
+            "int8-rows where --calibrate is given",
+        )
+        check(self.calibration_pairs >= 1, "calibration_pairs", self.calibration_pairs, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ The classifier should be trained on votes of people, and the rows be ones that i
 precision and how sequences share a pass:
 
     single           the network of transformers, one sequence at a time; `bf16 single` is the reference
-    packed, shared   the engine on a stack
+    packed, shared   the engine on a stack; `calibrated` is int8 as `quantize --calibrate` stores it
     recipe           the recipe's loop: sorted batches of 32, padded, in fp16 autocast, its adapter unmerged
 
 For each: how far its probabilities (both orders, averaged) are from the reference and from `fp32 single`, and
@@ -44,6 +44,7 @@ REFERENCE, FLOAT32 = "bf16 single", "fp32 single"
 WAYS = (
     *(REFERENCE, FLOAT32, "bf16 packed", "bf16 shared"),
     *("int8 packed", "int8 shared", "fp8 packed", "fp8 shared", "bnb-int8 recipe"),
+    *("calibrated packed", "calibrated shared"),
 )
 BATCH = 32
 """Sequences of a batch of the recipe."""
@@ -58,6 +59,7 @@ def main() -> None:
     )
     parser.add_argument("--model", required=True)
     parser.add_argument("--base", help="where the classifier's base is, if not where it was in training")
+    parser.add_argument("--calibrated", help="the classifier's folder in calibrated int8-rows")
     parser.add_argument("--pairs", required=True, nargs="+")
     parser.add_argument("--rows", type=int, default=1_000, help="at most, chosen at random")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
@@ -70,7 +72,8 @@ def main() -> None:
     given = parser.parse_args()
     if REFERENCE not in given.ways:
         parser.error(f"--ways: must hold {REFERENCE!r}, which the others are compared with")
-    ways = [REFERENCE, *(way for way in given.ways if way != REFERENCE)]
+    lacking = [] if given.calibrated else [way for way in WAYS if way.startswith("calibrated")]
+    ways = [REFERENCE, *(way for way in given.ways if way not in (REFERENCE, *lacking))]
 
     manifest = read_manifest(local_copy(given.model))
     votes = read_votes(given.pairs)
@@ -85,7 +88,7 @@ def main() -> None:
     found_N: dict[str, np.ndarray] = {}
     results: list[dict[str, Any]] = []
     for way in ways:
-        score = scorer_of(way, given.model, given.base, budget)
+        score = scorer_of(way, given.model, given.base, given.calibrated, budget)
         started = time.monotonic()
         prob_N = probabilities(score(pairs))
         seconds = time.monotonic() - started
@@ -102,7 +105,7 @@ def main() -> None:
             far = compared(found_N[result["way"]], found_N[FLOAT32])
             result["float32_mean_abs"] = far["mean_abs"]
         print(results[-1], flush=True)
-        left_out = ("model", "base", "pairs", "json")
+        left_out = ("model", "base", "calibrated", "pairs", "json")
         settings = {name: value for name, value in vars(given).items() if name not in left_out}
         settings |= {"rows": len(votes), "model": Path(given.model).name, "temperature": manifest.temperature}
         write_result(given.json, __doc__.splitlines()[0], settings, results)
@@ -110,9 +113,12 @@ def main() -> None:
         gc.collect()
 
 
-def scorer_of(way: str, folder: str, base: str | None, token_budget: int) -> Scorer:
+def scorer_of(way: str, folder: str, base: str | None, calibrated: str | None, token_budget: int) -> Scorer:
     """The way's function; the model is loaded here."""
     precision, kind = way.split(" ")
+    if precision == "calibrated":
+        assert calibrated is not None
+        precision, folder, base = "int8", calibrated, None
     if kind in ("packed", "shared"):
         stack = stack_of(folder, base, precision)
         return lambda pairs: log_odds(stack, pairs, BOTH, layout=kind, token_budget=token_budget).log_odds_NO

@@ -100,8 +100,10 @@ def load_stack(
     return StackClassifier(stack, head.eval().requires_grad_(False)), manifest
 
 
-def make_stack(merged: Merged, precision: str, device: str, dtype: torch.dtype) -> Stack:
-    """The stack of a base with adapters; `precision` of the products is `none`, `int8` or `fp8`."""
+def make_stack(
+    merged: Merged, precision: str, device: str, dtype: torch.dtype, num_layers: int | None = None
+) -> Stack:
+    """The stack of a base with adapters; the other arguments are those of `Stack`."""
     return Stack(
         functools.partial(merged.parameter, device=device),
         merged.base.config,
@@ -110,4 +112,5 @@ def make_stack(merged: Merged, precision: str, device: str, dtype: torch.dtype) 
         precision=precision,
         device=device,
         dtype=dtype,
+        num_layers=num_layers,
     )

@@ -49,6 +49,7 @@ __all__ = [
     "read_adapter",
     "read_base",
     "skeleton",
+    "stored_rows",
 ]
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -102,11 +103,7 @@ def quantized(weight: torch.Tensor, precision: str, dtype: torch.dtype) -> dict[
     from bitsandbytes import functional
 
     if precision in IN_ROWS:
-        spread = precision == "int8-rows"
-        values, scale = in_rows(weight, TYPES[IN_ROWS[precision]], spread=spread)
-        # In blocks, a shape that no other reader takes for the weight's own.
-        values = values.unflatten(1, (-1, len(hadamard(values)))) if spread else values
-        return {"weight": values, "weight_scale": scale[:, None]}
+        return stored_rows(in_rows(weight, TYPES[IN_ROWS[precision]], spread=precision == "int8-rows"))
     if precision == "int8":
         values, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
         return {"weight": values, "SCB": scales, "weight_format": torch.tensor(0, dtype=torch.uint8)}
@@ -114,6 +111,14 @@ def quantized(weight: torch.Tensor, precision: str, dtype: torch.dtype) -> dict[
     return {"weight": values} | {
         f"weight.{name}": value for name, value in state.as_dict(packed=True).items()
     }
+
+
+def stored_rows(rows: Rows) -> dict[str, torch.Tensor]:
+    """What a layer stores of a weight in rows, by the name after the layer's."""
+    values = rows.values
+    if values.dtype == torch.int8:  # in blocks, a shape that no other reader takes for the weight's own
+        values = values.unflatten(1, (-1, len(hadamard(values))))
+    return {"weight": values, "weight_scale": rows.scale[:, None]}
 
 
 def dequantized(stored: Mapping[str, torch.Tensor]) -> torch.Tensor:

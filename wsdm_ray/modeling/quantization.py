@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from torch import nn
 from wsdm_ray.config import HeadConfig, QuantizeConfig, to_dict
 from wsdm_ray.errors import ModelError, StorageError
 from wsdm_ray.modeling.attention import DenseVisibility, dense_masks
+from wsdm_ray.modeling.calibration import calibrated, some_texts
 from wsdm_ray.modeling.checkpoint import (
     IN_ROWS,
     INDEX,
@@ -45,12 +46,22 @@ from wsdm_ray.modeling.classifier import (
     load_network,
 )
 from wsdm_ray.modeling.loading import make_stack
-from wsdm_ray.modeling.merging import Adapter, Base, Merged, quantized, read_adapter, read_base, skeleton
+from wsdm_ray.modeling.merging import (
+    Adapter,
+    Base,
+    Merged,
+    quantized,
+    read_adapter,
+    read_base,
+    skeleton,
+    stored_rows,
+)
+from wsdm_ray.modeling.products import Rows
 from wsdm_ray.packing.layouts import Layout, lay_out
-from wsdm_ray.runs import check_outside, finish_run, open_run
-from wsdm_ray.storage import local_copy, reason, upload_folder
+from wsdm_ray.runs import check_outside, finish_run, identities, open_run
+from wsdm_ray.storage import list_files, local_copy, reason, upload_folder
 from wsdm_ray.telemetry import logger
-from wsdm_ray.text.encoding import PairEncoder, read_settings
+from wsdm_ray.text.encoding import EncodedPairs, PairEncoder, read_settings
 
 __all__ = ["FP8_ROWS", "SHARD_BYTES", "merge", "quantize"]
 
@@ -102,7 +113,7 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
         ModelError: the base or an adapter is not usable.
         RunMismatchError: the output folder belongs to another run.
     """
-    check_outside(config.output, [config.base, *config.adapter])
+    check_outside(config.output, [config.base, *config.adapter, *config.calibrate])
     base = local_copy(config.base)
     adapters = [local_copy(adapter) for adapter in config.adapter]
     fingerprint = {
@@ -110,6 +121,9 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
         "adapter": [folder_digest(adapter) for adapter in adapters],
         "precision": config.precision,
     }
+    files = list_files(config.calibrate) if config.calibrate else []
+    if files:
+        fingerprint |= {"calibrate": identities(files), "calibration_pairs": config.calibration_pairs}
     merged = merge(base, adapters, fingerprint["base"])
     if config.precision == "nf4" and device_and_dtype("auto")[0] == "cpu":  # where it will be compared
         check_widths(base, merged.base.config)
@@ -119,8 +133,9 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
         return earlier
     for folder, heads in left_out(merged):
         logger.info("quantize: %s: its head is left out: %s", folder, ", ".join(heads))
+    pairs = calibration_pairs(merged, files, config.calibration_pairs) if files else None
     with tempfile.TemporaryDirectory() as work:
-        manifest = write_checkpoint(merged, config.precision, work)
+        manifest = write_checkpoint(merged, config.precision, work, pairs)
         check = compare(merged, work, manifest)
         upload_folder(work, config.output, last=MANIFEST)
     content = {"config": to_dict(config), "kind": manifest.kind, "check": check}
@@ -193,25 +208,34 @@ def head_tensors(merged: Merged, head: Head) -> dict[str, torch.Tensor]:
     return stored_head(head.folder, head.manifest.head, merged.base.config.hidden_size).state_dict()
 
 
+def calibration_pairs(merged: Merged, files: list[str], number: int) -> EncodedPairs:
+    """Some pairs of the files, as the checkpoint's texts are encoded."""
+    head = head_of(merged)
+    text = head.manifest.text if head else Manifest(kind="base").text
+    pairs = PairEncoder(merged.base.folder, text).encode(*some_texts(files, number))
+    logger.info("quantize: calibrates on %d pairs of %d tokens", len(pairs), pairs.tokens_N.sum())
+    return pairs
+
+
 # Writing
 
 
-def write_checkpoint(merged: Merged, precision: str, folder: str) -> Manifest:
-    """Write the weights in a precision of `QuantizeConfig` with all that belongs to them."""
+def write_checkpoint(
+    merged: Merged, precision: str, folder: str, pairs: EncodedPairs | None = None
+) -> Manifest:
+    """Write the weights in a precision of `QuantizeConfig` with all that belongs to them.
+
+    Args:
+        pairs: that `int8-rows` are to be calibrated on.
+    """
     base, head = merged.base, head_of(merged)
     stored = "none" if precision == "bf16" else precision
     dtype = torch.bfloat16 if precision == "bf16" else base.dtype
     writer = ShardWriter(folder, SHARD_BYTES)
     prefix = "model." if head else ""
-    for name in base.shapes:
-        layer = base.layer_of(name)
-        if layer is not None and stored != "none":
-            for part, tensor in quantized(merged.parameter(name), precision, dtype).items():
-                writer.add(f"{prefix}{layer}.{part}", tensor)
-        elif layer is not None and merged.adapters:
-            writer.add(prefix + name, merged.parameter(name).to(dtype))
-        else:
-            writer.add(prefix + name, base.stored(name)["weight"].to(dtype))
+    tensors = stored_tensors(merged, stored, dtype) if pairs is None else near_tensors(merged, dtype, pairs)
+    for name, tensor in tensors:
+        writer.add(prefix + name, tensor)
     if head:
         for name, tensor in head_tensors(merged, head).items():
             writer.add(f"score.{name}", tensor)
@@ -226,6 +250,42 @@ def write_checkpoint(merged: Merged, precision: str, folder: str) -> Manifest:
     manifest = Manifest(**about)
     complete_folder(head.folder if head else base.folder, folder, manifest)
     return manifest
+
+
+def stored_tensors(
+    merged: Merged, stored: str, dtype: torch.dtype, names: Iterable[str] | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a checkpoint's backbone and their names; of the parameters named, by default all.
+
+    Args:
+        stored: the precision of linear layers' weights, or `none`. dtype: of all else.
+    """
+    base = merged.base
+    for name in base.shapes if names is None else names:
+        layer = base.layer_of(name)
+        if layer is not None and stored != "none":
+            for part, tensor in quantized(merged.parameter(name), stored, dtype).items():
+                yield f"{layer}.{part}", tensor
+        elif layer is not None and merged.adapters:
+            yield name, merged.parameter(name).to(dtype)
+        else:
+            yield name, base.stored(name)["weight"].to(dtype)
+
+
+def near_tensors(
+    merged: Merged, dtype: torch.dtype, pairs: EncodedPairs
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """What `stored_tensors` gives of int8 rows, calibrated; norms and biases that change are float32."""
+    kept = set(merged.base.shapes)
+    for changed in calibrated(merged, pairs, device_and_dtype("auto")[0]):
+        kept -= set(changed)
+        for name, found in changed.items():
+            if isinstance(found, Rows):
+                for part, tensor in stored_rows(found).items():
+                    yield f"{merged.base.layer_of(name)}.{part}", tensor
+            else:
+                yield name, found
+    yield from stored_tensors(merged, "none", dtype, sorted(kept))
 
 
 def write_config(base: Base, precision: str, dtype: torch.dtype, folder: str, *, with_head: bool) -> None:

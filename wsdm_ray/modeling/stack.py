@@ -30,7 +30,7 @@ from wsdm_ray.modeling.attention import (
     tiling_of,
     to_device,
 )
-from wsdm_ray.modeling.families import Shape, shape_of
+from wsdm_ray.modeling.families import Family, Shape, shape_of
 from wsdm_ray.modeling.products import (
     Rows,
     Weight,
@@ -45,7 +45,24 @@ from wsdm_ray.modeling.products import (
 )
 from wsdm_ray.packing.layouts import Layout, round_up
 
-__all__ = ["Stack", "StackClassifier", "in_one_row", "whole_blocks"]
+__all__ = [
+    "PRODUCTS",
+    "Layer",
+    "Stack",
+    "StackClassifier",
+    "heads_of",
+    "in_one_row",
+    "norms_of",
+    "whole_blocks",
+]
+
+PRODUCTS = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+"""Of a layer, in their order: the linear layers, as transformers names them, of which each is one."""
 
 LAST_ROWS = 256
 """Last tokens that a compiled layer finishes at a time: one shape, and one order of sums, for any number of
@@ -72,6 +89,22 @@ class Layer:
     float8_scale: float | None = None
 
 
+def norms_of(family: Family) -> dict[str, str]:
+    """The norms of a layer, and what transformers calls each."""
+    norms = {"attention_in": "input_layernorm"}
+    if family.sandwich:
+        norms |= {
+            "attention_out": "post_attention_layernorm",
+            "mlp_in": "pre_feedforward_layernorm",
+            "mlp_out": "post_feedforward_layernorm",
+        }
+    else:
+        norms |= {"mlp_in": "post_attention_layernorm"}
+    if family.qk_norm:
+        norms |= {"query": "self_attn.q_norm", "key": "self_attn.k_norm"}
+    return norms
+
+
 class Stack(nn.Module):
     """The layers of a backbone of any supported family.
 
@@ -83,6 +116,7 @@ class Stack(nn.Module):
             before `parameter` is.
         precision: of the products: `none` keeps `dtype`, else `int8` or `fp8` (rows).
         dtype: of activations, and of weights that are not quantized.
+        num_layers: how many of the layers to hold, where not all of them.
     """
 
     def __init__(
@@ -95,6 +129,7 @@ class Stack(nn.Module):
         precision: str = "none",
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
+        num_layers: int | None = None,
     ):
         super().__init__()
         self.shape: Shape = shape_of(config)
@@ -104,9 +139,8 @@ class Stack(nn.Module):
         self.tiling = tiling_of(self.shape.head_dim, group, self.shape.softcap, dtype, torch.device(device))
         self.embedding_VD = parameter("embed_tokens.weight").detach().to(device, dtype)
         self.norm_D = self.norm(parameter("norm.weight"))
-        self.layers = [
-            self.layer(parameter, rows, number, precision) for number in range(len(self.shape.kinds))
-        ]
+        held = len(self.shape.kinds) if num_layers is None else num_layers
+        self.layers = [self.layer(parameter, rows, number, precision) for number in range(held)]
         self.project, self.go_on, self.finish = project, go_on, finish
         if torch.device(device).type == "cuda":
             self.compile_layers()
@@ -124,37 +158,29 @@ class Stack(nn.Module):
     ) -> Layer:
         """A layer's weights, those that multiply the same input fused."""
 
-        def fused(*names: str, bias: bool = False, gated: bool = False) -> Weight:
-            paths = [f"layers.{number}.{name}_proj" for name in names]
-            biases = [parameter(f"{path}.bias").detach() for path in paths if bias]
+        def fused(product: str) -> Weight:
+            paths = [f"layers.{number}.{name}" for name in PRODUCTS[product]]
+            biased = product == "qkv" and self.shape.family.qkv_bias
+            biases = [parameter(f"{path}.bias").detach() for path in paths if biased]
             weights = (rows(f"{path}.weight") or parameter(f"{path}.weight").detach() for path in paths)
-            return pack_weight(weights, biases, precision, gated=gated, **self.to_device)
+            return pack_weight(weights, biases, precision, gated=product == "gate_up", **self.to_device)
 
-        def norm(name: str) -> Tensor:
-            return self.norm(parameter(f"layers.{number}.{name}.weight"))
-
-        norms = {"attention_in": norm("input_layernorm")}
-        if self.shape.family.sandwich:
-            norms |= {
-                "attention_out": norm("post_attention_layernorm"),
-                "mlp_in": norm("pre_feedforward_layernorm"),
-                "mlp_out": norm("post_feedforward_layernorm"),
-            }
-        else:
-            norms |= {"mlp_in": norm("post_attention_layernorm")}
-        if self.shape.family.qk_norm:
-            norms |= {"query": norm("self_attn.q_norm"), "key": norm("self_attn.k_norm")}
-        layer = Layer(
-            qkv=fused("self_attn.q", "self_attn.k", "self_attn.v", bias=self.shape.family.qkv_bias),
-            o=fused("self_attn.o"),
-            gate_up=fused("mlp.gate", "mlp.up", gated=True),
-            down=fused("mlp.down"),
-            norms=norms,
-        )
+        norms = {
+            norm: self.norm(parameter(f"layers.{number}.{name}.weight"))
+            for norm, name in norms_of(self.shape.family).items()
+        }
+        layer = Layer(**{product: fused(product) for product in PRODUCTS}, norms=norms)
         if self.tiling.capped and layer.o.fused and layer.o.spread is None:
             values = self.shape.num_key_heads * self.shape.head_dim
             layer.float8_scale = float8_scale(layer.qkv, norms["attention_in"], values)
         return layer
+
+    def embed(self, tokens_T: Tensor) -> Tensor:
+        """What the first layer takes, [T, D]."""
+        x_TD = F.embedding(tokens_T, self.embedding_VD)
+        if self.shape.family.scaled_embedding:
+            x_TD = x_TD * torch.tensor(self.shape.width**0.5, dtype=x_TD.dtype)
+        return x_TD
 
     def norm(self, weight_D: Tensor) -> Tensor:
         """A norm's weight as it multiplies: float32, with the family's offset."""
@@ -177,9 +203,7 @@ class Stack(nn.Module):
             head: of normed hidden states [S, D], in the type of the embedding; by default themselves.
         """
         shape = self.shape
-        x_TD = F.embedding(tokens_T, self.embedding_VD)
-        if shape.family.scaled_embedding:
-            x_TD = x_TD * torch.tensor(shape.width**0.5, dtype=x_TD.dtype)
+        x_TD = self.embed(tokens_T)
         rotations = {kind: self.rotation(x_TD, positions_T, kind) for kind in set(shape.kinds)}
         late = sight.rotates
 

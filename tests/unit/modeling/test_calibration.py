@@ -1,0 +1,294 @@
+"""Calibrated rows: the layer stays the same function, its rounded products come nearer on other pairs."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from wsdm_ray.config import QuantizeConfig, TextConfig
+from wsdm_ray.errors import ConfigError, DataError, ModelError, RunMismatchError
+from wsdm_ray.modeling.attention import DenseVisibility
+from wsdm_ray.modeling.calibration import balanced, rounded, run_layer, some_texts, usual_size
+from wsdm_ray.modeling.families import FAMILIES
+from wsdm_ray.modeling.loading import make_stack
+from wsdm_ray.modeling.merging import Merged, read_base
+from wsdm_ray.modeling.products import Rows, hadamard, in_rows, spread_out
+from wsdm_ray.modeling.quantization import quantize
+from wsdm_ray.packing.layouts import Layout, lay_out
+from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
+
+WORDS = [
+    "sum",
+    "answer",
+    "cannot",
+    "help",
+    "Gedicht",
+    "Herbst",
+    "Wind",
+    "你好",
+    "天气",
+    "def",
+    "return",
+    "print",
+    "дела",
+    "хорошо",
+    "twelve",
+    "thirty",
+    "sorry",
+]
+
+
+def texts_of(seed: int, number: int) -> list[list[str]]:
+    random = np.random.default_rng(seed)
+    return [[" ".join(random.choice(WORDS, random.integers(1, 30))) for _ in range(number)] for _ in range(3)]
+
+
+def write_pairs(path: Path, seed: int, number: int) -> str:
+    prompts, responses_a, responses_b = texts_of(seed, number)
+    pq.write_table(pa.table({"prompt": prompts, "response_a": responses_a, "response_b": responses_b}), path)
+    return str(path)
+
+
+def encoded(base: Path, seed: int, number: int) -> EncodedPairs:
+    return PairEncoder(str(base), TextConfig()).encode(*texts_of(seed, number))
+
+
+def one_pass(pairs: EncodedPairs) -> Layout:
+    return lay_out("shared", pairs.prefix, [pairs.suffix_ab, pairs.suffix_ba], np.arange(len(pairs)))
+
+
+def uneven(base: Path, folder: Path) -> Path:
+    """The model with some columns of its hidden states far larger than others, as trained models have."""
+    shutil.copytree(base, folder)
+    tensors = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(5)
+    for name, tensor in tensors.items():
+        if "layernorm" in name:
+            tensors[name] = tensor + 3 * torch.rand(tensor.shape, generator=generator) ** 8
+        elif "up_proj" in name or "v_proj.weight" in name:
+            tensors[name] = tensor * torch.rand(len(tensor), 1, generator=generator).mul(3).exp()
+        elif name.endswith("bias"):
+            tensors[name] = torch.randn(tensor.shape, generator=generator)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+# A layer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_balanced_layer_is_the_same_function(family_model, tmp_path, family):
+    base = uneven(family_model(family, 64), tmp_path / "base")
+    stack = make_stack(Merged(base=read_base(str(base))), "none", "cpu", torch.float32)
+    batch = one_pass(encoded(base, 1, 3))
+    layer, before = stack.layers[0], {}
+    x_TD = stack.embed(torch.from_numpy(batch.tokens_BT.reshape(-1)))
+    expected = run_layer(x_TD, batch, stack, layer, 0, before)
+    kept = {product: each.clone() for product, each in before.items()}
+    new, after = balanced(layer, before, stack.shape), {}
+    found = run_layer(x_TD, batch, stack, new, 0, after)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    for product, moments in before.items():
+        # What it said of the inputs to come is what they are, and their columns are more alike.
+        torch.testing.assert_close(after[product], moments, rtol=1e-3, atol=1e-4 * float(moments.max()))
+        was, now = (each[product].diagonal().sqrt().log() for each in (kept, after))
+        assert now.std() < 0.7 * was.std(), product
+    assert not torch.equal(new.gate_up.values, layer.gate_up.values)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_run_layer_is_the_stacks_layer(family_model, family):
+    base = family_model(family)
+    stack = make_stack(Merged(base=read_base(str(base))), "none", "cpu", torch.float32)
+    batch = one_pass(encoded(base, 2, 3))
+    tokens_T, positions_T = (
+        torch.from_numpy(each.reshape(-1)) for each in (batch.tokens_BT, batch.positions_BT)
+    )
+    x_TD = stack.embed(tokens_T)
+    for number, layer in enumerate(stack.layers):
+        x_TD = run_layer(x_TD, batch, stack, layer, number, {})
+    sight = DenseVisibility(batch, set(stack.shape.kinds), stack.shape.window, "cpu")
+    expected = stack(tokens_T, positions_T, sight, torch.arange(len(tokens_T)))
+    wide = x_TD * torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + stack.shape.norm_epsilon) * stack.norm_D
+    torch.testing.assert_close(wide, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_size_of_a_column_that_is_seldom_used():
+    # Sums of squares of an average size of 1.25; what no pair used may be used in others.
+    sizes = usual_size(torch.tensor([0.0, 1.0, 4.0, 4.0]))
+    torch.testing.assert_close(sizes.square(), torch.tensor([0.01, 0.8, 1.6, 1.6]))
+    assert torch.isfinite(usual_size(torch.zeros(4))).all()
+
+
+# A weight
+
+
+def error_of(rows: Rows, weight: torch.Tensor, inputs: torch.Tensor) -> float:
+    """Mean square of what rounding did to products."""
+    matrix = hadamard(weight)
+    stands_for = spread_out(rows.values.float() * rows.scale[:, None], matrix)
+    return float((inputs @ (stands_for - weight).T).square().mean())
+
+
+@settings(max_examples=20)
+@given(
+    rows=st.integers(1, 9),
+    columns=st.sampled_from([1, 6, 64, 128, 192, 320]),
+    rank=st.integers(1, 40),
+    seed=st.integers(0, 2**16),
+)
+def test_rounded_rows_are_nearer_on_such_inputs(rows, columns, rank, seed):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator)
+    inputs = torch.randn(400, rank, generator=generator) @ torch.randn(rank, columns, generator=generator)
+    inputs = inputs + 0.1 * torch.randn(400, columns, generator=generator)
+    found, plain = rounded(weight.clone(), inputs.T @ inputs), in_rows(weight, torch.int8, spread=True)
+    torch.testing.assert_close(found.scale, plain.scale)
+    assert found.values.dtype == torch.int8
+    assert found.values.abs().max() <= 127
+    # A few columns may leave nothing to make good; many inputs that go the same way do.
+    assert error_of(found, weight, inputs) <= 1.05 * error_of(plain, weight, inputs)
+    if columns >= 128 and rank <= 20:
+        assert error_of(found, weight, inputs) < 0.5 * error_of(plain, weight, inputs)
+
+
+@pytest.mark.parametrize("moments", [torch.eye(192), torch.zeros(192, 192)])
+def test_inputs_that_say_nothing_leave_the_nearest(moments):
+    weight = torch.randn(5, 192, generator=torch.Generator().manual_seed(1))
+    found, plain = rounded(weight.clone(), moments), in_rows(weight, torch.int8, spread=True)
+    assert torch.equal(found.values, plain.values)
+
+
+# The pairs
+
+
+def test_some_texts_are_the_same_rows_each_time(tmp_path):
+    files = [write_pairs(tmp_path / f"{number}.parquet", number, 2_500 * number) for number in (1, 2)]
+    prompts, *_ = chosen = some_texts(files, 40)
+    assert chosen == some_texts(files, 40)
+    every = [texts for number in (1, 2) for texts in zip(*texts_of(number, 2_500 * number), strict=True)]
+    places = [every.index(texts) for texts in zip(*chosen, strict=True)]
+    assert places == sorted(set(places))
+    assert len(prompts) == 40
+    assert places[0] < 2_500 < 4_500 < places[-1], "of both files, and of more than what is read at a time"
+    assert len(some_texts(files, 10_000)[0]) == 7_500
+
+
+def test_rows_without_a_text_are_left_out(tmp_path):
+    table = pa.table(
+        {"prompt": ["a", "b", None], "response_a": ["", None, "c"], "response_b": ["d", "e", "f"]}
+    )
+    pq.write_table(table, tmp_path / "p.parquet")
+    assert some_texts([str(tmp_path / "p.parquet")], 9) == (["a"], [""], ["d"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"prompt": ["a"], "response_a": ["b"]}, "no strings in column response_b (there is none); make"),
+        ({"prompt": [1], "response_a": ["b"], "response_b": ["c"]}, "no strings in column prompt (int64)"),
+        (
+            {name: pa.array([None], pa.string()) for name in ("prompt", "response_a", "response_b")},
+            "no pairs to calibrate on",
+        ),
+    ],
+)
+def test_files_to_calibrate_on_that_do_not_serve(tmp_path, columns, words):
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    with pytest.raises(DataError) as caught:
+        some_texts([str(tmp_path / "p.parquet")], 9)
+    assert str(caught.value).startswith(f"{tmp_path / 'p.parquet'}: {words}")
+
+
+# A checkpoint
+
+
+def made(output: Path, base: Path, *files: str, pairs: int = 64):
+    return quantize(
+        QuantizeConfig(
+            base=str(base),
+            precision="int8-rows",
+            output=str(output),
+            calibrate=files,
+            calibration_pairs=pairs,
+        )
+    )
+
+
+@torch.no_grad()
+def states_of(folder: Path, batch: Layout, precision: str) -> torch.Tensor:
+    stack = make_stack(Merged(base=read_base(str(folder))), precision, "cpu", torch.float32)
+    tokens_T, positions_T = (
+        torch.from_numpy(each.reshape(-1)) for each in (batch.tokens_BT, batch.positions_BT)
+    )
+    sight = DenseVisibility(batch, set(stack.shape.kinds), stack.shape.window, "cpu")
+    return stack(tokens_T, positions_T, sight, torch.from_numpy(batch.last_S))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_calibrated_checkpoint_is_nearer(family_model, tmp_path, family):
+    base = uneven(family_model(family, 64), tmp_path / "base")
+    files = write_pairs(tmp_path / "pairs.parquet", 1, 30)
+    assert made(tmp_path / "near", base, files)["kind"] == "base"
+    made(tmp_path / "plain", base)
+    batch = one_pass(encoded(base, 2, 30))
+    exact = states_of(base, batch, "none")
+    near, plain = (
+        float((states_of(tmp_path / name, batch, "int8") - exact).square().mean().sqrt())
+        for name in ("near", "plain")
+    )
+    assert 0 < near < 0.75 * plain
+    # All that is not quantized but for what balances it is as the base has it.
+    read, before = read_base(str(tmp_path / "near")), read_base(str(base))
+    assert read.quantization == "int8-rows"
+    changed = {
+        name for name in before.shapes if not torch.equal(read.parameter(name), before.parameter(name))
+    }
+    last = "pre_feedforward" if FAMILIES[family].sandwich else "post_attention"
+    expected = {f"layers.{n}.{norm}_layernorm.weight" for n in (0, 1) for norm in ("input", last)}
+    expected |= {f"{name}.weight" for name in read.linears}
+    expected |= {f"layers.{n}.self_attn.v_proj.bias" for n in (0, 1) if FAMILIES[family].qkv_bias}
+    assert changed == expected
+
+
+def test_a_run_is_known_by_what_it_was_calibrated_on(family_model, tmp_path):
+    base = family_model("llama", 64)
+    files = write_pairs(tmp_path / "pairs.parquet", 1, 8)
+    run = made(tmp_path / "out", base, files, pairs=4)
+    assert made(tmp_path / "out", base, files, pairs=4) == run
+    assert made(tmp_path / "again", base, files, pairs=4)["check"] == run["check"]
+    for act in (
+        lambda: made(tmp_path / "out", base, files, pairs=5),
+        lambda: made(tmp_path / "out", base),
+        lambda: made(tmp_path / "out", base, write_pairs(tmp_path / "others.parquet", 2, 8), pairs=4),
+    ):
+        with pytest.raises(RunMismatchError, match="calibrat"):
+            act()
+
+
+def test_weights_that_are_not_numbers(family_model, tmp_path):
+    base = shutil.copytree(family_model("llama"), tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    files = write_pairs(tmp_path / "pairs.parquet", 1, 3)
+    with pytest.raises(
+        ModelError, match="layer 1 takes or gives numbers that are not finite; check its weights"
+    ):
+        made(tmp_path / "out", base, files)
+
+
+def test_other_precisions_are_not_calibrated():
+    with pytest.raises(ConfigError, match="--precision fp8: must be int8-rows where --calibrate is given"):
+        QuantizeConfig(base="b", output="o", precision="fp8", calibrate=("c",))
+    with pytest.raises(ConfigError, match="--calibration-pairs 0: must be at least 1"):
+        QuantizeConfig(base="b", output="o", calibration_pairs=0)
