@@ -30,7 +30,6 @@ from wsdm_ray.modeling.products import (
     Rows,
     Weight,
     add,
-    add_norm,
     hadamard,
     multiply,
     multiply_gated,
@@ -136,16 +135,16 @@ def run_layer(
         return taken
 
     shape, norms, kind = stack.shape, layer.norms, stack.shape.kinds[number]
+    epsilon = shape.norm_epsilon
     sight = DenseVisibility(batch, {kind}, shape.window, x_TD.device)
     rotation = stack.rotation(x_TD, to_device(batch.positions_BT.reshape(-1), x_TD.device), kind)
-    normed_TD = noted("qkv", rms_norm(x_TD, norms["attention_in"], shape.norm_epsilon))
+    normed_TD = noted("qkv", rms_norm(x_TD, norms["attention_in"], epsilon))
     heads = Heads(*heads_of(normed_TD, layer, rotation, shape, late=False), shape.query_scale, shape.softcap)
     y_TD = multiply(noted("o", sight.attend(heads, kind)), layer.o)
-    x_TD, normed_TD = add_norm(
-        x_TD, y_TD, norms.get("attention_out"), norms["mlp_in"], shape.norm_epsilon, layer.gate_up
-    )
-    inner_TF = multiply_gated(noted("gate_up", normed_TD), layer.gate_up, with_gelu=shape.family.gelu)
-    return add(x_TD, multiply(noted("down", inner_TF), layer.down), norms.get("mlp_out"), shape.norm_epsilon)
+    x_TD = add(x_TD, y_TD, norms.get("attention_out"), epsilon)
+    normed_TD = noted("gate_up", rms_norm(x_TD, norms["mlp_in"], epsilon))
+    inner_TF = noted("down", multiply_gated(normed_TD, layer.gate_up, with_gelu=shape.family.gelu))
+    return add(x_TD, multiply(inner_TF, layer.down), norms.get("mlp_out"), epsilon)
 
 
 def balanced(layer: Layer, moments: Moments, shape: Shape) -> Layer:

@@ -169,7 +169,9 @@ class Stack(nn.Module):
             norm: self.norm(parameter(f"layers.{number}.{name}.weight"))
             for norm, name in norms_of(self.shape.family).items()
         }
-        layer = Layer(**{product: fused(product) for product in PRODUCTS}, norms=norms)
+        layer = Layer(
+            qkv=fused("qkv"), o=fused("o"), gate_up=fused("gate_up"), down=fused("down"), norms=norms
+        )
         if self.tiling.capped and layer.o.fused and layer.o.spread is None:
             values = self.shape.num_key_heads * self.shape.head_dim
             layer.float8_scale = float8_scale(layer.qkv, norms["attention_in"], values)
