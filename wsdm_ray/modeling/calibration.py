@@ -131,7 +131,9 @@ def run_layer(
     """What a layer gives of a pass, [T, D]; what its products take is added to `moments`."""
 
     def noted(product: str, taken: Tensor) -> Tensor:
-        moments[product] = moments.get(product, 0) + taken.T @ taken
+        if product not in moments:
+            moments[product] = taken.new_zeros(taken.shape[1], taken.shape[1])
+        moments[product].addmm_(taken.T, taken)
         return taken
 
     shape, norms, kind = stack.shape, layer.norms, stack.shape.kinds[number]

@@ -67,6 +67,8 @@ IN_ROWS = {"fp8": "fp8", "int8-rows": "int8"}
 """What is stored for scoring alone, and the precision that takes it as it is."""
 INT8_ROWS = {"quant_method": "int8_rows", "hadamard": SPREAD}
 """What config.json says of `int8-rows`: a scale a row, after blocks of so many columns were spread."""
+CALIBRATED_ROWS = INT8_ROWS | {"calibrated": True}
+"""The same of rows whose columns were balanced against norms: nothing can be added to them."""
 LEAST_CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
 """The compute capability from which GPUs have products in a precision."""
 BY_CAPABILITY = ("auto", *LEAST_CAPABILITY)
@@ -163,7 +165,7 @@ def folder_quantization(folder: str) -> Quantization:
         return "int8" if settings.get("load_in_8bit") else "nf4"
     if method == "compressed-tensors" and in_fp8_rows(settings):
         return "fp8"
-    if settings == INT8_ROWS:
+    if settings in (INT8_ROWS, CALIBRATED_ROWS):
         return "int8-rows"
     raise ModelError(
         f"{folder}: is quantized by {method}, neither by bitsandbytes nor in rows of 8 bit; give an "

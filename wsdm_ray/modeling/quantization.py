@@ -26,6 +26,7 @@ from wsdm_ray.errors import ModelError, StorageError
 from wsdm_ray.modeling.attention import DenseVisibility, dense_masks
 from wsdm_ray.modeling.calibration import calibrated, some_texts
 from wsdm_ray.modeling.checkpoint import (
+    CALIBRATED_ROWS,
     IN_ROWS,
     INDEX,
     INT8_ROWS,
@@ -153,6 +154,10 @@ def merge(base: str, adapters: list[str], base_digest: str) -> Merged:
     found = read_base(base)
     if found.quantization != "none" and not adapters:
         raise ModelError(f"{base}: is quantized already; give the model as it was before")
+    if adapters and getattr(found.config, "quantization_config", None) == CALIBRATED_ROWS:
+        raise ModelError(
+            f"{base}: is calibrated, so adapters cannot be added to it; give the model as it was before"
+        )
     merged = Merged(base=found, adapters=tuple(read_adapter(folder, found.config) for folder in adapters))
     for number, adapter in enumerate(merged.adapters):
         check_trained_on(adapter, base, base_digest, first=number == 0)
@@ -240,7 +245,7 @@ def write_checkpoint(
         for name, tensor in head_tensors(merged, head).items():
             writer.add(f"score.{name}", tensor)
     writer.close()
-    write_config(base, precision, dtype, folder, with_head=head is not None)
+    write_config(base, precision, dtype, folder, with_head=head is not None, calibrated=pairs is not None)
     about: dict[str, Any] = {"kind": "base", "quantization": stored}
     if head:
         about |= {"kind": "full"} | {
@@ -288,7 +293,9 @@ def near_tensors(
     yield from stored_tensors(merged, "none", dtype, sorted(kept))
 
 
-def write_config(base: Base, precision: str, dtype: torch.dtype, folder: str, *, with_head: bool) -> None:
+def write_config(
+    base: Base, precision: str, dtype: torch.dtype, folder: str, *, with_head: bool, calibrated: bool
+) -> None:
     """Write config.json as transformers does for the model that is stored."""
     config = copy.deepcopy(base.config)
     network = skeleton(config)
@@ -308,7 +315,7 @@ def write_config(base: Base, precision: str, dtype: torch.dtype, folder: str, *,
     if precision == "fp8":
         config.quantization_config = copy.deepcopy(FP8_ROWS)
     elif precision == "int8-rows":
-        config.quantization_config = dict(INT8_ROWS)
+        config.quantization_config = dict(CALIBRATED_ROWS if calibrated else INT8_ROWS)
     elif precision != "bf16":
         config.quantization_config = bitsandbytes_config(precision, torch.bfloat16)
     config.save_pretrained(folder)

@@ -12,15 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from wsdm_ray.config import QuantizeConfig, TextConfig
+from wsdm_ray.config import HeadConfig, LoraConfig, QuantizeConfig, TextConfig
 from wsdm_ray.errors import ConfigError, DataError, ModelError, RunMismatchError
 from wsdm_ray.modeling.attention import DenseVisibility
 from wsdm_ray.modeling.calibration import balanced, rounded, run_layer, some_texts, usual_size
+from wsdm_ray.modeling.classifier import add_lora, load_network
 from wsdm_ray.modeling.families import FAMILIES
 from wsdm_ray.modeling.loading import make_stack
 from wsdm_ray.modeling.merging import Merged, read_base
 from wsdm_ray.modeling.products import Rows, hadamard, in_rows, spread_out
-from wsdm_ray.modeling.quantization import quantize
+from wsdm_ray.modeling.quantization import merge, quantize
 from wsdm_ray.packing.layouts import Layout, lay_out
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 
@@ -155,10 +156,9 @@ def test_rounded_rows_are_nearer_on_such_inputs(rows, columns, rank, seed):
     torch.testing.assert_close(found.scale, plain.scale)
     assert found.values.dtype == torch.int8
     assert found.values.abs().max() <= 127
-    # A few columns may leave nothing to make good; many inputs that go the same way do.
-    assert error_of(found, weight, inputs) <= 1.05 * error_of(plain, weight, inputs)
-    if columns >= 128 and rank <= 20:
-        assert error_of(found, weight, inputs) < 0.5 * error_of(plain, weight, inputs)
+    # A few columns leave little to make good with; of many, inputs that go the same way leave much.
+    if columns >= 64:
+        assert error_of(found, weight, inputs) < 0.75 * error_of(plain, weight, inputs)
 
 
 @pytest.mark.parametrize("moments", [torch.eye(192), torch.zeros(192, 192)])
@@ -273,6 +273,18 @@ def test_a_run_is_known_by_what_it_was_calibrated_on(family_model, tmp_path):
     ):
         with pytest.raises(RunMismatchError, match="calibrat"):
             act()
+
+
+def test_nothing_is_added_to_calibrated_rows(family_model, tmp_path):
+    base = family_model("llama", 64)
+    made(tmp_path / "near", base, write_pairs(tmp_path / "pairs.parquet", 1, 3))
+    network = load_network(
+        str(base), HeadConfig(), seed=0, device="cpu", dtype=torch.float32, quantization="none"
+    )
+    add_lora(network, LoraConfig(r=2), seed=0).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match="near: is calibrated, so adapters cannot be added to it; give"):
+        merge(str(tmp_path / "near"), [str(tmp_path / "adapter")], "")
+    assert merge(str(base), [str(tmp_path / "adapter")], "").adapters
 
 
 def test_weights_that_are_not_numbers(family_model, tmp_path):
