@@ -156,6 +156,12 @@ WRONG = [
         {"adaptive_threshold": 0.51},
         "--adaptive-threshold 0.51: must be in (0, 0.5]",
     ),
+    (
+        config.QuantizeConfig,
+        {"precision": "fp8", "calibrate": ("c",)},
+        "--precision fp8: must be int8-rows where --calibrate is given",
+    ),
+    (config.QuantizeConfig, {"calibration_pairs": 0}, "--calibration-pairs 0: must be at least 1"),
     (config.EvaluateConfig, {"bootstrap": 19}, "--bootstrap 19: must be at least 20"),
     (
         config.EvaluateConfig,

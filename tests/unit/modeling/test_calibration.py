@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from wsdm_ray.config import HeadConfig, LoraConfig, QuantizeConfig, TextConfig
-from wsdm_ray.errors import ConfigError, DataError, ModelError, RunMismatchError
+from wsdm_ray.errors import DataError, ModelError, RunMismatchError
 from wsdm_ray.modeling.attention import DenseVisibility
 from wsdm_ray.modeling.calibration import balanced, rounded, run_layer, some_texts, usual_size
 from wsdm_ray.modeling.classifier import add_lora, load_network
@@ -297,10 +297,3 @@ def test_weights_that_are_not_numbers(family_model, tmp_path):
         ModelError, match="layer 1 takes or gives numbers that are not finite; check its weights"
     ):
         made(tmp_path / "out", base, files)
-
-
-def test_other_precisions_are_not_calibrated():
-    with pytest.raises(ConfigError, match="--precision fp8: must be int8-rows where --calibrate is given"):
-        QuantizeConfig(base="b", output="o", precision="fp8", calibrate=("c",))
-    with pytest.raises(ConfigError, match="--calibration-pairs 0: must be at least 1"):
-        QuantizeConfig(base="b", output="o", calibration_pairs=0)
