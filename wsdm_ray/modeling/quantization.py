@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from wsdm_ray.config import HeadConfig, QuantizeConfig, to_dict
+from wsdm_ray.config import HeadConfig, QuantizeConfig, TextConfig, to_dict
 from wsdm_ray.errors import ModelError, StorageError
 from wsdm_ray.modeling.attention import DenseVisibility, dense_masks
 from wsdm_ray.modeling.calibration import calibrated, some_texts
@@ -216,7 +216,7 @@ def head_tensors(merged: Merged, head: Head) -> dict[str, torch.Tensor]:
 def calibration_pairs(merged: Merged, files: list[str], number: int) -> EncodedPairs:
     """Some pairs of the files, as the checkpoint's texts are encoded."""
     head = head_of(merged)
-    text = head.manifest.text if head else Manifest(kind="base").text
+    text = head.manifest.text if head else TextConfig()
     pairs = PairEncoder(merged.base.folder, text).encode(*some_texts(files, number))
     logger.info("quantize: calibrates on %d pairs of %d tokens", len(pairs), pairs.tokens_N.sum())
     return pairs
@@ -238,8 +238,11 @@ def write_checkpoint(
     dtype = torch.bfloat16 if precision == "bf16" else base.dtype
     writer = ShardWriter(folder, SHARD_BYTES)
     prefix = "model." if head else ""
-    tensors = stored_tensors(merged, stored, dtype) if pairs is None else near_tensors(merged, dtype, pairs)
-    for name, tensor in tensors:
+    for name, tensor in (
+        calibrated_tensors(merged, dtype, pairs)
+        if pairs is not None
+        else stored_tensors(merged, stored, dtype)
+    ):
         writer.add(prefix + name, tensor)
     if head:
         for name, tensor in head_tensors(merged, head).items():
@@ -277,7 +280,7 @@ def stored_tensors(
             yield name, base.stored(name)["weight"].to(dtype)
 
 
-def near_tensors(
+def calibrated_tensors(
     merged: Merged, dtype: torch.dtype, pairs: EncodedPairs
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """What `stored_tensors` gives of int8 rows, calibrated; norms and biases that change are float32."""

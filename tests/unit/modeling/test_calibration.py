@@ -25,25 +25,10 @@ from wsdm_ray.modeling.quantization import merge, quantize
 from wsdm_ray.packing.layouts import Layout, lay_out
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 
-WORDS = [
-    "sum",
-    "answer",
-    "cannot",
-    "help",
-    "Gedicht",
-    "Herbst",
-    "Wind",
-    "你好",
-    "天气",
-    "def",
-    "return",
-    "print",
-    "дела",
-    "хорошо",
-    "twelve",
-    "thirty",
-    "sorry",
-]
+WORDS = (
+    "sum", "answer", "cannot", "help", "Gedicht", "Herbst", "Wind", "你好", "天气", "def", "return", "print", "дела",
+    "хорошо", "twelve", "thirty", "sorry",
+)  # fmt: skip
 
 
 def texts_of(seed: int, number: int) -> list[list[str]]:
