@@ -24,10 +24,10 @@ __all__ = [
     "RUN_FILE",
     "STARTED_FILE",
     "changes",
-    "check_outside",
-    "check_spares",
+    "check_no_overlap",
+    "check_no_overwrite",
+    "file_versions",
     "finish_run",
-    "identities",
     "names_in",
     "open_run",
     "options",
@@ -111,13 +111,13 @@ def options(config: Any, *, leave_out: Sequence[str] = ("output", "restart")) ->
     return {name: value for name, value in plain(to_dict(config)).items() if name not in leave_out}
 
 
-def identities(files: Sequence[str]) -> dict[str, dict[str, Any]]:
+def file_versions(files: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Size, version and place of each file by its path: what a fingerprint keeps of its inputs."""
     found = (storage.file_identity(path) for path in files)
     return {identity.pop("path"): identity | {"place": place} for place, identity in enumerate(found)}
 
 
-def check_outside(output: str, inputs: Sequence[str]) -> None:
+def check_no_overlap(output: str, inputs: Sequence[str]) -> None:
     """Raise `ConfigError` where an input lies within the output folder, or the output within an input folder.
 
     `--restart` would delete the one; a second run would take the other's files for its input.
@@ -133,7 +133,7 @@ def check_outside(output: str, inputs: Sequence[str]) -> None:
             raise ConfigError(f"--output {output}: lies within the input {path}; choose another folder")
 
 
-def check_spares(option: str, path: str, output: str, inputs: Sequence[str]) -> None:
+def check_no_overwrite(option: str, path: str, output: str, inputs: Sequence[str]) -> None:
     """Raise `ConfigError` where a file to be written would overwrite an input, be taken for one by the next
     run, or be of the output itself.
 

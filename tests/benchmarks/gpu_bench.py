@@ -12,9 +12,10 @@ from references import pipeline_scorer, random_network, recipe_network, sequence
 from synthetic import HEAD, config_of, random_parameter, synthetic_pairs
 
 from wsdm_ray.modeling.classifier import make_head
-from wsdm_ray.modeling.merging import skeleton
-from wsdm_ray.modeling.stack import Stack, StackClassifier
-from wsdm_ray.packing.plan import pair_tokens, plan_passes
+from wsdm_ray.modeling.fused_decoder import FusedDecoder
+from wsdm_ray.modeling.merging import meta_model
+from wsdm_ray.modeling.scorers import FusedClassifier
+from wsdm_ray.packing.plan import pair_tokens, plan_batches
 from wsdm_ray.schema import Ordering
 from wsdm_ray.scoring.engine import Scores, log_odds
 
@@ -22,7 +23,7 @@ __all__ = ["BOTH", "PRECISIONS", "Bench"]
 
 BOTH = (Ordering.AB, Ordering.BA)
 PRECISIONS = {"bf16": "none", "int8": "int8", "fp8": "fp8"}
-"""Ours by name, as `Stack` calls them."""
+"""Ours by name, as `FusedDecoder` calls them."""
 
 
 class Bench:
@@ -71,12 +72,12 @@ class Bench:
             model = random_network(self.config, self.device, torch.bfloat16)
             self.results["pipeline_attention"] = model.config._attn_implementation
             return pipeline_scorer(model, self.device)
-        rotary = skeleton(self.config).get_submodule("model.rotary_emb")
+        rotary = meta_model(self.config).get_submodule("model.rotary_emb")
         parameter = random_parameter(self.config, self.device, self.dtype)
-        stack = Stack(
+        stack = FusedDecoder(
             parameter, self.config, rotary, precision=PRECISIONS[name], device=self.device, dtype=self.dtype
         )
-        return StackClassifier(stack, make_head(HEAD, self.config.hidden_size, seed=0)).eval()
+        return FusedClassifier(stack, make_head(HEAD, self.config.hidden_size, seed=0)).eval()
 
     def drop(self, keep: str = "") -> bool:
         """Let go of all networks but one; returns whether there were others."""
@@ -118,7 +119,7 @@ class Bench:
         budget = self.given.token_budget
 
         def fill(count: int) -> float:
-            return tokens_N[:count].sum() / len(plan_passes(layout, tokens_N[:count], budget))
+            return tokens_N[:count].sum() / len(plan_batches(layout, tokens_N[:count], budget))
 
         pool = fill(len(tokens_N))
         return min(range(rows - rows // 4, rows + 1), key=lambda count: abs(fill(count) - pool))

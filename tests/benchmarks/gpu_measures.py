@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from wsdm_ray.modeling.products import TYPES, Rows, multiply, pack_weight, quantize_rows
+from wsdm_ray.modeling.quantized_linear import TYPES, QuantizedTensor, linear, pack_weight, quantize_rows
 
 __all__ = ["peak_memory", "product", "timeline_of"]
 
@@ -17,11 +17,11 @@ def product(precision: str, tokens: int, wide: int, out: int, device: str) -> Ca
     x, weight = (torch.randn(rows, wide, device=device, dtype=torch.bfloat16) for rows in (tokens, out))
     if precision == "bf16":
         return lambda: torch.matmul(x, weight.t())
-    rows = Rows(*quantize_rows(x, TYPES[precision]))
+    rows = QuantizedTensor(*quantize_rows(x, TYPES[precision]))
     packed = pack_weight([weight], [], precision, device=device, dtype=torch.bfloat16)
     if precision == "int8" and not packed.fused:
         return lambda: torch._int_mm(rows.values, packed.values.t())
-    return lambda: multiply(rows, packed)
+    return lambda: linear(rows, packed)
 
 
 def timeline_of(events: list[tuple[str, float, float]]) -> dict[str, Any]:

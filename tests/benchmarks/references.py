@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from wsdm_ray.config import HeadConfig, LoraConfig
-from wsdm_ray.modeling.classifier import add_lora, first_wins, inner, make_head
+from wsdm_ray.modeling.classifier import add_lora, make_head, preference_log_odds, unwrap_peft
 from wsdm_ray.text.encoding import EncodedPairs
 
 __all__ = [
@@ -101,7 +101,7 @@ def score_recipe(
     A batch is padded on the left to its longest, and runs with fp16 autocast where there is a GPU. The head
     gets the last token alone; the recipe gives it every token, which takes it about 0.1 % longer.
     """
-    model = inner(network)
+    model = unwrap_peft(network)
     embedding = model.get_input_embeddings().weight
     on_gpu = embedding.device.type == "cuda"
     found_S = np.full(len(sequences), np.nan, np.float32)
@@ -115,7 +115,7 @@ def score_recipe(
             ).last_hidden_state  # fmt: skip
             last_BD = hidden_BTD[:, -1].to(next(model.score.parameters()).dtype)
             logits_B2 = model.score(last_BD).float()
-        found_S[indices] = first_wins(logits_B2).cpu().numpy()
+        found_S[indices] = preference_log_odds(logits_B2).cpu().numpy()
     return found_S
 
 

@@ -31,8 +31,8 @@ from references import both_orderings, recipe_batches, score_recipe, sequences_o
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.evaluation.metrics import agreement, cross_entropy
 from wsdm_ray.modeling.checkpoint import load_classifier, read_manifest
-from wsdm_ray.modeling.classifier import first_wins, inner, ordering_logits
-from wsdm_ray.modeling.loading import load_stack
+from wsdm_ray.modeling.classifier import ordering_logits, preference_log_odds, unwrap_peft
+from wsdm_ray.modeling.loading import load_fused_classifier
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.schema import Ordering
 from wsdm_ray.scoring.engine import combine, log_odds, to_probability
@@ -125,7 +125,7 @@ def scorer_of(way: str, folder: str, base: str | None, calibrated: str | None, t
     network, _ = load_classifier(folder, precision=precision, base=base, verify=False)
     if kind == "single":
         return lambda pairs: score_single(network, pairs)
-    inner(network).set_attn_implementation("eager")
+    unwrap_peft(network).set_attn_implementation("eager")
 
     def recipe(pairs: EncodedPairs) -> np.ndarray:
         sequences = sequences_of(pairs)
@@ -137,7 +137,7 @@ def scorer_of(way: str, folder: str, base: str | None, calibrated: str | None, t
 @functools.lru_cache(maxsize=1)
 def stack_of(folder: str, base: str | None, precision: str) -> torch.nn.Module:
     """One stack for the layouts that follow each other: what it compiled serves both."""
-    return load_stack(folder, precision=precision, base=base, verify=False)[0]
+    return load_fused_classifier(folder, precision=precision, base=base, verify=False)[0]
 
 
 @torch.inference_mode()
@@ -145,7 +145,9 @@ def score_single(network: torch.nn.Module, pairs: EncodedPairs) -> np.ndarray:
     """Log-odds of the given response_a [N, 2], a pass for each ordering of each pair."""
     found_S = [
         float(
-            first_wins(ordering_logits(network, lay_out("padded", pairs.prefix, [suffix], np.array([row]))))
+            preference_log_odds(
+                ordering_logits(network, lay_out("padded", pairs.prefix, [suffix], np.array([row])))
+            )
         )
         for suffix in (pairs.suffix_ab, pairs.suffix_ba)
         for row in range(len(pairs))

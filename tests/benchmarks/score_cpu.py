@@ -23,8 +23,9 @@ from references import both_orderings, pipeline_scorer, recipe_batches, sequence
 from wsdm_ray.config import HeadConfig, TextConfig
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.modeling.classifier import load_network
-from wsdm_ray.modeling.merging import Merged, read_base, skeleton
-from wsdm_ray.modeling.stack import Stack, StackClassifier
+from wsdm_ray.modeling.fused_decoder import FusedDecoder
+from wsdm_ray.modeling.merging import Merged, meta_model, read_base
+from wsdm_ray.modeling.scorers import FusedClassifier
 from wsdm_ray.schema import Ordering
 from wsdm_ray.scoring.engine import log_odds
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
@@ -106,11 +107,11 @@ def engine(
     return make
 
 
-def stack_of(base: str, precision: str) -> StackClassifier:
+def stack_of(base: str, precision: str) -> FusedClassifier:
     merged = Merged(base=read_base(base), adapters=())
-    backbone: Any = skeleton(merged.base.config).get_submodule("model")
-    stack = Stack(merged.parameter, merged.base.config, backbone.rotary_emb, precision=precision)
-    return StackClassifier(stack, network_of(base, torch.float32).score)
+    backbone: Any = meta_model(merged.base.config).get_submodule("model")
+    stack = FusedDecoder(merged.parameter, merged.base.config, backbone.rotary_emb, precision=precision)
+    return FusedClassifier(stack, network_of(base, torch.float32).score)
 
 
 def pipeline(base: str, pairs: EncodedPairs) -> Callable[[], np.ndarray]:

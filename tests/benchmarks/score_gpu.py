@@ -154,7 +154,7 @@ def run_ours(bench: Bench, precision: str, layout: str, rows: int) -> dict[str, 
         "pairs": rows,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
-        "fill": round(held / found.passed_tokens, 4),
+        "fill": round(held / found.forward_tokens, 4),
     }
 
 
@@ -194,9 +194,14 @@ def ceiling(bench: Bench) -> Iterator[list[dict[str, Any]]]:
     bench.drop()
     shape, tokens, rows = shape_of(bench.config), bench.given.token_budget, []
     wide, inner = shape.num_heads * shape.head_dim, bench.config.intermediate_size
-    fused = wide + 2 * shape.num_key_heads * shape.head_dim
-    sizes = ((shape.width, fused), (wide, shape.width), (shape.width, 2 * inner), (inner, shape.width))
-    layers = len(shape.kinds)
+    fused = wide + 2 * shape.num_kv_heads * shape.head_dim
+    sizes = (
+        (shape.hidden_size, fused),
+        (wide, shape.hidden_size),
+        (shape.hidden_size, 2 * inner),
+        (inner, shape.hidden_size),
+    )
+    layers = len(shape.layer_types)
     for precision in PRECISIONS:
         products = [product(precision, tokens, each, out, bench.device) for each, out in sizes]
         for run in products:

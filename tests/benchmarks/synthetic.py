@@ -23,9 +23,9 @@ from wsdm_ray.config import HeadConfig, TextConfig
 from wsdm_ray.modeling.checkpoint import INDEX, Manifest, complete_folder
 from wsdm_ray.modeling.classifier import make_head
 from wsdm_ray.modeling.families import FAMILIES
-from wsdm_ray.modeling.merging import skeleton
-from wsdm_ray.modeling.products import in_rows
+from wsdm_ray.modeling.merging import meta_model
 from wsdm_ray.modeling.quantization import FP8_ROWS
+from wsdm_ray.modeling.quantized_linear import quantize_weight
 from wsdm_ray.modeling.tiny import make_tokenizer
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.text.encoding import EncodedPairs
@@ -90,7 +90,7 @@ def config_of(shape: str) -> Any:
 
 def random_parameter(config: Any, device: str, dtype: torch.dtype) -> Callable[[str], Tensor]:
     """A backbone's weight by its name, made on the device when asked for: normal with deviation 0.02."""
-    shapes = {name: each.shape for name, each in skeleton(config).get_submodule("model").named_parameters()}
+    shapes = {name: each.shape for name, each in meta_model(config).get_submodule("model").named_parameters()}
     offset = FAMILIES[config.model_type].norm_offset
 
     def parameter(name: str) -> Tensor:
@@ -186,10 +186,10 @@ def shards(config: Any, stored: str, device: str) -> Iterator[dict[str, Tensor]]
     parameter = random_parameter(config, device, torch.bfloat16)
     head = make_head(HEAD, config.hidden_size, seed=0).state_dict()
     held = {f"score.{name}": tensor for name, tensor in head.items()}
-    for name, _ in skeleton(config).get_submodule("model").named_parameters():
+    for name, _ in meta_model(config).get_submodule("model").named_parameters():
         value = parameter(name)
         if stored == "fp8" and name.endswith("_proj.weight"):
-            rows = in_rows(value, torch.float8_e4m3fn)
+            rows = quantize_weight(value, torch.float8_e4m3fn)
             held[f"model.{name}"] = rows.values.cpu()
             held[f"model.{name}_scale"] = rows.scale[:, None].cpu()
         else:

@@ -74,8 +74,8 @@ WRONG = [
     ),
     (
         config.ObjectiveConfig,
-        {"order_agreement": math.inf},
-        "--objective.order-agreement inf: must be finite",
+        {"swap_consistency_weight": math.inf},
+        "--objective.swap-consistency-weight inf: must be finite",
     ),
     (config.EnsembleConfig, {"temperature": math.inf}, "--temperature inf: must be finite"),
     (config.OptimizerConfig, {"max_grad_norm": 0}, "--optimizer.max-grad-norm 0: must be above 0"),
@@ -90,7 +90,11 @@ WRONG = [
         {"teacher_temperature": 0},
         "--objective.teacher-temperature 0: must be above 0",
     ),
-    (config.ObjectiveConfig, {"order_agreement": -1}, "--objective.order-agreement -1: must be 0 or more"),
+    (
+        config.ObjectiveConfig,
+        {"swap_consistency_weight": -1},
+        "--objective.swap-consistency-weight -1: must be 0 or more",
+    ),
     (
         config.ObjectiveConfig,
         {"source_weights": {"wsdm": -1.0}},
@@ -100,8 +104,8 @@ WRONG = [
     (config.TrainConfig, {"loss_spike": 1.0}, "--loss-spike 1.0: must be above 1"),
     (
         config.TrainConfig,
-        {"orders": "ab", "objective": config.ObjectiveConfig(order_agreement=0.1)},
-        "--objective.order-agreement 0.1: must be 0 with one order",
+        {"orders": "ab", "objective": config.ObjectiveConfig(swap_consistency_weight=0.1)},
+        "--objective.swap-consistency-weight 0.1: must be 0 with one order",
     ),
     (config.PseudolabelConfig, {"hard_threshold": 0.4}, "--hard-threshold 0.4: must be in [0.5, 1)"),
     (config.EnsembleConfig, {"temperature": 0}, "--temperature 0: must be above 0"),

@@ -6,7 +6,7 @@ import pytest
 
 from wsdm_ray.config import ArenaConfig
 from wsdm_ray.errors import ConfigError, RunMismatchError, StorageError
-from wsdm_ray.runs import changes, check_outside, finish_run, identities, open_run, options
+from wsdm_ray.runs import changes, check_no_overlap, file_versions, finish_run, open_run, options
 
 OPTIONS = {"options": {"seed": 0, "columns": {"id": "id"}}, "inputs": {"a.parquet": {"bytes": 1}}}
 
@@ -99,9 +99,11 @@ def test_long_lists_of_changes_are_cut():
 
 
 def test_output_around_an_input_is_refused(tmp_path):
-    check_outside(str(tmp_path / "data"), [str(tmp_path / "data.parquet"), str(tmp_path / "database" / "x")])
+    check_no_overlap(
+        str(tmp_path / "data"), [str(tmp_path / "data.parquet"), str(tmp_path / "database" / "x")]
+    )
     with pytest.raises(ConfigError, match=r"holds the input .*votes.parquet; choose another folder"):
-        check_outside(str(tmp_path), [str(tmp_path / "raw" / "votes.parquet")])
+        check_no_overlap(str(tmp_path), [str(tmp_path / "raw" / "votes.parquet")])
 
 
 def test_options_leave_out_what_does_not_decide_the_output():
@@ -111,10 +113,10 @@ def test_options_leave_out_what_does_not_decide_the_output():
 def test_identity_changes_with_the_file(tmp_path):
     path = tmp_path / "x"
     path.write_text("1")
-    before = identities([str(path)])
+    before = file_versions([str(path)])
     path.write_text("12")
     assert list(before) == [str(path)]
-    assert identities([str(path)]) != before
+    assert file_versions([str(path)]) != before
 
 
 def test_memory_file_system(tmp_path):

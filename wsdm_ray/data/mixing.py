@@ -18,10 +18,10 @@ from wsdm_ray.data.votes import Votes
 from wsdm_ray.errors import ConfigError, DataError
 from wsdm_ray.storage import list_files, open_parquet
 
-__all__ = ["check_leakage", "mixed", "read_teachers", "row_weights"]
+__all__ = ["apply_mixture", "check_leakage", "read_teachers", "sample_weights"]
 
 
-def mixed(votes: Votes, shares: Mapping[str, float], seed: int) -> Votes:
+def apply_mixture(votes: Votes, shares: Mapping[str, float], seed: int) -> Votes:
     """The rows of one epoch: of each source that `shares` names so many times its rows, of the others all.
 
     Of n rows and a share s, every row comes floor(s) times, and those whose hash of seed and id is least once
@@ -52,7 +52,7 @@ def rank_of(seed: int, name: int | str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def row_weights(sources_N: np.ndarray, weights: Mapping[str, float]) -> np.ndarray:
+def sample_weights(sources_N: np.ndarray, weights: Mapping[str, float]) -> np.ndarray:
     """Weight of each row in the loss, with a mean of 1 over all rows: float64 [N].
 
     Raises:

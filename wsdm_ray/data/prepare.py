@@ -32,7 +32,7 @@ from wsdm_ray.data.splitting import (
     prompt_digests,
 )
 from wsdm_ray.errors import ConfigError, DataError
-from wsdm_ray.runs import check_outside, finish_run, identities, names_in, open_run, options
+from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, names_in, open_run, options
 from wsdm_ray.schema import MODEL_A
 from wsdm_ray.telemetry import logger
 
@@ -53,11 +53,11 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     check_columns_of_format(config)
     files = list_inputs(config.input)
     excluded = storage.list_files(config.exclude)
-    check_outside(config.output, [*config.input, *files, *config.exclude, *excluded])
+    check_no_overlap(config.output, [*config.input, *files, *config.exclude, *excluded])
     fingerprint = {
         "options": options(config, leave_out=("input", "exclude", "output", "restart")),
-        "inputs": identities(files),
-        "exclude": identities(excluded),
+        "inputs": file_versions(files),
+        "exclude": file_versions(excluded),
     }
     done = open_run(config.output, "prepare", fingerprint, config.restart, resumes=False)
     if done:

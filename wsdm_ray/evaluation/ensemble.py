@@ -22,11 +22,11 @@ from wsdm_ray import storage
 from wsdm_ray.config import EnsembleConfig
 from wsdm_ray.data.shards import write_shards
 from wsdm_ray.errors import DataError
-from wsdm_ray.evaluation.calibration import fit_temperature, log_odds
 from wsdm_ray.evaluation.join import join_by_id, read_predictions, read_votes, shown
 from wsdm_ray.evaluation.metrics import EPSILON, Floats, agreement, cross_entropy
 from wsdm_ray.evaluation.report import decimals, percent
-from wsdm_ray.runs import check_outside, check_spares, finish_run, identities, open_run, options
+from wsdm_ray.evaluation.temperature import fit_temperature, log_odds
+from wsdm_ray.runs import check_no_overlap, check_no_overwrite, file_versions, finish_run, open_run, options
 from wsdm_ray.schema import MODEL_A, MODEL_B
 from wsdm_ray.telemetry import logger
 
@@ -59,13 +59,13 @@ def ensemble(config: EnsembleConfig) -> dict[str, Any]:
     set_files = [storage.list_files(folder) for folder in config.predictions]
     vote_files = storage.list_files(config.votes) if config.votes else []
     read = [*config.predictions, *config.votes, *vote_files, *(path for files in set_files for path in files)]
-    check_outside(config.output, read)
+    check_no_overlap(config.output, read)
     if config.submission:
-        check_spares("--submission", config.submission, config.output, read)
+        check_no_overwrite("--submission", config.submission, config.output, read)
     fingerprint = {
         "options": options(config, leave_out=("predictions", "votes", "output", "submission", "restart")),
-        "predictions": {str(place): identities(files) for place, files in enumerate(set_files)},
-        "votes": identities(vote_files),
+        "predictions": {str(place): file_versions(files) for place, files in enumerate(set_files)},
+        "votes": file_versions(vote_files),
     }
     sets = read_sets(config.predictions)
     errors = merged_errors(sets, config.predictions)
@@ -191,14 +191,14 @@ def fit_weights(prob_NS: Floats, label_N: Floats) -> Floats:
     """
     said_NS = np.clip(prob_NS, EPSILON, 1 - EPSILON)
 
-    def look(weights_S: Floats) -> tuple[float, Floats]:
+    def loss_and_gain(weights_S: Floats) -> tuple[float, Floats]:
         mean_N = said_NS @ weights_S
         for_a_N, for_b_N = label_N / mean_N, (1 - label_N) / (1 - mean_N)
         gain_S = (for_a_N @ said_NS + for_b_N @ (1 - said_NS)) / len(label_N)
         return float(cross_entropy(mean_N, label_N).mean()), gain_S
 
     weights_S = np.full(prob_NS.shape[1], 1 / prob_NS.shape[1])
-    loss, gain_S = look(weights_S)
+    loss, gain_S = loss_and_gain(weights_S)
     power = 1.0
     for _ in range(MOST_STEPS):
         if gain_S.max() - 1 < GAP:
@@ -206,7 +206,7 @@ def fit_weights(prob_NS: Floats, label_N: Floats) -> Floats:
         logs_S = np.log(np.maximum(weights_S, 1e-300)) + power * np.log(gain_S)
         tried_S = np.exp(logs_S - logs_S.max())
         tried_S /= tried_S.sum()
-        tried_loss, tried_gain_S = look(tried_S)
+        tried_loss, tried_gain_S = loss_and_gain(tried_S)
         if tried_loss > loss and power > 1:
             power = 1.0
             continue

@@ -17,7 +17,6 @@ from rich.table import Table
 import wsdm_ray
 from wsdm_ray.config import EvaluateConfig, to_dict
 from wsdm_ray.evaluation.adaptive import adaptive
-from wsdm_ray.evaluation.calibration import cross_fit
 from wsdm_ray.evaluation.join import Joined, join_by_id, read_pairs, read_predictions, read_votes
 from wsdm_ray.evaluation.metrics import (
     agreement,
@@ -28,6 +27,7 @@ from wsdm_ray.evaluation.metrics import (
     one_sided_baseline,
 )
 from wsdm_ray.evaluation.report import confident_mistakes, decimals, percent, render_report, table_rows
+from wsdm_ray.evaluation.temperature import cross_fit
 from wsdm_ray.storage import exists, join, read_json, write_atomic, write_json
 from wsdm_ray.telemetry import logger
 

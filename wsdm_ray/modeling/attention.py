@@ -18,23 +18,23 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from wsdm_ray.modeling.products import Rows, on_hopper
+from wsdm_ray.modeling.quantized_linear import QuantizedTensor, on_hopper
 from wsdm_ray.packing.layouts import Layout
 
 __all__ = [
     "BLOCK",
-    "BlockVisibility",
-    "DenseVisibility",
+    "AttentionBackend",
+    "BlockSparseAttention",
+    "DenseAttention",
     "Heads",
     "Tiling",
-    "Visibility",
     "attention_arguments",
     "attention_implementation",
+    "attention_mask",
     "dense_masks",
-    "takes_bounds",
+    "supports_varlen",
     "tiling_of",
     "to_device",
-    "visible",
 ]
 
 BOUNDS = "wsdm_ray_bounds"
@@ -44,10 +44,10 @@ BOUNDS = "wsdm_ray_bounds"
 def attention_implementation(config: Any) -> str:
     """The name of the attention that transformers is to use: `attend`, or `eager` where it cannot serve."""
     register()
-    return BOUNDS if takes_bounds(config) else "eager"
+    return BOUNDS if supports_varlen(config) else "eager"
 
 
-def takes_bounds(config: Any) -> bool:
+def supports_varlen(config: Any) -> bool:
     """Whether a family's attention can go by bounds: neither SDPA nor variable-length attention soft-caps."""
     return not getattr(config, "attn_logit_softcapping", None)
 
@@ -56,9 +56,9 @@ def attention_arguments(
     layout: Layout, config: Any, dtype: torch.dtype, device: torch.device | str
 ) -> dict[str, Any]:
     """What a backbone's forward takes so that the tokens of `layout` see whom they may."""
-    if not takes_bounds(config) or len(layout.tokens_BT) > 1 or np.any(layout.branches_BT):
+    if not supports_varlen(config) or len(layout.tokens_BT) > 1 or np.any(layout.branches_BT):
         return {"attention_mask": dense_masks(layout, config, dtype, device)}
-    bounds = layout.bounds
+    bounds = layout.cu_seqlens
     return {
         "attention_mask": torch.zeros(1, 1, 1, 1, device=device),  # ready, so that none is made
         "cu_seq_lens_q": torch.from_numpy(bounds).to(device),
@@ -144,11 +144,11 @@ def register() -> None:
     transformers.AttentionMaskInterface.register(BOUNDS, sdpa_mask)  # for plain calls of the network
 
 
-def visible(layout: Layout, window: int | None, device: torch.device | str) -> torch.Tensor:
+def attention_mask(layout: Layout, window: int | None, device: torch.device | str) -> torch.Tensor:
     """Which key each query may attend to: bool [B, T (query), T (key)]. Every token sees itself."""
     places = torch.from_numpy(places_of(layout.groups_BT, layout)).to(device)
     marks, order, positions = ((row[..., :, None], row[..., None, :]) for row in places)
-    return sees(marks, order, positions, window)
+    return may_attend(marks, order, positions, window)
 
 
 def dense_masks(
@@ -163,17 +163,17 @@ def dense_masks(
 
     def additive(window: int | None) -> torch.Tensor:
         mask = torch.zeros(1, dtype=dtype, device=device)
-        seen = visible(layout, window, device)
+        seen = attention_mask(layout, window, device)
         return torch.where(seen, mask, torch.finfo(dtype).min)[:, None]
 
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is None:
         return additive(None)
     windows = {"full_attention": None, "sliding_attention": getattr(config, "sliding_window", None)}
-    unknown = set(kinds) - set(windows)
+    unknown = set(layer_types) - set(windows)
     if unknown:
         raise ValueError(f"layers of kind {sorted(unknown)} have no mask here")
-    return {kind: additive(windows[kind]) for kind in sorted(set(kinds))}
+    return {kind: additive(windows[kind]) for kind in sorted(set(layer_types))}
 
 
 class Heads(NamedTuple):
@@ -193,7 +193,7 @@ class Heads(NamedTuple):
     float8_scale: float | None = None
 
 
-class Visibility(Protocol):
+class AttentionBackend(Protocol):
     """Who sees whom in a pass of one row, and the attention that follows it.
 
     rotates: whether `attend` rotates the queries, and so is given the rotation.
@@ -201,12 +201,12 @@ class Visibility(Protocol):
 
     rotates: bool
 
-    def attend(self, heads: Heads, kind: str) -> Tensor | Rows:
+    def attend(self, heads: Heads, kind: str) -> Tensor | QuantizedTensor:
         """Attention of all heads, side by side: [T, H * W]; `kind` is the layer's."""
         ...
 
 
-class DenseVisibility:
+class DenseAttention:
     """Masks as bool [B, 1, L, L] of B rows of L tokens, one for each kind of layer: for CPUs.
 
     The T tokens are those of all rows, end to end.
@@ -214,8 +214,10 @@ class DenseVisibility:
 
     rotates = False
 
-    def __init__(self, layout: Layout, kinds: set[str], window: int | None, device: torch.device | str):
-        self.masks = {kind: visible(layout, window_of(kind, window), device)[:, None] for kind in kinds}
+    def __init__(self, layout: Layout, layer_types: set[str], window: int | None, device: torch.device | str):
+        self.masks = {
+            kind: attention_mask(layout, window_of(kind, window), device)[:, None] for kind in layer_types
+        }
 
     def attend(self, heads: Heads, kind: str) -> Tensor:
         assert heads.rotation is None
@@ -233,10 +235,10 @@ class DenseVisibility:
         return out.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
-class BlockVisibility:
+class BlockSparseAttention:
     """Block-sparse masks, whose tensors stay in place from pass to pass: for GPUs.
 
-    A pass of T tokens is `look`ed at before its layers run; as neither shapes nor functions change, one
+    A pass of T tokens is `update`d before its layers run; as neither shapes nor functions change, one
     compilation serves all passes of that T.
 
     Args:
@@ -247,7 +249,7 @@ class BlockVisibility:
     def __init__(
         self,
         row_tokens: int,
-        kinds: set[str],
+        layer_types: set[str],
         window: int | None,
         device: torch.device | str,
         tiling: "Tiling | None" = None,
@@ -255,11 +257,11 @@ class BlockVisibility:
         if row_tokens % BLOCK:
             raise ValueError(f"{row_tokens} tokens: must be a multiple of {BLOCK}")
         self.tiling = tiling or Tiling()
-        self.rotates = self.tiling.capped
+        self.rotates = self.tiling.softcapped
         block = (self.tiling.queries, self.tiling.keys)
         queries, keys = (row_tokens // side for side in block)
         self.places = torch.zeros(3, row_tokens, dtype=torch.int32, device=device)
-        self.windows = {kind: window_of(kind, window) for kind in kinds}
+        self.windows = {kind: window_of(kind, window) for kind in layer_types}
         self.masks = {}
         for kind, width in self.windows.items():
             empty = [
@@ -275,11 +277,13 @@ class BlockVisibility:
         marks, _, positions = self.places
 
         def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return sees((marks[query], marks[key]), (query, key), (positions[query], positions[key]), window)
+            return may_attend(
+                (marks[query], marks[key]), (query, key), (positions[query], positions[key]), window
+            )
 
         return rule
 
-    def look(self, layout: Layout) -> "BlockVisibility":
+    def update(self, layout: Layout) -> "BlockSparseAttention":
         """Take the pass that comes next; returns itself.
 
         Padding is a group of its own in each block: it costs no more than these.
@@ -311,25 +315,25 @@ class BlockVisibility:
         part = some & ~whole
         return [each for flags in (part, whole) for each in ordered(flags)]
 
-    def attend(self, heads: Heads, kind: str) -> Tensor | Rows:
+    def attend(self, heads: Heads, kind: str) -> Tensor | QuantizedTensor:
         mask, tiling = self.masks[kind], self.tiling
         q, k, v, scale, softcap, rotation, float8_scale = heads
         assert (rotation is not None) == self.rotates
         if rotation is not None:
-            from wsdm_ray.modeling.attention_kernel import capped_attention  # which takes Triton
+            from wsdm_ray.modeling.attention_kernel import softcapped_attention  # which takes Triton
 
             assert softcap is not None
-            out, scales = capped_attention(
+            out, scales = softcapped_attention(
                 q, k, v, rotation, self.places, [each[0, 0] for each in key_blocks(mask)],
                 (tiling.queries, tiling.keys), BRANCHES, self.windows[kind], scale, softcap, float8_scale,
             )  # fmt: skip
-            return out if scales is None else Rows(out, scales)
+            return out if scales is None else QuantizedTensor(out, scales)
         run, tanh = (compiled_flex(), quick_tanh()) if q.is_cuda else (flex_attention, torch.tanh)
         out = run(
             q[None],
             k[None],
             v[None],
-            score_mod=None if softcap is None else capped(softcap, tanh),
+            score_mod=None if softcap is None else softcap_mod(softcap, tanh),
             block_mask=mask,
             scale=scale,
             enable_gqa=len(q) != len(k),
@@ -357,7 +361,7 @@ def to_device(array: np.ndarray, device: torch.device | str) -> Tensor:
 BLOCK = 128
 """Tokens that a pass with masks of blocks has a multiple of."""
 ROWS_AT_ONCE = 2_048
-"""Queries whose sight of all keys is worked out at a time."""
+"""Queries whose attention of all keys is worked out at a time."""
 
 
 class Tiling(NamedTuple):
@@ -365,13 +369,13 @@ class Tiling(NamedTuple):
 
     The smaller the blocks, the less is computed of what nobody sees.
 
-    flex: FlexAttention's `kernel_options`; None is its own choice. capped: `attention_kernel` does it.
+    flex: FlexAttention's `kernel_options`; None is its own choice. softcapped: `attention_kernel` does it.
     """
 
     queries: int = BLOCK
     keys: int = BLOCK
     flex: Any = None
-    capped: bool = False
+    softcapped: bool = False
 
     @property
     def alignment(self) -> int:
@@ -383,15 +387,15 @@ class Tiling(NamedTuple):
 
 WIDE = Tiling(128, 64, {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "USE_TMA": True})
 NARROW = Tiling(64, 64, {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3})
-CAPPED = Tiling(32, 32, capped=True)
-TILINGS = {(256, True): CAPPED, (256, False): WIDE, (128, False): NARROW, (64, False): NARROW}
+SOFTCAPPED = Tiling(32, 32, softcapped=True)
+TILINGS = {(256, True): SOFTCAPPED, (256, False): WIDE, (128, False): NARROW, (64, False): NARROW}
 """By the width of heads and whether scores are soft-capped, in bfloat16: half to four fifths of the time that
-FlexAttention's own choice takes on an H100 or H200. `CAPPED` takes three quarters of the time of `WIDE` on an
-H100, within passes two thirds, and rotates the queries besides."""
+FlexAttention's own choice takes on an H100 or H200. `SOFTCAPPED` takes three quarters of the time of `WIDE`
+on an H100, within passes two thirds, and rotates the queries besides."""
 
 MOST_CAP = 64.0
-"""Of scores that `CAPPED` is for: 2 ** 31 of their exponentials add up in float32 and bfloat16 holds each, of
-which none is so small that it counts as 0."""
+"""Of scores that `SOFTCAPPED` is for: 2 ** 31 of their exponentials add up in float32 and bfloat16 holds
+each, of which none is so small that it counts as 0."""
 
 
 def tiling_of(
@@ -405,7 +409,9 @@ def tiling_of(
     if not on_hopper(device) or dtype != torch.bfloat16:
         return Tiling()
     tiling = TILINGS.get((head_dim, softcap is not None), Tiling())
-    if tiling.capped and (softcap is None or softcap > MOST_CAP or group % 2):  # it takes heads two by two
+    if tiling.softcapped and (
+        softcap is None or softcap > MOST_CAP or group % 2
+    ):  # it takes heads two by two
         return WIDE
     return tiling
 
@@ -423,7 +429,7 @@ def tiles(rows: Tensor, keys: Tensor, window: int | None, block: tuple[int, int]
     marks, order, positions = (
         (row[:, None], key[None]) for row, key in zip(rows.unbind(), keys.unbind(), strict=True)
     )
-    seen = sees(marks, order, positions, window).view(-1, block[0], keys.shape[1] // block[1], block[1])
+    seen = may_attend(marks, order, positions, window).view(-1, block[0], keys.shape[1] // block[1], block[1])
     return seen.any(3).any(1), seen.all(3).all(1)
 
 
@@ -432,7 +438,7 @@ BRANCHES = 4
 
 
 def places_of(groups_BT: np.ndarray, layout: Layout) -> np.ndarray:
-    """What `sees` goes by, of each token: its mark, its index in the row, its position; int32 [3, B, T].
+    """What `may_attend` goes by, of each token: mark, index in the row, position; int32 [3, B, T].
 
     The mark is group and branch in one number.
     """
@@ -443,7 +449,7 @@ def places_of(groups_BT: np.ndarray, layout: Layout) -> np.ndarray:
     return np.stack([marks_BT, order_BT, layout.positions_BT]).astype(np.int32)
 
 
-def sees(
+def may_attend(
     marks: tuple[Tensor, Tensor],
     order: tuple[Tensor, Tensor],
     positions: tuple[Tensor, Tensor],
@@ -469,7 +475,7 @@ def ordered(flags: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-def capped(softcap: float, tanh: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+def softcap_mod(softcap: float, tanh: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     """One function a cap, so that it is compiled once."""
 
     def cap(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -27,9 +27,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from wsdm_ray.modeling.kernels import on
+from wsdm_ray.modeling.norm_kernels import on
 
-__all__ = ["capped_attention"]
+__all__ = ["softcapped_attention"]
 
 ROWS = 64
 """Queries times heads of a program, whose four warps then hold all sums, and the queries besides."""
@@ -213,7 +213,7 @@ def exponentials(scores, cap):
     return gl.exp2(cap * tanh)
 
 
-def capped_attention(
+def softcapped_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -31,7 +31,7 @@ from wsdm_ray.modeling.classifier import (
     peft_warnings,
     quiet,
 )
-from wsdm_ray.modeling.products import HOPPER, SPREAD
+from wsdm_ray.modeling.quantized_linear import HADAMARD_BLOCK, HOPPER
 from wsdm_ray.runs import versions
 from wsdm_ray.storage import local_copy, reason, sha256_of_files
 from wsdm_ray.text.encoding import read_settings
@@ -65,7 +65,7 @@ Quantization = Literal["int8", "nf4", "fp8", "int8-rows", "none"]
 """How weights are stored; `int8` and `nf4` are bitsandbytes'."""
 IN_ROWS = {"fp8": "fp8", "int8-rows": "int8"}
 """What is stored for scoring alone, and the precision that takes it as it is."""
-INT8_ROWS = {"quant_method": "int8_rows", "hadamard": SPREAD}
+INT8_ROWS = {"quant_method": "int8_rows", "hadamard": HADAMARD_BLOCK}
 """What config.json says of `int8-rows`: a scale a row, after blocks of so many columns were spread."""
 CALIBRATED_ROWS = INT8_ROWS | {"calibrated": True}
 """The same of rows whose columns were balanced against norms: nothing can be added to them."""
@@ -163,7 +163,7 @@ def folder_quantization(folder: str) -> Quantization:
     method = settings.get("quant_method", "bitsandbytes") if isinstance(settings, dict) else settings
     if method == "bitsandbytes":
         return "int8" if settings.get("load_in_8bit") else "nf4"
-    if method == "compressed-tensors" and in_fp8_rows(settings):
+    if method == "compressed-tensors" and is_w8a8_fp8(settings):
         return "fp8"
     if settings in (INT8_ROWS, CALIBRATED_ROWS):
         return "int8-rows"
@@ -173,7 +173,7 @@ def folder_quantization(folder: str) -> Quantization:
     )
 
 
-def in_fp8_rows(settings: dict[str, Any]) -> bool:
+def is_w8a8_fp8(settings: dict[str, Any]) -> bool:
     """Whether compressed-tensors' settings mean 8-bit floats with one scale a row in every linear layer."""
     try:
         [group] = settings["config_groups"].values()

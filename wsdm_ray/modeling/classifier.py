@@ -19,7 +19,7 @@ from wsdm_ray.config import HeadConfig, LoraConfig
 from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling.attention import attention_arguments, attention_implementation
 from wsdm_ray.modeling.families import FAMILIES, head_width
-from wsdm_ray.modeling.stack import StackClassifier
+from wsdm_ray.modeling.scorers import FusedClassifier
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.storage import reason
 
@@ -29,16 +29,16 @@ __all__ = [
     "check_widths",
     "compile_layers",
     "device_and_dtype",
-    "first_wins",
-    "inner",
     "load_network",
     "loading",
     "make_head",
     "model_config",
     "ordering_logits",
     "peft_warnings",
+    "preference_log_odds",
     "set_threads",
     "trainable_parameters",
+    "unwrap_peft",
 ]
 
 
@@ -198,7 +198,7 @@ def compile_layers(network: nn.Module, backend: Any = "inductor") -> None:
     """Have the layers compiled for training, at their first forward: one compilation serves all layers and
     passes of any length. Evaluation runs them as they are.
     """
-    model = inner(network)
+    model = unwrap_peft(network)
     model.enable_input_require_grads()  # else the first layer, whose input has no gradient, is compiled apart
     plain = type(model.model.layers[0]).forward
     compiled = torch.compile(plain, dynamic=True, backend=backend)
@@ -210,7 +210,7 @@ def compile_layers(network: nn.Module, backend: Any = "inductor") -> None:
         layer.forward = types.MethodType(forward, layer)
 
 
-def inner(network: Any) -> Any:
+def unwrap_peft(network: Any) -> Any:
     """The sequence-classification model, without PEFT's wrapper; adapters work inside its layers."""
     return network.get_base_model() if hasattr(network, "get_base_model") else network
 
@@ -220,9 +220,9 @@ def ordering_logits(network: nn.Module, layout: Layout) -> torch.Tensor:
 
     A device with bfloat16 weights computes under autocast, so that float32 adapters meet them in one type.
     """
-    if isinstance(network, StackClassifier):
+    if isinstance(network, FusedClassifier):
         return network(layout)
-    model = inner(network)
+    model = unwrap_peft(network)
     backbone = model.model
     embedding = backbone.get_input_embeddings().weight
     device, dtype = embedding.device, embedding.dtype
@@ -243,7 +243,7 @@ def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
-def first_wins(logits_S2: torch.Tensor) -> torch.Tensor:
+def preference_log_odds(logits_S2: torch.Tensor) -> torch.Tensor:
     """Log-odds that the response that stands first wins: float32 [S]."""
     return logits_S2[:, 0] - logits_S2[:, 1]
 

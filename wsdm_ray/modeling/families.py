@@ -19,7 +19,7 @@ class Family:
 
     norm_offset: float = 0.0
     """Added to the stored weights of every RMS norm."""
-    sandwich: bool = False
+    post_norms: bool = False
     """The outputs of attention and MLP are normed too, before they are added to the residual."""
     qkv_bias: bool = False
     """The products that make queries, keys and values have biases."""
@@ -32,8 +32,8 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "gemma2": Family(norm_offset=1.0, sandwich=True, gelu=True, scaled_embedding=True),
-    "gemma3_text": Family(norm_offset=1.0, sandwich=True, gelu=True, scaled_embedding=True, qk_norm=True),
+    "gemma2": Family(norm_offset=1.0, post_norms=True, gelu=True, scaled_embedding=True),
+    "gemma3_text": Family(norm_offset=1.0, post_norms=True, gelu=True, scaled_embedding=True, qk_norm=True),
     "llama": Family(),
     "qwen2": Family(qkv_bias=True),
     "qwen3": Family(qk_norm=True),
@@ -46,14 +46,14 @@ class Shape:
     """The sizes of one model, as its config.json has them."""
 
     family: Family
-    width: int
+    hidden_size: int
     num_heads: int
-    num_key_heads: int
+    num_kv_heads: int
     head_dim: int
     query_scale: float
     softcap: float | None
     norm_epsilon: float
-    kinds: tuple[str, ...]
+    layer_types: tuple[str, ...]
     """A layer's attention: `full_attention` or `sliding_attention`."""
     window: int | None
     """Keys that a query of a sliding layer sees, itself included."""
@@ -75,23 +75,23 @@ def shape_of(config: Any) -> Shape:
         raise ModelError(f"model type {config.model_type} is not one of {', '.join(FAMILIES)}")
     if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
         raise ModelError(f"model type {config.model_type} with biases in attention or MLP is not supported")
-    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
-    if window and not kinds and getattr(config, "use_sliding_window", True):
+    layer_types, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    if window and not layer_types and getattr(config, "use_sliding_window", True):
         raise ModelError(
             f"model type {config.model_type} has a window, but no layer_types to say in which layers"
         )
-    kinds = kinds or ["full_attention"] * config.num_hidden_layers
-    if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
+    layer_types = layer_types or ["full_attention"] * config.num_hidden_layers
+    if unknown := set(layer_types) - {"full_attention", "sliding_attention"}:
         raise ModelError(f"layers of kind {', '.join(sorted(unknown))} are not supported")
     return Shape(
         family=family,
-        width=config.hidden_size,
+        hidden_size=config.hidden_size,
         num_heads=config.num_attention_heads,
-        num_key_heads=config.num_key_value_heads,
+        num_kv_heads=config.num_key_value_heads,
         head_dim=head_width(config),
         query_scale=(getattr(config, "query_pre_attn_scalar", None) or head_width(config)) ** -0.5,
         softcap=getattr(config, "attn_logit_softcapping", None),
         norm_epsilon=config.rms_norm_eps,
-        kinds=tuple(kinds),
-        window=window if "sliding_attention" in kinds else None,
+        layer_types=tuple(layer_types),
+        window=window if "sliding_attention" in layer_types else None,
     )

@@ -20,14 +20,15 @@ from wsdm_ray.modeling.checkpoint import (
     stored_head,
 )
 from wsdm_ray.modeling.classifier import device_and_dtype, make_head
-from wsdm_ray.modeling.merging import Merged, read_adapter, read_base, skeleton
-from wsdm_ray.modeling.stack import Stack, StackClassifier
+from wsdm_ray.modeling.fused_decoder import FusedDecoder
+from wsdm_ray.modeling.merging import Merged, meta_model, read_adapter, read_base
+from wsdm_ray.modeling.scorers import FusedClassifier
 from wsdm_ray.storage import local_copy
 
-__all__ = ["load_scorer", "load_stack", "make_stack", "on_stack"]
+__all__ = ["load_fused_classifier", "load_scorer", "make_fused_decoder", "uses_fused_decoder"]
 
 
-def on_stack(precision: str, device: str, manifest: Manifest) -> bool:
+def uses_fused_decoder(precision: str, device: str, manifest: Manifest) -> bool:
     """Whether a checkpoint in a precision (not `auto`) is scored by a stack.
 
     The products in 8-bit rows are the stack's own, transformers has no reader for what is stored so, and
@@ -62,19 +63,19 @@ def load_scorer(
     manifest = read_manifest(local_copy(folder))
     device = device_and_dtype("auto", device)[0]
     precision = resolve_precision(precision, device, manifest)
-    load = load_stack if on_stack(precision, device, manifest) else load_classifier
+    load = load_fused_classifier if uses_fused_decoder(precision, device, manifest) else load_classifier
     return load(folder, precision=precision, device=device, base=base, verify=verify)
 
 
 @torch.no_grad()
-def load_stack(
+def load_fused_classifier(
     folder: str,
     *,
     precision: str,
     device: str | None = None,
     base: str | None = None,
     verify: bool = True,
-) -> tuple[StackClassifier, Manifest]:
+) -> tuple[FusedClassifier, Manifest]:
     """A stack ready to score, from a checkpoint folder; the options are those of `load_scorer`.
 
     Args:
@@ -91,23 +92,23 @@ def load_stack(
         merged = Merged(base=found, adapters=(read_adapter(folder, found.config),))
     else:
         merged = Merged(base=read_base(folder), adapters=())
-    stack = make_stack(merged, products, device, dtype)
+    stack = make_fused_decoder(merged, products, device, dtype)
     if manifest.kind == "adapter":
-        head = make_head(manifest.head, stack.shape.width, seed=0)
+        head = make_head(manifest.head, stack.shape.hidden_size, seed=0)
         head.load_state_dict(merged.adapters[0].head())
     else:
-        head = stored_head(folder, manifest.head, stack.shape.width)
-    return StackClassifier(stack, head.eval().requires_grad_(False)), manifest
+        head = stored_head(folder, manifest.head, stack.shape.hidden_size)
+    return FusedClassifier(stack, head.eval().requires_grad_(False)), manifest
 
 
-def make_stack(
+def make_fused_decoder(
     merged: Merged, precision: str, device: str, dtype: torch.dtype, num_layers: int | None = None
-) -> Stack:
-    """The stack of a base with adapters; the other arguments are those of `Stack`."""
-    return Stack(
+) -> FusedDecoder:
+    """The stack of a base with adapters; the other arguments are those of `FusedDecoder`."""
+    return FusedDecoder(
         functools.partial(merged.parameter, device=device),
         merged.base.config,
-        skeleton(merged.base.config).get_submodule("model.rotary_emb"),
+        meta_model(merged.base.config).get_submodule("model.rotary_emb"),
         rows=functools.partial(merged.rows, precision=precision, device=device),
         precision=precision,
         device=device,

@@ -34,7 +34,13 @@ from wsdm_ray.modeling.checkpoint import (
     weight_files,
 )
 from wsdm_ray.modeling.classifier import make_head, model_config, peft_warnings
-from wsdm_ray.modeling.products import TYPES, Rows, hadamard, in_rows, spread_out
+from wsdm_ray.modeling.quantized_linear import (
+    TYPES,
+    QuantizedTensor,
+    hadamard,
+    hadamard_rotate,
+    quantize_weight,
+)
 from wsdm_ray.storage import reason
 from wsdm_ray.text.encoding import read_settings
 
@@ -45,10 +51,10 @@ __all__ = [
     "Base",
     "Merged",
     "dequantized",
+    "meta_model",
     "quantized",
     "read_adapter",
     "read_base",
-    "skeleton",
     "stored_rows",
 ]
 
@@ -78,7 +84,7 @@ HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 """`init_lora_weights` that leave the base as it was; others change it as they begin."""
 
 
-def skeleton(config: Any) -> nn.Module:
+def meta_model(config: Any) -> nn.Module:
     """The classifier of a config without its weights: parameters on the device `meta`, buffers real."""
     from accelerate import init_empty_weights
 
@@ -103,7 +109,9 @@ def quantized(weight: torch.Tensor, precision: str, dtype: torch.dtype) -> dict[
     from bitsandbytes import functional
 
     if precision in IN_ROWS:
-        return stored_rows(in_rows(weight, TYPES[IN_ROWS[precision]], spread=precision == "int8-rows"))
+        return stored_rows(
+            quantize_weight(weight, TYPES[IN_ROWS[precision]], spread=precision == "int8-rows")
+        )
     if precision == "int8":
         values, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
         return {"weight": values, "SCB": scales, "weight_format": torch.tensor(0, dtype=torch.uint8)}
@@ -113,7 +121,7 @@ def quantized(weight: torch.Tensor, precision: str, dtype: torch.dtype) -> dict[
     }
 
 
-def stored_rows(rows: Rows) -> dict[str, torch.Tensor]:
+def stored_rows(rows: QuantizedTensor) -> dict[str, torch.Tensor]:
     """What a layer stores of a weight in rows, by the name after the layer's."""
     values = rows.values
     if values.dtype == torch.int8:  # in blocks, a shape that no other reader takes for the weight's own
@@ -131,7 +139,7 @@ def dequantized(stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
     if "weight_scale" in stored:
         rows = weight.flatten(1).float() * stored["weight_scale"]
         # What spread them, spread again, is the identity times its size, which the scale was divided by.
-        return spread_out(rows, hadamard(rows)) if weight.dtype == torch.int8 else rows
+        return hadamard_rotate(rows, hadamard(rows)) if weight.dtype == torch.int8 else rows
     statistics = {name.removeprefix("weight."): value for name, value in stored.items() if name != "weight"}
     if not statistics:
         return weight.float()
@@ -198,7 +206,7 @@ def read_base(folder: str) -> Base:
     """
     config = model_config(folder)
     quantization = folder_quantization(folder)
-    backbone = skeleton(config).get_submodule("model")
+    backbone = meta_model(config).get_submodule("model")
     shapes = {name: tuple(parameter.shape) for name, parameter in backbone.named_parameters()}
     linears = frozenset(name for name, module in backbone.named_modules() if type(module) is nn.Linear)
 
@@ -304,7 +312,7 @@ def read_adapter(folder: str, config: Any) -> Adapter:
     bare = not any(name.startswith(f"{ADAPTER_PREFIX}model.") for name in found)
     prefix = ADAPTER_PREFIX if bare else f"{ADAPTER_PREFIX}model."
 
-    network = skeleton(config)
+    network = meta_model(config)
     if manifest is not None:
         if manifest.head is None:
             raise ModelError(f"{folder}: {MANIFEST} names no head; restore the original file")
@@ -399,7 +407,7 @@ class Merged:
     base: Base
     adapters: tuple[Adapter, ...] = ()
 
-    def rows(self, name: str, precision: str, device: str = "cpu") -> Rows | None:
+    def rows(self, name: str, precision: str, device: str = "cpu") -> QuantizedTensor | None:
         """A weight in the rows that it is stored in; None where that is not so, where another precision is
         asked for, or where an adapter changes it."""
         layer = self.base.layer_of(name)
@@ -410,7 +418,7 @@ class Merged:
         stored = self.base.stored(name, device)
         if "weight_scale" not in stored:  # a layer that was left out when the base was quantized
             return None
-        return Rows(stored["weight"].flatten(1), stored["weight_scale"].float().flatten())
+        return QuantizedTensor(stored["weight"].flatten(1), stored["weight_scale"].float().flatten())
 
     def parameter(self, name: str, device: str = "cpu") -> torch.Tensor:
         """A parameter with all adapters, in float32.

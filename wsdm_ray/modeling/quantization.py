@@ -23,8 +23,7 @@ from torch import nn
 
 from wsdm_ray.config import HeadConfig, QuantizeConfig, TextConfig, to_dict
 from wsdm_ray.errors import ModelError, StorageError
-from wsdm_ray.modeling.attention import DenseVisibility, dense_masks
-from wsdm_ray.modeling.calibration import calibrated, some_texts
+from wsdm_ray.modeling.attention import DenseAttention, dense_masks
 from wsdm_ray.modeling.checkpoint import (
     CALIBRATED_ROWS,
     IN_ROWS,
@@ -46,20 +45,21 @@ from wsdm_ray.modeling.classifier import (
     device_and_dtype,
     load_network,
 )
-from wsdm_ray.modeling.loading import make_stack
+from wsdm_ray.modeling.gptq import calibrate, sample_texts
+from wsdm_ray.modeling.loading import make_fused_decoder
 from wsdm_ray.modeling.merging import (
     Adapter,
     Base,
     Merged,
+    meta_model,
     quantized,
     read_adapter,
     read_base,
-    skeleton,
     stored_rows,
 )
-from wsdm_ray.modeling.products import Rows
+from wsdm_ray.modeling.quantized_linear import QuantizedTensor
 from wsdm_ray.packing.layouts import Layout, lay_out
-from wsdm_ray.runs import check_outside, finish_run, identities, open_run
+from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, open_run
 from wsdm_ray.storage import list_files, local_copy, reason, upload_folder
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder, read_settings
@@ -114,7 +114,7 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
         ModelError: the base or an adapter is not usable.
         RunMismatchError: the output folder belongs to another run.
     """
-    check_outside(config.output, [config.base, *config.adapter, *config.calibrate])
+    check_no_overlap(config.output, [config.base, *config.adapter, *config.calibrate])
     base = local_copy(config.base)
     adapters = [local_copy(adapter) for adapter in config.adapter]
     fingerprint = {
@@ -124,7 +124,7 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
     }
     files = list_files(config.calibrate) if config.calibrate else []
     if files:
-        fingerprint |= {"calibrate": identities(files), "calibration_pairs": config.calibration_pairs}
+        fingerprint |= {"calibrate": file_versions(files), "calibration_pairs": config.calibration_pairs}
     merged = merge(base, adapters, fingerprint["base"])
     if config.precision == "nf4" and device_and_dtype("auto")[0] == "cpu":  # where it will be compared
         check_widths(base, merged.base.config)
@@ -217,7 +217,7 @@ def calibration_pairs(merged: Merged, files: list[str], number: int) -> EncodedP
     """Some pairs of the files, as the checkpoint's texts are encoded."""
     head = head_of(merged)
     text = head.manifest.text if head else TextConfig()
-    pairs = PairEncoder(merged.base.folder, text).encode(*some_texts(files, number))
+    pairs = PairEncoder(merged.base.folder, text).encode(*sample_texts(files, number))
     logger.info("quantize: calibrates on %d pairs of %d tokens", len(pairs), pairs.tokens_N.sum())
     return pairs
 
@@ -285,10 +285,10 @@ def calibrated_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """What `stored_tensors` gives of int8 rows, calibrated; norms and biases that change are float32."""
     kept = set(merged.base.shapes)
-    for changed in calibrated(merged, pairs, device_and_dtype("auto")[0]):
+    for changed in calibrate(merged, pairs, device_and_dtype("auto")[0]):
         kept -= set(changed)
         for name, found in changed.items():
-            if isinstance(found, Rows):
+            if isinstance(found, QuantizedTensor):
                 for part, tensor in stored_rows(found).items():
                     yield f"{merged.base.layer_of(name)}.{part}", tensor
             else:
@@ -301,7 +301,7 @@ def write_config(
 ) -> None:
     """Write config.json as transformers does for the model that is stored."""
     config = copy.deepcopy(base.config)
-    network = skeleton(config)
+    network = meta_model(config)
     config.architectures = [type(network if with_head else network.get_submodule("model")).__name__]
     config.dtype = str(dtype).removeprefix("torch.")
     config.num_labels = 2
@@ -379,7 +379,7 @@ def compare(merged: Merged, folder: str, manifest: Manifest) -> dict[str, Any]:
     layout = probe_layout(folder, manifest)
     device = device_and_dtype("auto")[0]
     expected = merged_states(merged, layout, device)
-    read = stack_states if manifest.quantization in IN_ROWS else checkpoint_states
+    read = fused_states if manifest.quantization in IN_ROWS else checkpoint_states
     found, head = read(folder, manifest, layout, device)
     if head is None:
         what, real = "hidden states", torch.from_numpy(layout.groups_BT.reshape(-1) >= 0)
@@ -448,22 +448,26 @@ def checkpoint_states(
     return found_ND, network.get_submodule("score").float().cpu()
 
 
-def stack_states(
+def fused_states(
     folder: str, manifest: Manifest, layout: Layout, device: str
 ) -> tuple[torch.Tensor, nn.Module | None]:
     """What `checkpoint_states` gives, of a checkpoint in rows, which a stack runs; on a GPU that has them."""
     precision = IN_ROWS[manifest.quantization]
     if device == "cuda" and torch.cuda.get_device_capability() < LEAST_CAPABILITY[precision]:
         device = "cpu"
-    stack = make_stack(Merged(base=read_base(folder)), precision, device, device_and_dtype("auto", device)[1])
+    stack = make_fused_decoder(
+        Merged(base=read_base(folder)), precision, device, device_and_dtype("auto", device)[1]
+    )
     tokens_T, positions_T = (
         torch.from_numpy(each.reshape(-1)).to(device) for each in (layout.tokens_BT, layout.positions_BT)
     )
-    sight = DenseVisibility(layout, set(stack.shape.kinds), stack.shape.window, device)
-    found_TD = stack(tokens_T, positions_T, sight, torch.arange(len(tokens_T), device=device)).float().cpu()
+    attention = DenseAttention(layout, set(stack.shape.layer_types), stack.shape.window, device)
+    found_TD = (
+        stack(tokens_T, positions_T, attention, torch.arange(len(tokens_T), device=device)).float().cpu()
+    )
     if manifest.head is None:
         return found_TD, None
-    return found_TD, stored_head(folder, manifest.head, stack.shape.width).float()
+    return found_TD, stored_head(folder, manifest.head, stack.shape.hidden_size).float()
 
 
 def merged_states(merged: Merged, layout: Layout, device: str) -> torch.Tensor:
@@ -471,7 +475,7 @@ def merged_states(merged: Merged, layout: Layout, device: str) -> torch.Tensor:
     used, tokens = np.unique(layout.tokens_BT, return_inverse=True)
     config = copy.deepcopy(merged.base.config)
     config.vocab_size, config.pad_token_id = len(used), None  # only the embeddings that are looked up
-    backbone: Any = skeleton(config).get_submodule("model")
+    backbone: Any = meta_model(config).get_submodule("model")
     for name, buffer in list(backbone.named_buffers()):
         path, _, leaf = name.rpartition(".")
         backbone.get_submodule(path).register_buffer(leaf, buffer.to(device), persistent=False)

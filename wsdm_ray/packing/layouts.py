@@ -45,7 +45,7 @@ class Layout:
         return int((self.groups_BT >= 0).sum())
 
     @property
-    def bounds(self) -> np.ndarray:
+    def cu_seqlens(self) -> np.ndarray:
         """Where the sequences of a layout of one row begin, and its end: int32 [sequences + 1].
 
         Padding is a sequence too. Not for `shared`, whose orderings are no sequences of their own.

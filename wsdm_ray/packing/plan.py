@@ -17,7 +17,7 @@ import numpy as np
 
 from wsdm_ray.packing.layouts import round_up
 
-__all__ = ["pair_tokens", "pass_tokens", "plan_passes", "plan_passes_at_least"]
+__all__ = ["batch_tokens", "pair_tokens", "plan_batches", "plan_batches_at_least"]
 
 
 def pair_tokens(
@@ -35,14 +35,14 @@ def pair_tokens(
     return np.asarray(groups * round_up(prefix_N + in_group * suffix_N, alignment), np.int64)
 
 
-def pass_tokens(layout: str, tokens: np.ndarray) -> int:
+def batch_tokens(layout: str, tokens: np.ndarray) -> int:
     """What a pass of pairs with these `pair_tokens` costs in `layout`."""
     if not len(tokens):
         return 0
     return int(len(tokens) * tokens.max() if layout == "padded" else tokens.sum())
 
 
-def plan_passes(layout: str, tokens_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
+def plan_batches(layout: str, tokens_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
     """A plan whose passes each cost at most `token_budget`.
 
     Args:
@@ -89,7 +89,7 @@ def plan_best_fit(tokens_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
     return [np.asarray(pairs, np.int64) for pairs in passes]
 
 
-def plan_passes_at_least(
+def plan_batches_at_least(
     layout: str, tokens_N: np.ndarray, token_budget: int, least: int
 ) -> list[np.ndarray]:
     """A plan within `token_budget` with `least` passes or more, so that each of several workers has one.
@@ -97,10 +97,10 @@ def plan_passes_at_least(
     There are fewer where there are fewer pairs. The budget is lowered by tenths until the count is reached.
     """
     budget, longest = token_budget, int(tokens_N.max(initial=1))
-    plan = plan_passes(layout, tokens_N, budget)
+    plan = plan_batches(layout, tokens_N, budget)
     while len(plan) < min(least, len(tokens_N)) and budget > longest:
         budget = max(int(budget * 0.9), longest)
-        plan = plan_passes(layout, tokens_N, budget)
+        plan = plan_batches(layout, tokens_N, budget)
     while len(plan) < min(least, len(tokens_N)):  # pairs of one length
         largest = max(range(len(plan)), key=lambda index: len(plan[index]))
         half = len(plan[largest]) // 2

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from wsdm_ray.errors import ModelError, WsdmRayError
 from wsdm_ray.modeling.attention import BLOCK
-from wsdm_ray.modeling.classifier import first_wins, ordering_logits
-from wsdm_ray.modeling.stack import StackClassifier, in_one_row, whole_blocks
+from wsdm_ray.modeling.classifier import ordering_logits, preference_log_odds
+from wsdm_ray.modeling.scorers import FusedClassifier, in_one_row, round_up_to_block
 from wsdm_ray.packing.layouts import lay_out, round_up
-from wsdm_ray.packing.plan import pair_tokens, pass_tokens, plan_passes
+from wsdm_ray.packing.plan import batch_tokens, pair_tokens, plan_batches
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import Ordering
 from wsdm_ray.text.encoding import EncodedPairs
@@ -41,8 +41,8 @@ __all__ = [
     "Scores",
     "combine",
     "combine_models",
+    "is_oom",
     "log_odds",
-    "ran_out",
     "to_probability",
 ]
 
@@ -95,7 +95,7 @@ class Failure:
     of_memory: bool
 
 
-class Arriving:
+class PendingTensor:
     """A tensor on its way to the host: it waits for what the GPU was given before it, and for no more."""
 
     def __init__(self, tensor: Tensor):
@@ -109,12 +109,12 @@ class Arriving:
 
 
 @dataclass(frozen=True)
-class Started:
+class InFlightBatch:
     """A pass that was started: its pairs, its tokens (padding included), and what comes of it."""
 
     pairs: np.ndarray
     size: int
-    found: Arriving | Failure
+    found: PendingTensor | Failure
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,13 @@ class Scores:
     log_odds_NO: float32 [N, orderings asked for], that the given response_a wins; NaN where that ordering was
     not wanted, or failed.
     errors_N: object [N], why a pair that was wanted has no value, else None.
-    passed_tokens: tokens that went through the model, padding included.
+    forward_tokens: tokens that went through the model, padding included.
     token_budget: that of the last pass; `halved` says how often it was halved on the way.
     """
 
     log_odds_NO: np.ndarray
     errors_N: np.ndarray
-    passed_tokens: int
+    forward_tokens: int
     token_budget: int
     halved: int
 
@@ -161,14 +161,14 @@ def log_odds(
         DeviceLostError: the process must be replaced.
     """
     wanted_NO = np.ones((len(pairs), len(orderings)), bool) if wanted_NO is None else wanted_NO
-    runs = Runs(
+    runs = BatchRunner(
         network=network,
         layout=layout,
         token_budget=token_budget,
         most_tokens=token_budget if most_tokens is None else most_tokens,
-        fixed_rows=isinstance(network, StackClassifier) and network.fixed_rows,
-        alignment=network.alignment if isinstance(network, StackClassifier) else 1,
-        at_once=passes_at_once(network) if not alone else 1,  # one that loses the GPU is to be known
+        static_shapes=isinstance(network, FusedClassifier) and network.static_shapes,
+        alignment=network.alignment if isinstance(network, FusedClassifier) else 1,
+        at_once=max_in_flight(network) if not alone else 1,  # one that loses the GPU is to be known
         alone=set(alone),
         errors_N=np.full(len(pairs), None, object),
     )
@@ -193,10 +193,10 @@ def log_odds(
         known = np.flatnonzero(once_N & same_N)
         result_NO[known, 1 - column_N[known]] = -result_NO[known, column_N[known]]
     check_not_all_failed(runs.errors_N[wanted_NO.any(axis=1)])
-    return Scores(result_NO, runs.errors_N, runs.passed_tokens, runs.token_budget, runs.halved)
+    return Scores(result_NO, runs.errors_N, runs.forward_tokens, runs.token_budget, runs.halved)
 
 
-def passes_at_once(network: nn.Module) -> int:
+def max_in_flight(network: nn.Module) -> int:
     """How many passes may be started before the first is done."""
     return 2 if any(parameter.is_cuda for parameter in network.parameters()) else 1
 
@@ -212,7 +212,7 @@ def choose(pairs: EncodedPairs, ba_N: np.ndarray) -> Ragged:
 
 
 @dataclass
-class Runs:
+class BatchRunner:
     """Passes of one network, and what came of them so far.
 
     at_once: how many may be started and not done. started: those, the oldest first.
@@ -222,14 +222,14 @@ class Runs:
     layout: str
     token_budget: int
     most_tokens: int
-    fixed_rows: bool
+    static_shapes: bool
     alignment: int
     at_once: int
     alone: set[int]
     errors_N: np.ndarray
-    passed_tokens: int = 0
+    forward_tokens: int = 0
     halved: int = 0
-    started: deque[Started] = field(default_factory=deque)
+    started: deque[InFlightBatch] = field(default_factory=deque)
 
     def run(self, prefix: Ragged, sides: Sequence[Ragged], rows: np.ndarray) -> np.ndarray:
         """Log-odds that the first response wins: float32 [N, sides], NaN but for `rows` (int [R])."""
@@ -240,18 +240,18 @@ class Runs:
         while waiting or self.started:
             while waiting and len(self.started) < self.at_once and not self.fails():
                 indices = waiting.popleft()
-                tokens = pass_tokens(self.layout, tokens_N[indices])
+                tokens = batch_tokens(self.layout, tokens_N[indices])
                 self.started.append(self.start(prefix, sides, indices, self.size(tokens)))
             first = self.started.popleft()
             found, indices, size = self.finish(first), first.pairs, first.size
             if isinstance(found, Failure):  # what follows from it may be for those after it too
                 waiting.extendleft(each.pairs for each in reversed(self.started))
                 self.started.clear()
-            tokens = pass_tokens(self.layout, tokens_N[indices])
+            tokens = batch_tokens(self.layout, tokens_N[indices])
             least = self.least(tokens)
             alone = len(indices) == 1 and (size <= least or not is_of_memory(found))
             if is_of_memory(found) and alone and len(sides) > 1:
-                found = self.run_sides(prefix, sides, indices)
+                found = self.run_orderings_separately(prefix, sides, indices)
             if isinstance(found, np.ndarray):
                 found_NS[indices] = found
                 bad = indices[~np.isfinite(found).all(axis=1)]
@@ -287,22 +287,22 @@ class Runs:
         Fixed rows have four sizes between powers of two, and that of the budget that was asked for: each is
         compiled for itself.
         """
-        if not self.fixed_rows:
+        if not self.static_shapes:
             return tokens
         size = round_up(tokens, max(BLOCK, (1 << tokens.bit_length()) // 8))
-        most = whole_blocks(self.most_tokens)
+        most = round_up_to_block(self.most_tokens)
         return most if tokens <= most < size else size
 
     def size(self, tokens: int) -> int:
         """The tokens, padding included, of a pass of so many."""
-        if self.fixed_rows and tokens <= self.token_budget:
-            return whole_blocks(self.token_budget)
+        if self.static_shapes and tokens <= self.token_budget:
+            return round_up_to_block(self.token_budget)
         return self.least(tokens)
 
     def halve(self, below: int) -> None:
         """Halve the budget, again where it is not less than `below` then."""
         # Fixed rows are filled up to whole blocks: the rest of a budget would be padding always.
-        step = BLOCK if self.fixed_rows else 1
+        step = BLOCK if self.static_shapes else 1
         while True:
             half = self.token_budget // 2
             self.token_budget, self.halved = half // step * step or half, self.halved + 1
@@ -314,10 +314,12 @@ class Runs:
         suspect = np.isin(rows, list(self.alone))
         over = ~suspect & (tokens_N[rows] > self.token_budget)
         single, last, rest = rows[over], rows[suspect], rows[~over & ~suspect]
-        passes = [rest[indices] for indices in plan_passes(self.layout, tokens_N[rest], self.token_budget)]
+        passes = [rest[indices] for indices in plan_batches(self.layout, tokens_N[rest], self.token_budget)]
         return deque([*single[:, None], *passes, *last[:, None]])
 
-    def run_sides(self, prefix: Ragged, sides: Sequence[Ragged], indices: np.ndarray) -> np.ndarray | Failure:
+    def run_orderings_separately(
+        self, prefix: Ragged, sides: Sequence[Ragged], indices: np.ndarray
+    ) -> np.ndarray | Failure:
         """One pair, a pass each ordering: what is left to try where both together take too much memory."""
         columns = []
         for side in sides:
@@ -329,27 +331,27 @@ class Runs:
             columns.append(found)
         return np.concatenate(columns, axis=1)
 
-    def start(self, prefix: Ragged, sides: Sequence[Ragged], indices: np.ndarray, size: int) -> Started:
+    def start(self, prefix: Ragged, sides: Sequence[Ragged], indices: np.ndarray, size: int) -> InFlightBatch:
         """Have the pass of these pairs run, filled up to `size` tokens where rows are fixed."""
 
-        def run() -> Started:
+        def run() -> InFlightBatch:
             batch = lay_out(self.layout, prefix, sides, indices, alignment=self.alignment)
-            if self.fixed_rows:
+            if self.static_shapes:
                 batch = in_one_row(batch, size)
-            found = Arriving(first_wins(ordering_logits(self.network, batch)))
-            return Started(indices, batch.tokens_BT.size, found)
+            found = PendingTensor(preference_log_odds(ordering_logits(self.network, batch)))
+            return InFlightBatch(indices, batch.tokens_BT.size, found)
 
         found = self.attempt(run, indices)
-        return Started(indices, size, found) if isinstance(found, Failure) else found
+        return InFlightBatch(indices, size, found) if isinstance(found, Failure) else found
 
-    def finish(self, started: Started) -> np.ndarray | Failure:
+    def finish(self, started: InFlightBatch) -> np.ndarray | Failure:
         """Log-odds that the first response wins: float32 [pairs, sides], or why there are none."""
         if isinstance(started.found, Failure):
             return started.found
         found = self.attempt(started.found.wait, started.pairs)
         if isinstance(found, Failure):
             return found
-        self.passed_tokens += started.size
+        self.forward_tokens += started.size
         return found.reshape(len(started.pairs), -1)
 
     def attempt(self, run: Callable[[], Result], pairs: np.ndarray) -> Result | Failure:
@@ -376,7 +378,7 @@ class Runs:
             DeviceLostError: the GPU is lost, by this pass or another that was started.
         """
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:SHOWN_CHARACTERS]
-        of_memory = ran_out(error)
+        of_memory = is_oom(error)
         if not of_memory and is_any_of(LOST, error):
             lost = np.concatenate([pairs, *(each.pairs for each in self.started)])
             raise DeviceLostError(np.sort(lost).tolist(), reason) from None
@@ -405,7 +407,7 @@ def check_not_all_failed(errors_N: np.ndarray) -> None:
         raise ModelError(f"all {len(errors_N)} pairs of a unit fail, each alone: {errors_N[0]}; {remedy}")
 
 
-def ran_out(error: BaseException) -> bool:
+def is_oom(error: BaseException) -> bool:
     """Whether an error says that there is no memory left."""
     return is_any_of(MEMORY, error) or isinstance(error, MemoryError | torch.OutOfMemoryError)
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from wsdm_ray.errors import ClusterError, ModelError
-from wsdm_ray.modeling.attention import BLOCK, takes_bounds
+from wsdm_ray.modeling.attention import BLOCK, supports_varlen
 from wsdm_ray.modeling.checkpoint import (
     Manifest,
     add_adapter,
@@ -24,16 +24,17 @@ from wsdm_ray.modeling.checkpoint import (
     resolve_precision,
     weight_files,
 )
-from wsdm_ray.modeling.classifier import device_and_dtype, inner
+from wsdm_ray.modeling.classifier import device_and_dtype, unwrap_peft
 from wsdm_ray.modeling.families import head_width
-from wsdm_ray.modeling.loading import load_scorer, on_stack
+from wsdm_ray.modeling.fused_decoder import FusedDecoder
+from wsdm_ray.modeling.loading import load_scorer, uses_fused_decoder
 from wsdm_ray.modeling.merging import HEADS
-from wsdm_ray.modeling.products import Weight
-from wsdm_ray.modeling.stack import Stack, StackClassifier, whole_blocks
-from wsdm_ray.scoring.engine import ran_out
+from wsdm_ray.modeling.quantized_linear import LinearWeight
+from wsdm_ray.modeling.scorers import FusedClassifier, round_up_to_block
+from wsdm_ray.scoring.engine import is_oom
 from wsdm_ray.storage import local_copy, reason
 
-__all__ = ["ModelSpec", "Models", "PassMemory", "budget_within", "streamed_bytes", "weight_bytes"]
+__all__ = ["BatchMemory", "ModelSpec", "Models", "budget_within", "streamed_bytes", "weight_bytes"]
 
 MOST_TOKENS = 132 * 128
 """Of a pass that nobody asked for: tiles of products have 128 rows, and an H100 or H200 has 132 processors,
@@ -96,13 +97,13 @@ class Models:
         compiled = [
             (network, spec)
             for (network, _), spec in zip(self.held, self.specs, strict=True)
-            if isinstance(network, StackClassifier) and network.fixed_rows
+            if isinstance(network, FusedClassifier) and network.static_shapes
         ]
         for network, spec in compiled:
             try:
-                network.warm_up(whole_blocks(token_budget))
+                network.warm_up(round_up_to_block(token_budget))
             except RuntimeError as error:
-                if not ran_out(error):  # then the engine goes on with shorter passes
+                if not is_oom(error):  # then the engine goes on with shorter passes
                     raise ModelError(
                         f"{spec.folder}: a first pass of {token_budget} tokens fails ({reason(error)}); try "
                         "--precision bnb-int8"
@@ -112,7 +113,9 @@ class Models:
     def token_budget(self, layout: str) -> int:
         """The token budget of passes that any of the models can run in the memory that is free."""
         return min(
-            budget_within(free_bytes(), PassMemory.of(network, layout), layout, spec.manifest.text.max_tokens)
+            budget_within(
+                free_bytes(), BatchMemory.of(network, layout), layout, spec.manifest.text.max_tokens
+            )
             for (network, _), spec in zip(self.held, self.specs, strict=True)
         )
 
@@ -147,7 +150,7 @@ def check_memory(specs: Sequence[ModelSpec], number: int, device: str, *, whole:
     spec = specs[number]
     folder = local_copy(spec.folder)
     precision = resolve_precision(spec.precision, device, spec.manifest)
-    streamed = on_stack(precision, device, spec.manifest)
+    streamed = uses_fused_decoder(precision, device, spec.manifest)
     needed = 0
     if spec.manifest.kind == "adapter":
         if not streamed:
@@ -239,7 +242,7 @@ STREAMED = {"fp32": (4, 4), "bf16": (2, 2), "int8": (1, 2), "fp8": (1, 2)}
 
 
 @dataclass(frozen=True)
-class PassMemory:
+class BatchMemory:
     """Bytes that a pass takes at its peak, of which one layer at a time is alive: no gradients are kept.
 
     token: bytes of a token. key: bytes of a token for each token of its row, of masks and attention scores.
@@ -249,14 +252,14 @@ class PassMemory:
     key: int
 
     @classmethod
-    def of(cls, network: nn.Module, layout: str) -> "PassMemory":
+    def of(cls, network: nn.Module, layout: str) -> "BatchMemory":
         """Four copies of each width (of the model, all heads, within the MLP), and two in float32.
 
         Masks are made but for packed rows of a family whose attention goes by bounds.
         """
-        if isinstance(network, StackClassifier):
+        if isinstance(network, FusedClassifier):
             return cls.of_stack(network.stack)
-        model = inner(network)
+        model = unwrap_peft(network)
         config = model.config.get_text_config()
         itemsize = model.get_input_embeddings().weight.element_size()
         heads = config.num_attention_heads
@@ -266,10 +269,10 @@ class PassMemory:
         key = masks * itemsize + 6  # positions' distance and who sees whom, while a mask is made
         if model.config._attn_implementation == "eager":
             key += heads * (2 * itemsize + 4)  # scores, their softmax in float32, and that in their type
-        return cls(token, 0 if layout == "packed" and takes_bounds(model.config) else key)
+        return cls(token, 0 if layout == "packed" and supports_varlen(model.config) else key)
 
     @classmethod
-    def of_stack(cls, stack: Stack) -> "PassMemory":
+    def of_stack(cls, stack: FusedDecoder) -> "BatchMemory":
         """Of a stack on a GPU, where attention writes out neither masks nor scores.
 
         At its widest a layer holds its input and its sum beside either what attention works on or what the
@@ -277,7 +280,7 @@ class PassMemory:
         sums to themselves, and gate and up beside each other.
         """
 
-        def sums(weight: Weight) -> int:
+        def sums(weight: LinearWeight) -> int:
             written = weight.values.dtype == torch.int8 and not weight.fused
             return 4 * len(weight.values) if written else 0
 
@@ -287,13 +290,15 @@ class PassMemory:
         qkv, heads = len(layer.qkv.values), shape.num_heads * shape.head_dim
         gate_up = 0 if layer.gate_up.fused else len(layer.gate_up.values)
         inside = layer.down.values.shape[1]
-        attention = itemsize * (shape.width + 2 * qkv + heads) + in_8_bit * max(shape.width, heads)
-        mlp = itemsize * (shape.width + gate_up + inside) + in_8_bit * inside
+        attention = itemsize * (shape.hidden_size + 2 * qkv + heads) + in_8_bit * max(
+            shape.hidden_size, heads
+        )
+        mlp = itemsize * (shape.hidden_size + gate_up + inside) + in_8_bit * inside
         attention, mlp = attention + sums(layer.qkv), mlp + sums(layer.gate_up)
-        return cls(token=(2 * itemsize + 4) * shape.width + max(attention, mlp), key=0)
+        return cls(token=(2 * itemsize + 4) * shape.hidden_size + max(attention, mlp), key=0)
 
 
-def budget_within(free: float, memory: PassMemory, layout: str, max_tokens: int) -> int:
+def budget_within(free: float, memory: BatchMemory, layout: str, max_tokens: int) -> int:
     """The tokens of a pass that fits `free` bytes: 16,896, or its half, and so on, in whole blocks; at least
     2 * max_tokens.
 

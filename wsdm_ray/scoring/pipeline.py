@@ -29,13 +29,13 @@ from wsdm_ray.modeling.checkpoint import (
     read_manifest,
     resolve_precision,
 )
-from wsdm_ray.modeling.loading import on_stack
-from wsdm_ray.runs import check_outside, finish_run, identities, names_in, open_run, options
+from wsdm_ray.modeling.loading import uses_fused_decoder
+from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, names_in, open_run, options
 from wsdm_ray.scoring.models import ModelSpec
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan, part_name
 from wsdm_ray.scoring.replica import (
     COUNTS,
-    LOSSES_NAME,
+    CRASH_RECORD_NAME,
     Replica,
     ReplicaOptions,
     encode_unit,
@@ -80,7 +80,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     files = list_files(config.input)
-    check_outside(config.output, [*config.input, *files, *config.model, *config.base])
+    check_no_overlap(config.output, [*config.input, *files, *config.model, *config.base])
     replicas, on_gpu = fit_cluster(config.replicas)
     models, digests = check_models(config, "cuda" if on_gpu else "cpu")
     plan = make_plan(files, config.unit_rows, config.columns)
@@ -94,17 +94,17 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         )
         | {"layout": settings.layout},
         "models": digests,
-        "inputs": identities(files),
+        "inputs": file_versions(files),
     }
     earlier = open_run(config.output, "score", fingerprint, config.restart)
-    committed = whole_units(plan, config.output)
+    committed = completed_units(plan, config.output)
     if earlier and len(committed) == len(plan.units):
         logger.info("score: %s is complete already (%d rows)", config.output, earlier["counts"]["rows"])
         return earlier
     todo = [unit for unit in plan.units if unit.number not in committed]
     fresh = run_units(todo, plan, settings, config, replicas, on_gpu)
-    counts, shortage = account(plan, config.output, committed, fresh)
-    losses = losses_of(config.output)
+    counts, oom_backoff = account(plan, config.output, committed, fresh)
+    losses = list_crash_records(config.output)
     seconds = time.monotonic() - started
     run = finish_run(
         config.output,
@@ -116,7 +116,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
             "adaptive": {"rerun": counts["rerun"], "share_rerun": round(counts["rerun"] / counts["rows"], 4)}
             if config.orders == "adaptive"
             else None,
-            "budget_halved": shortage,
+            "budget_halved": oom_backoff,
             "replicas_lost": sum(len(read_json(path)) for path in losses),
             "throughput": throughput(fresh, seconds) | {"replicas": replicas, "gpu": on_gpu},
         },
@@ -128,10 +128,10 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         counts["rows"], config.output, counts["errors"], counts["cut"], seconds,
         human(sum(report["rows"] for report in fresh) / seconds),
     )  # fmt: skip
-    if shortage["times"]:
+    if oom_backoff["times"]:
         logger.warning(
             "score: memory ran out: the token budget was halved %d times, down to %d (--token-budget)",
-            shortage["times"], shortage["smallest"],
+            oom_backoff["times"], oom_backoff["smallest"],
         )  # fmt: skip
     if run["replicas_lost"]:
         logger.warning("score: %d replicas lost their GPU and were replaced", run["replicas_lost"])
@@ -233,7 +233,7 @@ def replica_options(
 
 def fastest_layout(models: Sequence[ModelSpec], on_gpu: bool) -> str:
     """`shared` where stacks run on GPUs; dense masks of long rows cost more than padding of short ones."""
-    stacks = [on_stack(model.precision, "cuda", model.manifest) for model in models]
+    stacks = [uses_fused_decoder(model.precision, "cuda", model.manifest) for model in models]
     return "shared" if on_gpu and all(stacks) else "padded"
 
 
@@ -249,7 +249,7 @@ def run_units(
     reports: list[dict[str, Any]] = []
     with track_rows("score", plan.rows, plan.rows - sum(unit.rows for unit in units)) as progress:
         for report in reports_of(units, settings, config, min(replicas, max(len(units), 1)), on_gpu):
-            progress.advance(report["rows"], report["passed_tokens"])
+            progress.advance(report["rows"], report["forward_tokens"])
             reports.append(report)
     return reports
 
@@ -302,11 +302,11 @@ def quiet_ray_data() -> None:
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that the bars are off
 
 
-def whole_units(plan: ScorePlan, output: str) -> dict[int, dict[str, Any]]:
+def completed_units(plan: ScorePlan, output: str) -> dict[int, dict[str, Any]]:
     """Counts of the units whose parts are there and are theirs; a part that is not is scored again."""
     found = {}
     units = {unit.number: unit for unit in plan.units}
-    for number, path in committed_units(output).items():
+    for number, path in list_parts(output).items():
         try:
             counts = counts_of(path)
         except DataError as error:
@@ -325,7 +325,7 @@ def counts_of(path: str) -> dict[str, Any]:
         return json.loads((file.metadata.metadata or {}).get(COUNTS, b"{}"))
 
 
-def committed_units(output: str) -> dict[int, str]:
+def list_parts(output: str) -> dict[int, str]:
     """Number to path of the parts that are there."""
     return {int(name[5:11]): join(output, name) for name in names_in(output) if PART_NAME.fullmatch(name)}
 
@@ -339,7 +339,7 @@ def account(
         DataError: not every input row is in exactly one part.
     """
     by_unit = {report["unit"]: report for report in fresh} | committed
-    there = committed_units(output)  # asked anew: a replica on another machine may have another disk
+    there = list_parts(output)  # asked anew: a replica on another machine may have another disk
     wrong = [
         unit
         for unit in plan.units
@@ -355,16 +355,16 @@ def account(
         for name in ("rows", "errors", "cut", "tokens", "rerun")
     }
     short = [report for report in by_unit.values() if report.get("halved")]
-    shortage = {
+    oom_backoff = {
         "times": sum(int(report["halved"]) for report in short),
         "smallest": min((int(report["token_budget"]) for report in short), default=None),
     }
-    return totals | {"units": len(plan.units), "resumed_units": len(committed)}, shortage
+    return totals | {"units": len(plan.units), "resumed_units": len(committed)}, oom_backoff
 
 
-def losses_of(output: str) -> list[str]:
+def list_crash_records(output: str) -> list[str]:
     """Paths of what replicas that lost their GPU left behind."""
-    return [join(output, name) for name in names_in(output) if LOSSES_NAME.fullmatch(name)]
+    return [join(output, name) for name in names_in(output) if CRASH_RECORD_NAME.fullmatch(name)]
 
 
 def throughput(fresh: Sequence[dict[str, Any]], seconds: float) -> dict[str, float]:
@@ -376,7 +376,7 @@ def throughput(fresh: Sequence[dict[str, Any]], seconds: float) -> dict[str, flo
         "pairs_per_second": round(rows / max(seconds, 1e-9), 2),
         "busy_seconds": round(busy, 2),
         "busy_pairs_per_second": round(rows * processes / max(busy, 1e-9), 2),
-        "padded_tokens": int(sum(report["passed_tokens"] for report in fresh)),
+        "padded_tokens": int(sum(report["forward_tokens"] for report in fresh)),
     }
 
 

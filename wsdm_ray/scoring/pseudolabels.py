@@ -21,7 +21,7 @@ from wsdm_ray.data import cleaning
 from wsdm_ray.data.shards import write_shards
 from wsdm_ray.data.splitting import among, group_digests, prompt_digests
 from wsdm_ray.errors import DataError, RunMismatchError
-from wsdm_ray.runs import check_outside, finish_run, identities, open_run, options
+from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, open_run, options
 from wsdm_ray.schema import CANONICAL_TYPES, MODEL_A, MODEL_B, PAIR_COLUMNS, TEXTS
 from wsdm_ray.scoring.pipeline import NOT_OF_THE_OUTPUT, check_models, fit_cluster, score
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan, part_name, read_unit
@@ -64,7 +64,7 @@ def pseudolabel(config: PseudolabelConfig) -> dict[str, Any]:
     excluded_files = storage.list_files(config.exclude) if config.exclude else []
     read = [*config.input, *files, *config.model, *config.base, *config.exclude, *excluded_files]
     read += [config.predictions] if config.predictions else []
-    check_outside(config.output, read)
+    check_no_overlap(config.output, read)
     predictions = config.predictions or storage.join(config.output, "predictions")
     to_score = score_config(config, predictions)
     if config.dry_run:
@@ -120,8 +120,8 @@ def fingerprint_of(
     return {
         "options": options(config, leave_out=(*NOT_OF_THE_OUTPUT, "predictions", "exclude")),
         "models": models,
-        "inputs": identities(files),
-        "excluded": identities(excluded_files),
+        "inputs": file_versions(files),
+        "excluded": file_versions(excluded_files),
     }
 
 

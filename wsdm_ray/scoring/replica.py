@@ -35,17 +35,24 @@ from wsdm_ray.scoring.plan import WorkUnit, part_name, read_unit
 from wsdm_ray.storage import exists, join, local_copy, read_json, write_json, write_parquet
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 
-__all__ = ["LOSSES_NAME", "Replica", "encode_unit", "losses_name", "pack_error", "predictions_table"]
+__all__ = [
+    "CRASH_RECORD_NAME",
+    "Replica",
+    "crash_record_name",
+    "encode_unit",
+    "pack_error",
+    "predictions_table",
+]
 
 COUNTS = b"wsdm_ray.counts"
 """Key of the parquet footer under which a part keeps its counts, so that a resumed run can add them up."""
 
-COUNTED = ("rows", "errors", "cut", "tokens", "rerun", "passed_tokens", "halved", "token_budget")
+COUNTED = ("rows", "errors", "cut", "tokens", "rerun", "forward_tokens", "halved", "token_budget")
 """What a unit's report counts; `halved` and the smallest `token_budget` tell of memory that ran out."""
 
-LOSSES_NAME = re.compile(r"_lost-\d{6}\.json")
+CRASH_RECORD_NAME = re.compile(r"_lost-\d{6}\.json")
 
-MOST_LOSSES = 8
+MAX_CRASHES = 8
 """How many processes one unit may cost before the run fails."""
 
 
@@ -68,7 +75,7 @@ class ReplicaOptions:
     """One a model; none: all alike."""
 
 
-def losses_name(number: int) -> str:
+def crash_record_name(number: int) -> str:
     """The file that tells which processes a unit cost, in a run's folder while it lasts.
 
     It holds a list of `rows`, those of the passes that a process did not survive, and `reason`.
@@ -158,7 +165,7 @@ class Unit:
     """object [N], why a row has no probability, else None."""
     alone: Collection[int]
     """Rows that run each in a pass of their own."""
-    passed_tokens: int = 0
+    forward_tokens: int = 0
     halved: int = 0
     parts: list[np.ndarray] = field(default_factory=list)
     """A model's log-odds of the given response_a, float32 [N, orderings]; NaN where it was not run."""
@@ -175,7 +182,7 @@ class Replica:
     row of counts. A token budget that memory lowered stays so for the units that follow.
 
     A process that lost its GPU ends itself, and Ray makes another. What it was at is left in the file
-    `losses_name`: the next one runs those rows each by itself, and leaves out one that does it again.
+    `crash_record_name`: the next one runs those rows each by itself, and leaves out one that does it again.
     """
 
     def __init__(self, options: ReplicaOptions):
@@ -205,13 +212,13 @@ class Replica:
         failure = batch["error"][0] or self.failure
         try:
             if not failure:
-                alone, lost = suspects(join(self.options.output, losses_name(number)))
+                alone, lost = suspect_rows(join(self.options.output, crash_record_name(number)))
                 table, counts = self.score(from_bytes(batch["encoded"][0]), alone, lost, number)
                 write_parquet(join(self.options.output, part_name(number)), table)
         except WsdmRayError as error:
             failure = pack_error(error)
         except DeviceLostError as error:
-            leave(join(self.options.output, losses_name(number)), error)
+            record_crash_and_exit(join(self.options.output, crash_record_name(number)), error)
         counts |= {
             "unit": number,
             "seconds": time.monotonic() - start,
@@ -255,11 +262,11 @@ class Replica:
             "tokens": int(table.column("tokens").to_numpy().sum()),
             "rerun": rerun,
         }
-        # Without a shortage of memory, a unit that is done again gives the same bytes.
-        shortage = {"halved": unit.halved, "token_budget": self.token_budget}
-        kept = {"unit": number} | counts | (shortage if unit.halved else {})
+        # Without a oom_backoff of memory, a unit that is done again gives the same bytes.
+        oom_backoff = {"halved": unit.halved, "token_budget": self.token_budget}
+        kept = {"unit": number} | counts | (oom_backoff if unit.halved else {})
         table = table.replace_schema_metadata({COUNTS: json.dumps(kept).encode()})
-        return table, counts | shortage | {"passed_tokens": unit.passed_tokens}
+        return table, counts | oom_backoff | {"forward_tokens": unit.forward_tokens}
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -311,21 +318,21 @@ class Replica:
         except ModelError as error:
             raise ModelError(f"{self.options.models[number].folder}: {error}") from error
         self.token_budget = scores.token_budget
-        unit.passed_tokens += scores.passed_tokens
+        unit.forward_tokens += scores.forward_tokens
         unit.halved += scores.halved
         failed_N = unit.good_N & np.array([error is not None for error in scores.errors_N], bool)
         unit.errors_N[failed_N] = scores.errors_N[failed_N]
         return scores.log_odds_NO
 
 
-def suspects(path: str) -> tuple[set[int], dict[int, str]]:
+def suspect_rows(path: str) -> tuple[set[int], dict[int, str]]:
     """Of a unit's losses (in the file `path`, if there is one): rows to run alone, and rows not to run.
 
     Raises:
         ClusterError: the unit cost too many processes.
     """
     losses = read_json(path) if exists(path) else []
-    if len(losses) >= MOST_LOSSES:
+    if len(losses) >= MAX_CRASHES:
         raise ClusterError(
             f"{path}: {len(losses)} processes lost their GPU over this unit, the last by "
             f"{losses[-1]['reason']!r}; check the GPU and the model, then delete this file"
@@ -339,7 +346,7 @@ def suspects(path: str) -> tuple[set[int], dict[int, str]]:
     return set(times) - set(lost), lost
 
 
-def leave(path: str, error: DeviceLostError) -> None:
+def record_crash_and_exit(path: str, error: DeviceLostError) -> None:
     """Add to the losses of a unit and end this process."""
     losses = read_json(path) if exists(path) else []
     write_json(path, [*losses, {"rows": error.pairs, "reason": error.reason}])

@@ -18,7 +18,7 @@ from wsdm_ray.errors import ModelError
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import Ordering, first_ordering
 from wsdm_ray.text.normalize import fix_text
-from wsdm_ray.text.truncation import balanced_budgets, head_and_tail
+from wsdm_ray.text.truncation import balanced_budgets, truncate_middle
 
 __all__ = ["EncodedPairs", "PairEncoder", "read_settings"]
 
@@ -89,7 +89,7 @@ class PairEncoder:
             for_prompt, for_a, for_b = lengths
             budgets = balanced_budgets(for_prompt, for_a, for_b, self.room, self.config.prompt_share)
             prompt, a, b = (
-                [head_and_tail(ids, keep) for ids, keep in zip(segment, budget.tolist(), strict=True)]
+                [truncate_middle(ids, keep) for ids, keep in zip(segment, budget.tolist(), strict=True)]
                 for segment, budget in zip((prompt, a, b), budgets, strict=True)
             )
             cut = np.sum(lengths, axis=0) - np.sum(budgets, axis=0)

@@ -5,7 +5,7 @@ Everything here treats the two answers alike: swapping them swaps the result.
 
 import numpy as np
 
-__all__ = ["balanced_budgets", "head_and_tail"]
+__all__ = ["balanced_budgets", "truncate_middle"]
 
 
 def balanced_budgets(
@@ -32,7 +32,7 @@ def balanced_budgets(
     return for_prompt, for_a, for_b
 
 
-def head_and_tail(ids: np.ndarray, keep: int) -> np.ndarray:
+def truncate_middle(ids: np.ndarray, keep: int) -> np.ndarray:
     """The first and the last of `ids`, `keep` in all; the head has the odd one."""
     if keep >= len(ids):
         return ids

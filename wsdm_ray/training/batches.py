@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-__all__ = ["num_steps", "pairs_in_steps", "share_passes", "step_rows", "steps_per_epoch"]
+__all__ = ["assign_batches", "num_steps", "pairs_in_steps", "step_rows", "steps_per_epoch"]
 
 
 def steps_per_epoch(rows: int, pairs_per_step: int) -> int:
@@ -37,7 +37,7 @@ def step_rows(seed: int, step: int, rows: int, pairs_per_step: int) -> np.ndarra
     return order[index * pairs_per_step : (index + 1) * pairs_per_step]
 
 
-def share_passes(costs: list[int], num_workers: int) -> list[list[int]]:
+def assign_batches(costs: list[int], num_workers: int) -> list[list[int]]:
     """Which passes each worker runs, so that their costs are alike: longest first to whom has least."""
     shares: list[list[int]] = [[] for _ in range(num_workers)]
     loads = [0] * num_workers

@@ -21,27 +21,27 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from wsdm_ray.config import OptimizerConfig, TrainConfig
-from wsdm_ray.data.mixing import read_teachers, row_weights
+from wsdm_ray.data.mixing import read_teachers, sample_weights
 from wsdm_ray.data.votes import Votes
 from wsdm_ray.errors import WsdmRayError
-from wsdm_ray.modeling.attention import takes_bounds
+from wsdm_ray.modeling.attention import supports_varlen
 from wsdm_ray.modeling.checkpoint import Manifest, load_adapter_weights, save_classifier
 from wsdm_ray.modeling.classifier import (
     add_lora,
     compile_layers,
     device_and_dtype,
-    first_wins,
     load_network,
     model_config,
     ordering_logits,
+    preference_log_odds,
     trainable_parameters,
 )
 from wsdm_ray.packing.layouts import lay_out
-from wsdm_ray.packing.plan import pair_tokens, pass_tokens, plan_passes, plan_passes_at_least
+from wsdm_ray.packing.plan import batch_tokens, pair_tokens, plan_batches, plan_batches_at_least
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import orderings_of
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
-from wsdm_ray.training.batches import num_steps, share_passes, step_rows
+from wsdm_ray.training.batches import assign_batches, num_steps, step_rows
 from wsdm_ray.training.objective import (
     agreement,
     cross_entropy,
@@ -94,7 +94,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, base: str, manifest: Manifest, train: Votes, valid: Votes | None):
         self.config, self.base, self.manifest, self.train, self.valid = config, base, manifest, train, valid
-        self.weights_N = row_weights(train.sources_N, config.objective.source_weights)
+        self.weights_N = sample_weights(train.sources_N, config.objective.source_weights)
         self.teacher_N = read_teachers(config.objective.teachers, train.table["id"])
         self.rank, self.num_workers = (
             (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -113,9 +113,9 @@ class Trainer:
             quantization=manifest.quantization,
         )
         if manifest.quantization == "int8" and not config.int8_activations:
-            from wsdm_ray.modeling.int8 import with_activations_as_they_are
+            from wsdm_ray.modeling.weight_only_int8 import use_weight_only_int8
 
-            network = with_activations_as_they_are(network)
+            network = use_weight_only_int8(network)
         if config.gradient_checkpointing:
             network.activation_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
         self.network = add_lora(network, config.lora, config.seed)
@@ -150,13 +150,13 @@ class Trainer:
         rows = step_rows(self.config.seed, number, len(self.train), self.config.pairs_per_step)
         pairs = self.encoder.encode(*self.train.texts(rows))
         tokens = pair_tokens(self.layout, pairs.prefix.lengths, pairs.suffix_ab.lengths, len(self.sides))
-        passes = plan_passes_at_least(
+        passes = plan_batches_at_least(
             self.layout,
             tokens,
             self.config.token_budget,
             self.config.micro_batches or self.num_workers,
         )
-        return Step(rows, pairs, passes, [pass_tokens(self.layout, tokens[each]) for each in passes])
+        return Step(rows, pairs, passes, [batch_tokens(self.layout, tokens[each]) for each in passes])
 
     def take(self, step: Step) -> dict[str, Any]:
         """One optimizer step."""
@@ -165,10 +165,10 @@ class Trainer:
         count = len(step.rows) * len(self.sides)
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, right orderings, tokens
         row_losses: list[tuple[np.ndarray, torch.Tensor]] = []
-        for number in share_passes(step.costs, self.num_workers)[self.rank]:
+        for number in assign_batches(step.costs, self.num_workers)[self.rank]:
             torch.manual_seed(seed_of(self.config.seed, self.step, number))
             layout = lay_out(self.layout, step.pairs.prefix, self.suffixes(step.pairs), step.passes[number])
-            log_odds = first_wins(ordering_logits(self.network, layout))
+            log_odds = preference_log_odds(ordering_logits(self.network, layout))
             loss_S, right = self.loss(log_odds, step.rows[step.passes[number]])
             (loss_S.sum() / count).backward()
             totals[0] += loss_S.detach().sum() / count  # no wait for the GPU
@@ -177,7 +177,7 @@ class Trainer:
             totals[2] += layout.num_tokens
         options = self.config.optimizer
         factor = learning_rate_factor(self.step, self.total_steps, options.warmup_fraction, options.schedule)
-        loss, right, tokens = self.sum_over_workers(totals)
+        loss, right, tokens = self.all_reduce_gradients(totals)
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), options.max_grad_norm))
         weight = float(self.weights_N[step.rows].mean())
         self.check_health(loss, weight, norm, step.rows, row_losses)
@@ -220,9 +220,9 @@ class Trainer:
             taught_S = distillation(log_odds_S, teacher_S.nan_to_num(0.5), options.teacher_temperature)
             share_S = options.teacher_weight * known_S
             each_S = (1 - share_S) * each_S + share_S * taught_S
-        if options.order_agreement:
+        if options.swap_consistency_weight:
             apart_P = disagreement(log_odds_S.view(-1, 2))
-            each_S = each_S + options.order_agreement * apart_P.repeat_interleave(2)
+            each_S = each_S + options.swap_consistency_weight * apart_P.repeat_interleave(2)
         return weight_S * each_S, agreement(log_odds_S, target_S).sum()
 
     def check_health(
@@ -269,7 +269,7 @@ class Trainer:
     def suffixes(self, pairs: EncodedPairs) -> list[Ragged]:
         return [(pairs.suffix_ab, pairs.suffix_ba)[side] for side in self.sides]
 
-    def sum_over_workers(self, totals: torch.Tensor) -> list[float]:
+    def all_reduce_gradients(self, totals: torch.Tensor) -> list[float]:
         """Add up gradients and totals over all workers, in place; returns the totals."""
         parameters = list(self.parameters.values())
         for parameter in parameters:
@@ -302,13 +302,13 @@ class Trainer:
         self.network.eval()
         pairs = self.encoder.encode(*self.valid.texts(np.arange(len(self.valid))))
         tokens = pair_tokens(self.layout, pairs.prefix.lengths, pairs.suffix_ab.lengths, len(self.sides))
-        passes = plan_passes(self.layout, tokens, self.config.token_budget)
-        costs = [pass_tokens(self.layout, tokens[each]) for each in passes]
+        passes = plan_batches(self.layout, tokens, self.config.token_budget)
+        costs = [batch_tokens(self.layout, tokens[each]) for each in passes]
         log_odds = torch.zeros(len(pairs), len(self.sides), dtype=torch.float64)
         sign = torch.tensor([1.0 if side == 0 else -1.0 for side in self.sides])
-        for number in share_passes(costs, self.num_workers)[self.rank]:
+        for number in assign_batches(costs, self.num_workers)[self.rank]:
             layout = lay_out(self.layout, pairs.prefix, self.suffixes(pairs), passes[number])
-            found = first_wins(ordering_logits(self.network, layout)).view(-1, len(self.sides)).cpu()
+            found = preference_log_odds(ordering_logits(self.network, layout)).view(-1, len(self.sides)).cpu()
             log_odds[torch.from_numpy(passes[number])] = (found * sign).double()
         if self.num_workers > 1:
             log_odds = log_odds.to(self.device)
@@ -348,7 +348,7 @@ def fastest_layout(base: str, device: str, dtype: torch.dtype) -> str:
     """`packed` where attention by bounds is fast: dense masks of a packed row cost the square of its length,
     GPUs have it in 16 bits alone, and CPUs like short passes best.
     """
-    fast = device == "cuda" and dtype != torch.float32 and takes_bounds(model_config(base))
+    fast = device == "cuda" and dtype != torch.float32 and supports_varlen(model_config(base))
     return "packed" if fast else "padded"
 
 

@@ -4,7 +4,7 @@ Of a step's P pairs, each in one or two orderings, S sequences in all: with the 
 over the train set), its label t, the teachers' probability q where they have one and their share a,
 
     loss = sum over S of w [(1 - a) cross_entropy(z, smoothed(t)) + a distillation(z, q)] / S
-           + order_agreement * sum over P of w disagreement(z_ab, z_ba) / P
+           + swap_consistency_weight * sum over P of w disagreement(z_ab, z_ba) / P
 """
 
 import numpy as np

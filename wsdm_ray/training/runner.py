@@ -25,12 +25,12 @@ from ray.exceptions import RayActorError
 
 from wsdm_ray import errors
 from wsdm_ray.config import TrainConfig, to_dict
-from wsdm_ray.data.mixing import check_leakage, mixed, read_teachers, row_weights
+from wsdm_ray.data.mixing import apply_mixture, check_leakage, read_teachers, sample_weights
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, WsdmRayError
 from wsdm_ray.modeling.checkpoint import MANIFEST, Manifest, folder_digest, stored_quantization
 from wsdm_ray.modeling.merging import ADAPTER_WEIGHTS
-from wsdm_ray.runs import check_outside, finish_run, identities, names_in, open_run, options
+from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, names_in, open_run, options
 from wsdm_ray.storage import (
     absolute,
     file_identity,
@@ -64,7 +64,7 @@ class WorkerTask:
 
     config: TrainConfig
     manifest: Manifest
-    board: Any = None
+    progress: Any = None
     """An actor that takes the progress of rank 0, where somebody looks at a bar."""
 
 
@@ -77,7 +77,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         ClusterError: the workers do not fit the cluster, or died too often.
     """
     files = {"train": list_files(config.train), "valid": list_files(config.valid) if config.valid else []}
-    check_outside(
+    check_no_overlap(
         config.output,
         [
             *(*config.train, *config.valid, *files["train"], *files["valid"]),
@@ -135,8 +135,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "base": manifest.base_digest,
         "passes": config.micro_batches or config.num_workers,  # they decide dropout
         "gpu": on_gpu,
-        "inputs": {name: identities(paths) for name, paths in files.items()},
-        "teachers": [identities(list_files(folder)) for folder in config.objective.teachers],
+        "inputs": {name: file_versions(paths) for name, paths in files.items()},
+        "teachers": [file_versions(list_files(folder)) for folder in config.objective.teachers],
     }
     earlier = open_run(config.output, "train", fingerprint, config.restart)
     if earlier:
@@ -155,7 +155,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "published": published,
     }
     run = finish_run(config.output, "train", fingerprint, told_run)
-    logger.info("train: %s holds the classifier of step %d%s", config.output, metrics["step"], told(metrics))
+    logger.info(
+        "train: %s holds the classifier of step %d%s", config.output, metrics["step"], format_metrics(metrics)
+    )
     return run
 
 
@@ -174,8 +176,8 @@ def fit_cluster(num_workers: int) -> bool:
 def check_data(config: TrainConfig, files: dict[str, list[str]]) -> dict[str, Any]:
     """Counts of what there is to train on. Raises where the sets do not fit each other or the options."""
     votes = read_votes(files["train"])
-    epoch = mixed(votes, config.mix, config.seed)
-    row_weights(epoch.sources_N, config.objective.source_weights)
+    epoch = apply_mixture(votes, config.mix, config.seed)
+    sample_weights(epoch.sources_N, config.objective.source_weights)
     steps = num_steps(len(epoch), config.pairs_per_step, config.epochs, config.max_steps)
     counts: dict[str, Any] = {"train": len(votes), "epoch_rows": len(epoch), "steps": steps}
     by_source = Counter(epoch.sources_N.tolist())
@@ -249,13 +251,13 @@ def trainer_of(task: WorkerTask, on_gpu: bool) -> ray.train.torch.TorchTrainer:
     )
 
 
-class Board:
+class ProgressActor:
     """Where rank 0 leaves how far it is, for the bar of the process that started the run."""
 
     def __init__(self) -> None:
         self.done = self.tokens = 0
 
-    def tell(self, pairs: int, tokens: int) -> None:
+    def update(self, pairs: int, tokens: int) -> None:
         self.done, self.tokens = pairs, tokens
 
     def read(self) -> tuple[int, int]:
@@ -268,7 +270,7 @@ def show_bar(pairs: int) -> Iterator[Any]:
     if not in_terminal():
         yield None
         return
-    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    board: Any = ray.remote(num_cpus=0)(ProgressActor).remote()
     over = threading.Event()
 
     def follow() -> None:
@@ -323,7 +325,7 @@ def run_worker(task: WorkerTask) -> dict[str, str]:
     set_up_logging()
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train would tell every report of ours once more
     options = task.config
-    train = mixed(read_votes(options.train), options.mix, options.seed)
+    train = apply_mixture(read_votes(options.train), options.mix, options.seed)
     valid = read_votes(options.valid) if options.valid else None
     trainer = Trainer(options, local_copy(options.base), task.manifest, train, valid)
     latest = ray.train.get_checkpoint()
@@ -342,9 +344,9 @@ def run_worker(task: WorkerTask) -> dict[str, str]:
         for metrics in trainer.steps():
             if first:
                 logger.info(step_line(metrics, trainer))
-                if task.board:
+                if task.progress:
                     shown = [total + metrics[name] for total, name in zip(shown, SHOWN, strict=True)]
-                    task.board.tell.remote(*shown)
+                    task.progress.update.remote(*shown)
             last = trainer.step == trainer.total_steps
             is_due = last or trainer.step % options.checkpoint_steps == 0
             try:
@@ -389,7 +391,7 @@ def checkpoint(trainer: Trainer, metrics: dict[str, Any]) -> None:
     if trainer.rank != 0:
         ray.train.report(metrics)
         return
-    logger.info("checkpoint at step %d%s", trainer.step, told(metrics))
+    logger.info("checkpoint at step %d%s", trainer.step, format_metrics(metrics))
     with tempfile.TemporaryDirectory() as folder:
         trainer.save(folder, metrics)
         ray.train.report(
@@ -409,7 +411,7 @@ def upload(local: ray.train.Checkpoint, output: str, name: str) -> ray.train.Che
     )
 
 
-def told(metrics: dict[str, Any]) -> str:
+def format_metrics(metrics: dict[str, Any]) -> str:
     if "valid_accuracy" not in metrics:
         return ""
     low, high = metrics["valid_accuracy_ci95"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsdm_ray.data.mixing import check_leakage, mixed, read_teachers, row_weights
+from wsdm_ray.data.mixing import apply_mixture, check_leakage, read_teachers, sample_weights
 from wsdm_ray.data.votes import Votes
 from wsdm_ray.errors import ConfigError, DataError
 
@@ -34,7 +34,7 @@ def ids(votes: Votes) -> list[int]:
 
 def test_without_shares_nothing_changes():
     votes = votes_of(["x", None])
-    assert mixed(votes, {}, 0) is votes
+    assert apply_mixture(votes, {}, 0) is votes
 
 
 @given(
@@ -46,7 +46,7 @@ def test_every_source_has_its_share(counts, shares, seed):
     sources: list[str | None] = [f"s{k}" for k, count in enumerate(counts) for _ in range(count)]
     named = {f"s{k}": shares[k] for k in range(len(counts) - 1)}  # the last is not named: all of it, once
     votes = votes_of(sources)
-    found = mixed(votes, named, seed)
+    found = apply_mixture(votes, named, seed)
     numbers = np.array(ids(found))
     assert (np.diff(numbers) >= 0).all(), "in the order of the input"
     assert np.allclose(found.prob_a_N, (numbers - 100) / max(len(sources) - 1, 1)), "each with its own label"
@@ -60,17 +60,19 @@ def test_every_source_has_its_share(counts, shares, seed):
 
 def test_the_choice_is_of_seed_and_id_alone():
     votes = votes_of(["x"] * 20)
-    chosen = set(ids(mixed(votes, {"x": 0.5}, 3)))
+    chosen = set(ids(apply_mixture(votes, {"x": 0.5}, 3)))
     backwards = votes.take(np.arange(20)[::-1])
-    assert set(ids(mixed(backwards, {"x": 0.5}, 3))) == chosen
-    assert set(ids(mixed(votes, {"x": 0.5}, 4))) != chosen
-    assert set(ids(mixed(votes, {"x": 0.75}, 3))) > chosen, "a larger share keeps what a smaller one has"
+    assert set(ids(apply_mixture(backwards, {"x": 0.5}, 3))) == chosen
+    assert set(ids(apply_mixture(votes, {"x": 0.5}, 4))) != chosen
+    assert set(ids(apply_mixture(votes, {"x": 0.75}, 3))) > chosen, (
+        "a larger share keeps what a smaller one has"
+    )
 
 
 def test_rows_without_a_source_have_a_name():
     votes = votes_of([None, "x", None, None, None])
-    assert len(mixed(votes, {"(none)": 0.5}, 0)) == 3
-    assert row_weights(votes.sources_N, {"(none)": 0.0}).tolist() == [0, 5, 0, 0, 0]
+    assert len(apply_mixture(votes, {"(none)": 0.5}, 0)) == 3
+    assert sample_weights(votes.sources_N, {"(none)": 0.0}).tolist() == [0, 5, 0, 0, 0]
     table = votes.table.drop_columns("source")
     assert set(dataclasses.replace(votes, table=table).sources_N) == {"(none)"}
 
@@ -78,23 +80,23 @@ def test_rows_without_a_source_have_a_name():
 def test_unknown_sources_are_told_their_nearest():
     votes = votes_of(["lmsys-57k", "wsdm", None])
     with pytest.raises(ConfigError, match=r"--mix lmsys-57: no row .* did you mean lmsys-57k\?"):
-        mixed(votes, {"lmsys-57": 0.5}, 0)
+        apply_mixture(votes, {"lmsys-57": 0.5}, 0)
     with pytest.raises(
         ConfigError, match=r"--objective.source-weights q: .* there are: \(none\), lmsys-57k, wsdm"
     ):
-        row_weights(votes.sources_N, {"q": 0.5})
+        sample_weights(votes.sources_N, {"q": 0.5})
     with pytest.raises(ConfigError, match="--mix: leaves no row"):
-        mixed(votes_of(["x"]), {"x": 0.2}, 0)
+        apply_mixture(votes_of(["x"]), {"x": 0.2}, 0)
 
 
 def test_weights_by_hand():
     sources = np.array(["x", "x", "y", ""], object)
-    assert row_weights(sources, {}).tolist() == [1, 1, 1, 1]
+    assert sample_weights(sources, {}).tolist() == [1, 1, 1, 1]
     # 3, 3, 1, 1 with a mean of 2
-    assert row_weights(sources, {"x": 3.0}).tolist() == [1.5, 1.5, 0.5, 0.5]
-    assert row_weights(sources, {"x": 0.0}).tolist() == [0, 0, 2, 2]
+    assert sample_weights(sources, {"x": 3.0}).tolist() == [1.5, 1.5, 0.5, 0.5]
+    assert sample_weights(sources, {"x": 0.0}).tolist() == [0, 0, 2, 2]
     with pytest.raises(ConfigError, match="leave no row with a weight above 0"):
-        row_weights(np.array(["x"], object), {"x": 0.0})
+        sample_weights(np.array(["x"], object), {"x": 0.0})
 
 
 def test_leakage_across_sets():

@@ -17,11 +17,11 @@ from scipy.optimize import minimize
 from jobs._main import main
 from wsdm_ray.config import EnsembleConfig, EvaluateConfig
 from wsdm_ray.errors import ConfigError, DataError, RunMismatchError
-from wsdm_ray.evaluation.calibration import apply_temperature, fit_temperature
 from wsdm_ray.evaluation.ensemble import combine_sets, cross_fit, ensemble, fit_weights
 from wsdm_ray.evaluation.evaluate import evaluate
 from wsdm_ray.evaluation.join import read_predictions
 from wsdm_ray.evaluation.metrics import agreement, cross_entropy
+from wsdm_ray.evaluation.temperature import apply_temperature, fit_temperature
 from wsdm_ray.schema import predictions_schema
 
 GRID = 2.0**-24

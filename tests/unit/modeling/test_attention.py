@@ -13,24 +13,24 @@ from hypothesis import strategies as st
 from wsdm_ray.modeling.attention import (
     BLOCK,
     BOUNDS,
-    CAPPED,
     MOST_CAP,
     NARROW,
+    SOFTCAPPED,
     TILINGS,
     WIDE,
-    BlockVisibility,
-    DenseVisibility,
+    BlockSparseAttention,
+    DenseAttention,
     Heads,
     Tiling,
     attend,
     attention_arguments,
     attention_implementation,
+    attention_mask,
     dense_masks,
     key_blocks,
     tiling_of,
-    visible,
 )
-from wsdm_ray.modeling.stack import rotate
+from wsdm_ray.modeling.fused_decoder import rotate
 from wsdm_ray.packing.layouts import Layout, lay_out
 from wsdm_ray.packing.ragged import Ragged
 
@@ -60,7 +60,7 @@ def rows(seen: torch.Tensor) -> list[str]:
 def test_shared_by_hand():
     # one pair: two prompt tokens, then two tokens of each ordering; a second pair; one of padding
     layout = layout_of("shared", [2, 0], [2, 1], row_tokens=9)
-    assert rows(visible(layout, None, "cpu")[0]) == [
+    assert rows(attention_mask(layout, None, "cpu")[0]) == [
         "x........",
         "xx.......",
         "xxx......",
@@ -76,7 +76,7 @@ def test_shared_by_hand():
 def test_shared_with_a_window_by_hand():
     layout = layout_of("shared", [2], [2])
     # The second ordering's first token stands at position 2: it sees the prompt's second, not index 3.
-    assert rows(visible(layout, 2, "cpu")[0]) == [
+    assert rows(attention_mask(layout, 2, "cpu")[0]) == [
         "x.....",
         "xx....",
         ".xx...",
@@ -87,11 +87,16 @@ def test_shared_with_a_window_by_hand():
 
 
 def test_packed_by_hand():
-    assert rows(visible(layout_of("packed", [1], [1]), None, "cpu")[0]) == ["x...", "xx..", "..x.", "..xx"]
+    assert rows(attention_mask(layout_of("packed", [1], [1]), None, "cpu")[0]) == [
+        "x...",
+        "xx..",
+        "..x.",
+        "..xx",
+    ]
 
 
 def test_padded_by_hand():
-    first, second, third, _ = visible(layout_of("padded", [1, 0], [1, 1]), None, "cpu")
+    first, second, third, _ = attention_mask(layout_of("padded", [1, 0], [1, 1]), None, "cpu")
     assert rows(first) == rows(second) == ["x.", "xx"]
     assert rows(third) == ["x.", ".x"], "padding sees padding alone, so that no row is empty"
 
@@ -104,7 +109,7 @@ def test_padded_by_hand():
 )
 def test_the_rule(kind, sizes, window, padding):
     layout = layout_of(kind, [size[0] for size in sizes], [size[1] for size in sizes], padding)
-    seen = visible(layout, window, "cpu").numpy()
+    seen = attention_mask(layout, window, "cpu").numpy()
     groups, branches, positions = layout.groups_BT, layout.branches_BT, layout.positions_BT
     for b, q, k in np.ndindex(seen.shape):
         distance = positions[b, q] - positions[b, k]
@@ -135,7 +140,7 @@ def test_a_mask_for_each_kind_of_layer():
     assert sorted(masks) == ["full_attention", "sliding_attention"]
     for kind, window in (("full_attention", None), ("sliding_attention", 2)):
         assert masks[kind].dtype == torch.bfloat16
-        assert torch.equal(masks[kind][:, 0] == 0, visible(layout, window, "cpu"))
+        assert torch.equal(masks[kind][:, 0] == 0, attention_mask(layout, window, "cpu"))
 
 
 def test_an_unknown_kind_of_layer():
@@ -152,12 +157,12 @@ def test_soft_capped_scores_are_computed_eagerly():
 
 
 KINDS = {"full_attention", "sliding_attention"}
-EVERY_TILING = [Tiling(), WIDE, NARROW, CAPPED]
+EVERY_TILING = [Tiling(), WIDE, NARROW, SOFTCAPPED]
 
 
-def blocks_of(sight: BlockVisibility, kind: str) -> np.ndarray:
+def blocks_of(attention: BlockSparseAttention, kind: str) -> np.ndarray:
     """What a block mask says of each block: 0 unseen, 1 seen in part, 2 seen in whole."""
-    mask = sight.masks[kind]
+    mask = attention.masks[kind]
     found = np.zeros(mask.kv_indices.shape[2:], int)
     for value, counts, places in (
         (1, mask.kv_num_blocks, mask.kv_indices),
@@ -172,31 +177,33 @@ def blocks_of(sight: BlockVisibility, kind: str) -> np.ndarray:
 @pytest.mark.parametrize("window", [16, 300, 349, 350])  # of up to 350 tokens
 @pytest.mark.parametrize("layout", ["packed", "shared"])
 def test_blocks_say_what_the_rule_says(layout, window, tiling):
-    sight = BlockVisibility(6 * BLOCK, KINDS, window, "cpu", tiling)
+    attention = BlockSparseAttention(6 * BLOCK, KINDS, window, "cpu", tiling)
     queries, keys = (6 * BLOCK // side for side in (tiling.queries, tiling.keys))
     for sizes in (([200, 3], [150, 20]), ([10], [40])):  # the second pass overwrites the first
         given = layout_of(layout, *sizes, row_tokens=6 * BLOCK)
-        sight.look(given)
+        attention.update(given)
         blocks = -1 - np.arange(6 * BLOCK) // tiling.alignment  # padding is a group of its own in each
         given = dataclasses.replace(given, groups_BT=np.where(given.groups_BT < 0, blocks, given.groups_BT))
         for kind in KINDS:
-            seen = visible(given, window if kind == "sliding_attention" else None, "cpu")[0].numpy()
+            seen = attention_mask(given, window if kind == "sliding_attention" else None, "cpu")[0].numpy()
             tiles = seen.reshape(queries, tiling.queries, keys, tiling.keys).swapaxes(1, 2)
             tiles = tiles.reshape(queries, keys, -1)
             whole = tiles.all(-1) & (tiling.queries <= tiling.keys)
-            assert (blocks_of(sight, kind) == tiles.any(-1) * 1 + whole * 1).all()
-            rule = sight.sees(sight.windows[kind])
+            assert (blocks_of(attention, kind) == tiles.any(-1) * 1 + whole * 1).all()
+            rule = attention.sees(attention.windows[kind])
             places = torch.arange(6 * BLOCK)
             assert (rule(places[0], places[0], places[:, None], places[None]).numpy() == seen).all()
 
 
-def keys_in_turn(sight: BlockVisibility, kind: str, query: int, first: int) -> list[tuple[int, bool, bytes]]:
+def keys_in_turn(
+    attention: BlockSparseAttention, kind: str, query: int, first: int
+) -> list[tuple[int, bool, bytes]]:
     """The blocks of keys that a query sees anything of, in the order of the sums: how far they are from
     `first`, whether the rule is asked, and what it says of their keys.
     """
-    keys, row, found = sight.tiling.keys, query // sight.tiling.queries, []
-    part, part_places, whole, whole_places = (each[0, 0] for each in key_blocks(sight.masks[kind]))
-    rule = sight.sees(sight.windows[kind])
+    keys, row, found = attention.tiling.keys, query // attention.tiling.queries, []
+    part, part_places, whole, whole_places = (each[0, 0] for each in key_blocks(attention.masks[kind]))
+    rule = attention.sees(attention.windows[kind])
     for asked, count, places in ((True, part, part_places), (False, whole, whole_places)):
         for block in places[row, : int(count[row])].tolist():
             at = torch.arange(block * keys, block * keys + keys)
@@ -222,12 +229,12 @@ def test_neighbours_do_not_change_what_is_added_up_in_which_order(layout, tiling
         """`keys_in_turn` of some queries of `mine`."""
         prefixes, suffixes = zip(*before, mine, *after, strict=True)
         given = layout_of(layout, list(prefixes), list(suffixes), tokens, tiling.alignment)
-        sight = BlockVisibility(tokens, KINDS, window, "cpu", tiling).look(given)
+        attention = BlockSparseAttention(tokens, KINDS, window, "cpu", tiling).update(given)
         found = {}
         for group in range(groups):
             places = np.flatnonzero(given.groups_BT[0] == len(before) * groups + group)
             for kind, at in itertools.product(KINDS, (0, 31, 64, 100, len(places) - 1)):
-                found[group, at, kind] = keys_in_turn(sight, kind, int(places[at]), int(places[0]))
+                found[group, at, kind] = keys_in_turn(attention, kind, int(places[at]), int(places[0]))
         return found
 
     assert turns(before, after) == turns([], [])
@@ -235,29 +242,29 @@ def test_neighbours_do_not_change_what_is_added_up_in_which_order(layout, tiling
 
 @pytest.mark.parametrize(("window", "looks"), [(349, [349, None]), (350, [None])])
 def test_a_window_that_takes_nothing_away_is_none(window, looks, monkeypatch):
-    sight = BlockVisibility(6 * BLOCK, KINDS, window, "cpu")
+    attention = BlockSparseAttention(6 * BLOCK, KINDS, window, "cpu")
     asked = []
     monkeypatch.setattr(
-        sight, "blocks", lambda each: asked.append(each) or BlockVisibility.blocks(sight, each)
+        attention, "blocks", lambda each: asked.append(each) or BlockSparseAttention.blocks(attention, each)
     )
-    sight.look(layout_of("shared", [200], [150], row_tokens=6 * BLOCK))
+    attention.update(layout_of("shared", [200], [150], row_tokens=6 * BLOCK))
     assert sorted(asked, key=str) == looks
-    sliding, full = (key_blocks(sight.masks[kind]) for kind in ("sliding_attention", "full_attention"))
+    sliding, full = (key_blocks(attention.masks[kind]) for kind in ("sliding_attention", "full_attention"))
     same = all(torch.equal(*each) for each in zip(sliding, full, strict=True))
     assert same == (looks == [None])
 
 
 def test_padding_sees_no_more_than_its_block():
     given = layout_of("packed", [50], [50], row_tokens=6 * BLOCK)
-    sight = BlockVisibility(6 * BLOCK, KINDS, None, "cpu").look(given)
+    attention = BlockSparseAttention(6 * BLOCK, KINDS, None, "cpu").update(given)
     seen = np.eye(6)
     seen[1, 0] = 1  # the second sequence begins in the first block
-    assert (blocks_of(sight, "full_attention") == seen).all()
+    assert (blocks_of(attention, "full_attention") == seen).all()
 
 
 def test_blocks_of_tokens_that_do_not_divide():
     with pytest.raises(ValueError, match="100 tokens: must be a multiple of 128"):
-        BlockVisibility(100, KINDS, 16, "cpu")
+        BlockSparseAttention(100, KINDS, 16, "cpu")
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
@@ -268,8 +275,8 @@ def test_sparse_and_dense_attention_agree(kind, softcap):
     torch.manual_seed(0)
     q, k, v = torch.randn(4, 256, 16), torch.randn(2, 256, 16), torch.randn(2, 256, 16)
     heads = Heads(q, k, v, 0.25, softcap)
-    dense = DenseVisibility(given, KINDS, 16, "cpu").attend(heads, kind)
-    sparse = BlockVisibility(2 * BLOCK, KINDS, 16, "cpu").look(given).attend(heads, kind)
+    dense = DenseAttention(given, KINDS, 16, "cpu").attend(heads, kind)
+    sparse = BlockSparseAttention(2 * BLOCK, KINDS, 16, "cpu").update(given).attend(heads, kind)
     torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-5)
     assert dense.shape == (256, 64)
 
@@ -290,7 +297,7 @@ def test_attention_by_bounds_is_attention_by_masks(window, sizes, padding):
     q, k, v = (torch.randn(1, heads, tokens, 8, generator=random, requires_grad=True) for heads in (4, 2, 2))
     module: Any = torch.nn.Identity()
     module.num_key_value_groups = 2
-    mask = torch.where(visible(layout, window, "cpu"), 0.0, torch.finfo(torch.float32).min)[:, None]
+    mask = torch.where(attention_mask(layout, window, "cpu"), 0.0, torch.finfo(torch.float32).min)[:, None]
     expected, _ = attend(module, q, k, v, mask, scaling=0.3)
     found, _ = attend(module, q, k, v, None, scaling=0.3, sliding_window=window, **arguments)
     real = torch.from_numpy(layout.groups_BT[0] >= 0)
@@ -348,7 +355,7 @@ def test_more_branches_than_marks_tell_apart():
     prefix, suffix = (Ragged.from_lists([np.ones(2, np.int32)] * 2) for _ in range(2))
     layout = lay_out("shared", prefix, [suffix] * 4, np.arange(2))
     with pytest.raises(ValueError, match="more than 3 branches"):
-        visible(layout, None, "cpu")
+        attention_mask(layout, None, "cpu")
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
@@ -358,7 +365,7 @@ def test_tilings_agree_with_dense_attention(width, capped, kind):
     """Compiled and in 16 bits where the machine has a GPU, else the same blocks on the CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, near = (torch.bfloat16, 0.02) if device.type == "cuda" else (torch.float32, 1e-5)
-    tiling = TILINGS.get((width, capped), Tiling())._replace(capped=False)
+    tiling = TILINGS.get((width, capped), Tiling())._replace(softcapped=False)
     if device.type == "cuda":
         tiling = tiling_of(width, 2, 50.0 if capped else None, dtype, device)
     given = layout_of("shared", [200, 0, 40], [150, 90, 130], row_tokens=9 * BLOCK)
@@ -368,7 +375,7 @@ def test_tilings_agree_with_dense_attention(width, capped, kind):
     real = torch.from_numpy(given.groups_BT[0] >= 0).to(device)
     assert not real.all(), "padding is among them"
     scores = (width**-0.5, 50.0 if capped else None)
-    sparse = BlockVisibility(9 * BLOCK, KINDS, 100, device, tiling).look(given)
+    sparse = BlockSparseAttention(9 * BLOCK, KINDS, 100, device, tiling).update(given)
     angles = (torch.arange(9 * BLOCK)[:, None] / torch.arange(1, width // 2 + 1)).repeat(1, 2).to(device)
     rotation = (angles.cos().to(dtype), angles.sin().to(dtype))
     rotated = q if sparse.rotates else rotate(q, *rotation)
@@ -377,5 +384,5 @@ def test_tilings_agree_with_dense_attention(width, capped, kind):
     assert isinstance(attended, torch.Tensor)
     found = attended[real].float()
     q, k, v = rotate(q.float(), *(each.float() for each in rotation)), k.float(), v.float()
-    expected = DenseVisibility(given, KINDS, 100, device).attend(Heads(q, k, v, *scores), kind)[real]
+    expected = DenseAttention(given, KINDS, 100, device).attend(Heads(q, k, v, *scores), kind)[real]
     torch.testing.assert_close(found, expected, atol=near, rtol=near)

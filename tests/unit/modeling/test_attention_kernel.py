@@ -12,10 +12,11 @@ import torch
 from tests.unit.modeling.hopper import AsWritten, compiled_for_hopper, rows_type
 from wsdm_ray.config import HeadConfig
 from wsdm_ray.modeling import attention
-from wsdm_ray.modeling.attention import BLOCK, CAPPED, BlockVisibility, DenseVisibility, Heads, Tiling
+from wsdm_ray.modeling.attention import BLOCK, SOFTCAPPED, BlockSparseAttention, DenseAttention, Heads, Tiling
 from wsdm_ray.modeling.classifier import load_network
-from wsdm_ray.modeling.products import Rows, on_hopper
-from wsdm_ray.modeling.stack import Stack, StackClassifier, in_one_row, rotate
+from wsdm_ray.modeling.fused_decoder import FusedDecoder, rotate
+from wsdm_ray.modeling.quantized_linear import QuantizedTensor, on_hopper
+from wsdm_ray.modeling.scorers import FusedClassifier, in_one_row
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.ragged import Ragged
 
@@ -40,10 +41,11 @@ def test_it_compiles_for_hopper(kind):
     from wsdm_ray.modeling import attention_kernel as module
 
     options = {
-        "KEYS": CAPPED.keys, "WIDTH": 256, "HEADS": 16, "GROUP": 2, "TOGETHER": module.ROWS // CAPPED.queries,
+        "KEYS": SOFTCAPPED.keys, "WIDTH": 256, "HEADS": 16, "GROUP": 2,
+        "TOGETHER": module.ROWS // SOFTCAPPED.queries,
         "BRANCHES": attention.BRANCHES, "ROWS": module.ROWS, "STAGES": module.STAGES,
     }  # fmt: skip
-    rows = rows_type("bf16", CAPPED.keys, 256)
+    rows = rows_type("bf16", SOFTCAPPED.keys, 256)
     integers = ("marks", "positions", "part_number", "part_blocks", "whole_number", "whole_blocks")
     types = {
         **dict.fromkeys(("q", "cos", "sin"), "*bf16"), "k_desc": rows, "v_desc": rows, "out": f"*{kind}",
@@ -99,18 +101,18 @@ def test_any_even_number_of_heads(groups, float8, device):
     rotation = (angles.cos().bfloat16(), angles.sin().bfloat16())
     wide = rotate(q.float(), *(each.float() for each in rotation))
     most = 1.01 * float(v.abs().max()) / 448
-    sparse = BlockVisibility(tokens, KINDS, window, device, CAPPED)
+    sparse = BlockSparseAttention(tokens, KINDS, window, device, SOFTCAPPED)
     for sizes in (([9], [4]), ([100, 0], [61, 115]), ([512], [0])):  # also longer than the window
         prefix, suffix = (Ragged.from_lists([np.ones(size, np.int32) for size in each]) for each in sizes)
         given = lay_out("shared", prefix, [suffix, suffix], np.arange(len(sizes[0])), row_tokens=tokens)
         real = torch.from_numpy(given.groups_BT[0] >= 0).to(device)
-        sparse.look(given)
+        sparse.update(given)
         for kind in sorted(KINDS):
             found = sparse.attend(Heads(q, k, v, 0.06, 20.0, rotation, most if float8 else None), kind)
-            exact = DenseVisibility(given, KINDS, window, device)
+            exact = DenseAttention(given, KINDS, window, device)
             expected = exact.attend(Heads(wide, k.float(), v.float(), 0.06, 20.0), kind)
             if float8:
-                assert isinstance(found, Rows)
+                assert isinstance(found, QuantizedTensor)
                 assert found.values.dtype == torch.float8_e4m3fn
                 assert torch.equal(found.scale, torch.full_like(found.scale, most))
                 found = found.values.float() * found.scale[:, None]
@@ -131,7 +133,7 @@ def test_neighbours_change_no_bit(device):
         )
         given = lay_out(
             "shared", prefix, [suffix, suffix], np.arange(len(prefix)), row_tokens=tokens,
-            alignment=CAPPED.alignment,
+            alignment=SOFTCAPPED.alignment,
         )  # fmt: skip
         at = np.flatnonzero(given.groups_BT[0] == len(before))
         rows = others.clone()
@@ -139,9 +141,9 @@ def test_neighbours_change_no_bit(device):
         q, k, v = rows.unflatten(1, (4, 256)).transpose(0, 1).split([2, 1, 1])
         angles = torch.from_numpy(given.positions_BT[0])[:, None] / torch.arange(1, 129)
         rotation = tuple(each.repeat(1, 2).to(device).bfloat16() for each in (angles.cos(), angles.sin()))
-        sight = BlockVisibility(tokens, KINDS, 100, device, CAPPED).look(given)
+        attention = BlockSparseAttention(tokens, KINDS, 100, device, SOFTCAPPED).update(given)
         heads = Heads(q, k, v, 0.06, 20.0, (rotation[0], rotation[1]))
-        out = [sight.attend(heads, kind) for kind in sorted(KINDS)]
+        out = [attention.attend(heads, kind) for kind in sorted(KINDS)]
         found.append(torch.stack([each[at] for each in out if isinstance(each, torch.Tensor)]))
     assert found[0].shape == (2, mine, 2 * 256)
     assert all(torch.equal(each, found[0]) for each in found[1:])
@@ -162,16 +164,16 @@ def test_in_a_whole_stack(precision, family_model, device):
     given = in_one_row(lay_out("shared", prompts, tuple(answers), np.arange(3)), 8 * BLOCK)
 
     def logits(precision: str, tiling: Tiling, **place: Any) -> torch.Tensor:
-        stack = Stack(
+        stack = FusedDecoder(
             network.model.get_parameter,
             network.config,
             network.model.rotary_emb,
             precision=precision,
             **place,
         )
-        classifier = StackClassifier(stack, network.score)
+        classifier = FusedClassifier(stack, network.score)
         if stack.embedding_VD.is_cuda:
-            assert stack.tiling == CAPPED
+            assert stack.tiling == SOFTCAPPED
         stack.tiling, classifier.sparse = tiling, "dtype" in place
         with torch.inference_mode():
             return classifier(given).cpu()
@@ -179,7 +181,7 @@ def test_in_a_whole_stack(precision, family_model, device):
     exact = logits("none", Tiling())
     ours, flex = (
         (logits(precision, tiling, device=device, dtype=torch.bfloat16) - exact).norm() / exact.norm()
-        for tiling in (CAPPED, Tiling())
+        for tiling in (SOFTCAPPED, Tiling())
     )
     assert ours < 1.5 * flex, (ours, flex)
     assert ours < {"none": 0.02, "fp8": 0.3}[precision]

@@ -22,12 +22,12 @@ from wsdm_ray.modeling.classifier import (
     add_lora,
     compile_layers,
     device_and_dtype,
-    first_wins,
-    inner,
     load_network,
     make_head,
     ordering_logits,
+    preference_log_odds,
     trainable_parameters,
+    unwrap_peft,
 )
 from wsdm_ray.modeling.families import FAMILIES
 from wsdm_ray.modeling.quantization import quantize
@@ -236,7 +236,7 @@ def test_only_the_last_token_reaches_the_head(family_model, kind):
 
 
 def test_first_wins():
-    assert first_wins(torch.tensor([[2.0, 0.5], [0.0, 1.0]])).tolist() == [1.5, -1.0]
+    assert preference_log_odds(torch.tensor([[2.0, 0.5], [0.0, 1.0]])).tolist() == [1.5, -1.0]
 
 
 # Adapter
@@ -317,7 +317,7 @@ def test_a_new_adapter_changes_nothing(family_model):
         plain = ordering_logits(load(), layout)
         wrapped = add_lora(load(), LoraConfig(), seed=0).eval()
         assert torch.equal(ordering_logits(wrapped, layout), plain)
-    assert type(inner(wrapped)).__name__ == "Qwen3ForSequenceClassification"
+    assert type(unwrap_peft(wrapped)).__name__ == "Qwen3ForSequenceClassification"
 
 
 def test_an_adapter_is_a_function_of_its_seed(family_model):
@@ -489,7 +489,7 @@ def test_one_compilation_serves_all_layers_and_passes_of_training(family_model, 
         for parameter in trainable_parameters(network).values():
             parameter.grad = None
         for layout in layouts:
-            first_wins(ordering_logits(network, layout)).square().sum().backward()
+            preference_log_odds(ordering_logits(network, layout)).square().sum().backward()
         return [parameter.grad for parameter in trainable_parameters(network).values()]
 
     expected = gradients()

@@ -11,7 +11,7 @@ import torch
 from tests.unit.modeling.test_checkpoint import manifest_of, trained
 from wsdm_ray.config import QuantizeConfig, TextConfig
 from wsdm_ray.errors import ConfigError, ModelError
-from wsdm_ray.modeling import products
+from wsdm_ray.modeling import quantized_linear
 from wsdm_ray.modeling.checkpoint import (
     IN_ROWS,
     folder_digest,
@@ -21,10 +21,10 @@ from wsdm_ray.modeling.checkpoint import (
 )
 from wsdm_ray.modeling.classifier import ordering_logits
 from wsdm_ray.modeling.families import FAMILIES
-from wsdm_ray.modeling.loading import load_scorer, load_stack, on_stack
+from wsdm_ray.modeling.loading import load_fused_classifier, load_scorer, uses_fused_decoder
 from wsdm_ray.modeling.merging import Merged, read_base
 from wsdm_ray.modeling.quantization import merge, quantize, write_checkpoint
-from wsdm_ray.modeling.stack import StackClassifier
+from wsdm_ray.modeling.scorers import FusedClassifier
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.text.encoding import PairEncoder
 
@@ -47,8 +47,8 @@ def folders(request, family_model: Callable[..., Path], tmp_path_factory) -> dic
         save_classifier(trained(base, manifest.quantization), str(base), f"{root}/{name}", manifest)
     for precision in ("int8", *IN_ROWS):
         written(f"{root}/full_{precision}", plain, f"{root}/adapter", precision)
-    kinds = ("adapter", "adapter_int8", "full_int8", *STORED_ROWS)
-    return {name: f"{root}/{name}" for name in kinds}
+    layer_types = ("adapter", "adapter_int8", "full_int8", *STORED_ROWS)
+    return {name: f"{root}/{name}" for name in layer_types}
 
 
 def written(output: str, base: Path, adapter: str, precision: str) -> None:
@@ -67,22 +67,22 @@ def logits(network: torch.nn.Module, folder: str, text) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["adapter", "adapter_int8", "full_int8"])
 def test_as_the_merged_network(folders, kind):
     network, manifest = load_classifier(folders[kind], precision="fp32")
-    made, found = load_stack(folders[kind], precision="fp32")
+    made, found = load_fused_classifier(folders[kind], precision="fp32")
     assert found == manifest
     expected = logits(network, folders[kind], manifest.text)
     np.testing.assert_allclose(logits(made, folders[kind], manifest.text), expected, atol=1e-5)
     for precision, near in (("int8", 0.1), ("fp8", 0.5)):
-        made, _ = load_stack(folders[kind], precision=precision)
+        made, _ = load_fused_classifier(folders[kind], precision=precision)
         apart = np.abs(logits(made, folders[kind], manifest.text) - expected).mean()
         assert 0 < apart < near * expected.std(), precision
 
 
 def test_a_base_without_a_head_is_refused(folders):
     with pytest.raises(ModelError, match="a base without a head"):
-        load_stack(str(Path(folders["full_int8"]).parent / "int8"), precision="int8")
+        load_fused_classifier(str(Path(folders["full_int8"]).parent / "int8"), precision="int8")
 
 
-def assert_same_stacks(one: StackClassifier, other: StackClassifier) -> None:
+def assert_same_stacks(one: FusedClassifier, other: FusedClassifier) -> None:
     for layers in zip(one.stack.layers, other.stack.layers, strict=True):
         for name in ("qkv", "o", "gate_up", "down"):
             first, second = (getattr(layer, name) for layer in layers)
@@ -95,11 +95,11 @@ def assert_same_stacks(one: StackClassifier, other: StackClassifier) -> None:
 def test_what_is_stored_in_rows_is_taken_as_it_is(folders, monkeypatch, stored):
     folder, precision = folders[f"full_{stored}"], IN_ROWS[stored]
     with monkeypatch.context() as patch:
-        patch.setattr(products, "in_rows", lambda *_, **__: pytest.fail("quantized anew"))
-        straight, _ = load_stack(folder, precision=precision)
+        patch.setattr(quantized_linear, "quantize_weight", lambda *_, **__: pytest.fail("quantized anew"))
+        straight, _ = load_fused_classifier(folder, precision=precision)
     with monkeypatch.context() as patch:
         patch.setattr(Merged, "rows", lambda *_, **__: None)
-        requantized, _ = load_stack(folder, precision=precision)
+        requantized, _ = load_fused_classifier(folder, precision=precision)
     assert_same_stacks(straight, requantized)
     found, expected = (logits(each, folder, TEXT) for each in (straight, requantized))
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -107,9 +107,9 @@ def test_what_is_stored_in_rows_is_taken_as_it_is(folders, monkeypatch, stored):
 
 @pytest.mark.parametrize("stored", IN_ROWS)
 def test_rows_that_were_saved_are_rows_of_the_adapter(folders, stored):
-    saved, manifest = load_stack(folders[f"full_{stored}"], precision=IN_ROWS[stored])
+    saved, manifest = load_fused_classifier(folders[f"full_{stored}"], precision=IN_ROWS[stored])
     assert (manifest.kind, manifest.quantization) == ("full", stored)
-    loaded, _ = load_stack(folders["adapter"], precision=IN_ROWS[stored])
+    loaded, _ = load_fused_classifier(folders["adapter"], precision=IN_ROWS[stored])
     assert_same_stacks(saved, loaded)
     found, expected = (logits(each, folders["adapter"], TEXT) for each in (saved, loaded))
     np.testing.assert_array_equal(found, expected)
@@ -132,13 +132,13 @@ def test_what_runs_what(folders):
         ("full_int8-rows", "int8", torch.int8),
     ):
         network, manifest = load_scorer(folders[kind], precision=precision)
-        assert isinstance(network, StackClassifier) == (expected is not None), (kind, precision)
-        if isinstance(network, StackClassifier):
+        assert isinstance(network, FusedClassifier) == (expected is not None), (kind, precision)
+        if isinstance(network, FusedClassifier):
             assert network.stack.layers[0].qkv.values.dtype == expected
         assert np.isfinite(logits(network, folders[kind], manifest.text)).all()
-    assert on_stack("bf16", "cuda", manifest)
+    assert uses_fused_decoder("bf16", "cuda", manifest)
     plain = dataclasses.replace(manifest, quantization="none")
-    assert not any(on_stack(precision, "cuda", plain) for precision in ("fp32", "bnb-int8", "nf4"))
+    assert not any(uses_fused_decoder(precision, "cuda", plain) for precision in ("fp32", "bnb-int8", "nf4"))
 
 
 def test_what_a_network_of_transformers_cannot_run(folders):

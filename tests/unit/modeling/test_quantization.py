@@ -40,8 +40,8 @@ from wsdm_ray.modeling.classifier import (
 )
 from wsdm_ray.modeling.families import FAMILIES
 from wsdm_ray.modeling.merging import read_base
-from wsdm_ray.modeling.products import hadamard
 from wsdm_ray.modeling.quantization import merge, quantize
+from wsdm_ray.modeling.quantized_linear import hadamard
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.text.encoding import PairEncoder
 

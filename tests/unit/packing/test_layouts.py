@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsdm_ray.packing.layouts import Layout, lay_out
-from wsdm_ray.packing.plan import pair_tokens, pass_tokens
+from wsdm_ray.packing.plan import batch_tokens, pair_tokens
 from wsdm_ray.packing.ragged import Ragged
 
 LAYOUTS = ("padded", "packed", "shared")
@@ -106,7 +106,7 @@ def test_groups_begin_at_multiples_of_the_alignment(kind, batch, alignment):
     same_length = all((each.lengths == suffixes[0].lengths).all() for each in suffixes)
     if same_length:  # as those of both orderings are
         tokens = pair_tokens(kind, *lengths, len(suffixes), alignment)
-        assert layout.tokens_BT.size == pass_tokens(kind, tokens)
+        assert layout.tokens_BT.size == batch_tokens(kind, tokens)
 
 
 def test_shared_by_hand():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsdm_ray.packing.plan import pair_tokens, pass_tokens, plan_passes, plan_passes_at_least
+from wsdm_ray.packing.plan import batch_tokens, pair_tokens, plan_batches, plan_batches_at_least
 
 LAYOUTS = ("padded", "packed", "shared")
 layouts = st.sampled_from(LAYOUTS)
@@ -29,7 +29,7 @@ def assert_valid(plan: list[np.ndarray], layout: str, tokens: np.ndarray, budget
     for each in plan:
         assert len(each)
         assert each.dtype == np.int64
-        assert pass_tokens(layout, tokens[each]) <= budget
+        assert batch_tokens(layout, tokens[each]) <= budget
 
 
 def test_pair_tokens_by_hand():
@@ -45,24 +45,24 @@ def test_pair_tokens_by_hand():
 
 def test_pass_tokens_by_hand():
     tokens = np.array([30, 20, 26])
-    assert pass_tokens("padded", tokens) == 3 * 30
-    assert pass_tokens("packed", tokens) == pass_tokens("shared", tokens) == 76
-    assert pass_tokens("padded", tokens[:0]) == 0
+    assert batch_tokens("padded", tokens) == 3 * 30
+    assert batch_tokens("packed", tokens) == batch_tokens("shared", tokens) == 76
+    assert batch_tokens("padded", tokens[:0]) == 0
 
 
 @given(layouts, tokens_lists, st.integers(200, 1_000))
 def test_every_pair_once_within_the_budget(layout, lengths, budget):
     tokens = np.asarray(lengths, np.int64)
-    plan = plan_passes(layout, tokens, budget)
+    plan = plan_batches(layout, tokens, budget)
     assert_valid(plan, layout, tokens, budget)
-    again = plan_passes(layout, tokens.copy(), budget)
+    again = plan_batches(layout, tokens.copy(), budget)
     assert [each.tolist() for each in plan] == [each.tolist() for each in again]
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=60), st.integers(200, 1_000))
 def test_padded_passes_waste_no_place(lengths, budget):
     tokens = np.asarray(lengths, np.int64)
-    plan = plan_passes("padded", tokens, budget)
+    plan = plan_batches("padded", tokens, budget)
     for each, following in itertools.pairwise(plan):
         assert (len(each) + 1) * tokens[each].max() > budget, "one more pair would have fitted"
         assert tokens[following].max() <= tokens[each].min(), "longest first"
@@ -71,13 +71,13 @@ def test_padded_passes_waste_no_place(lengths, budget):
 @given(layouts, tokens_lists, st.integers(200, 1_000), st.integers(1, 80))
 def test_at_least(layout, lengths, budget, least):
     tokens = np.asarray(lengths, np.int64)
-    plan = plan_passes_at_least(layout, tokens, budget, least)
+    plan = plan_batches_at_least(layout, tokens, budget, least)
     assert_valid(plan, layout, tokens, budget)
     assert len(plan) >= min(least, len(tokens))
 
 
 def test_at_least_of_equal_lengths():
-    plan = plan_passes_at_least("packed", np.full(7, 100), 1_000, 3)
+    plan = plan_batches_at_least("packed", np.full(7, 100), 1_000, 3)
     assert len(plan) >= 3
     assert max(len(each) for each in plan) <= 4
 
@@ -85,7 +85,7 @@ def test_at_least_of_equal_lengths():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_pair_over_the_budget_is_named(layout):
     with pytest.raises(ValueError, match="pair 1 takes 201 tokens, over the budget of 200"):
-        plan_passes(layout, np.array([200, 201, 500]), 200)
+        plan_batches(layout, np.array([200, 201, 500]), 200)
 
 
 @pytest.mark.parametrize("alignment", [1, 32, 64])
@@ -94,9 +94,9 @@ def test_passes_are_97_percent_full_on_real_lengths(seed, alignment):
     prefix, suffix = real_lengths(2_000, seed)
     real = pair_tokens("shared", prefix, suffix, 2)
     tokens = pair_tokens("shared", prefix, suffix, 2, alignment)
-    plan_passes("shared", tokens[:10], 16_384)
+    plan_batches("shared", tokens[:10], 16_384)
     started = time.monotonic()
-    plan = plan_passes("shared", tokens, 16_384)
+    plan = plan_batches("shared", tokens, 16_384)
     seconds = time.monotonic() - started
     assert_valid(plan, "shared", tokens, 16_384)
     assert real.sum() / (len(plan) * 16_384) >= 0.97, "padding between pairs counts as none"

@@ -13,8 +13,8 @@ from tests.unit.scoring.conftest import random_texts
 from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling.attention import BLOCK
 from wsdm_ray.modeling.checkpoint import load_classifier
-from wsdm_ray.modeling.loading import load_stack
-from wsdm_ray.modeling.stack import StackClassifier
+from wsdm_ray.modeling.loading import load_fused_classifier
+from wsdm_ray.modeling.scorers import FusedClassifier
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.packing.plan import pair_tokens
 from wsdm_ray.packing.ragged import Ragged
@@ -22,8 +22,8 @@ from wsdm_ray.schema import orderings_of
 from wsdm_ray.scoring import engine
 from wsdm_ray.scoring.engine import (
     NOT_FINITE,
+    BatchRunner,
     DeviceLostError,
-    Runs,
     combine,
     combine_models,
     log_odds,
@@ -118,7 +118,7 @@ def test_layouts_agree(network, encoder, texts):
     for layout in ("packed", "shared"):
         found = log_odds(network, pairs, BOTH, layout=layout, token_budget=600)
         np.testing.assert_allclose(found.log_odds_NO, expected.log_odds_NO, rtol=0, atol=1e-5)
-        assert found.passed_tokens < expected.passed_tokens
+        assert found.forward_tokens < expected.forward_tokens
 
 
 def test_one_ordering_is_half_of_both(network, encoder, texts):
@@ -176,7 +176,7 @@ def test_one_row_that_is_not_a_number_among_good_ones(monkeypatch, fake):
 def test_no_pairs(network, encoder):
     scores = log_odds(network, encoder.encode([], [], []), BOTH, layout="shared", token_budget=600)
     assert scores.log_odds_NO.shape == (0, 2)
-    assert scores.passed_tokens == 0
+    assert scores.forward_tokens == 0
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -210,14 +210,14 @@ def test_a_pair_over_the_budget_asked_for_is_an_error_of_its_row(network, encode
 def test_pairs_that_are_all_over_the_budget_are_errors_of_their_rows(fake):
     found = score(pairs_of([30, 30, 30]), 50)
     assert all("takes 60 tokens in the layout padded" in error for error in found.errors_N)
-    assert found.passed_tokens == 0
+    assert found.forward_tokens == 0
 
 
 @pytest.fixture(scope="module")
-def stack(classifiers) -> StackClassifier:
+def stack(classifiers) -> FusedClassifier:
     """The classifier as a stack that wants rows of a fixed number of tokens, as on a GPU."""
-    made, _ = load_stack(classifiers[0].folder, precision="fp32")
-    made.fixed_rows = True
+    made, _ = load_fused_classifier(classifiers[0].folder, precision="fp32")
+    made.static_shapes = True
     return made
 
 
@@ -238,7 +238,7 @@ def test_a_stack_has_rows_of_the_budget_alone(monkeypatch, network, stack, encod
     assert set(sizes) == {(1, 256 if budget == 256 else 640)}
     np.testing.assert_allclose(found.log_odds_NO, expected.log_odds_NO, rtol=0, atol=1e-5)
     assert found.errors_N.tolist() == [None] * 60
-    assert found.passed_tokens == sum(row for _, row in sizes)
+    assert found.forward_tokens == sum(row for _, row in sizes)
     swapped = encoder.encode(texts[0], texts[2], texts[1])
     other = log_odds(stack, swapped, BOTH, layout=layout, token_budget=budget)
     p, q = (combine(to_probability(scores.log_odds_NO)) for scores in (found, other))
@@ -262,7 +262,7 @@ def test_aligned_groups_take_no_room_from_a_pair(monkeypatch, network, stack, en
     most = int(tokens_N.max())
     alignment = 7 + (most % 7 == 0)
     assert most % alignment, "as it is it fits, aligned it is longer than the budget"
-    monkeypatch.setattr(StackClassifier, "alignment", alignment)
+    monkeypatch.setattr(FusedClassifier, "alignment", alignment)
     for budget in (most, 600):
         found = log_odds(stack, pairs, BOTH, layout=layout, token_budget=budget)
         assert found.errors_N.tolist() == [None] * 60
@@ -276,7 +276,7 @@ def test_aligned_groups_take_no_room_from_a_pair(monkeypatch, network, stack, en
 
 
 def test_rows_beyond_the_budget_have_few_sizes(stack):
-    runs = engine.Runs(stack, "shared", 256, 10**6, True, 1, 1, set(), np.empty(0, object))
+    runs = engine.BatchRunner(stack, "shared", 256, 10**6, True, 1, 1, set(), np.empty(0, object))
     sizes = {tokens: runs.size(tokens) for tokens in range(1, 16_385)}
     assert {sizes[tokens] for tokens in range(1, 257)} == {256}
     assert len(set(sizes.values())) < 32
@@ -284,7 +284,7 @@ def test_rows_beyond_the_budget_have_few_sizes(stack):
 
 
 def test_halved_budgets_of_fixed_rows_are_whole_blocks(stack):
-    runs = engine.Runs(stack, "shared", 16_896, 16_896, True, 1, 1, set(), np.empty(0, object))
+    runs = engine.BatchRunner(stack, "shared", 16_896, 16_896, True, 1, 1, set(), np.empty(0, object))
     assert runs.least(16_385) == 16_896, "not more than the budget that was asked for"
     assert runs.least(16_897) > 16_896
     budgets = []
@@ -333,7 +333,7 @@ def test_only_what_is_wanted_is_run(network, encoder, texts):
     known = wanted | (wanted.any(axis=1) & same)[:, None]
     np.testing.assert_array_equal(np.isfinite(found.log_odds_NO), known)
     np.testing.assert_allclose(found.log_odds_NO[known], expected.log_odds_NO[known], rtol=0, atol=1e-5)
-    assert found.passed_tokens < expected.passed_tokens
+    assert found.forward_tokens < expected.forward_tokens
     assert found.errors_N.tolist() == [None] * 60
 
 
@@ -416,7 +416,7 @@ def test_where_memory_runs_out_the_budget_is_halved_and_all_goes_on(monkeypatch,
     assert (found.token_budget, found.halved) == (40, 2)
     assert found.errors_N.tolist() == [None] * 8
     np.testing.assert_array_equal(found.log_odds_NO, expected.log_odds_NO)
-    assert found.passed_tokens == sum(passes[2:])
+    assert found.forward_tokens == sum(passes[2:])
 
 
 @given(st.lists(st.integers(3, 40), max_size=20), st.integers(1, 400), st.integers(6, 300), st.integers(1, 3))
@@ -424,7 +424,7 @@ def test_whatever_the_memory_a_row_has_its_value_or_says_why(lengths, budget, ro
     pairs = pairs_of(lengths)
     passes: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "passes_at_once", lambda network: at_once)
+        patch.setattr(engine, "max_in_flight", lambda network: at_once)
         patch.setattr(engine, "ordering_logits", fake_logits)
         expected = score(pairs, 1_000).log_odds_NO
         patch.setattr(engine, "ordering_logits", with_room_for(room, passes))
@@ -452,18 +452,18 @@ def test_what_was_started_behind_a_pass_that_fails_late_starts_again(monkeypatch
     passes: list[int] = []
     late = iter([True])
 
-    class Late(engine.Arriving):
+    class Late(engine.PendingTensor):
         def wait(self) -> np.ndarray:
             if next(late, False):
                 raise RuntimeError("late")
             return super().wait()
 
-    monkeypatch.setattr(engine, "Arriving", Late)
+    monkeypatch.setattr(engine, "PendingTensor", Late)
     monkeypatch.setattr(engine, "ordering_logits", with_room_for(1_000, passes))
-    monkeypatch.setattr(engine, "passes_at_once", lambda network: 2)
+    monkeypatch.setattr(engine, "max_in_flight", lambda network: 2)
     found = score(pairs, 80)
     assert passes == [72, 56, 18, 18, 16, 16, 56], "the pairs of the first run alone, then the second runs"
-    assert found.passed_tokens == sum(passes[2:])
+    assert found.forward_tokens == sum(passes[2:])
     assert found.errors_N.tolist() == [None] * 8
     np.testing.assert_array_equal(found.log_odds_NO, expected.log_odds_NO)
 
@@ -534,7 +534,7 @@ def test_a_lost_gpu_names_the_pairs_of_its_pass(monkeypatch, fake, reason):
         score(pairs, 54)
     assert caught.value.pairs == [1, 2, 3]
     assert caught.value.reason == f"CUDA error: {reason}"
-    monkeypatch.setattr(engine, "passes_at_once", lambda network: 2)
+    monkeypatch.setattr(engine, "max_in_flight", lambda network: 2)
     with pytest.raises(DeviceLostError) as caught:
         score(pairs, 54)
     assert caught.value.pairs == [0, 1, 2, 3], "whichever of those that ran it was"
@@ -547,7 +547,7 @@ def test_a_lost_gpu_names_the_pairs_of_its_pass(monkeypatch, fake, reason):
 def test_a_gpu_that_is_lost_while_passes_run_names_all_of_them(monkeypatch, fake, at):
     lost = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    class Lost(engine.Arriving):
+    class Lost(engine.PendingTensor):
         def wait(self) -> np.ndarray:
             raise lost
 
@@ -555,11 +555,11 @@ def test_a_gpu_that_is_lost_while_passes_run_names_all_of_them(monkeypatch, fake
         raise lost
 
     if at == "wait":
-        monkeypatch.setattr(engine, "Arriving", Lost)
+        monkeypatch.setattr(engine, "PendingTensor", Lost)
     else:  # the second pass fails on the host, when the first has lost the GPU
         monkeypatch.setattr(engine, "ordering_logits", breaking(fake, 102, RuntimeError("no kernel")))
         monkeypatch.setattr(engine, "free_memory", fail)
-    monkeypatch.setattr(engine, "passes_at_once", lambda network: 2)
+    monkeypatch.setattr(engine, "max_in_flight", lambda network: 2)
     with pytest.raises(DeviceLostError) as caught:
         score(pairs_of([20, 9, 9, 9, 5]), 54)
     assert caught.value.pairs == [0, 1, 2, 3]
@@ -574,7 +574,7 @@ def test_nothing_is_started_behind_a_pass_that_failed(monkeypatch, fake):
         return fails(network, layout)
 
     monkeypatch.setattr(engine, "ordering_logits", run)
-    monkeypatch.setattr(engine, "passes_at_once", lambda network: 2)
+    monkeypatch.setattr(engine, "max_in_flight", lambda network: 2)
     found = score(pairs_of([20, 19, 18, 17]), 40)
     assert passes == [100, 101, 102, 103]
     assert [error is None for error in found.errors_N] == [True, False, True, True]
@@ -590,7 +590,7 @@ def test_a_plan_holds_each_row_once_and_suspects_last(tokens, budget, alone, lay
     tokens_N = np.array(tokens, np.int64)
     rows = np.arange(len(tokens))[::2]
     errors_N = np.full(len(tokens), None, object)
-    runs = Runs(torch.nn.Module(), layout, budget, 300, False, 1, 1, alone, errors_N)
+    runs = BatchRunner(torch.nn.Module(), layout, budget, 300, False, 1, 1, alone, errors_N)
     plan = [indices.tolist() for indices in runs.plan(tokens_N, rows)]
     assert sorted(row for indices in plan for row in indices) == rows.tolist()
     for indices in plan:
@@ -600,9 +600,9 @@ def test_a_plan_holds_each_row_once_and_suspects_last(tokens, budget, alone, lay
             else sum(tokens[i] for i in indices)
         )
         assert cost <= budget or len(indices) == 1
-    suspects = [indices for indices in plan if alone & set(indices)]
-    assert all(len(indices) == 1 for indices in suspects)
-    assert plan[len(plan) - len(suspects) :] == suspects
+    suspect_rows = [indices for indices in plan if alone & set(indices)]
+    assert all(len(indices) == 1 for indices in suspect_rows)
+    assert plan[len(plan) - len(suspect_rows) :] == suspect_rows
 
 
 finite = st.floats(-1e4, 1e4)

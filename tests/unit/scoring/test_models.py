@@ -16,14 +16,14 @@ from wsdm_ray.errors import ClusterError, ModelError
 from wsdm_ray.modeling.attention import BLOCK
 from wsdm_ray.modeling.checkpoint import Manifest, folder_digest, load_classifier, save_classifier
 from wsdm_ray.modeling.classifier import add_lora, load_network, ordering_logits, trainable_parameters
-from wsdm_ray.modeling.loading import load_stack
-from wsdm_ray.modeling.stack import StackClassifier
+from wsdm_ray.modeling.loading import load_fused_classifier
+from wsdm_ray.modeling.scorers import FusedClassifier
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.scoring import models
 from wsdm_ray.scoring.models import (
+    BatchMemory,
     Models,
     ModelSpec,
-    PassMemory,
     budget_within,
     streamed_bytes,
     weight_bytes,
@@ -200,39 +200,39 @@ def test_an_adapter_beside_a_base_needs_no_second_base(specs, monkeypatch):
 def test_what_a_pass_takes(specs):
     held = Models([specs["first"]])
     # Width 32, two heads of 16, 64 within the MLP, float32; eager attention, layers of two kinds.
-    expected = PassMemory(token=4 * 4 * (32 + 32 + 64) + 8 * 32, key=2 * 4 + 6 + 2 * (2 * 4 + 4))
-    assert PassMemory.of(held.select(0), "packed") == expected
+    expected = BatchMemory(token=4 * 4 * (32 + 32 + 64) + 8 * 32, key=2 * 4 + 6 + 2 * (2 * 4 + 4))
+    assert BatchMemory.of(held.select(0), "packed") == expected
 
 
 @pytest.mark.parametrize(("precision", "sums"), [("fp32", 0), ("fp8", 0), ("int8", 4)])
 def test_what_a_pass_of_a_stack_takes(specs, precision, sums):
     spec = specs["first"]
-    network, _ = load_stack(spec.folder, precision=precision)
+    network, _ = load_fused_classifier(spec.folder, precision=precision)
     # Width 32, two heads of 16 and one key head, 64 within the MLP, float32: the MLP is the widest.
     copies = 64 if precision != "fp32" else 0
-    assert PassMemory.of(network, "shared") == PassMemory(
+    assert BatchMemory.of(network, "shared") == BatchMemory(
         token=(2 * 4 + 4) * 32 + 4 * (32 + 128 + 64) + copies + sums * 128, key=0
     )
 
 
 def test_kernels_write_out_less(specs):
-    network, _ = load_stack(specs["first"].folder, precision="int8")
+    network, _ = load_fused_classifier(specs["first"].folder, precision="int8")
     first = network.stack.layers[0]
     first.qkv, first.gate_up = (each._replace(fused=True) for each in (first.qkv, first.gate_up))
     # Neither sums in int32 nor gate and up: attention, whose product has 64 rows, is the widest.
-    assert PassMemory.of(network, "shared").token == (2 * 4 + 4) * 32 + 4 * (32 + 2 * 64 + 32) + 32
+    assert BatchMemory.of(network, "shared").token == (2 * 4 + 4) * 32 + 4 * (32 + 2 * 64 + 32) + 32
 
 
 def test_stacks_are_compiled_when_they_are_loaded_if_at_all(specs, monkeypatch):
     spec = specs["first"]
     held = Models([ModelSpec(spec.folder, None, spec.manifest, "int8")])
     network = held.select(0)
-    assert isinstance(network, StackClassifier)
+    assert isinstance(network, FusedClassifier)
     passes: list[int] = []
     monkeypatch.setattr(network, "warm_up", passes.append)
     assert held.warm_up(1_000) == 0.0
     assert not passes
-    network.fixed_rows = True
+    network.static_shapes = True
     assert held.warm_up(1_000) > 0
     assert passes == [1_024]
 
@@ -253,7 +253,7 @@ def test_stacks_are_compiled_when_they_are_loaded_if_at_all(specs, monkeypatch):
 
 
 def test_the_budget_of_free_memory_by_hand():
-    memory = PassMemory(token=1_000, key=10)
+    memory = BatchMemory(token=1_000, key=10)
     # A token of a padded row of up to 100: 2,000 bytes. 80 % of 20 MB hold 8,000 of them.
     assert budget_within(20e6, memory, "padded", 100) == 4_224
     # Packed, 1,024 tokens take 1,024 * (1,000 + 10,240) = 11.5 MB; 2,048 take 44 MB.
@@ -266,7 +266,7 @@ def test_the_budget_of_free_memory_by_hand():
 
 @given(
     st.floats(0, 1e12),
-    st.builds(PassMemory, st.integers(1, 10**6), st.integers(1, 10**3)),
+    st.builds(BatchMemory, st.integers(1, 10**6), st.integers(1, 10**3)),
     st.sampled_from(["padded", "packed", "shared"]),
     st.integers(32, 8_192),
 )

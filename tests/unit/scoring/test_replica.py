@@ -15,7 +15,7 @@ from wsdm_ray.schema import Ordering, first_ordering, predictions_schema
 from wsdm_ray.scoring import engine, replica
 from wsdm_ray.scoring.engine import NOT_FINITE, combine, to_probability
 from wsdm_ray.scoring.plan import make_plan
-from wsdm_ray.scoring.replica import COUNTS, encode_unit, from_bytes, losses_name, to_bytes
+from wsdm_ray.scoring.replica import COUNTS, crash_record_name, encode_unit, from_bytes, to_bytes
 
 COLUMNS = Columns()
 
@@ -54,7 +54,7 @@ def test_predictions(score):
     assert counts["rows"] == 50
     assert counts["errors"] == 0
     assert counts["cut"] == np.count_nonzero(column(table, "cut_tokens")) > 0
-    assert counts["tokens"] == column(table, "tokens").sum() <= counts["passed_tokens"] / 2
+    assert counts["tokens"] == column(table, "tokens").sum() <= counts["forward_tokens"] / 2
     assert column(table, "tokens").max() <= 96
 
 
@@ -443,14 +443,14 @@ def test_a_row_that_kills_its_process_is_found_and_left_out(
         column(found, "prob_a")[good], column(expected, "prob_a")[good], rtol=0, atol=1e-5
     )
     assert capsys.readouterr().err.count("lost its GPU (CUDA error: device-side assert triggered)") == 2
-    losses = json.loads((tmp_path / "out" / losses_name(0)).read_text())
+    losses = json.loads((tmp_path / "out" / crash_record_name(0)).read_text())
     assert losses[1] == {"rows": [5], "reason": "CUDA error: device-side assert triggered"}
     assert len(losses) == 2
 
 
 def test_a_unit_may_not_cost_processes_without_end(write, tmp_path, classifiers, replica_of):
     [unit] = make_plan([write(random_rows(3))], 10, COLUMNS).units
-    path = tmp_path / "out" / losses_name(0)
+    path = tmp_path / "out" / crash_record_name(0)
     path.parent.mkdir()
     path.write_text(json.dumps([{"rows": [i % 3, 7], "reason": "illegal memory access"} for i in range(8)]))
     report = replica_of(output=str(tmp_path / "out"))(

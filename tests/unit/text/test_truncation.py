@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsdm_ray.text.truncation import balanced_budgets, head_and_tail
+from wsdm_ray.text.truncation import balanced_budgets, truncate_middle
 
 lengths = st.one_of(st.integers(0, 50), st.integers(0, 5_000))
 triples = st.lists(st.tuples(lengths, lengths, lengths), min_size=1, max_size=20)
@@ -67,7 +67,7 @@ def test_budgets_by_hand():
 @given(st.integers(0, 40), st.integers(0, 50))
 def test_head_and_tail(length, keep):
     ids = np.arange(length, dtype=np.int32)
-    kept = head_and_tail(ids, keep)
+    kept = truncate_middle(ids, keep)
     assert len(kept) == min(length, keep)
     assert kept.dtype == np.int32
     gaps = np.flatnonzero(np.diff(kept) != 1)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsdm_ray.training.batches import num_steps, pairs_in_steps, share_passes, step_rows, steps_per_epoch
+from wsdm_ray.training.batches import assign_batches, num_steps, pairs_in_steps, step_rows, steps_per_epoch
 
 
 @given(st.integers(0, 2**32), st.integers(1, 90), st.integers(1, 40), st.integers(0, 3))
@@ -51,7 +51,7 @@ def test_num_steps(rows, pairs, epochs, most, expected):
 
 @given(st.lists(st.integers(1, 1_000), max_size=30), st.integers(1, 8))
 def test_each_pass_goes_to_one_worker(costs, workers):
-    shares = share_passes(costs, workers)
+    shares = assign_batches(costs, workers)
     assert len(shares) == workers
     assert sorted(number for share in shares for number in share) == list(range(len(costs)))
     loads = [sum(costs[number] for number in share) for share in shares]
@@ -59,13 +59,13 @@ def test_each_pass_goes_to_one_worker(costs, workers):
     assert max(loads) - min(loads) <= max(costs, default=0)
     if len(costs) >= workers:
         assert all(shares), "none is idle"
-    assert shares == share_passes(list(costs), workers)
+    assert shares == assign_batches(list(costs), workers)
 
 
 def test_shares_by_hand():
-    assert share_passes([5, 9, 4, 3], 2) == [[1, 3], [0, 2]]
-    assert share_passes([7, 7, 7], 1) == [[0, 1, 2]]
-    assert share_passes([7], 3) == [[0], [], []]
+    assert assign_batches([5, 9, 4, 3], 2) == [[1, 3], [0, 2]]
+    assert assign_batches([7, 7, 7], 1) == [[0, 1, 2]]
+    assert assign_batches([7], 3) == [[0], [], []]
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(1, 4), (3, 10), (4, 14), (6, 20), (0, 0)])

@@ -25,7 +25,7 @@ from wsdm_ray.config import (
 from wsdm_ray.data.votes import Votes
 from wsdm_ray.errors import ModelError
 from wsdm_ray.modeling.checkpoint import Manifest, folder_digest, load_classifier, read_manifest
-from wsdm_ray.modeling.classifier import first_wins
+from wsdm_ray.modeling.classifier import preference_log_odds
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.training import loop
 from wsdm_ray.training.batches import step_rows
@@ -390,7 +390,7 @@ def test_the_loss_of_each_row(monkeypatch, trainer_of):
     one, rows = trainer_of(max_steps=1), step_rows(0, 0, 40, 16)
     pairs = one.encoder.encode(*one.train.texts(rows[3:4]))
     layout = lay_out("padded", pairs.prefix, one.suffixes(pairs), np.arange(1))
-    alone, _ = one.loss(first_wins(loop.ordering_logits(one.network.eval(), layout)), rows[3:4])
+    alone, _ = one.loss(preference_log_odds(loop.ordering_logits(one.network.eval(), layout)), rows[3:4])
     assert float(losses[3]) == pytest.approx(float(alone.detach().sum()), abs=1e-5)
 
 
@@ -399,7 +399,7 @@ def test_gradients_of_several_workers_keep_their_types(monkeypatch, trainer_of):
     expected = first_step(trainer_of(head=HeadConfig(dropout=0.0, precision="bf16"), max_steps=1))
     monkeypatch.setattr(loop.dist, "all_reduce", lambda tensor: None)  # the others had no pass
     trainer.num_workers = 2
-    monkeypatch.setattr(loop, "share_passes", lambda costs, workers: [list(range(len(costs))), []])
+    monkeypatch.setattr(loop, "assign_batches", lambda costs, workers: [list(range(len(costs))), []])
     assert first_step(trainer) == pytest.approx(expected, rel=1e-2)
 
 
@@ -447,7 +447,7 @@ def test_order_agreement_in_the_loop(trainer_of):
     apart = []
     for weight in (0.0, 10.0):
         trainer = trainer_of(
-            votes, **(LEARNING | {"epochs": 2}), objective=ObjectiveConfig(order_agreement=weight)
+            votes, **(LEARNING | {"epochs": 2}), objective=ObjectiveConfig(swap_consistency_weight=weight)
         )
         list(trainer.steps())
         apart.append(disagreement_of(trainer, votes))
@@ -460,7 +460,7 @@ def disagreement_of(trainer: Trainer, votes: Votes) -> float:
     trainer.network.eval()
     pairs = trainer.encoder.encode(*votes.texts(np.arange(40)))
     layout = lay_out("padded", pairs.prefix, [pairs.suffix_ab, pairs.suffix_ba], np.arange(40))
-    log_odds = first_wins(loop.ordering_logits(trainer.network, layout)).view(-1, 2)
+    log_odds = preference_log_odds(loop.ordering_logits(trainer.network, layout)).view(-1, 2)
     return float((log_odds[:, 0] + log_odds[:, 1]).abs().mean())
 
 

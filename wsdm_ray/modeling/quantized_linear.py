@@ -24,18 +24,18 @@ from wsdm_ray.errors import ModelError
 __all__ = [
     "HOPPER",
     "TYPES",
-    "Rows",
-    "Weight",
+    "LinearWeight",
+    "QuantizedTensor",
     "add",
     "add_norm",
     "float8_scale",
-    "in_rows",
-    "multiply",
-    "multiply_gated",
+    "gated_linear",
+    "linear",
     "pack_weight",
     "quantize_rows",
+    "quantize_weight",
     "rms_norm",
-    "take",
+    "take_rows",
 ]
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
@@ -49,21 +49,21 @@ MULTIPLES = {torch.float8_e4m3fn: 16, torch.int8: 8}
 HOPPER = (9, 0)
 """The compute capability that `product_kernel` and `attention_kernel` are made for: H100, H200."""
 
-SPREAD = 128
+HADAMARD_BLOCK = 128
 """Columns of a block that share their large values: more gain little."""
 
 ROWS_AT_ONCE = 2_048
 """Rows of a weight that are quantized at a time: what that takes beside the weight stays small."""
 
 
-class Rows(NamedTuple):
+class QuantizedTensor(NamedTuple):
     """A weight, or what it multiplies, in 8 bit: values, int8 or float8 [rows, in]; scale, float32 [rows]."""
 
     values: Tensor
     scale: Tensor
 
 
-class Weight(NamedTuple):
+class LinearWeight(NamedTuple):
     """A weight of `out` rows and `in` columns.
 
     values: [out, in], of a float type, or int8 or float8 with `scale`; scale: float32 [out] or None; bias:
@@ -80,18 +80,18 @@ class Weight(NamedTuple):
 
 
 def pack_weight(
-    weights: Iterable[Tensor | Rows],
+    weights: Iterable[Tensor | QuantizedTensor],
     biases: Sequence[Tensor],
     precision: str,
     *,
     gated: bool = False,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Weight:
+) -> LinearWeight:
     """Weights of linear layers that multiply the same input, as one of all their rows.
 
     Args:
-        gated: they are those of gate and up, for `multiply_gated`.
+        gated: they are those of gate and up, for `gated_linear`.
         weights: [out, in] each, all of one `in`, or such that are in the rows of `precision` already. Of
             those that an iterator makes, one at a time is held as it came.
         biases: [out] each, as many as weights, or none.
@@ -102,17 +102,17 @@ def pack_weight(
     """
     bias = torch.cat(list(biases)).to(device, dtype) if biases else None
 
-    def as_it_is(weight: Tensor | Rows) -> Tensor:
+    def as_it_is(weight: Tensor | QuantizedTensor) -> Tensor:
         return cast("Tensor", weight).to(device, dtype)
 
-    def rows_of(weight: Tensor | Rows) -> Rows:
-        if isinstance(weight, Rows):
-            return Rows(weight.values.to(device), weight.scale.to(device))
-        return in_rows(weight.to(device), TYPES[precision], spread=precision == "int8")
+    def rows_of(weight: Tensor | QuantizedTensor) -> QuantizedTensor:
+        if isinstance(weight, QuantizedTensor):
+            return QuantizedTensor(weight.values.to(device), weight.scale.to(device))
+        return quantize_weight(weight.to(device), TYPES[precision], spread=precision == "int8")
 
     # By map, as a comprehension would hold the weight before while the next is made.
     if precision == "none":
-        return Weight(torch.cat(list(map(as_it_is, weights))), None, bias)
+        return LinearWeight(torch.cat(list(map(as_it_is, weights))), None, bias)
     every = list(map(rows_of, weights))
     values, scale = (torch.cat(each) for each in zip(*every, strict=True))
     if values.is_cuda and any(size % MULTIPLES[values.dtype] for size in values.shape):
@@ -123,19 +123,19 @@ def pack_weight(
     spread = hadamard(values).to(dtype) if precision == "int8" else None
     fused = dtype == torch.bfloat16 and can_fuse(values, spread, gated)
     if fused and gated:
-        values, scale = (alternating(each) for each in (values, scale))
-    return Weight(values, scale, bias, spread, fused)
+        values, scale = (interleave_gate_up(each) for each in (values, scale))
+    return LinearWeight(values, scale, bias, spread, fused)
 
 
 def can_fuse(values: Tensor, spread: Tensor | None, gated: bool) -> bool:
     """Whether there are kernels for an 8-bit weight, on the GPUs that they were made for."""
     if not on_hopper(values.device) or find_spec("triton") is None:
         return False
-    from wsdm_ray.modeling.kernels import MOST_BLOCKS  # which takes Triton, and defines operations
-    from wsdm_ray.modeling.product_kernel import ALTERNATE
+    from wsdm_ray.modeling.gemm_kernel import GATE_UP_INTERLEAVE
+    from wsdm_ray.modeling.norm_kernels import MOST_BLOCKS  # which takes Triton, and defines operations
 
     rows, columns = values.shape
-    if columns % 16 or rows % (2 * ALTERNATE if gated else 8):
+    if columns % 16 or rows % (2 * GATE_UP_INTERLEAVE if gated else 8):
         return False
     return spread is None or (len(spread) >= 16 and columns // len(spread) <= MOST_BLOCKS)
 
@@ -144,7 +144,7 @@ def on_hopper(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) == HOPPER
 
 
-def float8_scale(weight: Weight, norm: Tensor, last: int) -> float:
+def float8_scale(weight: LinearWeight, norm: Tensor, last: int) -> float:
     """What products of normed rows with the last rows of a float8 weight are divided by to fit in float8.
 
     By the norm's own bound, so it is the same for all rows. That numbers are mostly far below it costs
@@ -164,38 +164,40 @@ def float8_scale(weight: Weight, norm: Tensor, last: int) -> float:
     return float(most.max()) / LARGEST[weight.values.dtype]
 
 
-def alternating(rows: Tensor) -> Tensor:
+def interleave_gate_up(rows: Tensor) -> Tensor:
     """Rows of a gate and then of up, as blocks of both in turn."""
-    from wsdm_ray.modeling.product_kernel import ALTERNATE
+    from wsdm_ray.modeling.gemm_kernel import GATE_UP_INTERLEAVE
 
-    return rows.unflatten(0, (2, -1, ALTERNATE)).transpose(0, 1).flatten(0, 2)
+    return rows.unflatten(0, (2, -1, GATE_UP_INTERLEAVE)).transpose(0, 1).flatten(0, 2)
 
 
-def in_rows(weight: Tensor, kind: torch.dtype, *, spread: bool = False) -> Rows:
+def quantize_weight(weight: Tensor, kind: torch.dtype, *, spread: bool = False) -> QuantizedTensor:
     """A weight in 8 bit, a few rows at a time.
 
     Args:
         spread: multiply blocks of columns by `hadamard`, the scale divided by its factor.
     """
     matrix = hadamard(weight) if spread else None
-    parts = [quantize_rows(spread_out(part.float(), matrix), kind) for part in weight.split(ROWS_AT_ONCE)]
+    parts = [
+        quantize_rows(hadamard_rotate(part.float(), matrix), kind) for part in weight.split(ROWS_AT_ONCE)
+    ]
     values, scale = (torch.cat(each) for each in zip(*parts, strict=True))
-    return Rows(values, scale if matrix is None else scale / len(matrix))
+    return QuantizedTensor(values, scale if matrix is None else scale / len(matrix))
 
 
 def hadamard(weight: Tensor) -> Tensor:
-    """The largest Hadamard matrix, of `SPREAD` rows or fewer, whose blocks fill the columns of a weight.
+    """The largest Hadamard matrix, of `HADAMARD_BLOCK` rows or fewer, whose blocks fill a weight's columns.
 
     Float32, on the weight's device. Its product with its transpose is the identity times its size.
     """
     columns = weight.shape[1]
     matrix = torch.ones(1, 1, device=weight.device)
-    while len(matrix) < SPREAD and columns % (2 * len(matrix)) == 0:
+    while len(matrix) < HADAMARD_BLOCK and columns % (2 * len(matrix)) == 0:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     return matrix
 
 
-def spread_out(x: Tensor, matrix: Tensor | None) -> Tensor:
+def hadamard_rotate(x: Tensor, matrix: Tensor | None) -> Tensor:
     """`x` [rows, columns], each block of its columns times `matrix`."""
     return x if matrix is None else (x.reshape(-1, len(matrix)) @ matrix).view(x.shape)
 
@@ -208,28 +210,28 @@ def quantize_rows(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     return (scaled.round() if kind == torch.int8 else scaled).to(kind), scale
 
 
-def quantized(x: Tensor | Rows, weight: Weight) -> Rows:
+def quantize_activations(x: Tensor | QuantizedTensor, weight: LinearWeight) -> QuantizedTensor:
     """Rows as an 8-bit weight multiplies them; those that are so already stay."""
-    if isinstance(x, Rows):
+    if isinstance(x, QuantizedTensor):
         return x
     if not weight.fused:
-        return Rows(*quantize_rows(spread_out(x, weight.spread), weight.values.dtype))
+        return QuantizedTensor(*quantize_rows(hadamard_rotate(x, weight.spread), weight.values.dtype))
     if weight.spread is None:
-        return Rows(*torch.ops.wsdm_ray.float8_rows(x.contiguous()))
-    return Rows(*torch.ops.wsdm_ray.spread_rows(x.contiguous(), weight.spread))
+        return QuantizedTensor(*torch.ops.wsdm_ray.float8_rows(x.contiguous()))
+    return QuantizedTensor(*torch.ops.wsdm_ray.hadamard_int8_rows(x.contiguous(), weight.spread))
 
 
-def multiply(x: Tensor | Rows, weight: Weight) -> Tensor:
+def linear(x: Tensor | QuantizedTensor, weight: LinearWeight) -> Tensor:
     """`x` [rows, in] times the weight's transpose, plus its bias: [rows, out], in the type of `x`.
 
-    Of `Rows`, as `add_norm` gives them, bfloat16.
+    Of `QuantizedTensor`, as `add_norm` gives them, bfloat16.
     """
     if weight.scale is None:
         return F.linear(cast("Tensor", x), weight.values, weight.bias)
-    rows, scale = quantized(x, weight)
+    rows, scale = quantize_activations(x, weight)
     if weight.fused:
         return torch.ops.wsdm_ray.product(rows, scale, weight.values, weight.scale, weight.bias)
-    dtype = torch.bfloat16 if isinstance(x, Rows) else x.dtype
+    dtype = torch.bfloat16 if isinstance(x, QuantizedTensor) else x.dtype
     if weight.values.dtype == torch.int8:
         sums = torch._int_mm(rows, weight.values.t())  # pyright: ignore[reportPrivateImportUsage]
         out = (sums.float() * scale[:, None] * weight.scale).to(dtype)
@@ -243,18 +245,18 @@ def multiply(x: Tensor | Rows, weight: Weight) -> Tensor:
     return out if weight.bias is None else out + weight.bias
 
 
-def multiply_gated(x: Tensor | Rows, weight: Weight, *, with_gelu: bool) -> Tensor:
+def gated_linear(x: Tensor | QuantizedTensor, weight: LinearWeight, *, with_gelu: bool) -> Tensor:
     """GELU (tanh form) or SiLU of x's products with the gate, times those with up: [rows, out / 2]."""
     if weight.fused:
-        rows, scale = quantized(x, weight)
+        rows, scale = quantize_activations(x, weight)
         return torch.ops.wsdm_ray.gated_product(rows, scale, weight.values, weight.scale, with_gelu)
-    gate, up = multiply(x, weight).chunk(2, 1)
+    gate, up = linear(x, weight).chunk(2, 1)
     return (gelu(gate) if with_gelu else F.silu(gate)) * up
 
 
 def add_norm(
-    x: Tensor, y: Tensor, after: Tensor | None, before: Tensor, epsilon: float, weight: Weight
-) -> tuple[Tensor, Tensor | Rows]:
+    x: Tensor, y: Tensor, after: Tensor | None, before: Tensor, epsilon: float, weight: LinearWeight
+) -> tuple[Tensor, Tensor | QuantizedTensor]:
     """x plus y, and that sum RMS-normed, as `weight` multiplies it: [rows, columns] each.
 
     Args:
@@ -265,9 +267,9 @@ def add_norm(
         return x, rms_norm(x, before, epsilon)
     if weight.spread is None:
         x, values, scale = torch.ops.wsdm_ray.add_norm_float8(x, y, after, before, epsilon)
-        return x, Rows(values, scale)
+        return x, QuantizedTensor(values, scale)
     x, normed = torch.ops.wsdm_ray.add_norm(x, y, after, before, epsilon)
-    return x, quantized(normed, weight)
+    return x, quantize_activations(normed, weight)
 
 
 def add(x: Tensor, y: Tensor, after: Tensor | None, epsilon: float) -> Tensor:
@@ -275,9 +277,9 @@ def add(x: Tensor, y: Tensor, after: Tensor | None, epsilon: float) -> Tensor:
     return x + (y if after is None else rms_norm(y, after, epsilon))
 
 
-def take(x: Tensor | Rows, rows: Tensor) -> Tensor | Rows:
+def take_rows(x: Tensor | QuantizedTensor, rows: Tensor) -> Tensor | QuantizedTensor:
     """Some rows of x, by their indices."""
-    return Rows(x.values[rows], x.scale[rows]) if isinstance(x, Rows) else x[rows]
+    return QuantizedTensor(x.values[rows], x.scale[rows]) if isinstance(x, QuantizedTensor) else x[rows]
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

@@ -12,21 +12,22 @@ from torch import Tensor
 
 from tests.unit.modeling.hopper import AsWritten
 from wsdm_ray.config import HeadConfig
-from wsdm_ray.modeling import products
+from wsdm_ray.modeling import quantized_linear
 from wsdm_ray.modeling.classifier import load_network
-from wsdm_ray.modeling.products import (
-    Rows,
-    Weight,
+from wsdm_ray.modeling.fused_decoder import FusedDecoder
+from wsdm_ray.modeling.quantized_linear import (
+    LinearWeight,
+    QuantizedTensor,
     add_norm,
+    gated_linear,
     hadamard,
-    multiply,
-    multiply_gated,
+    hadamard_rotate,
+    linear,
     pack_weight,
     quantize_rows,
     rms_norm,
-    spread_out,
 )
-from wsdm_ray.modeling.stack import Stack, StackClassifier, in_one_row
+from wsdm_ray.modeling.scorers import FusedClassifier, in_one_row
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.ragged import Ragged
 
@@ -70,37 +71,39 @@ def device() -> str:
 @pytest.fixture(autouse=True)
 def _kernels(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """So few programs that each has several tiles, in groups of one above the other, or several rows."""
-    from wsdm_ray.modeling import kernels
-    from wsdm_ray.modeling import product_kernel as module
+    from wsdm_ray.modeling import gemm_kernel as module
+    from wsdm_ray.modeling import norm_kernels
 
-    monkeypatch.setattr(kernels, "processors", lambda device: 1)
+    monkeypatch.setattr(norm_kernels, "processors", lambda device: 1)
     monkeypatch.setattr(module, "processors", lambda device: 2)
     monkeypatch.setattr(module, "GROUP", 1)
     if device == "cpu":
-        monkeypatch.setattr(module, "product_kernel", AsWritten(module.product_kernel, product_as_written))
-        monkeypatch.setattr(products, "on_hopper", lambda device: True)
+        monkeypatch.setattr(module, "gemm_kernel", AsWritten(module.gemm_kernel, product_as_written))
+        monkeypatch.setattr(quantized_linear, "on_hopper", lambda device: True)
 
 
 def normal(*shape: int, device: str) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).bfloat16().to(device)
 
 
-def both_ways(weights: list[Tensor], precision: str, device: str, *, gated: bool) -> tuple[Weight, Weight]:
+def both_ways(
+    weights: list[Tensor], precision: str, device: str, *, gated: bool
+) -> tuple[LinearWeight, LinearWeight]:
     """The same weight for kernels, and for torch's own operations."""
 
-    def packed() -> Weight:
+    def packed() -> LinearWeight:
         return pack_weight(weights, [], precision, gated=gated, device=device, dtype=torch.bfloat16)
 
     fused = packed()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "on_hopper", lambda device: False)
+        patch.setattr(quantized_linear, "on_hopper", lambda device: False)
         plain = packed()
     assert fused.fused
     assert not plain.fused
     return spread_by(fused, device), plain
 
 
-def spread_by(weight: Weight, device: str) -> Weight:
+def spread_by(weight: LinearWeight, device: str) -> LinearWeight:
     """Triton's interpreter has no products of bfloat16: there rows are spread in float32."""
     if device == "cuda" or weight.spread is None:
         return weight
@@ -113,11 +116,11 @@ def close(found: Tensor, expected: Tensor, within: float = 0.01) -> None:
     assert (found.float() - expected.float()).norm() / expected.float().norm() < within
 
 
-def unquantized(x: Rows) -> Tensor:
+def unquantized(x: QuantizedTensor) -> Tensor:
     return (x.values.float() * x.scale[:, None]).bfloat16()
 
 
-def expected_product(x: Rows, weight: Weight) -> Tensor:
+def expected_product(x: QuantizedTensor, weight: LinearWeight) -> Tensor:
     assert weight.scale is not None
     out = (x.values.float() * x.scale[:, None]) @ (weight.values.float() * weight.scale[:, None]).t()
     return (out if weight.bias is None else out + weight.bias.float()).bfloat16()
@@ -127,10 +130,10 @@ def expected_product(x: Rows, weight: Weight) -> Tensor:
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_products(precision, columns, device):
     x, weight = normal(TOKENS, columns, device=device), normal(832, columns, device=device)
-    rows = Rows(*quantize_rows(x, products.TYPES[precision]))
+    rows = QuantizedTensor(*quantize_rows(x, quantized_linear.TYPES[precision]))
     fused, plain = both_ways([weight], precision, device, gated=False)
     for bias in (None, normal(832, device=device)):
-        close(multiply(rows, fused._replace(bias=bias)), expected_product(rows, plain._replace(bias=bias)))
+        close(linear(rows, fused._replace(bias=bias)), expected_product(rows, plain._replace(bias=bias)))
 
 
 def expected_gated(both: Tensor, *, with_gelu: bool) -> Tensor:
@@ -141,17 +144,19 @@ def expected_gated(both: Tensor, *, with_gelu: bool) -> Tensor:
 @pytest.mark.parametrize("with_gelu", [True, False])
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_gate_and_up_in_one(precision, with_gelu, device):
-    rows = Rows(*quantize_rows(normal(TOKENS, 384, device=device), products.TYPES[precision]))
+    rows = QuantizedTensor(
+        *quantize_rows(normal(TOKENS, 384, device=device), quantized_linear.TYPES[precision])
+    )
     gate = normal(256, 384, device=device) / 20
     up = 20 * gate.roll(1, 1)
     fused, plain = both_ways([gate, up], precision, device, gated=True)
-    found = multiply_gated(rows, fused, with_gelu=with_gelu)
+    found = gated_linear(rows, fused, with_gelu=with_gelu)
     close(found, expected_gated(expected_product(rows, plain), with_gelu=with_gelu))
 
 
 @pytest.mark.parametrize("columns", [27_648, 14_336, 576, 640, 48])
 def test_spread_rows(columns, device):
-    from wsdm_ray.modeling.kernels import spread_rows
+    from wsdm_ray.modeling.norm_kernels import hadamard_int8_rows
 
     # Triton's interpreter has no products of bfloat16.
     x = normal({48: 70, 576: 13, 640: 13}.get(columns, 3), columns, device=device).to(
@@ -159,8 +164,8 @@ def test_spread_rows(columns, device):
     )
     x[0, 3] = 1_000
     matrix = hadamard(x).to(x.dtype)
-    values, scale = spread_rows(x, matrix)
-    expected, expected_scale = quantize_rows(spread_out(x.float(), matrix.float()), torch.int8)
+    values, scale = hadamard_int8_rows(x, matrix)
+    expected, expected_scale = quantize_rows(hadamard_rotate(x.float(), matrix.float()), torch.int8)
     torch.testing.assert_close(scale, expected_scale, rtol=1e-5, atol=0)
     apart = (values.int() - expected.int()).abs()
     assert apart.max() <= 1
@@ -170,11 +175,11 @@ def test_spread_rows(columns, device):
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's, in numpy
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
 def test_what_is_not_finite_shows(value, device):
-    from wsdm_ray.modeling.kernels import by_rows, spread_rows
+    from wsdm_ray.modeling.norm_kernels import by_rows, hadamard_int8_rows
 
     x = normal(9, 640, device=device).to(torch.float32 if device == "cpu" else torch.bfloat16)
     x[4, 3 if value else slice(None)] = value
-    _, scale = spread_rows(x, hadamard(x).to(x.dtype))
+    _, scale = hadamard_int8_rows(x, hadamard(x).to(x.dtype))
     _, _, float8_scale = by_rows(x.bfloat16())
     for found in (scale, float8_scale):
         others = torch.arange(9, device=found.device) != 4
@@ -185,30 +190,30 @@ def test_what_is_not_finite_shows(value, device):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_a_scale_that_is_not_finite_shows_in_products(precision, value, device):
-    rows = Rows(*quantize_rows(normal(9, 384, device=device), products.TYPES[precision]))
+    rows = QuantizedTensor(*quantize_rows(normal(9, 384, device=device), quantized_linear.TYPES[precision]))
     rows.scale[4] = value
     weights = [normal(256, 384, device=device) for _ in range(2)]
     fused, _ = both_ways(weights, precision, device, gated=True)
     others = torch.arange(9, device=rows.scale.device) != 4
-    for found in (multiply(rows, fused), multiply_gated(rows, fused, with_gelu=True)):
+    for found in (linear(rows, fused), gated_linear(rows, fused, with_gelu=True)):
         assert found[others].isfinite().all()
         assert not found[4].isfinite().all()
 
 
-@pytest.mark.parametrize("sandwich", [True, False])
+@pytest.mark.parametrize("post_norms", [True, False])
 @pytest.mark.parametrize(("precision", "columns"), [("int8", 640), ("fp8", 640), ("fp8", 384)])
-def test_sum_and_norm(precision, columns, sandwich, device, monkeypatch):
+def test_sum_and_norm(precision, columns, post_norms, device, monkeypatch):
     x, y = normal(FEW, columns, device=device), 3 * normal(FEW, columns, device=device) + 1
-    after = normal(columns, device=device).float() + 1 if sandwich else None
+    after = normal(columns, device=device).float() + 1 if post_norms else None
     before = normal(columns, device=device).float() * 2
     fused, plain = both_ways([normal(64, columns, device=device)], precision, device, gated=False)
     expected_sum, expected = add_norm(x, y, after, before, 1e-6, plain)
     assert isinstance(expected, Tensor)
     if precision == "int8":  # the spreading is looked at above
-        monkeypatch.setattr(products, "quantized", lambda x, weight: x)
+        monkeypatch.setattr(quantized_linear, "quantized", lambda x, weight: x)
     total, found = add_norm(x, y, after, before, 1e-6, fused)
     close(total, expected_sum)
-    if isinstance(found, Rows):
+    if isinstance(found, QuantizedTensor):
         assert found.values.dtype == torch.float8_e4m3fn
         largest = found.values.float().abs().amax(1)
         assert (largest == 448).all()
@@ -220,7 +225,7 @@ def test_sum_and_norm(precision, columns, sandwich, device, monkeypatch):
 def test_float8_rows(device):
     fused, plain = both_ways([normal(64, 576, device=device)], "fp8", device, gated=False)
     x = normal(FEW, 576, device=device)
-    found, expected = (products.quantized(x, each) for each in (fused, plain))
+    found, expected = (quantized_linear.quantize_activations(x, each) for each in (fused, plain))
     torch.testing.assert_close(found.scale, expected.scale)
     close(unquantized(found), x, IN_FLOAT8[device])
     if device == "cuda":
@@ -228,7 +233,7 @@ def test_float8_rows(device):
 
 
 def test_operations_say_what_they_give(device):
-    from wsdm_ray.modeling import kernels, product_kernel
+    from wsdm_ray.modeling import gemm_kernel, norm_kernels
 
     x, norm = normal(9, 256, device=device), normal(256, device=device).float()
     rows, scale = quantize_rows(x, torch.int8)
@@ -236,13 +241,13 @@ def test_operations_say_what_they_give(device):
     both = (rows, scale, weight, weight_scale)
     matrix = hadamard(x).to(torch.float32 if device == "cpu" else torch.bfloat16)
     for operation, given in (
-        (product_kernel.product, (*both, None)),
-        (product_kernel.product, (*both, normal(512, device=device))),
-        (product_kernel.gated_product, (*both, True)),
-        (kernels.spread_rows, (x, matrix)),
-        (kernels.float8_rows, (x,)),
-        (kernels.add_norm, (x, x, norm, norm, 1e-6)),
-        (kernels.add_norm_float8, (x, x, None, norm, 1e-6)),
+        (gemm_kernel.product, (*both, None)),
+        (gemm_kernel.product, (*both, normal(512, device=device))),
+        (gemm_kernel.gated_product, (*both, True)),
+        (norm_kernels.hadamard_int8_rows, (x, matrix)),
+        (norm_kernels.float8_rows, (x,)),
+        (norm_kernels.add_norm, (x, x, norm, norm, 1e-6)),
+        (norm_kernels.add_norm_float8, (x, x, None, norm, 1e-6)),
     ):
         torch.library.opcheck(operation, given, test_utils=("test_schema", "test_faketensor"))
 
@@ -270,7 +275,7 @@ def test_an_mlp(precision, device):
         strict=True,
     ):
         total, rows = add_norm(x, y, None, norm, 1e-6, gate_up)
-        out = total + multiply(multiply_gated(rows, gate_up, with_gelu=True), down)
+        out = total + linear(gated_linear(rows, gate_up, with_gelu=True), down)
         close(out, exact.bfloat16(), within)
 
 
@@ -278,7 +283,7 @@ def test_an_mlp(precision, device):
 def test_a_gate_that_no_tile_holds(precision, device):
     """Beside products that are by kernels it is by torch's own operations."""
 
-    def packed(*weights: Tensor, gated: bool) -> Weight:
+    def packed(*weights: Tensor, gated: bool) -> LinearWeight:
         weight = pack_weight(list(weights), [], precision, gated=gated, device=device, dtype=torch.bfloat16)
         return spread_by(weight, device) if weight.fused else weight
 
@@ -291,7 +296,7 @@ def test_a_gate_that_no_tile_holds(precision, device):
     total, rows = add_norm(x, y, None, norm, 1e-6, gate_up)
     assert isinstance(rows, Tensor)
     close(total, x + y)
-    found = multiply(multiply_gated(rows, gate_up, with_gelu=True), last)
+    found = linear(gated_linear(rows, gate_up, with_gelu=True), last)
     expected = expected_mlp(x.float() + y.float(), norm, gates, down)
     close(found, expected.bfloat16(), {"int8": 0.03, "fp8": 0.1}[precision])
 
@@ -311,11 +316,11 @@ def test_a_stack(precision, family, device, family_model, monkeypatch):
     layout = in_one_row(lay_out("shared", prompts, tuple(answers), np.arange(1)), 128 * (device == "cuda"))
 
     def last_hidden(precision: str) -> Tensor:
-        stack = Stack(
+        stack = FusedDecoder(
             network.model.get_parameter, network.config, network.model.rotary_emb, precision=precision,
             device=device, dtype=torch.bfloat16,
         )  # fmt: skip
-        fused = precision != "none" and products.on_hopper(torch.device(device))
+        fused = precision != "none" and quantized_linear.on_hopper(torch.device(device))
         for layer in stack.layers:
             for name in ("qkv", "o", "gate_up", "down"):
                 weight = getattr(layer, name)
@@ -324,11 +329,11 @@ def test_a_stack(precision, family, device, family_model, monkeypatch):
         seen: list[Tensor] = []
         stack.register_forward_hook(lambda module, given, out: seen.append(out))
         with torch.inference_mode():
-            StackClassifier(stack, network.score)(layout)
+            FusedClassifier(stack, network.score)(layout)
         return seen[0]
 
     found, exact = last_hidden(precision), last_hidden("none")
-    monkeypatch.setattr(products, "on_hopper", lambda device: False)
+    monkeypatch.setattr(quantized_linear, "on_hopper", lambda device: False)
     near = 2 * (last_hidden(precision).float() - exact.float()).norm() / exact.float().norm()
     assert near < {"int8": 0.1, "fp8": 0.2}[precision]
     close(found, exact, near if device == "cuda" else 2 * near)

@@ -16,47 +16,38 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from wsdm_ray.modeling.attention import (
-    BLOCK,
-    BlockVisibility,
-    DenseVisibility,
+    AttentionBackend,
     Heads,
-    Visibility,
     tiling_of,
-    to_device,
 )
 from wsdm_ray.modeling.families import Family, Shape, shape_of
-from wsdm_ray.modeling.products import (
-    Rows,
-    Weight,
+from wsdm_ray.modeling.quantized_linear import (
+    LinearWeight,
+    QuantizedTensor,
     add,
     add_norm,
     float8_scale,
-    multiply,
-    multiply_gated,
+    gated_linear,
+    linear,
     pack_weight,
     rms_norm,
-    take,
+    take_rows,
 )
-from wsdm_ray.packing.layouts import Layout, round_up
 
 __all__ = [
-    "PRODUCTS",
-    "Layer",
-    "Stack",
-    "StackClassifier",
-    "heads_of",
-    "in_one_row",
+    "FUSED_LINEARS",
+    "FusedDecoder",
+    "FusedLayer",
     "norms_of",
-    "whole_blocks",
+    "qkv_heads",
 ]
 
-PRODUCTS = {
+FUSED_LINEARS = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "o": ("self_attn.o_proj",),
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
@@ -74,17 +65,17 @@ PyTorch would run FlexAttention uncompiled without a word, which writes out all 
 
 
 @dataclass
-class Layer:
+class FusedLayer:
     """One layer's weights; norms are float32 with the family's offset added.
 
     float8_scale: one for all rows of the attention's output, where `o` multiplies float8 by
         `product_kernel` and attention gives it.
     """
 
-    qkv: Weight
-    o: Weight
-    gate_up: Weight
-    down: Weight
+    qkv: LinearWeight
+    o: LinearWeight
+    gate_up: LinearWeight
+    down: LinearWeight
     norms: dict[str, Tensor] = field(default_factory=dict)
     float8_scale: float | None = None
 
@@ -92,7 +83,7 @@ class Layer:
 def norms_of(family: Family) -> dict[str, str]:
     """The norms of a layer, and what transformers calls each."""
     norms = {"attention_in": "input_layernorm"}
-    if family.sandwich:
+    if family.post_norms:
         norms |= {
             "attention_out": "post_attention_layernorm",
             "mlp_in": "pre_feedforward_layernorm",
@@ -105,7 +96,7 @@ def norms_of(family: Family) -> dict[str, str]:
     return norms
 
 
-class Stack(nn.Module):
+class FusedDecoder(nn.Module):
     """The layers of a backbone of any supported family.
 
     Args:
@@ -125,7 +116,7 @@ class Stack(nn.Module):
         config: Any,
         rotary: nn.Module,
         *,
-        rows: Callable[[str], Rows | None] = lambda name: None,
+        rows: Callable[[str], QuantizedTensor | None] = lambda name: None,
         precision: str = "none",
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -135,31 +126,37 @@ class Stack(nn.Module):
         self.shape: Shape = shape_of(config)
         self.rotary = rotary.to(device)
         self.to_device: Any = {"device": device, "dtype": dtype}
-        group = self.shape.num_heads // self.shape.num_key_heads
+        group = self.shape.num_heads // self.shape.num_kv_heads
         self.tiling = tiling_of(self.shape.head_dim, group, self.shape.softcap, dtype, torch.device(device))
         self.embedding_VD = parameter("embed_tokens.weight").detach().to(device, dtype)
         self.norm_D = self.norm(parameter("norm.weight"))
-        held = len(self.shape.kinds) if num_layers is None else num_layers
+        held = len(self.shape.layer_types) if num_layers is None else num_layers
         self.layers = [self.layer(parameter, rows, number, precision) for number in range(held)]
-        self.project, self.go_on, self.finish = project, go_on, finish
+        self.qkv_projection, self.mlp_and_next_qkv, self.mlp_block = (
+            qkv_projection,
+            mlp_and_next_qkv,
+            mlp_block,
+        )
         if torch.device(device).type == "cuda":
             self.compile_layers()
 
     def compile_layers(self, backend: Any = "inductor") -> None:
         """Compile what every layer runs, once for all of them, when it first runs."""
-        self.project, self.go_on, self.finish = (compiled(each, backend) for each in (project, go_on, finish))
+        self.qkv_projection, self.mlp_and_next_qkv, self.mlp_block = (
+            compiled(each, backend) for each in (qkv_projection, mlp_and_next_qkv, mlp_block)
+        )
 
     def layer(
         self,
         parameter: Callable[[str], Tensor],
-        rows: Callable[[str], Rows | None],
+        rows: Callable[[str], QuantizedTensor | None],
         number: int,
         precision: str,
-    ) -> Layer:
+    ) -> FusedLayer:
         """A layer's weights, those that multiply the same input fused."""
 
-        def fused(product: str) -> Weight:
-            paths = [f"layers.{number}.{name}" for name in PRODUCTS[product]]
+        def fused(product: str) -> LinearWeight:
+            paths = [f"layers.{number}.{name}" for name in FUSED_LINEARS[product]]
             biased = product == "qkv" and self.shape.family.qkv_bias
             biases = [parameter(f"{path}.bias").detach() for path in paths if biased]
             weights = (rows(f"{path}.weight") or parameter(f"{path}.weight").detach() for path in paths)
@@ -169,11 +166,11 @@ class Stack(nn.Module):
             norm: self.norm(parameter(f"layers.{number}.{name}.weight"))
             for norm, name in norms_of(self.shape.family).items()
         }
-        layer = Layer(
+        layer = FusedLayer(
             qkv=fused("qkv"), o=fused("o"), gate_up=fused("gate_up"), down=fused("down"), norms=norms
         )
-        if self.tiling.capped and layer.o.fused and layer.o.spread is None:
-            values = self.shape.num_key_heads * self.shape.head_dim
+        if self.tiling.softcapped and layer.o.fused and layer.o.spread is None:
+            values = self.shape.num_kv_heads * self.shape.head_dim
             layer.float8_scale = float8_scale(layer.qkv, norms["attention_in"], values)
         return layer
 
@@ -181,7 +178,7 @@ class Stack(nn.Module):
         """What the first layer takes, [T, D]."""
         x_TD = F.embedding(tokens_T, self.embedding_VD)
         if self.shape.family.scaled_embedding:
-            x_TD = x_TD * torch.tensor(self.shape.width**0.5, dtype=x_TD.dtype)
+            x_TD = x_TD * torch.tensor(self.shape.hidden_size**0.5, dtype=x_TD.dtype)
         return x_TD
 
     def norm(self, weight_D: Tensor) -> Tensor:
@@ -192,7 +189,7 @@ class Stack(nn.Module):
         self,
         tokens_T: Tensor,
         positions_T: Tensor,
-        sight: Visibility,
+        attention: AttentionBackend,
         last_S: Tensor,
         head: Callable[[Tensor], Tensor] = lambda x_SD: x_SD,
     ) -> Tensor:
@@ -200,33 +197,35 @@ class Stack(nn.Module):
 
         Args:
             tokens_T, positions_T: int64.
-            sight: who sees whom.
+            attention: who sees whom.
             last_S: int64, places in 0..T.
             head: of normed hidden states [S, D], in the type of the embedding; by default themselves.
         """
         shape = self.shape
         x_TD = self.embed(tokens_T)
-        rotations = {kind: self.rotation(x_TD, positions_T, kind) for kind in set(shape.kinds)}
-        late = sight.rotates
+        rotations = {kind: self.rotation(x_TD, positions_T, kind) for kind in set(shape.layer_types)}
+        late = attention.rotates
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, layer: Layer, kind: str) -> Tensor | Rows:
+        def attend(q: Tensor, k: Tensor, v: Tensor, layer: FusedLayer, kind: str) -> Tensor | QuantizedTensor:
             rotation = rotations[kind] if late else None
             heads = Heads(q, k, v, shape.query_scale, shape.softcap, rotation, layer.float8_scale)
-            return sight.attend(heads, kind)
+            return attention.attend(heads, kind)
 
-        q, k, v = self.project(x_TD, self.layers[0], rotations[shape.kinds[0]], shape, late)
+        q, k, v = self.qkv_projection(x_TD, self.layers[0], rotations[shape.layer_types[0]], shape, late)
         for layer, following, kind, next_kind in zip(
-            self.layers, self.layers[1:], shape.kinds, shape.kinds[1:], strict=False
+            self.layers, self.layers[1:], shape.layer_types, shape.layer_types[1:], strict=False
         ):
             a_TD = attend(q, k, v, layer, kind)
-            x_TD, q, k, v = self.go_on(x_TD, a_TD, layer, following, rotations[next_kind], shape, late)
-        a_TD = attend(q, k, v, self.layers[-1], shape.kinds[-1])
+            x_TD, q, k, v = self.mlp_and_next_qkv(
+                x_TD, a_TD, layer, following, rotations[next_kind], shape, late
+            )
+        a_TD = attend(q, k, v, self.layers[-1], shape.layer_types[-1])
 
         def end(rows: Tensor) -> Tensor:
-            x_SD = self.finish(x_TD[rows], take(a_TD, rows), self.layers[-1], shape)
+            x_SD = self.mlp_block(x_TD[rows], take_rows(a_TD, rows), self.layers[-1], shape)
             return head(rms_norm(x_SD, self.norm_D, shape.norm_epsilon))
 
-        if self.finish is finish:
+        if self.mlp_block is mlp_block:
             return end(last_S)
         padded = F.pad(last_S, (0, -len(last_S) % LAST_ROWS))
         return torch.cat([end(rows) for rows in padded.split(LAST_ROWS)])[: len(last_S)]
@@ -238,89 +237,6 @@ class Stack(nn.Module):
         return cos[0], sin[0]
 
 
-class StackClassifier(nn.Module):
-    """A stack with a classifier's head; scores as the network does that it stands for.
-
-    fixed_rows: whether all passes should be of one number of tokens (`row_tokens` of `in_one_row`), as each
-        number is compiled for itself. sparse: whether attention is by blocks, where the tokens divide.
-
-    Args:
-        head: of `make_head`, on any device.
-    """
-
-    def __init__(self, stack: Stack, head: nn.Module):
-        super().__init__()
-        self.stack = stack
-        self.score = head.to(stack.embedding_VD.device)
-        self.fixed_rows = self.sparse = stack.embedding_VD.is_cuda
-        self.sights: dict[int, BlockVisibility] = {}
-        """By the tokens of a pass: one compilation each."""
-
-    def forward(self, layout: Layout) -> Tensor:
-        """Logits of each ordering of a pass: float32 [S, 2], (first response wins, second wins)."""
-        device = self.stack.embedding_VD.device
-        tokens_T, positions_T, last_S = (
-            to_device(each.reshape(-1), device)
-            for each in (layout.tokens_BT, layout.positions_BT, layout.last_S)
-        )
-        dtype = next(self.score.parameters()).dtype
-        return self.stack(
-            tokens_T, positions_T, self.sight_of(layout), last_S, lambda x_SD: self.score(x_SD.to(dtype))
-        ).float()
-
-    @property
-    def alignment(self) -> int:
-        """Of groups in a pass (`lay_out`), so that neighbours change no bit of a result."""
-        return self.stack.tiling.alignment if self.sparse else 1
-
-    def sight_of(self, layout: Layout) -> Visibility:
-        kinds, window = set(self.stack.shape.kinds), self.stack.shape.window
-        device = self.stack.embedding_VD.device
-        tokens = layout.tokens_BT.size
-        if not self.sparse or tokens % BLOCK:
-            return DenseVisibility(layout, kinds, window, device)
-        if tokens not in self.sights:
-            with torch.inference_mode(False):  # tensors made in inference can be overwritten there alone
-                self.sights[tokens] = BlockVisibility(tokens, kinds, window, device, self.stack.tiling)
-        return self.sights[tokens].look(in_one_row(layout))
-
-    def warm_up(self, row_tokens: int) -> None:
-        """Run one pass of `row_tokens` tokens that says nothing, so that all is compiled.
-
-        With it the masks of passes in which the window takes nothing away, and of those in which it does.
-        """
-        one = np.zeros((1, 1), np.int64)
-        near, far = (
-            in_one_row(Layout(one, one + at, one.astype(np.int32), one.astype(np.int32), one[0]), row_tokens)
-            for at in (0, min(row_tokens - 1, self.stack.shape.window or 0))
-        )
-        with torch.inference_mode():
-            self.sight_of(far)
-            self(near).cpu()
-
-
-def whole_blocks(tokens: int) -> int:
-    """`tokens`, rounded up to a multiple of `BLOCK`."""
-    return round_up(tokens, BLOCK)
-
-
-def in_one_row(layout: Layout, row_tokens: int = 0) -> Layout:
-    """A pass as one row, its rows end to end, with padding up to `row_tokens`.
-
-    No group may be in two rows.
-    """
-    flat = {
-        name: getattr(layout, name).reshape(-1)
-        for name in ("tokens_BT", "positions_BT", "groups_BT", "branches_BT")
-    }
-    more = max(row_tokens - layout.tokens_BT.size, 0)
-    filled = {
-        name: np.pad(values, (0, more), constant_values=-1 if name == "groups_BT" else 0)[None]
-        for name, values in flat.items()
-    }
-    return Layout(last_S=layout.last_S, **filled)
-
-
 @functools.cache
 def compiled(function: Callable[..., Any], backend: Any) -> Callable[..., Any]:
     """`function`, compiled for each set of shapes; one for all stacks of a process."""
@@ -328,20 +244,24 @@ def compiled(function: Callable[..., Any], backend: Any) -> Callable[..., Any]:
     return torch.compile(function, backend=backend, dynamic=False, fullgraph=True)
 
 
-def project(
-    x_TD: Tensor, layer: Layer, rotation: tuple[Tensor, Tensor], shape: Shape, late: bool
+def qkv_projection(
+    x_TD: Tensor, layer: FusedLayer, rotation: tuple[Tensor, Tensor], shape: Shape, late: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries [H, T, W], keys and values [K, T, W] of a layer, rotated by position; late: queries are not."""
     normed_TD = rms_norm(x_TD, layer.norms["attention_in"], shape.norm_epsilon)
-    return heads_of(normed_TD, layer, rotation, shape, late)
+    return qkv_heads(normed_TD, layer, rotation, shape, late)
 
 
-def heads_of(
-    normed_TD: Tensor | Rows, layer: Layer, rotation: tuple[Tensor, Tensor], shape: Shape, late: bool
+def qkv_heads(
+    normed_TD: Tensor | QuantizedTensor,
+    layer: FusedLayer,
+    rotation: tuple[Tensor, Tensor],
+    shape: Shape,
+    late: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`project`, of what the layer's first norm gave, [T, D]."""
-    every = multiply(normed_TD, layer.qkv).unflatten(1, (-1, shape.head_dim)).transpose(0, 1)
-    q, k, v = every.split([shape.num_heads, shape.num_key_heads, shape.num_key_heads])
+    """`qkv_projection`, of what the layer's first norm gave, [T, D]."""
+    every = linear(normed_TD, layer.qkv).unflatten(1, (-1, shape.head_dim)).transpose(0, 1)
+    q, k, v = every.split([shape.num_heads, shape.num_kv_heads, shape.num_kv_heads])
     if shape.family.qk_norm:
         q = rms_norm(q, layer.norms["query"], shape.norm_epsilon)
         k = rms_norm(k, layer.norms["key"], shape.norm_epsilon)
@@ -353,26 +273,28 @@ def rotate(x: Tensor, cos_TW: Tensor, sin_TW: Tensor) -> Tensor:
     return x * cos_TW + torch.cat((-high, low), -1) * sin_TW
 
 
-def mlp(x_TD: Tensor, a_TD: Tensor | Rows, layer: Layer, shape: Shape) -> tuple[Tensor, Tensor]:
+def attention_out_and_mlp(
+    x_TD: Tensor, a_TD: Tensor | QuantizedTensor, layer: FusedLayer, shape: Shape
+) -> tuple[Tensor, Tensor]:
     """From the attention of a layer on: the residual with its output, and what the MLP makes of that."""
     norms, weight = layer.norms, layer.gate_up
     x_TD, normed_TD = add_norm(
-        x_TD, multiply(a_TD, layer.o), norms.get("attention_out"), norms["mlp_in"], shape.norm_epsilon, weight
+        x_TD, linear(a_TD, layer.o), norms.get("attention_out"), norms["mlp_in"], shape.norm_epsilon, weight
     )
-    return x_TD, multiply(multiply_gated(normed_TD, weight, with_gelu=shape.family.gelu), layer.down)
+    return x_TD, linear(gated_linear(normed_TD, weight, with_gelu=shape.family.gelu), layer.down)
 
 
-def finish(x_TD: Tensor, a_TD: Tensor | Rows, layer: Layer, shape: Shape) -> Tensor:
+def mlp_block(x_TD: Tensor, a_TD: Tensor | QuantizedTensor, layer: FusedLayer, shape: Shape) -> Tensor:
     """What a layer gives, from its attention on."""
-    x_TD, y_TD = mlp(x_TD, a_TD, layer, shape)
+    x_TD, y_TD = attention_out_and_mlp(x_TD, a_TD, layer, shape)
     return add(x_TD, y_TD, layer.norms.get("mlp_out"), shape.norm_epsilon)
 
 
-def go_on(
+def mlp_and_next_qkv(
     x_TD: Tensor,
-    a_TD: Tensor | Rows,
-    layer: Layer,
-    following: Layer,
+    a_TD: Tensor | QuantizedTensor,
+    layer: FusedLayer,
+    following: FusedLayer,
     rotation: tuple[Tensor, Tensor],
     shape: Shape,
     late: bool,
@@ -381,9 +303,9 @@ def go_on(
 
     In one, so that the sum, the next norm and its quantization are one reading.
     """
-    x_TD, y_TD = mlp(x_TD, a_TD, layer, shape)
+    x_TD, y_TD = attention_out_and_mlp(x_TD, a_TD, layer, shape)
     x_TD, normed_TD = add_norm(
         x_TD, y_TD, layer.norms.get("mlp_out"), following.norms["attention_in"], shape.norm_epsilon,
         following.qkv,
     )  # fmt: skip
-    return x_TD, *heads_of(normed_TD, following, rotation, shape, late)
+    return x_TD, *qkv_heads(normed_TD, following, rotation, shape, late)

@@ -16,21 +16,22 @@ from torch._dynamo.testing import CompileCounter
 
 from wsdm_ray.config import HeadConfig
 from wsdm_ray.errors import ModelError
-from wsdm_ray.modeling.attention import Heads, Visibility
+from wsdm_ray.modeling.attention import AttentionBackend, Heads
 from wsdm_ray.modeling.classifier import load_network
 from wsdm_ray.modeling.families import FAMILIES, shape_of
-from wsdm_ray.modeling.products import (
-    Rows,
-    Weight,
+from wsdm_ray.modeling.fused_decoder import FusedDecoder, rotate
+from wsdm_ray.modeling.quantized_linear import (
+    LinearWeight,
+    QuantizedTensor,
     float8_scale,
     gelu_by_sigmoid,
-    multiply,
+    linear,
     pack_weight,
     quantize_rows,
     rms_norm,
-    take,
+    take_rows,
 )
-from wsdm_ray.modeling.stack import Stack, StackClassifier, in_one_row, rotate, whole_blocks
+from wsdm_ray.modeling.scorers import FusedClassifier, in_one_row, round_up_to_block
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.ragged import Ragged
 
@@ -49,10 +50,10 @@ def plain_network(folder: Path) -> Any:
     )
 
 
-def stack_of(network: nn.Module, precision: str = "none") -> StackClassifier:
+def stack_of(network: nn.Module, precision: str = "none") -> FusedClassifier:
     backbone: Any = network.get_submodule("model")
-    stack = Stack(backbone.get_parameter, network.config, backbone.rotary_emb, precision=precision)
-    return StackClassifier(stack, network.get_submodule("score"))
+    stack = FusedDecoder(backbone.get_parameter, network.config, backbone.rotary_emb, precision=precision)
+    return FusedClassifier(stack, network.get_submodule("score"))
 
 
 def pairs_of(lengths: list[tuple[int, int, int]], seed: int = 0) -> tuple[Ragged, Ragged, Ragged]:
@@ -81,7 +82,7 @@ def one_at_a_time(network: nn.Module, pairs: tuple[Ragged, Ragged, Ragged]) -> n
 
 @torch.no_grad()
 def in_one_pass(
-    stack: StackClassifier, kind: str, pairs: tuple[Ragged, Ragged, Ragged], row_tokens: int = 0
+    stack: FusedClassifier, kind: str, pairs: tuple[Ragged, Ragged, Ragged], row_tokens: int = 0
 ) -> np.ndarray:
     every = np.arange(len(pairs[0]))
     layout = lay_out(kind, pairs[0], pairs[1:], every)
@@ -142,7 +143,7 @@ def test_sparse_attention_in_the_whole_stack(network):
     stack.sparse, expected = True, one_at_a_time(network, pairs)
     for kind in ("padded", "packed", "shared"):  # one after the other in the same tensors
         np.testing.assert_allclose(in_one_pass(stack, kind, pairs, 384), expected, atol=1e-5)
-    assert list(stack.sights) == [384]
+    assert list(stack.attention_backends) == [384]
 
 
 @pytest.mark.parametrize("kind", ["packed", "shared"])
@@ -150,8 +151,8 @@ def test_a_row_is_the_same_in_any_pass(network, kind):
     """To the bit on a GPU; on a CPU, whose products differ with their number of rows, nearly."""
     on_gpu, backbone = torch.cuda.is_available(), copy.deepcopy(network.get_submodule("model"))
     place = {"device": "cuda", "dtype": torch.bfloat16} if on_gpu else {}
-    stack = StackClassifier(
-        Stack(backbone.get_parameter, network.config, backbone.rotary_emb, **place),
+    stack = FusedClassifier(
+        FusedDecoder(backbone.get_parameter, network.config, backbone.rotary_emb, **place),
         copy.deepcopy(network.get_submodule("score")),
     )
     pairs, found = pairs_of(LENGTHS), []
@@ -175,7 +176,7 @@ def test_one_row_of_a_pass():
     assert one.last_S.tolist() == rows.last_S.tolist() == [2, 7, 14, 19]
     assert one.num_tokens == rows.num_tokens == 16
     assert in_one_row(one, 7).tokens_BT.tolist() == one.tokens_BT.tolist()
-    assert [whole_blocks(tokens) for tokens in (0, 1, 128, 129)] == [0, 128, 128, 256]
+    assert [round_up_to_block(tokens) for tokens in (0, 1, 128, 129)] == [0, 128, 128, 256]
 
 
 @pytest.mark.parametrize("precision", ["none", "int8"])
@@ -185,7 +186,7 @@ def test_one_compilation_serves_all_layers_and_passes(precision, family_model):
     counter = CompileCounter()
     stack.stack.compile_layers(counter)
     assert len(stack.stack.layers) == 5
-    assert len(set(stack.stack.shape.kinds)) == 2
+    assert len(set(stack.stack.shape.layer_types)) == 2
     with torch.inference_mode():
         first = stack(in_one_row(lay_out("shared", *passed(LENGTHS)), 1024)).numpy()
         assert counter.frame_count == 3, "project, go_on, and finish on the last tokens"
@@ -205,21 +206,23 @@ class Rotating:
 
     rotates = True
 
-    def __init__(self, exact: Visibility, float8: bool):
+    def __init__(self, exact: AttentionBackend, float8: bool):
         self.exact, self.float8 = exact, float8
 
-    def attend(self, heads: Heads, kind: str) -> torch.Tensor | Rows:
+    def attend(self, heads: Heads, kind: str) -> torch.Tensor | QuantizedTensor:
         assert heads.rotation is not None
         out = self.exact.attend(heads._replace(q=rotate(heads.q, *heads.rotation), rotation=None), kind)
         assert isinstance(out, torch.Tensor)
-        return Rows(*quantize_rows(out, torch.float8_e4m3fn)) if self.float8 else out
+        return QuantizedTensor(*quantize_rows(out, torch.float8_e4m3fn)) if self.float8 else out
 
 
 @pytest.mark.parametrize("precision", ["none", "fp8"])
 def test_attention_that_rotates_queries_and_gives_float8(network, precision, monkeypatch):
     stack, pairs, float8 = stack_of(network, precision), pairs_of(LENGTHS), precision == "fp8"
-    expected, sight_of = in_one_pass(stack, "shared", pairs), stack.sight_of
-    monkeypatch.setattr(stack, "sight_of", lambda layout: Rotating(sight_of(layout), float8))
+    expected, attention_backend = in_one_pass(stack, "shared", pairs), stack.attention_backend
+    monkeypatch.setattr(
+        stack, "attention_backend", lambda layout: Rotating(attention_backend(layout), float8)
+    )
     found = in_one_pass(stack, "shared", pairs)
     near = 0.25 if float8 else 1e-5  # products of rows that come in 8 bit are bfloat16
     assert np.abs(found - expected).max() < near * expected.std()
@@ -231,12 +234,12 @@ def test_attention_that_rotates_queries_and_gives_float8(network, precision, mon
 
 
 def test_some_rows_by_hand():
-    rows = Rows(torch.tensor([[1, 2], [3, 4], [5, 6]]), torch.tensor([0.1, 0.2, 0.3]))
-    found = take(rows, torch.tensor([2, 0]))
-    assert isinstance(found, Rows)
+    rows = QuantizedTensor(torch.tensor([[1, 2], [3, 4], [5, 6]]), torch.tensor([0.1, 0.2, 0.3]))
+    found = take_rows(rows, torch.tensor([2, 0]))
+    assert isinstance(found, QuantizedTensor)
     assert found.values.tolist() == [[5, 6], [1, 2]]
     assert torch.equal(found.scale, rows.scale[[2, 0]])
-    assert torch.equal(take(rows.values, torch.tensor([1])), rows.values[1:2])
+    assert torch.equal(take_rows(rows.values, torch.tensor([1])), rows.values[1:2])
 
 
 def test_gelu_by_sigmoid_is_gelu():
@@ -249,9 +252,11 @@ def test_warm_up_compiles_what_passes_run(network, monkeypatch):
     stack = stack_of(network)
     counter = CompileCounter()
     stack.stack.compile_layers(counter)
-    looked, sight_of = set(), stack.sight_of
+    looked, attention_backend = set(), stack.attention_backend
     monkeypatch.setattr(
-        stack, "sight_of", lambda layout: looked.add(layout.positions_BT.max()) or sight_of(layout)
+        stack,
+        "attention_backend",
+        lambda layout: looked.add(layout.positions_BT.max()) or attention_backend(layout),
     )
     stack.warm_up(384)
     assert counter.frame_count == 3
@@ -295,7 +300,7 @@ def test_no_product_of_normed_rows_is_past_its_float8_scale(bias):
     exact = weight.values[-8:].float() * weight.scale[-8:, None]
     worst = rms_norm(exact * norm, norm, 0.0)  # along each row of the weight
     scale = float8_scale(weight, norm, 8)
-    found = multiply(torch.cat([worst, -worst]), weight)[:, -8:] / scale
+    found = linear(torch.cat([worst, -worst]), weight)[:, -8:] / scale
     assert 448 / 1.5 < found.abs().max() <= 448
     assert float8_scale(weight, 2 * norm, 8) > scale
 
@@ -308,7 +313,7 @@ def test_products_of_fused_weights(precision, near):
     with torch.no_grad():
         expected = torch.cat([part(x) for part in parts], 1)
         weights, biases = ([getattr(part, name) for part in parts] for name in ("weight", "bias"))
-        found = multiply(x, pack_weight(weights, biases, precision))
+        found = linear(x, pack_weight(weights, biases, precision))
     assert found.dtype == torch.float32
     assert float((found - expected).abs().max() / expected.std()) < near * 3
     assert float((found - expected).square().mean().sqrt() / expected.std()) < near
@@ -316,6 +321,6 @@ def test_products_of_fused_weights(precision, near):
 
 def test_a_weight_without_a_bias():
     weight = pack_weight([torch.ones(4, 8)], [], "none")
-    assert isinstance(weight, Weight)
+    assert isinstance(weight, LinearWeight)
     assert weight.bias is None
-    assert multiply(torch.ones(2, 8), weight).shape == (2, 4)
+    assert linear(torch.ones(2, 8), weight).shape == (2, 4)

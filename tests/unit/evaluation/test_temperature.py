@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from wsdm_ray.evaluation.calibration import (
+from wsdm_ray.evaluation.temperature import (
     TEMPERATURES,
     apply_temperature,
     cross_fit,

@@ -21,28 +21,28 @@ import torch
 from torch import Tensor
 
 from wsdm_ray.errors import DataError, ModelError
-from wsdm_ray.modeling.attention import DenseVisibility, Heads, to_device
+from wsdm_ray.modeling.attention import DenseAttention, Heads, to_device
 from wsdm_ray.modeling.families import Shape
-from wsdm_ray.modeling.loading import make_stack
+from wsdm_ray.modeling.fused_decoder import FUSED_LINEARS, FusedDecoder, FusedLayer, norms_of, qkv_heads
+from wsdm_ray.modeling.loading import make_fused_decoder
 from wsdm_ray.modeling.merging import Merged
-from wsdm_ray.modeling.products import (
+from wsdm_ray.modeling.quantized_linear import (
     LARGEST,
-    Rows,
-    Weight,
+    LinearWeight,
+    QuantizedTensor,
     add,
+    gated_linear,
     hadamard,
-    multiply,
-    multiply_gated,
+    hadamard_rotate,
+    linear,
     rms_norm,
-    spread_out,
 )
-from wsdm_ray.modeling.stack import PRODUCTS, Layer, Stack, heads_of, norms_of
 from wsdm_ray.packing.layouts import Layout, lay_out
 from wsdm_ray.schema import TEXTS
 from wsdm_ray.storage import open_parquet
 from wsdm_ray.text.encoding import EncodedPairs
 
-__all__ = ["balanced", "calibrated", "rounded", "run_layer", "some_texts"]
+__all__ = ["calibrate", "gptq_round", "run_layer", "sample_texts", "smooth"]
 
 LEAST_SIZE = 0.01
 """Of a column, as a share of the average one's: it may be larger in other pairs."""
@@ -60,7 +60,7 @@ Moments = dict[str, Tensor]
 """By product: the sum over tokens of the products of its input's columns, float32 [in, in]."""
 
 
-def some_texts(files: Sequence[str], number: int) -> tuple[list[str], list[str], list[str]]:
+def sample_texts(files: Sequence[str], number: int) -> tuple[list[str], list[str], list[str]]:
     """Prompts, responses a and responses b of so many rows of parquet files, or of all, chosen at random.
 
     The same files give the same rows. Rows without one of the texts are left out.
@@ -96,7 +96,9 @@ def some_texts(files: Sequence[str], number: int) -> tuple[list[str], list[str],
 
 
 @torch.no_grad()
-def calibrated(merged: Merged, pairs: EncodedPairs, device: str) -> Iterator[dict[str, Rows | Tensor]]:
+def calibrate(
+    merged: Merged, pairs: EncodedPairs, device: str
+) -> Iterator[dict[str, QuantizedTensor | Tensor]]:
     """What changes in each layer, by the name of the parameter: int8 rows of weights, other float32 tensors.
 
     All are on the CPU. The layers come in their order; what is not among them stays as it is.
@@ -104,11 +106,11 @@ def calibrated(merged: Merged, pairs: EncodedPairs, device: str) -> Iterator[dic
     Raises:
         ModelError: what a layer takes or gives is not finite.
     """
-    stack = make_stack(merged, "none", device, torch.float32, num_layers=0)
+    stack = make_fused_decoder(merged, "none", device, torch.float32, num_layers=0)
     sides = [pairs.suffix_ab, pairs.suffix_ba]
     passes = [lay_out("shared", pairs.prefix, sides, np.array([pair])) for pair in range(len(pairs))]
     states = [stack.embed(to_device(each.tokens_BT.reshape(-1), device)) for each in passes]
-    for number in range(len(stack.shape.kinds)):
+    for number in range(len(stack.shape.layer_types)):
         layer = stack.layer(lambda name: merged.parameter(name, device), lambda _: None, number, "none")
         moments: Moments = {}
         states = [
@@ -120,13 +122,15 @@ def calibrated(merged: Merged, pairs: EncodedPairs, device: str) -> Iterator[dic
                 f"{merged.base.folder}: layer {number} takes or gives numbers that are not finite; check its "
                 "weights"
             )
-        layer = balanced(layer, moments, stack.shape)
-        rows = {product: rounded(getattr(layer, product).values, moments[product]) for product in PRODUCTS}
+        layer = smooth(layer, moments, stack.shape)
+        rows = {
+            product: gptq_round(getattr(layer, product).values, moments[product]) for product in FUSED_LINEARS
+        }
         yield by_parameter(layer, rows, stack.shape, number, merged.base.shapes)
 
 
 def run_layer(
-    x_TD: Tensor, batch: Layout, stack: Stack, layer: Layer, number: int, moments: Moments
+    x_TD: Tensor, batch: Layout, stack: FusedDecoder, layer: FusedLayer, number: int, moments: Moments
 ) -> Tensor:
     """What a layer gives of a pass, [T, D]; what its products take is added to `moments`."""
 
@@ -136,35 +140,35 @@ def run_layer(
         moments[product].addmm_(taken.T, taken)
         return taken
 
-    shape, norms, kind = stack.shape, layer.norms, stack.shape.kinds[number]
+    shape, norms, kind = stack.shape, layer.norms, stack.shape.layer_types[number]
     epsilon = shape.norm_epsilon
-    sight = DenseVisibility(batch, {kind}, shape.window, x_TD.device)
+    attention = DenseAttention(batch, {kind}, shape.window, x_TD.device)
     rotation = stack.rotation(x_TD, to_device(batch.positions_BT.reshape(-1), x_TD.device), kind)
     normed_TD = noted("qkv", rms_norm(x_TD, norms["attention_in"], epsilon))
-    heads = Heads(*heads_of(normed_TD, layer, rotation, shape, late=False), shape.query_scale, shape.softcap)
-    y_TD = multiply(noted("o", sight.attend(heads, kind)), layer.o)
+    heads = Heads(*qkv_heads(normed_TD, layer, rotation, shape, late=False), shape.query_scale, shape.softcap)
+    y_TD = linear(noted("o", attention.attend(heads, kind)), layer.o)
     x_TD = add(x_TD, y_TD, norms.get("attention_out"), epsilon)
     normed_TD = noted("gate_up", rms_norm(x_TD, norms["mlp_in"], epsilon))
-    inner_TF = noted("down", multiply_gated(normed_TD, layer.gate_up, with_gelu=shape.family.gelu))
-    return add(x_TD, multiply(inner_TF, layer.down), norms.get("mlp_out"), epsilon)
+    inner_TF = noted("down", gated_linear(normed_TD, layer.gate_up, with_gelu=shape.family.gelu))
+    return add(x_TD, linear(inner_TF, layer.down), norms.get("mlp_out"), epsilon)
 
 
-def balanced(layer: Layer, moments: Moments, shape: Shape) -> Layer:
+def smooth(layer: FusedLayer, moments: Moments, shape: Shape) -> FusedLayer:
     """A layer that gives the same, whose products take inputs of columns of more equal size.
 
     `moments` become those of its inputs.
     """
-    size = {product: usual_size(each.diagonal()) for product, each in moments.items()}
+    size = {product: column_scales(each.diagonal()) for product, each in moments.items()}
     # Query heads that share a head of values get their columns from the same rows.
-    per_head = moments["o"].diagonal().view(shape.num_key_heads, -1, shape.head_dim).mean(1)
-    values = usual_size(per_head.flatten())
-    group = shape.num_heads // shape.num_key_heads
-    size["o"] = values.view(shape.num_key_heads, 1, -1).expand(-1, group, -1).flatten()
+    per_head = moments["o"].diagonal().view(shape.num_kv_heads, -1, shape.head_dim).mean(1)
+    values = column_scales(per_head.flatten())
+    group = shape.num_heads // shape.num_kv_heads
+    size["o"] = values.view(shape.num_kv_heads, 1, -1).expand(-1, group, -1).flatten()
     for product, each in size.items():
         moments[product] = moments[product] / each / each[:, None]
 
-    def scaled(product: str, last: Tensor | None = None) -> Weight:
-        weight: Weight = getattr(layer, product)
+    def scaled(product: str, last: Tensor | None = None) -> LinearWeight:
+        weight: LinearWeight = getattr(layer, product)
         rows = torch.ones_like(weight.values[:, 0])
         if last is not None:
             rows[-len(last) :] = 1 / last
@@ -175,7 +179,7 @@ def balanced(layer: Layer, moments: Moments, shape: Shape) -> Layer:
         "attention_in": layer.norms["attention_in"] / size["qkv"],
         "mlp_in": layer.norms["mlp_in"] / size["gate_up"],
     }
-    return Layer(
+    return FusedLayer(
         qkv=scaled("qkv", values),
         o=scaled("o"),
         gate_up=scaled("gate_up", size["down"]),
@@ -184,14 +188,14 @@ def balanced(layer: Layer, moments: Moments, shape: Shape) -> Layer:
     )
 
 
-def usual_size(squares: Tensor) -> Tensor:
+def column_scales(squares: Tensor) -> Tensor:
     """Of the sums of columns' squares: the square roots of their root mean squares, on average about 1."""
     sizes = squares.sqrt()
     sizes = sizes / sizes.mean().clamp_min(torch.finfo(sizes.dtype).tiny)
     return sizes.clamp_min(LEAST_SIZE).sqrt()
 
 
-def rounded(weight: Tensor, moments: Tensor) -> Rows:
+def gptq_round(weight: Tensor, moments: Tensor) -> QuantizedTensor:
     """A weight in int8 rows, its columns spread, for inputs of these second moments.
 
     Each row's products differ from the exact ones by e M e^T on such inputs, where e is what rounding did to
@@ -201,9 +205,9 @@ def rounded(weight: Tensor, moments: Tensor) -> Rows:
         weight: float32 [out, in]. moments: float32 [in, in].
     """
     matrix = hadamard(weight)
-    rest = spread_out(weight, matrix)
+    rest = hadamard_rotate(weight, matrix)
     scale = rest.abs().amax(1).clamp_min(1e-12) / LARGEST[torch.int8]
-    upper = inverse_root(spread_out(spread_out(moments, matrix).T.contiguous(), matrix))
+    upper = inverse_root(hadamard_rotate(hadamard_rotate(moments, matrix).T.contiguous(), matrix))
     values = torch.empty_like(rest, dtype=torch.int8)
     for start in range(0, rest.shape[1], COLUMNS_AT_ONCE):
         block = slice(start, min(start + COLUMNS_AT_ONCE, rest.shape[1]))
@@ -214,7 +218,7 @@ def rounded(weight: Tensor, moments: Tensor) -> Rows:
             errors[:, at] = (rest[:, column] - nearest * scale) / upper[column, column]
             rest[:, column : block.stop] -= errors[:, at, None] * upper[column, column : block.stop]
         rest[:, block.stop :] -= errors @ upper[block, block.stop :]
-    return Rows(values, scale / len(matrix))
+    return QuantizedTensor(values, scale / len(matrix))
 
 
 def inverse_root(moments: Tensor) -> Tensor:
@@ -227,18 +231,22 @@ def inverse_root(moments: Tensor) -> Tensor:
 
 
 def by_parameter(
-    layer: Layer, rows: Mapping[str, Rows], shape: Shape, number: int, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Rows | Tensor]:
+    layer: FusedLayer,
+    rows: Mapping[str, QuantizedTensor],
+    shape: Shape,
+    number: int,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, QuantizedTensor | Tensor]:
     """A balanced layer's tensors under the names that transformers has for them."""
-    found: dict[str, Rows | Tensor] = {}
-    for product, names in PRODUCTS.items():
+    found: dict[str, QuantizedTensor | Tensor] = {}
+    for product, names in FUSED_LINEARS.items():
         paths = [f"layers.{number}.{name}" for name in names]
         sizes = [shapes[f"{path}.weight"][0] for path in paths]
         values, scale = (each.cpu().split(sizes) for each in rows[product])
         bias = getattr(layer, product).bias
         biases = [None] * len(paths) if bias is None else bias.cpu().split(sizes)
         for path, *weight, part in zip(paths, values, scale, biases, strict=True):
-            found[f"{path}.weight"] = Rows(*weight)
+            found[f"{path}.weight"] = QuantizedTensor(*weight)
             if part is not None:
                 found[f"{path}.bias"] = part
     for norm in ("attention_in", "mlp_in"):

@@ -25,13 +25,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from wsdm_ray.modeling.kernels import on, processors
+from wsdm_ray.modeling.norm_kernels import on, processors
 
-__all__ = ["ALTERNATE", "gated_product", "product"]
+__all__ = ["GATE_UP_INTERLEAVE", "gated_product", "product"]
 
 ROWS, COLUMNS, DEPTH = 128, 256, 128
 """Of a tile of a product: its rows and columns, and what is copied of a sum at a time."""
-ALTERNATE = COLUMNS // 2
+GATE_UP_INTERLEAVE = COLUMNS // 2
 """Rows of a gate that are followed by as many of up, so that a tile holds both."""
 
 STAGES = 4
@@ -42,7 +42,7 @@ WARPS = 8
 
 
 @gluon.jit
-def product_kernel(
+def gemm_kernel(
     x_desc, w_desc, out_desc, x_scale, w_scale, bias, rows, columns, depth,
     ROWS: gl.constexpr, COLUMNS: gl.constexpr, DEPTH: gl.constexpr, STAGES: gl.constexpr,
     GROUP: gl.constexpr, BIAS: gl.constexpr, GATE: gl.constexpr,
@@ -184,7 +184,7 @@ def multiplied(
     *,
     gate: str = "none",
 ) -> Tensor:
-    """What `product_kernel` gives: bfloat16 [T, N], or [T, N / 2] with a gate."""
+    """What `gemm_kernel` gives: bfloat16 [T, N], or [T, N / 2] with a gate."""
     (rows, depth), columns = x.shape, len(weight)
     width = columns if gate == "none" else columns // 2
     out = torch.empty(rows, width, dtype=torch.bfloat16, device=x.device)
@@ -193,7 +193,7 @@ def multiplied(
     )
     programs = min(processors(x.device), triton.cdiv(rows, ROWS) * triton.cdiv(columns, COLUMNS))
     with on(x.device):
-        product_kernel[(programs,)](
+        gemm_kernel[(programs,)](
             x_desc=TensorDescriptor.from_tensor(x, [ROWS, DEPTH], bytes_at),
             w_desc=TensorDescriptor.from_tensor(weight, [COLUMNS, DEPTH], bytes_at),
             out_desc=TensorDescriptor.from_tensor(out, [ROWS, COLUMNS // 2], halves_at),
@@ -227,7 +227,7 @@ def gated_product(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, gel
     """GELU (tanh form) or SiLU of products with a gate, times those with up: bfloat16 [T, F].
 
     Args:
-        weight: [2 F, D], whose rows are `ALTERNATE` of the gate, as many of up, and so on.
+        weight: [2 F, D], whose rows are `GATE_UP_INTERLEAVE` of the gate, as many of up, and so on.
     """
     return multiplied(x, x_scale, weight, scale, None, gate="gelu" if gelu else "silu")
 

@@ -17,13 +17,14 @@ __all__ = [
     "add_norm",
     "add_norm_float8",
     "float8_rows",
-    "spread_rows",
+    "hadamard_int8_rows",
 ]
 
 MOST_BLOCKS = 256
-"""Of columns in a row that `spread_kernel` can hold."""
+"""Of columns in a row that `hadamard_int8_kernel` can hold."""
 SPREAD_LINES = 64
-"""Blocks of columns that a program of `spread_kernel` holds, of one row or several, where one has no more.
+"""Blocks of columns that a program of `hadamard_int8_kernel` holds, of one row or several, where one has no
+more.
 
 Two such programs run on a processor; of those that hold more, one."""
 ROWS_COLUMNS = 2_048
@@ -31,7 +32,7 @@ ROWS_COLUMNS = 2_048
 
 
 @triton.jit
-def spread_kernel(
+def hadamard_int8_kernel(
     x, matrix, values, scale, rows,
     WIDTH: tl.constexpr, BLOCKS: tl.constexpr, SIZE: tl.constexpr, AT_ONCE: tl.constexpr,
     STAGES: tl.constexpr,
@@ -104,8 +105,8 @@ def normed(wide, weight, inside, WIDTH: tl.constexpr, epsilon):
     return out.to(tl.bfloat16).to(tl.float32)
 
 
-@torch.library.custom_op("wsdm_ray::spread_rows", mutates_args=())
-def spread_rows(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op("wsdm_ray::hadamard_int8_rows", mutates_args=())
+def hadamard_int8_rows(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Rows, each block of their columns times `matrix`, in int8 [T, D], and their scale [T].
 
     Args:
@@ -121,7 +122,7 @@ def spread_rows(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
     small = at_once * blocks <= SPREAD_LINES
     programs = min((2 if small else 1) * processors(x.device), triton.cdiv(rows, at_once))
     with on(x.device):
-        spread_kernel[(programs,)](
+        hadamard_int8_kernel[(programs,)](
             x, matrix, values, scale, rows, WIDTH=width, BLOCKS=blocks, SIZE=len(matrix), AT_ONCE=at_once,
             STAGES=3 if blocks <= 2 * SPREAD_LINES else 2,
             num_warps=4 if small else 8,  # pyright: ignore[reportCallIssue]
@@ -129,7 +130,7 @@ def spread_rows(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values, scale
 
 
-@spread_rows.register_fake
+@hadamard_int8_rows.register_fake
 def _(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, dtype=torch.int8), x.new_empty(len(x), dtype=torch.float32)
 

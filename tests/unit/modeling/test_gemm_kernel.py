@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="there is no Triton for this system, and so
 
 @pytest.mark.parametrize(("kind", "gate"), [("i8", "none"), ("i8", "gelu"), ("fp8e4nv", "silu")])
 def test_it_compiles_for_hopper(kind, gate):
-    from wsdm_ray.modeling import product_kernel as module
+    from wsdm_ray.modeling import gemm_kernel as module
 
     types = {
         "x_desc": rows_type(kind, module.ROWS, module.DEPTH),
@@ -22,7 +22,7 @@ def test_it_compiles_for_hopper(kind, gate):
     }  # fmt: skip
     names = ("ROWS", "COLUMNS", "DEPTH", "STAGES", "GROUP")
     options = {name: getattr(module, name) for name in names} | {"BIAS": gate == "none", "GATE": gate}
-    found = compiled_for_hopper("product_kernel", types, options, module.WARPS)
+    found = compiled_for_hopper("gemm_kernel", types, options, module.WARPS)
     assert "0 bytes spill stores, 0 bytes spill loads" in found["assembler"]
     assert "serialized" not in found["assembler"], "a step is multiplied while the next is waited for"
     assert found["shared"] + 1024 <= 228 * 1024

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from wsdm_ray.modeling.products import hadamard, multiply, pack_weight, spread_out
+from wsdm_ray.modeling.quantized_linear import hadamard, hadamard_rotate, linear, pack_weight
 
 
 def error(x: Tensor, weight: Tensor, precision: str) -> float:
     """How far the products are from exact ones, relative to these."""
     exact = x @ weight.t()
-    return float((multiply(x, pack_weight([weight], [], precision)) - exact).norm() / exact.norm())
+    return float((linear(x, pack_weight([weight], [], precision)) - exact).norm() / exact.norm())
 
 
 def normal(*shape: int) -> Tensor:
@@ -27,7 +27,7 @@ def test_blocks_fill_the_columns(columns, block):
     assert set(matrix.unique().tolist()) <= {-1.0, 1.0}
     torch.testing.assert_close(matrix @ matrix.t(), block * torch.eye(block))
     x, weight = normal(3, columns), normal(5, columns)
-    spread = spread_out(x, matrix) @ spread_out(weight, matrix).t() / block
+    spread = hadamard_rotate(x, matrix) @ hadamard_rotate(weight, matrix).t() / block
     torch.testing.assert_close(spread, x @ weight.t(), atol=1e-3, rtol=1e-4)
 
 
@@ -43,7 +43,7 @@ def test_large_columns_leave_the_others_what_they_are(precision, near):
 def test_several_weights_are_one():
     x, parts, biases = normal(6, 32), [normal(8, 32), normal(16, 32)], [normal(8), normal(16)]
     for precision, near in (("none", 1e-5), ("int8", 0.3), ("fp8", 1.0)):
-        found = multiply(x, pack_weight(parts, biases, precision))
+        found = linear(x, pack_weight(parts, biases, precision))
         expected = torch.cat([x @ part.t() + bias for part, bias in zip(parts, biases, strict=True)], 1)
         torch.testing.assert_close(found, expected, atol=near, rtol=0)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Int8Params, Linear8bitLt
 
-from wsdm_ray.modeling.int8 import Int8Linear, dequantized, with_activations_as_they_are
+from wsdm_ray.modeling.weight_only_int8 import WeightOnlyInt8Linear, dequantized, use_weight_only_int8
 
 
 @pytest.fixture
@@ -15,11 +15,11 @@ def layer() -> Any:
     made: Any = Linear8bitLt(24, 16, bias=True, has_fp16_weights=False, threshold=6.0)
     made.weight = Int8Params(torch.randn(16, 24), requires_grad=False)
     made.bias.data.uniform_().requires_grad_(False)
-    return with_activations_as_they_are(made.to("cpu"))
+    return use_weight_only_int8(made.to("cpu"))
 
 
 def test_the_product_is_that_of_the_dequantized_weight(layer: Any):
-    assert type(layer) is Int8Linear
+    assert type(layer) is WeightOnlyInt8Linear
     x = torch.randn(3, 5, 24, requires_grad=True)
     x.data[0, 0, 0] = 50.0  # LLM.int8() would multiply this column apart
     found = layer(x)

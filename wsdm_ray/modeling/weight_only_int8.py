@@ -12,21 +12,21 @@ import torch.nn.functional as F  # noqa: N812
 from bitsandbytes.nn.modules import Linear8bitLt
 from torch import Tensor, nn
 
-__all__ = ["Int8Linear", "with_activations_as_they_are"]
+__all__ = ["WeightOnlyInt8Linear", "use_weight_only_int8"]
 
 
-class Int8Linear(Linear8bitLt):
+class WeightOnlyInt8Linear(Linear8bitLt):
     """A `Linear8bitLt` whose products dequantize its weight instead of quantizing its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        out = DequantizedProduct.apply(x, self.state.CB, self.state.SCB)
+        out = DequantizedLinear.apply(x, self.state.CB, self.state.SCB)
         assert isinstance(out, Tensor)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
-class DequantizedProduct(torch.autograd.Function):
+class DequantizedLinear(torch.autograd.Function):
     """`x` [..., in] times the transpose of a weight that keeps its 8 bits between forward and backward."""
 
     @staticmethod
@@ -45,11 +45,11 @@ def dequantized(values: Tensor, largest: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype).mul_((largest / 127)[:, None])
 
 
-def with_activations_as_they_are(network: nn.Module) -> nn.Module:
-    """`network`, its int8 layers made `Int8Linear` in place."""
+def use_weight_only_int8(network: nn.Module) -> nn.Module:
+    """`network`, its int8 layers made `WeightOnlyInt8Linear` in place."""
     for module in network.modules():
         if type(module) is Linear8bitLt:
             if module.weight.CB is not None:  # pyright: ignore[reportAttributeAccessIssue]
                 module.init_8bit_state()  # as its own first forward does
-            module.__class__ = Int8Linear
+            module.__class__ = WeightOnlyInt8Linear
     return network

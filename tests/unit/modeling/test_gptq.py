@@ -14,20 +14,20 @@ from safetensors.torch import load_file, save_file
 
 from wsdm_ray.config import HeadConfig, LoraConfig, QuantizeConfig, TextConfig
 from wsdm_ray.errors import DataError, ModelError, RunMismatchError
-from wsdm_ray.modeling.attention import DenseVisibility
-from wsdm_ray.modeling.calibration import balanced, rounded, run_layer, some_texts, usual_size
+from wsdm_ray.modeling.attention import DenseAttention
 from wsdm_ray.modeling.classifier import add_lora, load_network
 from wsdm_ray.modeling.families import FAMILIES
-from wsdm_ray.modeling.loading import make_stack
+from wsdm_ray.modeling.gptq import column_scales, gptq_round, run_layer, sample_texts, smooth
+from wsdm_ray.modeling.loading import make_fused_decoder
 from wsdm_ray.modeling.merging import Merged, read_base
-from wsdm_ray.modeling.products import Rows, hadamard, in_rows, spread_out
 from wsdm_ray.modeling.quantization import merge, quantize
+from wsdm_ray.modeling.quantized_linear import QuantizedTensor, hadamard, hadamard_rotate, quantize_weight
 from wsdm_ray.packing.layouts import Layout, lay_out
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 
 WORDS = (
-    "sum", "answer", "cannot", "help", "Gedicht", "Herbst", "Wind", "你好", "天气", "def", "return", "print", "дела",
-    "хорошо", "twelve", "thirty", "sorry",
+    "sum", "answer", "cannot", "help", "Gedicht", "Herbst", "Wind", "你好", "天气", "def", "return", "print",
+    "дела", "хорошо", "twelve", "thirty", "sorry",
 )  # fmt: skip
 
 
@@ -73,13 +73,13 @@ def uneven(base: Path, folder: Path) -> Path:
 @torch.no_grad()
 def test_a_balanced_layer_is_the_same_function(family_model, tmp_path, family):
     base = uneven(family_model(family, 64), tmp_path / "base")
-    stack = make_stack(Merged(base=read_base(str(base))), "none", "cpu", torch.float32)
+    stack = make_fused_decoder(Merged(base=read_base(str(base))), "none", "cpu", torch.float32)
     batch = one_pass(encoded(base, 1, 3))
     layer, before = stack.layers[0], {}
     x_TD = stack.embed(torch.from_numpy(batch.tokens_BT.reshape(-1)))
     expected = run_layer(x_TD, batch, stack, layer, 0, before)
     kept = {product: each.clone() for product, each in before.items()}
-    new, after = balanced(layer, before, stack.shape), {}
+    new, after = smooth(layer, before, stack.shape), {}
     found = run_layer(x_TD, batch, stack, new, 0, after)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     for product, moments in before.items():
@@ -94,7 +94,7 @@ def test_a_balanced_layer_is_the_same_function(family_model, tmp_path, family):
 @torch.no_grad()
 def test_run_layer_is_the_stacks_layer(family_model, family):
     base = family_model(family)
-    stack = make_stack(Merged(base=read_base(str(base))), "none", "cpu", torch.float32)
+    stack = make_fused_decoder(Merged(base=read_base(str(base))), "none", "cpu", torch.float32)
     batch = one_pass(encoded(base, 2, 3))
     tokens_T, positions_T = (
         torch.from_numpy(each.reshape(-1)) for each in (batch.tokens_BT, batch.positions_BT)
@@ -102,26 +102,26 @@ def test_run_layer_is_the_stacks_layer(family_model, family):
     x_TD = stack.embed(tokens_T)
     for number, layer in enumerate(stack.layers):
         x_TD = run_layer(x_TD, batch, stack, layer, number, {})
-    sight = DenseVisibility(batch, set(stack.shape.kinds), stack.shape.window, "cpu")
-    expected = stack(tokens_T, positions_T, sight, torch.arange(len(tokens_T)))
+    attention = DenseAttention(batch, set(stack.shape.layer_types), stack.shape.window, "cpu")
+    expected = stack(tokens_T, positions_T, attention, torch.arange(len(tokens_T)))
     wide = x_TD * torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + stack.shape.norm_epsilon) * stack.norm_D
     torch.testing.assert_close(wide, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_size_of_a_column_that_is_seldom_used():
     # Sums of squares of an average size of 1.25; what no pair used may be used in others.
-    sizes = usual_size(torch.tensor([0.0, 1.0, 4.0, 4.0]))
+    sizes = column_scales(torch.tensor([0.0, 1.0, 4.0, 4.0]))
     torch.testing.assert_close(sizes.square(), torch.tensor([0.01, 0.8, 1.6, 1.6]))
-    assert torch.isfinite(usual_size(torch.zeros(4))).all()
+    assert torch.isfinite(column_scales(torch.zeros(4))).all()
 
 
 # A weight
 
 
-def error_of(rows: Rows, weight: torch.Tensor, inputs: torch.Tensor) -> float:
+def error_of(rows: QuantizedTensor, weight: torch.Tensor, inputs: torch.Tensor) -> float:
     """Mean square of what rounding did to products."""
     matrix = hadamard(weight)
-    stands_for = spread_out(rows.values.float() * rows.scale[:, None], matrix)
+    stands_for = hadamard_rotate(rows.values.float() * rows.scale[:, None], matrix)
     return float((inputs @ (stands_for - weight).T).square().mean())
 
 
@@ -137,7 +137,10 @@ def test_rounded_rows_are_nearer_on_such_inputs(rows, columns, rank, seed):
     weight = torch.randn(rows, columns, generator=generator)
     inputs = torch.randn(400, rank, generator=generator) @ torch.randn(rank, columns, generator=generator)
     inputs = inputs + 0.1 * torch.randn(400, columns, generator=generator)
-    found, plain = rounded(weight.clone(), inputs.T @ inputs), in_rows(weight, torch.int8, spread=True)
+    found, plain = (
+        gptq_round(weight.clone(), inputs.T @ inputs),
+        quantize_weight(weight, torch.int8, spread=True),
+    )
     torch.testing.assert_close(found.scale, plain.scale)
     assert found.values.dtype == torch.int8
     assert found.values.abs().max() <= 127
@@ -149,7 +152,7 @@ def test_rounded_rows_are_nearer_on_such_inputs(rows, columns, rank, seed):
 @pytest.mark.parametrize("moments", [torch.eye(192), torch.zeros(192, 192)])
 def test_inputs_that_say_nothing_leave_the_nearest(moments):
     weight = torch.randn(5, 192, generator=torch.Generator().manual_seed(1))
-    found, plain = rounded(weight.clone(), moments), in_rows(weight, torch.int8, spread=True)
+    found, plain = gptq_round(weight.clone(), moments), quantize_weight(weight, torch.int8, spread=True)
     assert torch.equal(found.values, plain.values)
 
 
@@ -158,14 +161,14 @@ def test_inputs_that_say_nothing_leave_the_nearest(moments):
 
 def test_some_texts_are_the_same_rows_each_time(tmp_path):
     files = [write_pairs(tmp_path / f"{number}.parquet", number, 2_500 * number) for number in (1, 2)]
-    prompts, *_ = chosen = some_texts(files, 40)
-    assert chosen == some_texts(files, 40)
+    prompts, *_ = chosen = sample_texts(files, 40)
+    assert chosen == sample_texts(files, 40)
     every = [texts for number in (1, 2) for texts in zip(*texts_of(number, 2_500 * number), strict=True)]
     places = [every.index(texts) for texts in zip(*chosen, strict=True)]
     assert places == sorted(set(places))
     assert len(prompts) == 40
     assert places[0] < 2_500 < 4_500 < places[-1], "of both files, and of more than what is read at a time"
-    assert len(some_texts(files, 10_000)[0]) == 7_500
+    assert len(sample_texts(files, 10_000)[0]) == 7_500
 
 
 def test_rows_without_a_text_are_left_out(tmp_path):
@@ -173,7 +176,7 @@ def test_rows_without_a_text_are_left_out(tmp_path):
         {"prompt": ["a", "b", None], "response_a": ["", None, "c"], "response_b": ["d", "e", "f"]}
     )
     pq.write_table(table, tmp_path / "p.parquet")
-    assert some_texts([str(tmp_path / "p.parquet")], 9) == (["a"], [""], ["d"])
+    assert sample_texts([str(tmp_path / "p.parquet")], 9) == (["a"], [""], ["d"])
 
 
 @pytest.mark.parametrize(
@@ -190,7 +193,7 @@ def test_rows_without_a_text_are_left_out(tmp_path):
 def test_files_to_calibrate_on_that_do_not_serve(tmp_path, columns, words):
     pq.write_table(pa.table(columns), tmp_path / "p.parquet")
     with pytest.raises(DataError) as caught:
-        some_texts([str(tmp_path / "p.parquet")], 9)
+        sample_texts([str(tmp_path / "p.parquet")], 9)
     assert str(caught.value).startswith(f"{tmp_path / 'p.parquet'}: {words}")
 
 
@@ -211,12 +214,12 @@ def made(output: Path, base: Path, *files: str, pairs: int = 64):
 
 @torch.no_grad()
 def states_of(folder: Path, batch: Layout, precision: str) -> torch.Tensor:
-    stack = make_stack(Merged(base=read_base(str(folder))), precision, "cpu", torch.float32)
+    stack = make_fused_decoder(Merged(base=read_base(str(folder))), precision, "cpu", torch.float32)
     tokens_T, positions_T = (
         torch.from_numpy(each.reshape(-1)) for each in (batch.tokens_BT, batch.positions_BT)
     )
-    sight = DenseVisibility(batch, set(stack.shape.kinds), stack.shape.window, "cpu")
-    return stack(tokens_T, positions_T, sight, torch.from_numpy(batch.last_S))
+    attention = DenseAttention(batch, set(stack.shape.layer_types), stack.shape.window, "cpu")
+    return stack(tokens_T, positions_T, attention, torch.from_numpy(batch.last_S))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -238,7 +241,7 @@ def test_a_calibrated_checkpoint_is_nearer(family_model, tmp_path, family):
     changed = {
         name for name in before.shapes if not torch.equal(read.parameter(name), before.parameter(name))
     }
-    last = "pre_feedforward" if FAMILIES[family].sandwich else "post_attention"
+    last = "pre_feedforward" if FAMILIES[family].post_norms else "post_attention"
     expected = {f"layers.{n}.{norm}_layernorm.weight" for n in (0, 1) for norm in ("input", last)}
     expected |= {f"{name}.weight" for name in read.linears}
     expected |= {f"layers.{n}.self_attn.v_proj.bias" for n in (0, 1) if FAMILIES[family].qkv_bias}

@@ -1,0 +1,89 @@
+"""Options of `arena` and `prepare`, and the names of an input's columns."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from wsdm_ray.config.checks import check, check_paths, check_seed
+
+__all__ = ["ArenaConfig", "Columns", "PrepareConfig", "VoteFormat"]
+
+VoteFormat = Literal[
+    "canonical", "wsdm", "lmsys-57k", "lmsys-33k", "ultrafeedback", "orpo-dpo-mix", "hh-rlhf", "dpo"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The names that an input gives to the canonical columns."""
+
+    id: str = "id"
+    prompt: str = "prompt"
+    response_a: str = "response_a"
+    response_b: str = "response_b"
+    winner: str = "winner"
+    prob_a: str = "prob_a"
+    model_a: str = "model_a"
+    model_b: str = "model_b"
+    language: str = "language"
+    source: str = "source"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArenaConfig:
+    """Synthetic votes with a known best accuracy."""
+
+    output: str
+    """Folder for the shards and run.json."""
+    rows: int = 5_000
+    seed: int = 0
+    lengths: Literal["real", "short"] = "real"
+    """real: median about 1,000 tokens a triple with a long tail. short: about a tenth of that."""
+    restart: bool = False
+    """Delete what the output folder holds and start over."""
+
+    def __post_init__(self) -> None:
+        check_paths(output=self.output)
+        check_seed(self.seed)
+        check(self.rows >= 1, "rows", self.rows, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Raw votes to canonical shards."""
+
+    input: tuple[str, ...]
+    """Parquet, JSON (an object a line, or a list in a .json file) or CSV files, folders of them, or globs."""
+    output: str
+    """Folder for train/, valid/ and run.json."""
+    valid_fraction: float = 0.1
+    """Share of the rows that go to valid."""
+    split: Literal["prompt", "modulo"] = "prompt"
+    """prompt: whole prompt groups, so that none is on both sides. modulo: every n-th row (the recipe)."""
+    seed: int = 0
+    """Decides which prompt groups go to valid."""
+    ties: Literal["drop", "soft"] = "drop"
+    """drop: leave ties out, counted. soft: keep them with prob_a 0.5."""
+    format: VoteFormat = "canonical"
+    """The published data set whose columns and conventions the input has; canonical takes `--columns`."""
+    exclude: tuple[str, ...] = ()
+    """Canonical shards whose prompts are to be left out, counted."""
+    columns: Columns = field(default_factory=Columns)
+    """The input's own column names, where they differ."""
+    make_ids: bool = False
+    """Make ids from file name and row number where the input has none."""
+    shard_rows: int = 20_000
+    """Rows of one output file."""
+    restart: bool = False
+    """Delete what the output folder holds and start over."""
+
+    def __post_init__(self) -> None:
+        check_paths(input=self.input, output=self.output)
+        check_seed(self.seed)
+        check(0 <= self.valid_fraction < 1, "valid_fraction", self.valid_fraction, "in [0, 1)")
+        check(
+            self.split == "prompt" or self.valid_fraction <= 0.5,
+            "valid_fraction",
+            self.valid_fraction,
+            "at most 0.5 with --split modulo",
+        )
+        check(self.shard_rows >= 1, "shard_rows", self.shard_rows, "at least 1")

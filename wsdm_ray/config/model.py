@@ -1,0 +1,94 @@
+"""Options of the classifier itself (text, head, adapter) and of `quantize`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from wsdm_ray.config.checks import check, check_paths, check_positive
+
+__all__ = ["HeadConfig", "LoraConfig", "QuantizeConfig", "TextConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """How a pair becomes tokens."""
+
+    prompt_tag: str = "<prompt>: "
+    """Text before the prompt."""
+    first_tag: str = "\n\n<response_a>: "
+    """Text before the response that stands first."""
+    second_tag: str = "\n\n<response_b>: "
+    """Text before the response that stands second."""
+    max_tokens: int = 2048
+    """The most tokens of one ordering, with tags, bos and eos."""
+    truncation: Literal["balanced", "left"] = "balanced"
+    """balanced: each segment has its own budget and keeps head and tail. left: cut the whole on its left."""
+    prompt_share: float = 0.25
+    """balanced: the share of the text budget that is the prompt's when the answers could use all of it."""
+
+    def __post_init__(self) -> None:
+        check(self.max_tokens >= 32, "text.max_tokens", self.max_tokens, "at least 32")
+        check(0 < self.prompt_share < 1, "text.prompt_share", self.prompt_share, "between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """What turns the last token's hidden state into two logits (first response wins, second wins)."""
+
+    kind: Literal["mlp", "linear"] = "mlp"
+    """mlp: dropout, linear to half the width, dropout, GELU, linear. linear: one bias-free linear."""
+    dropout: float = 0.1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the head's weights, in training and in scoring."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.dropout < 1, "head.dropout", self.dropout, "in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """The low-rank adapter."""
+
+    r: int = 64
+    """Rank."""
+    alpha: float = 64
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: float = 0.05
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the linear layers that get an adapter."""
+
+    def __post_init__(self) -> None:
+        check(self.r >= 1, "lora.r", self.r, "at least 1")
+        check_positive("lora.alpha", self.alpha)
+        check(0 <= self.dropout < 1, "lora.dropout", self.dropout, "in [0, 1)")
+        check(bool(self.targets), "lora.targets", self.targets, "at least one layer name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeConfig:
+    """One quantized checkpoint from a base model."""
+
+    base: str
+    """Folder of a Hugging Face model with its tokenizer."""
+    output: str
+    adapter: tuple[str, ...] = ()
+    """Folders of adapters, of `train` or plain PEFT ones, that are merged in first, in order."""
+    precision: Literal["int8", "nf4", "fp8", "int8-rows", "bf16"] = "int8"
+    """int8 and nf4 are bitsandbytes', for training and scoring. For scoring alone: fp8, compressed-tensors',
+    and int8-rows, which `score --precision int8` takes as they are."""
+    calibrate: tuple[str, ...] = ()
+    """Canonical shards like what will be scored: int8-rows are then rounded so that products on some of these
+    pairs stay near the exact ones. The votes on them do not matter."""
+    calibration_pairs: int = 64
+    """How many of them, chosen at random."""
+    restart: bool = False
+    """Delete what the output folder holds and start over."""
+
+    def __post_init__(self) -> None:
+        check_paths(base=self.base, output=self.output)
+        check(
+            not self.calibrate or self.precision == "int8-rows",
+            "precision",
+            self.precision,
+            "int8-rows where --calibrate is given",
+        )
+        check(self.calibration_pairs >= 1, "calibration_pairs", self.calibration_pairs, "at least 1")

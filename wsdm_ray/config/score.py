@@ -1,0 +1,116 @@
+"""Options of `score` and `pseudolabel`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from wsdm_ray.config.checks import check, check_paths
+from wsdm_ray.config.data import Columns
+from wsdm_ray.config.train import Layout
+
+__all__ = ["PseudolabelConfig", "ScoreConfig"]
+
+ScoreOrders = Literal["both", "ab", "ba", "adaptive"]
+Precision = Literal["auto", "fp32", "bf16", "int8", "fp8", "bnb-int8", "nf4"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Score every row of a parquet data set."""
+
+    model: tuple[str, ...]
+    """Checkpoint folder of `train` or `quantize`; more than one is averaged."""
+    model_weights: tuple[float, ...] = ()
+    """Weight of each model in the mean probability; by default all alike."""
+    input: tuple[str, ...]
+    """Parquet files, folders or globs with the columns id, prompt, response_a, response_b."""
+    output: str
+    """Folder for part-NNNNNN.parquet and run.json."""
+    base: tuple[str, ...] = ()
+    """Where the base is, if not where it was in training: one folder for all models, or one for each
+    (of a model that needs none, any)."""
+    orders: ScoreOrders = "both"
+    """adaptive: one ordering of the first model, and all the others only where that one is in doubt."""
+    adaptive_threshold: float = 0.2
+    """adaptive: a row is in doubt where its probability is less than this from 0.5."""
+    precision: Precision = "auto"
+    """auto: int8 on H100 and H200, fp8 on other GPUs that have it, else int8 or bnb-int8; fp32 on a CPU.
+    fp32, bf16, int8 and fp8 merge the adapter in float32; int8 and fp8 then have a scale for each row of
+    weights and activations; a model stored in such rows keeps them. bnb-int8 and nf4 are bitsandbytes', the
+    adapter beside the base: the least memory for several adapters of one."""
+    layout: Layout | Literal["auto"] = "auto"
+    """auto: shared (the prompt once for both orderings) on a GPU in bf16, int8 and fp8; else padded."""
+    token_budget: int | None = None
+    """The most tokens of one forward pass, halved for good where memory runs out; by default 2,048 on a CPU,
+    on a GPU what its free memory allows up to 16,896."""
+    max_tokens: int | None = None
+    """The most tokens of one ordering; by default as many as in training."""
+    unit_rows: int = 2_000
+    """Rows of one work unit: one output file, the unit of commit and resume."""
+    replicas: int | None = None
+    """Processes that hold a model; by default one a GPU, or one on a machine without."""
+    logits: bool = False
+    """Add the columns logit_ab and logit_ba: log-odds that response_a wins, before any temperature."""
+    columns: Columns = field(default_factory=Columns)
+    """The input's own column names, where they differ."""
+    dry_run: bool = False
+    """Print the plan and leave."""
+    restart: bool = False
+    """Delete what the output folder holds and start over."""
+
+    def __post_init__(self) -> None:
+        check_paths(model=self.model, input=self.input, output=self.output)
+        check(
+            len(self.base) in (0, 1, len(self.model)) and all(self.base),
+            "base",
+            self.base,
+            f"one folder, or one for each of the {len(self.model)} models",
+        )
+        check(self.unit_rows >= 1, "unit_rows", self.unit_rows, "at least 1")
+        check(
+            not self.model_weights or len(self.model_weights) == len(self.model),
+            "model_weights",
+            self.model_weights,
+            f"one for each of the {len(self.model)} models",
+        )
+        check(
+            all(0 < weight < float("inf") for weight in self.model_weights),
+            "model_weights",
+            self.model_weights,
+            "above 0 each",
+        )
+        check(
+            0 < self.adaptive_threshold <= 0.5, "adaptive_threshold", self.adaptive_threshold, "in (0, 0.5]"
+        )
+        check(
+            self.token_budget is None or self.token_budget >= 64,
+            "token_budget",
+            self.token_budget,
+            "at least 64",
+        )
+        check(self.max_tokens is None or self.max_tokens >= 32, "max_tokens", self.max_tokens, "at least 32")
+        check(self.replicas is None or self.replicas >= 1, "replicas", self.replicas, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudolabelConfig(ScoreConfig):
+    """Score unlabelled pairs and make training shards of them, OUTPUT/train."""
+
+    predictions: str | None = None
+    """Folder for the predictions, by default OUTPUT/predictions. What `score` or another run of this job left
+    there for the same model, input and options is used as it is."""
+    hard_threshold: float | None = None
+    """Keep only rows whose winner is at least so probable, with that winner as the label; by default every
+    row is kept with its probability as a soft label."""
+    exclude: tuple[str, ...] = ()
+    """Canonical shards whose prompts are to be left out, counted."""
+    source: str = "pseudolabels"
+    """What the shards' `source` column says."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.hard_threshold is None or 0.5 <= self.hard_threshold < 1,
+            "hard_threshold",
+            self.hard_threshold,
+            "in [0.5, 1)",
+        )
