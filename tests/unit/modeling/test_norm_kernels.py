@@ -210,7 +210,7 @@ def test_sum_and_norm(precision, columns, post_norms, device, monkeypatch):
     expected_sum, expected = add_norm(x, y, after, before, 1e-6, plain)
     assert isinstance(expected, Tensor)
     if precision == "int8":  # the spreading is looked at above
-        monkeypatch.setattr(quantized_linear, "quantized", lambda x, weight: x)
+        monkeypatch.setattr(quantized_linear, "quantize_activations", lambda x, weight: x)
     total, found = add_norm(x, y, after, before, 1e-6, fused)
     close(total, expected_sum)
     if isinstance(found, QuantizedTensor):
