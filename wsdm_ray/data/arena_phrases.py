@@ -8,6 +8,7 @@ prompts make most of them distinct.
 import tomllib
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 __all__ = ["LANGUAGES", "Language"]
 
@@ -61,7 +62,8 @@ def read_language(name: str) -> Language:
     return Language(**{field: as_tuple(value) for field, value in phrases.items()})
 
 
-def as_tuple(value):
+def as_tuple(value: Any) -> Any:
+    """`value` with tuples for its lists: phrases cannot be changed."""
     return tuple(map(as_tuple, value)) if isinstance(value, list) else value
 
 

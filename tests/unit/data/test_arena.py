@@ -67,7 +67,7 @@ def test_a_row_depends_on_seed_and_index_alone():
     [("real", "1c948e14e719da15"), ("short", "f031a5d0716ebdc1")],
 )
 def test_rows_stay_what_they_were(lengths, digest):
-    """Published figures are of these rows: another order of draws or of languages, or another phrase, shows."""
+    """Published figures are of these rows: a changed draw, order or phrase shows."""
     (votes,) = arena_batches(50, seed=0, lengths=lengths)
     texts = votes.drop_columns("best_prob_a").to_pylist()
     assert hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16] == digest
