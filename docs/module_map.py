@@ -24,7 +24,8 @@ packages are for, and how they build on each other, is in [architecture](archite
 def modules() -> list[Path]:
     """Every module of `jobs` and `wsdm_ray`, by package; without packages that only export names."""
     found = [path for part in ("jobs", "wsdm_ray") for path in (ROOT / part).rglob("*.py")]
-    return sorted((path for path in found if path.name != "__init__.py"), key=lambda path: (path.parent, path))
+    named = (path for path in found if path.name != "__init__.py")
+    return sorted(named, key=lambda path: (path.parent, path))
 
 
 def summary(path: Path) -> str:
