@@ -14,8 +14,9 @@ from sklearn.linear_model import LogisticRegression
 from wsdm_ray.config import ArenaConfig
 from wsdm_ray.data.arena import ARENA_SCHEMA, BLOCK_ROWS, MODELS, arena_batches, make_arena, utility
 from wsdm_ray.data.arena_phrases import LANGUAGES
-from wsdm_ray.data.cleaning import clean_texts, normalized
+from wsdm_ray.data.cleaning import clean_texts
 from wsdm_ray.errors import RunMismatchError
+from wsdm_ray.text.groups import prompt_group_key
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_texts_need_no_cleaning(votes):
 
 
 def test_some_prompts_recur_and_most_do_not(votes):
-    groups = collections.Counter(map(normalized, votes["prompt"].to_pylist()))
+    groups = collections.Counter(map(prompt_group_key, votes["prompt"].to_pylist()))
     assert len(groups) > 0.75 * len(votes)
     recurring = sum(rows for rows in groups.values() if rows > 1)
     assert recurring > 0.05 * len(votes)
@@ -98,8 +99,8 @@ def test_words_and_lengths_alone_come_close_to_the_best(votes):
     """Bag-of-words differences and the log-length ratio, on prompts that were not in training."""
     rows = votes.to_pylist()
     train = rows[:6_000]
-    seen = {normalized(row["prompt"]) for row in train}
-    held_out = [row for row in rows[6_000:] if normalized(row["prompt"]) not in seen]
+    seen = {prompt_group_key(row["prompt"]) for row in train}
+    held_out = [row for row in rows[6_000:] if prompt_group_key(row["prompt"]) not in seen]
     words = CountVectorizer(token_pattern=r"\w+|[^\w\s]", max_features=4_000)
     words.fit(row[name] for row in train for name in ("response_a", "response_b"))
 
