@@ -25,17 +25,18 @@ class OptimizerConfig:
     """AdamW and its schedule."""
 
     kind: Literal["adamw", "adamw_8bit"] = "adamw"
-    """adamw_8bit keeps its state in 8 bit (bitsandbytes)."""
+    """adamw_8bit keeps the state of AdamW in 8 bits (bitsandbytes)."""
     learning_rate: float = 2e-4
     head_learning_rate: float | None = None
-    """Of the head, where it is to learn at another rate than the adapter."""
+    """Maximum learning rate of the head; by default that of the adapter."""
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_fraction: float = 0.025
     """Share of the steps over which the learning rate rises linearly."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How it falls afterwards."""
+    """How the learning rate falls after the warm-up."""
     max_grad_norm: float = 1.0
+    """Gradients are scaled down to this common norm."""
 
     def __post_init__(self) -> None:
         check_positive("optimizer.learning_rate", self.learning_rate)
@@ -48,20 +49,20 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What is minimized."""
+    """The loss."""
 
     label_smoothing: float = 0.0
-    """Share of each label that is given to both responses alike."""
+    """Share of each label that is split evenly between both responses."""
     teachers: tuple[str, ...] = ()
-    """Predictions of other models on the train rows, folders of `score`, joined by id and averaged."""
+    """Folders of `score` with predictions of other models on the train rows; joined by id and averaged."""
     teacher_weight: float = 0.9
-    """Share of the teachers in the loss of the rows that they have; the vote has the rest."""
+    """Share of the teachers in the loss of a row that they have; the vote has the rest."""
     teacher_temperature: float = 5.0
-    """What log-odds of teachers and student are divided by before they are compared."""
+    """The log-odds of teachers and student are divided by this before they are compared."""
     swap_consistency_weight: float = 0.0
-    """Weight of a term that pulls the two orders of a pair together."""
+    """Weight of a term that pulls the predictions of the two orderings of a pair together."""
     source_weights: dict[str, float] = field(default_factory=dict)
-    """Weight of the rows of a source in the loss; of those that are not named it is 1."""
+    """Weight of the rows of a source in the loss; 1 for sources that are not named."""
 
     def __post_init__(self) -> None:
         check(0 <= self.label_smoothing < 1, "objective.label_smoothing", self.label_smoothing, "in [0, 1)")
@@ -94,41 +95,41 @@ class TrainConfig:
     epochs: float = 1.0
     """Passes over the train rows."""
     max_steps: int | None = None
-    """Stop after so many optimizer steps."""
+    """Stop after this many optimizer steps."""
     pairs_per_step: int = 16
-    """Pairs of one optimizer step over all workers, whatever their number."""
+    """Pairs of one optimizer step, over all workers."""
     orders: Orders = "both"
-    """both: each pair in both orderings within the same step."""
+    """Orderings of each pair to train on. both: both orderings, in the same step."""
     layout: Layout | Literal["auto"] = "auto"
-    """auto: packed on a GPU, without padding, unless the family caps its attention scores; else padded."""
+    """auto: packed (without padding) on a GPU, unless the family soft-caps its attention; else padded."""
     token_budget: int = 16_384
-    """The most tokens of one forward pass on one worker."""
+    """The most tokens of one micro-batch."""
     micro_batches: int | None = None
-    """The fewest forward passes of a step over all workers; by default one a worker. Fix it to get the same
+    """The fewest micro-batches of a step, over all workers; by default one a worker. Fix it to get the same
     numbers from another number of workers."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of activations: bf16 where the GPU has it, else fp32."""
+    """Of activations. auto: bf16 where the GPU has it, else fp32."""
     quantization: Literal["auto", "int8", "nf4", "none"] = "auto"
     """Of the frozen base; auto keeps what the folder holds and makes an unquantized one int8."""
     int8_activations: bool = False
-    """Multiply int8 weights by activations in int8, as LLM.int8() does, instead of by activations as they
-    are. Slower, and the result of a row depends on its neighbours."""
+    """Quantize activations too, as LLM.int8() does. Slower, and the result of a row depends on its batch."""
     gradient_checkpointing: bool = False
-    """Trade time for memory."""
+    """Run each layer again in the backward pass instead of keeping its activations: slower, less memory."""
     compile: Literal["auto", "yes", "no"] = "auto"
-    """Compile the model's layers, once at the start of every worker, which takes a minute or more. auto: on a
-    GPU, in the layout packed, for 100 steps or more."""
+    """Compile the model's layers at the start of every worker, which takes a minute or more. auto: on a GPU,
+    with the packed layout, for 100 steps or more."""
     text: TextConfig = field(default_factory=TextConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     mix: dict[str, float] = field(default_factory=dict)
-    """Share of the rows of a source that every epoch has, above 1 for repeats; of others all, once."""
+    """Share of the rows of a source that every epoch has, above 1 to repeat rows; 1 for sources that are not
+    named."""
     allow_leakage: bool = False
-    """Go on where a prompt stands both in train and in valid, which makes the valid metrics too good."""
+    """Train even if a prompt is both in train and in valid, which makes the valid metrics too good."""
     loss_spike: float = 5.0
-    """Stop where the loss of a step is over so many times the median of the 50 steps before it."""
+    """Stop if the loss of a step is more than this many times the median of the 50 steps before it."""
     tensorboard: bool = True
     """Write event files for TensorBoard to OUTPUT/tensorboard."""
     wandb: str | None = None
