@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsdm_ray.data import sources
-from wsdm_ray.data.published import FORMATS, chosen_is_a, read_published
+from wsdm_ray.data.formats import FORMATS
+from wsdm_ray.data.published import chosen_is_a, read_published
 from wsdm_ray.errors import DataError
 
 
