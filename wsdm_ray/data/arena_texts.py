@@ -1,7 +1,7 @@
 """Prompts and answers of the arena, put together from the phrases of a language.
 
-`words` are random numbers, one a sentence; `asked` are the six numbers that decide what is asked. Not covered:
-how they are drawn (`arena`).
+`words` are random numbers, one a sentence; `asked` are the six numbers that decide what is asked.
+Not covered: how they are drawn (`arena`).
 """
 
 from collections.abc import Iterator
