@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 # From the bottom to the top: a module imports from its own part and from the rows above its own.
 LAYERS = (
-    ("errors", "legacy", "schema"),
+    ("errors", "legacy", "schema", "statistics"),
     ("config",),
     ("presets",),
     ("storage", "telemetry"),
@@ -29,7 +29,9 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 RAY = {
     "wsdm_ray.scoring.pipeline",
     "wsdm_ray.scoring.replica",
+    "wsdm_ray.training.progress",
     "wsdm_ray.training.runner",
+    "wsdm_ray.training.worker",
     "wsdm_ray.telemetry",
 }
 TORCH = {"modeling", "scoring", "training"}

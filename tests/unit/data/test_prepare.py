@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from wsdm_ray.config import Columns, PrepareConfig
 from wsdm_ray.data import sources
 from wsdm_ray.data.arena import arena_batches
-from wsdm_ray.data.cleaning import normalized
 from wsdm_ray.data.prepare import prepare
 from wsdm_ray.errors import ConfigError, DataError, RunMismatchError, StorageError
+from wsdm_ray.text.groups import prompt_group_key
 
 
 def vote(number: int, **values) -> dict:
@@ -61,7 +61,7 @@ def test_arena_to_shards(tmp_path):
     train, valid = read(tmp_path / "out/train"), read(tmp_path / "out/valid")
     assert counts["kept"] == {"train": len(train), "valid": len(valid)}
     assert abs(len(valid) - 600) < 20
-    prompts = [{normalized(row["prompt"]) for row in rows} for rows in (train, valid)]
+    prompts = [{prompt_group_key(row["prompt"]) for row in rows} for rows in (train, valid)]
     assert not prompts[0] & prompts[1]
     assert counts["prompt_groups"] == {"train": len(prompts[0]), "valid": len(prompts[1])}
     original = {row["id"]: row for row in votes.to_pylist()}
@@ -158,12 +158,13 @@ def test_input_rows_are_kept_or_counted(tmp_path_factory, votes, fraction, ties,
     kept = both(tmp_path)
     assert len(kept) == sum(counts["kept"].values()) == len({row["id"] for row in kept})
     keys = collections.Counter(
-        (normalized(row["prompt"]), *sorted((row["response_a"], row["response_b"]))) for row in kept
+        (prompt_group_key(row["prompt"]), *sorted((row["response_a"], row["response_b"]))) for row in kept
     )
     assert set(keys.values()) == {1}, "every pair once"
-    assert not {prompt for prompt, *_ in keys} & {normalized(prompt) for prompt in known}
+    assert not {prompt for prompt, *_ in keys} & {prompt_group_key(prompt) for prompt in known}
     sides = [
-        {normalized(row["prompt"]) for row in read(tmp_path / "out" / side)} for side in ("train", "valid")
+        {prompt_group_key(row["prompt"]) for row in read(tmp_path / "out" / side)}
+        for side in ("train", "valid")
     ]
     assert not sides[0] & sides[1]
     for row in kept:

@@ -20,9 +20,9 @@ from wsdm_ray.errors import ConfigError, DataError, RunMismatchError
 from wsdm_ray.evaluation.ensemble import combine_sets, cross_fit, ensemble, fit_weights
 from wsdm_ray.evaluation.evaluate import evaluate
 from wsdm_ray.evaluation.join import read_predictions
-from wsdm_ray.evaluation.metrics import agreement, cross_entropy
 from wsdm_ray.evaluation.temperature import apply_temperature, fit_temperature
 from wsdm_ray.schema import predictions_schema
+from wsdm_ray.statistics import agreement, cross_entropy
 
 GRID = 2.0**-24
 
