@@ -125,7 +125,7 @@ def preset_option() -> Option:
     return Option(
         flag="--preset",
         group="Model",
-        text="A whole config to start from; the other options change it, and none is needed.",
+        text="A whole config to start from; other options change it.",
         metavar="NAME",
         choices=tuple(sorted(PRESETS)),
         example="--preset gemma2_9b",
