@@ -85,7 +85,7 @@ def load_fused_classifier(
     folder = local_copy(folder)
     manifest = read_manifest(folder)
     assert manifest.head is not None
-    products = precision if precision in ("int8", "fp8") else "none"
+    products = f"w8a8-{precision}" if precision in ("int8", "fp8") else "none"
     device, dtype = device_and_dtype("auto" if products != "none" else precision, device)
     if manifest.kind == "adapter":
         found = read_base(local_base(folder, manifest, base, verify))
@@ -109,7 +109,7 @@ def make_fused_decoder(
         functools.partial(merged.parameter, device=device),
         merged.base.config,
         meta_model(merged.base.config).get_submodule("model.rotary_emb"),
-        rows=functools.partial(merged.rows, precision=precision, device=device),
+        quantized_weight=functools.partial(merged.rows, precision=precision, device=device),
         precision=precision,
         device=device,
         dtype=dtype,

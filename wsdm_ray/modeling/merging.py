@@ -109,9 +109,7 @@ def quantized(weight: torch.Tensor, precision: str, dtype: torch.dtype) -> dict[
     from bitsandbytes import functional
 
     if precision in IN_ROWS:
-        return stored_rows(
-            quantize_weight(weight, TYPES[IN_ROWS[precision]], spread=precision == "int8-rows")
-        )
+        return stored_rows(quantize_weight(weight, TYPES[f"w8a8-{IN_ROWS[precision]}"]))
     if precision == "int8":
         values, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
         return {"weight": values, "SCB": scales, "weight_format": torch.tensor(0, dtype=torch.uint8)}
@@ -411,7 +409,7 @@ class Merged:
         """A weight in the rows that it is stored in; None where that is not so, where another precision is
         asked for, or where an adapter changes it."""
         layer = self.base.layer_of(name)
-        if layer is None or IN_ROWS.get(self.base.quantization) != precision:
+        if layer is None or f"w8a8-{IN_ROWS.get(self.base.quantization)}" != precision:
             return None
         if any(layer in adapter.scales for adapter in self.adapters):
             return None

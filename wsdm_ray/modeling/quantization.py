@@ -456,7 +456,7 @@ def fused_states(
     if device == "cuda" and torch.cuda.get_device_capability() < LEAST_CAPABILITY[precision]:
         device = "cpu"
     stack = make_fused_decoder(
-        Merged(base=read_base(folder)), precision, device, device_and_dtype("auto", device)[1]
+        Merged(base=read_base(folder)), f"w8a8-{precision}", device, device_and_dtype("auto", device)[1]
     )
     tokens_T, positions_T = (
         torch.from_numpy(each.reshape(-1)).to(device) for each in (layout.tokens_BT, layout.positions_BT)

@@ -19,7 +19,8 @@ from wsdm_ray.errors import ModelError
 from wsdm_ray.modeling.attention import AttentionBackend, Heads
 from wsdm_ray.modeling.classifier import load_network
 from wsdm_ray.modeling.families import FAMILIES, shape_of
-from wsdm_ray.modeling.fused_decoder import FusedDecoder, rotate
+from wsdm_ray.modeling.fused_decoder import FusedDecoder
+from wsdm_ray.modeling.fused_layer import rotate
 from wsdm_ray.modeling.quantized_linear import (
     LinearWeight,
     QuantizedTensor,
@@ -126,12 +127,12 @@ def test_any_lengths(network, lengths, kind):
     )
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_quantized_products_are_near_and_do_not_depend_on_neighbours(network, precision):
+@pytest.mark.parametrize("precision", ["w8a8-int8", "w8a8-fp8"])
+def test_quantized_linears_are_near_and_do_not_depend_on_neighbours(network, precision):
     pairs = pairs_of(LENGTHS)
     stack = stack_of(network, precision)
     found, exact = in_one_pass(stack, "shared", pairs), one_at_a_time(network, pairs)
-    near = {"int8": 0.1, "fp8": 0.5}[precision]
+    near = {"w8a8-int8": 0.1, "w8a8-fp8": 0.5}[precision]
     assert np.abs(found - exact).max() < near * exact.std()
     alone = pairs_of(LENGTHS[:3])
     np.testing.assert_allclose(in_one_pass(stack, "shared", alone), found[:6], atol=1e-5)
@@ -179,7 +180,7 @@ def test_one_row_of_a_pass():
     assert [round_up_to_block(tokens) for tokens in (0, 1, 128, 129)] == [0, 128, 128, 256]
 
 
-@pytest.mark.parametrize("precision", ["none", "int8"])
+@pytest.mark.parametrize("precision", ["none", "w8a8-int8"])
 def test_one_compilation_serves_all_layers_and_passes(precision, family_model):
     network = plain_network(family_model("gemma3_text", layers=5))
     stack = stack_of(network, precision)
@@ -189,7 +190,7 @@ def test_one_compilation_serves_all_layers_and_passes(precision, family_model):
     assert len(set(stack.stack.shape.layer_types)) == 2
     with torch.inference_mode():
         first = stack(in_one_row(lay_out("shared", *passed(LENGTHS)), 1024)).numpy()
-        assert counter.frame_count == 3, "project, go_on, and finish on the last tokens"
+        assert counter.frame_count == 3, "qkv_projection, mlp_and_next_qkv, and mlp_block on the last tokens"
         stack(in_one_row(lay_out("packed", *passed(LENGTHS[:2])), 1024))
         stack(in_one_row(lay_out("padded", *passed(LENGTHS[:1])), 1024))
         stack(
@@ -202,7 +203,7 @@ def test_one_compilation_serves_all_layers_and_passes(precision, family_model):
 
 
 class Rotating:
-    """Sight that rotates queries itself, as the kernel on GPUs does; its output in 8 bit if wanted."""
+    """Attention that rotates queries itself, as the kernel on GPUs does; its output in 8 bits if wanted."""
 
     rotates = True
 
@@ -216,21 +217,21 @@ class Rotating:
         return QuantizedTensor(*quantize_rows(out, torch.float8_e4m3fn)) if self.float8 else out
 
 
-@pytest.mark.parametrize("precision", ["none", "fp8"])
+@pytest.mark.parametrize("precision", ["none", "w8a8-fp8"])
 def test_attention_that_rotates_queries_and_gives_float8(network, precision, monkeypatch):
-    stack, pairs, float8 = stack_of(network, precision), pairs_of(LENGTHS), precision == "fp8"
+    stack, pairs, float8 = stack_of(network, precision), pairs_of(LENGTHS), precision == "w8a8-fp8"
     expected, attention_backend = in_one_pass(stack, "shared", pairs), stack.attention_backend
     monkeypatch.setattr(
         stack, "attention_backend", lambda layout: Rotating(attention_backend(layout), float8)
     )
     found = in_one_pass(stack, "shared", pairs)
-    near = 0.25 if float8 else 1e-5  # products of rows that come in 8 bit are bfloat16
+    near = 0.25 if float8 else 1e-5  # linear layers of 8-bit inputs return bfloat16
     assert np.abs(found - expected).max() < near * expected.std()
     counter = CompileCounter()
     stack.stack.compile_layers(counter)
     np.testing.assert_allclose(in_one_pass(stack, "shared", pairs), found, atol=1e-5)
     in_one_pass(stack, "shared", pairs)
-    assert counter.frame_count == 3, "project, go_on, and finish on the last tokens"
+    assert counter.frame_count == 3, "qkv_projection, mlp_and_next_qkv, and mlp_block on the last tokens"
 
 
 def test_some_rows_by_hand():
@@ -293,10 +294,10 @@ def test_rows_in_8_bit_by_hand():
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_no_product_of_normed_rows_is_past_its_float8_scale(bias):
+def test_no_output_of_normed_rows_exceeds_its_float8_scale(bias):
     torch.manual_seed(0)
     biases = [2 * torch.randn(24)] if bias else []
-    weight, norm = pack_weight([torch.randn(24, 64)], biases, "fp8"), torch.rand(64) + 0.5
+    weight, norm = pack_weight([torch.randn(24, 64)], biases, "w8a8-fp8"), torch.rand(64) + 0.5
     exact = weight.values[-8:].float() * weight.scale[-8:, None]
     worst = rms_norm(exact * norm, norm, 0.0)  # along each row of the weight
     scale = float8_scale(weight, norm, 8)
@@ -305,8 +306,8 @@ def test_no_product_of_normed_rows_is_past_its_float8_scale(bias):
     assert float8_scale(weight, 2 * norm, 8) > scale
 
 
-@pytest.mark.parametrize(("precision", "near"), [("none", 1e-6), ("int8", 0.02), ("fp8", 0.06)])
-def test_products_of_fused_weights(precision, near):
+@pytest.mark.parametrize(("precision", "near"), [("none", 1e-6), ("w8a8-int8", 0.02), ("w8a8-fp8", 0.06)])
+def test_fused_weights_are_the_separate_layers(precision, near):
     torch.manual_seed(0)
     parts = [nn.Linear(64, size) for size in (32, 48)]
     x = torch.randn(40, 64)

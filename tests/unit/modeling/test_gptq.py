@@ -75,7 +75,7 @@ def test_a_balanced_layer_is_the_same_function(family_model, tmp_path, family):
     base = uneven(family_model(family, 64), tmp_path / "base")
     stack = make_fused_decoder(Merged(base=read_base(str(base))), "none", "cpu", torch.float32)
     batch = one_pass(encoded(base, 1, 3))
-    layer, before = stack.layers[0], {}
+    layer, before = stack.fused_layers()[0], {}
     x_TD = stack.embed(torch.from_numpy(batch.tokens_BT.reshape(-1)))
     expected = run_layer(x_TD, batch, stack, layer, 0, before)
     kept = {product: each.clone() for product, each in before.items()}
@@ -100,7 +100,7 @@ def test_run_layer_is_the_stacks_layer(family_model, family):
         torch.from_numpy(each.reshape(-1)) for each in (batch.tokens_BT, batch.positions_BT)
     )
     x_TD = stack.embed(tokens_T)
-    for number, layer in enumerate(stack.layers):
+    for number, layer in enumerate(stack.fused_layers()):
         x_TD = run_layer(x_TD, batch, stack, layer, number, {})
     attention = DenseAttention(batch, set(stack.shape.layer_types), stack.shape.window, "cpu")
     expected = stack(tokens_T, positions_T, attention, torch.arange(len(tokens_T)))
@@ -139,7 +139,7 @@ def test_rounded_rows_are_nearer_on_such_inputs(rows, columns, rank, seed):
     inputs = inputs + 0.1 * torch.randn(400, columns, generator=generator)
     found, plain = (
         gptq_round(weight.clone(), inputs.T @ inputs),
-        quantize_weight(weight, torch.int8, spread=True),
+        quantize_weight(weight, torch.int8),
     )
     torch.testing.assert_close(found.scale, plain.scale)
     assert found.values.dtype == torch.int8
@@ -152,7 +152,7 @@ def test_rounded_rows_are_nearer_on_such_inputs(rows, columns, rank, seed):
 @pytest.mark.parametrize("moments", [torch.eye(192), torch.zeros(192, 192)])
 def test_inputs_that_say_nothing_leave_the_nearest(moments):
     weight = torch.randn(5, 192, generator=torch.Generator().manual_seed(1))
-    found, plain = gptq_round(weight.clone(), moments), quantize_weight(weight, torch.int8, spread=True)
+    found, plain = gptq_round(weight.clone(), moments), quantize_weight(weight, torch.int8)
     assert torch.equal(found.values, plain.values)
 
 
@@ -231,7 +231,7 @@ def test_a_calibrated_checkpoint_is_nearer(family_model, tmp_path, family):
     batch = one_pass(encoded(base, 2, 30))
     exact = states_of(base, batch, "none")
     near, plain = (
-        float((states_of(tmp_path / name, batch, "int8") - exact).square().mean().sqrt())
+        float((states_of(tmp_path / name, batch, "w8a8-int8") - exact).square().mean().sqrt())
         for name in ("near", "plain")
     )
     assert 0 < near < 0.75 * plain

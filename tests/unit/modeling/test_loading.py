@@ -160,6 +160,6 @@ def test_what_a_network_of_transformers_cannot_run(folders):
 def test_a_layer_that_was_left_out_of_quantizing_has_no_rows(folders):
     base = read_base(folders["full_fp8"])
     name = f"{sorted(base.linears)[0]}.weight"
-    assert Merged(base=base).rows(name, "fp8") is not None
+    assert Merged(base=base).rows(name, "w8a8-fp8") is not None
     places = base.places | {name: {"weight": base.places[name]["weight"]}}
-    assert Merged(base=dataclasses.replace(base, places=places)).rows(name, "fp8") is None
+    assert Merged(base=dataclasses.replace(base, places=places)).rows(name, "w8a8-fp8") is None
