@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format clean
+.PHONY: help install quickstart test test-gpu lint format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,12 @@ quickstart: $(STAMP)  ## Votes, a trained classifier, every pair scored, a repor
 # Two files at a time: what the tests of a file share is made once.
 test: $(STAMP)  ## Run every test that this machine can run
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# With any Python that has torch, Triton, transformers and pytest: PYTHON=... names it; no .venv is made.
+# The files outside tests/gpu compile or interpret kernels where there is no GPU, and run them on one here.
+test-gpu:  ## Run the tests that need a GPU, with PYTHON
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . \
+		tests/gpu tests/unit/modeling/test_*_kernel*.py
 
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check

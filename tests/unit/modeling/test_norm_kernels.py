@@ -20,6 +20,7 @@ from wsdm_ray.modeling.quantized_linear import (
     LinearWeight,
     QuantizedTensor,
     add_rms_norm,
+    fit_to_device,
     gated_linear,
     hadamard,
     hadamard_rotate,
@@ -156,6 +157,20 @@ def test_gate_and_up_in_one(precision, activation, device):
     fused, plain = both_ways([gate, up], precision, device, gated=True)
     found = gated_linear(rows, fused, activation=activation)
     close(found, expected_gated(expected_linear(rows, plain), activation=activation))
+
+
+@pytest.mark.parametrize("precision", ["w8a8-int8", "w8a8-fp8"])
+def test_a_weight_that_moves_to_another_kind_of_device(precision, device, monkeypatch):
+    gates = [normal(256, 384, device=device) for _ in range(2)]
+    fused, plain = both_ways(gates, precision, device, gated=True)
+    assert not torch.equal(fused.values.view(torch.uint8), plain.values.view(torch.uint8))
+    again = fit_to_device(plain, torch.bfloat16, gated=True)
+    monkeypatch.setattr(quantized_linear, "on_hopper", lambda device: False)
+    left = fit_to_device(fused, torch.bfloat16, gated=True)
+    for found, expected in ((again, fused), (left, plain)):
+        assert found.fused == expected.fused
+        assert torch.equal(found.values.view(torch.uint8), expected.values.view(torch.uint8))
+        assert torch.equal(found.scale, expected.scale)
 
 
 @pytest.mark.parametrize("columns", [27_648, 14_336, 576, 640, 48])
