@@ -35,11 +35,10 @@ class ScoreConfig:
     adaptive_threshold: float = 0.2
     """adaptive: a row is in doubt if its probability is less than this from 0.5."""
     precision: Precision = "auto"
-    """auto: w8a8-int8 on H100 and H200, w8a8-fp8 on other GPUs that have it, else w8a8-int8 or bnb-int8; fp32
-    on a CPU. fp32, bf16, w8a8-int8 and w8a8-fp8 merge the adapter in float32. w8a8-int8 and w8a8-fp8 have one
-    scale for each row of weights and activations; a model stored in one of them keeps it. bnb-int8 and nf4
-    (bitsandbytes) keep the adapter beside the base, which takes the least memory for several adapters of one
-    base."""
+    """auto: fp32 on a CPU; w8a8-int8 on H100 and H200; on other GPUs the first of w8a8-fp8, w8a8-int8 and
+    bnb-int8 that the GPU has. fp32, bf16, w8a8-int8 and w8a8-fp8 merge the adapter in float32; w8a8 is 8-bit
+    weights and activations with a scale for each row. bnb-int8 and nf4 are bitsandbytes', with the adapter
+    beside the base: the least memory for several adapters of one base."""
     layout: Layout | Literal["auto"] = "auto"
     """auto: shared (the prompt once for both orderings) on a GPU in bf16, w8a8-int8 and w8a8-fp8; else
     padded."""

@@ -94,7 +94,7 @@ def make_fused_decoder(
         functools.partial(merged.parameter, device=device),
         merged.base.config,
         meta_model(merged.base.config).get_submodule("model.rotary_emb"),
-        rows=functools.partial(merged.rows, precision=precision, device=device),
+        quantized_weight=functools.partial(merged.rows, precision=precision, device=device),
         precision=precision,
         device=device,
         dtype=dtype,

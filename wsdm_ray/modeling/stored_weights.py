@@ -27,7 +27,7 @@ def quantized(weight: torch.Tensor, precision: str, dtype: torch.dtype) -> dict[
     from bitsandbytes import functional
 
     if precision in W8A8:
-        return stored_rows(quantize_weight(weight, TYPES[precision], spread=precision == "w8a8-int8"))
+        return stored_rows(quantize_weight(weight, TYPES[precision]))
     if precision == "bnb-int8":
         values, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
         return {"weight": values, "SCB": scales, "weight_format": torch.tensor(0, dtype=torch.uint8)}

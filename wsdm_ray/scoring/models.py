@@ -279,7 +279,7 @@ class BatchMemory:
             written = weight.values.dtype == torch.int8 and not weight.fused
             return 4 * len(weight.values) if written else 0
 
-        shape, layer = stack.shape, stack.layers[0]
+        shape, layer = stack.shape, stack.fused_layers()[0]
         itemsize = stack.embedding_VD.element_size()
         in_8_bit = layer.qkv.scale is not None
         qkv, heads = len(layer.qkv.values), shape.num_heads * shape.head_dim

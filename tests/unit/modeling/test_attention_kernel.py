@@ -14,7 +14,8 @@ from wsdm_ray.config import HeadConfig
 from wsdm_ray.modeling import attention
 from wsdm_ray.modeling.attention import BLOCK, SOFTCAPPED, BlockSparseAttention, DenseAttention, Heads, Tiling
 from wsdm_ray.modeling.classifier import load_network
-from wsdm_ray.modeling.fused_decoder import FusedDecoder, rotate
+from wsdm_ray.modeling.fused_decoder import FusedDecoder
+from wsdm_ray.modeling.fused_layer import rotate
 from wsdm_ray.modeling.quantized_linear import QuantizedTensor, on_hopper
 from wsdm_ray.modeling.scorers import FusedClassifier, in_one_row
 from wsdm_ray.packing.layouts import lay_out

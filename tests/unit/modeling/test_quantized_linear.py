@@ -1,4 +1,4 @@
-"""Products in 8 bit: near the exact ones, also where a few columns are far larger than the others."""
+"""8-bit linear layers: near the exact ones, also where a few columns are far larger than the others."""
 
 import gc
 import weakref
@@ -11,7 +11,7 @@ from wsdm_ray.modeling.quantized_linear import hadamard, hadamard_rotate, linear
 
 
 def error(x: Tensor, weight: Tensor, precision: str) -> float:
-    """How far the products are from exact ones, relative to these."""
+    """The distance of the outputs from exact ones, relative to these."""
     exact = x @ weight.t()
     return float((linear(x, pack_weight([weight], [], precision)) - exact).norm() / exact.norm())
 
@@ -27,8 +27,8 @@ def test_blocks_fill_the_columns(columns, block):
     assert set(matrix.unique().tolist()) <= {-1.0, 1.0}
     torch.testing.assert_close(matrix @ matrix.t(), block * torch.eye(block))
     x, weight = normal(3, columns), normal(5, columns)
-    spread = hadamard_rotate(x, matrix) @ hadamard_rotate(weight, matrix).t() / block
-    torch.testing.assert_close(spread, x @ weight.t(), atol=1e-3, rtol=1e-4)
+    rotated = hadamard_rotate(x, matrix) @ hadamard_rotate(weight, matrix).t() / block
+    torch.testing.assert_close(rotated, x @ weight.t(), atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("precision", "near"), [("none", 1e-6), ("w8a8-int8", 0.02), ("w8a8-fp8", 0.05)])

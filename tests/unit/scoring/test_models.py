@@ -224,7 +224,7 @@ def test_what_a_pass_of_a_stack_takes(specs, precision, sums):
 def test_kernels_write_out_less(specs):
     network, _ = load_fused_classifier(specs["first"].folder, precision="w8a8-int8")
     first = network.stack.layers[0]
-    first.qkv, first.gate_up = (each._replace(fused=True) for each in (first.qkv, first.gate_up))
+    first.qkv.fused = first.gate_up.fused = True
     # Neither sums in int32 nor gate and up: attention, whose product has 64 rows, is the widest.
     assert BatchMemory.of(network, "shared").token == (2 * 4 + 4) * 32 + 4 * (32 + 2 * 64 + 32) + 32
 
