@@ -153,8 +153,9 @@ def test_killed_processes_change_nothing(classifier, monkeypatch, int8_base, pre
     thread.start()
     before: list[dict] = []
     for name, killed in victims.items():
-        checkpoints = output / "_checkpoints" / "run"
-        before = wait_for(lambda known=before: failed or steps_kept(checkpoints, beyond=known))
+        before = wait_for(
+            lambda known=before: failed or steps_kept(output / "_checkpoints" / "run", beyond=known)
+        )
         assert not failed
         os.kill(wait_for(lambda name=name: pids_of(name))[0], signal.SIGKILL)
         killed.touch()
