@@ -10,7 +10,7 @@ import pytest
 import tyro
 
 from jobs._main import main
-from jobs.train import take_preset
+from jobs._parse import parse, take_preset
 from wsdm_ray.config import ObjectiveConfig, TrainConfig, to_dict
 from wsdm_ray.errors import ConfigError
 from wsdm_ray.presets import PRESETS
@@ -109,10 +109,10 @@ def test_any_field_of_a_preset_can_be_given_anew():
 def test_unknown_names_are_told_their_nearest(capsys):
     with pytest.raises(ConfigError, match=r"^--preset gema2_9b: did you mean gemma2_9b\?") as caught:
         take_preset(["--preset", "gema2_9b", "--base", "b", "--train", "t", "--output", "o"])
-    with pytest.raises(ConfigError, match="--preset stands twice"):
-        take_preset(["--preset", "tiny", "--base", "b", "--preset=tiny"])
+    with pytest.raises(ConfigError, match="--preset is given twice"):
+        parse(TrainConfig, ["--preset", "tiny", "--base", "b", "--preset=tiny"])
     assert caught.value.exit_status == 2
-    arguments = ["--preset", "tiny", "--base", "b", "--train", "t", "--output", "o", "--lora.rr", "3"]
-    preset, rest = take_preset(arguments)
-    assert main(lambda config: pytest.fail("ran"), TrainConfig, rest, default=preset) == 2
-    assert "--lora.r" in "".join(capsys.readouterr())
+    given = ["--preset", "tiny", "--base", "b", "--train", "t", "--output", "o"]
+    assert parse(TrainConfig, given) == PRESETS["tiny"](base="b", train=("t",), output="o")
+    assert main(lambda config: pytest.fail("ran"), TrainConfig, [*given, "--lora.rr", "3"]) == 2
+    assert "did you mean --lora.r?" in "".join(capsys.readouterr())

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
 from wsdm_ray.schema import MODEL_A, MODEL_B, Ordering, first_ordering, predictions_schema
+from wsdm_ray.statistics import Floats
 from wsdm_ray.storage import list_files, open_parquet
 from wsdm_ray.text.groups import prompt_group_key
 
 __all__ = ["Joined", "join_by_id", "read_pairs", "read_predictions", "read_votes"]
-
-Floats = NDArray[np.float64]
 
 pc: Any = pyarrow.compute  # its functions are made at import, unseen by type checkers
 

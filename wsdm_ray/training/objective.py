@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from wsdm_ray import statistics
+
 __all__ = [
     "agreement",
     "cross_entropy",
@@ -100,14 +102,12 @@ def valid_metrics(log_odds_NO: np.ndarray, prob_a_N: np.ndarray) -> dict[str, fl
         log_odds_NO: float [N, orderings], that the given response_a wins.
         prob_a_N: float [N], labels; a soft one agrees with each side by its share, as in `evaluate`.
     """
-    p = 0.5 + 0.5 * np.tanh(0.5 * log_odds_NO.astype(np.float64)).mean(axis=1)  # a sigmoid without overflow
-    agree = agreement(torch.from_numpy(p - 0.5), torch.from_numpy(prob_a_N.astype(np.float64))).numpy()
-    clipped = np.clip(p, 1e-7, 1 - 1e-7)
-    log_loss = -(prob_a_N * np.log(clipped) + (1 - prob_a_N) * np.log1p(-clipped)).mean()
-    n, accuracy, z = len(p), float(agree.mean()), 1.959964
-    centre, spread = (
-        accuracy + z * z / (2 * n),
-        z * np.sqrt(accuracy * (1 - accuracy) / n + (z / (2 * n)) ** 2),
-    )
-    interval = [float((centre - spread) / (1 + z * z / n)), float((centre + spread) / (1 + z * z / n))]
-    return {"rows": n, "accuracy": accuracy, "accuracy_ci95": interval, "log_loss": float(log_loss)}
+    prob_N = 0.5 + statistics.centered_sigmoid(log_odds_NO).mean(axis=1)
+    accuracy = float(statistics.agreement(prob_N, prob_a_N).mean())
+    low, high = statistics.wilson_interval(accuracy, len(prob_N))
+    return {
+        "rows": len(prob_N),
+        "accuracy": accuracy,
+        "accuracy_ci95": [float(low), float(high)],
+        "log_loss": float(statistics.cross_entropy(prob_N, prob_a_N).mean()),
+    }

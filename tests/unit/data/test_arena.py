@@ -1,6 +1,7 @@
 """The arena: reproducible rows, stated probabilities, and a signal that a small model can find."""
 
 import collections
+import hashlib
 import json
 
 import numpy as np
@@ -59,6 +60,17 @@ def test_a_row_depends_on_seed_and_index_alone():
     assert len(longer) == BLOCK_ROWS + 300
     other = pa.concat_tables(arena_batches(7, seed=6, lengths="short"))
     assert other["prompt"].to_pylist() != longer["prompt"].to_pylist()[:7]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "digest"),
+    [("real", "1c948e14e719da15"), ("short", "f031a5d0716ebdc1")],
+)
+def test_rows_stay_what_they_were(lengths, digest):
+    """Published figures are of these rows: a changed draw, order or phrase shows."""
+    (votes,) = arena_batches(50, seed=0, lengths=lengths)
+    texts = votes.drop_columns("best_prob_a").to_pylist()
+    assert hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16] == digest
 
 
 def test_votes_follow_their_probabilities(votes):
