@@ -1,7 +1,7 @@
 """Writes modules.md: every module of the repository with the first sentence of its docstring.
 
-    python docs/module_map.py            write it
-    python docs/module_map.py --check    exit with 1 where it is not up to date
+python docs/module_map.py            write it
+python docs/module_map.py --check    exit with 1 where it is not up to date
 """
 
 import ast
