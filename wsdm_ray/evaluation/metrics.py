@@ -43,9 +43,9 @@ def squared_error(prob_N: Floats, label_N: Floats) -> Floats:
 
 
 def position_shift(prob_ab_N: Floats, prob_ba_N: Floats) -> Floats:
-    """What standing first adds to a response's probability, by row; its mean is the position bias.
+    """What coming first adds to a response's probability, by row; its mean is the position bias.
 
-    Both are probabilities of the given response_a, which stands first in `ab` and second in `ba`, so half
+    Both are probabilities of the given response_a, which comes first in `ab` and second in `ba`, so half
     their difference is positive where the first response is favoured. NaN where an ordering was not run.
     """
     return (prob_ab_N - prob_ba_N) / 2
@@ -198,7 +198,7 @@ def measure(
 
     Returns:
         `rows`, then `accuracy` (expected agreement, 0..1), `log_loss` (nats), `brier`, `position_bias` (in
-        probability; positive: the response that stands first is favoured), `flip_rate` (0..1) and `auc`, each
+        probability; positive: the response that comes first is favoured), `flip_rate` (0..1) and `auc`, each
         with its `…_ci95` of `[low, high]`, and `ece` (15 bins of equal mass). None where not defined: `auc`
         of one class only, the two of position where no row was scored in both orderings.
     """

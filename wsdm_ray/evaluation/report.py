@@ -32,7 +32,7 @@ MOST_CHARACTERS = 6_000
 MOST_LINES = 12
 """A chart by language, length or source has at most so many lines; metrics.json has them all."""
 LEAST_ROWS = 20
-"""A line of such a chart stands for at least so many rows."""
+"""A line of such a chart has at least so many rows."""
 MOST_SETTINGS = 80
 """The page lists at most so many settings of the run."""
 

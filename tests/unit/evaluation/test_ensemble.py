@@ -171,7 +171,9 @@ def test_submission(tmp_path):
 def test_a_submission_needs_every_row(tmp_path):
     first = write(tmp_path / "first", predicted(("x", 0.5), ("y", None)))
     given = config(tmp_path, (first,), submission=str(tmp_path / "out.csv"))
-    with pytest.raises(DataError, match=r"1 rows have an error .*\(id 'y'; .*first: prompt is null\); mend"):
+    with pytest.raises(
+        DataError, match=r"1 rows have an error .*\(id 'y'; .*first: prompt is null\); correct"
+    ):
         ensemble(given)
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.csv").exists()
