@@ -1,4 +1,4 @@
-"""What is minimized, and how well it does: small pure functions.
+"""The loss and its schedule: small pure functions.
 
 Of a step's P pairs, each in one or two orderings, S sequences in all: with the weight w of each row (mean 1
 over the train set), its label t, the teachers' probability q where they have one and their share a,
@@ -26,15 +26,15 @@ __all__ = [
 ]
 
 
-def targets_of(prob_a: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
-    """Probability that the response that stands first wins: float32 [P * orderings], pair by pair.
+def targets_of(prob_a: np.ndarray, orderings: tuple[int, ...]) -> np.ndarray:
+    """Probability that the first response wins: float32 [P * orderings], pair by pair.
 
     Args:
         prob_a: float [P], of each pair's given response_a; NaN stays NaN.
-        sides: the orderings (0 for ab, 1 for ba), as they stand in a pass.
+        orderings: 0 for ab, 1 for ba, in the order of the layout.
     """
     of_ordering = {0: prob_a, 1: 1 - prob_a}
-    return np.stack([of_ordering[side] for side in sides], axis=1).reshape(-1).astype(np.float32)
+    return np.stack([of_ordering[ordering] for ordering in orderings], axis=1).reshape(-1).astype(np.float32)
 
 
 def smoothed(target_S: Tensor, smoothing: float) -> Tensor:

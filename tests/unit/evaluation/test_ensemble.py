@@ -321,4 +321,4 @@ def test_command_line(tmp_path, two, capsys):
     assert (tmp_path / "s.csv").read_text() == "id,winner\nx,model_b\ny,model_a\nz,model_b\n"
     assert "3 rows in" in capsys.readouterr().out
     assert main(ensemble, EnsembleConfig, ["--predictions", *two, "--weights", "1", "--output", "x"]) == 2
-    assert "one for each of the 2 sets" in " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert "one for each of the 2 sets" in capsys.readouterr().err
