@@ -10,7 +10,7 @@ from wsdm_ray.config.train import Layout
 __all__ = ["PseudolabelConfig", "ScoreConfig"]
 
 ScoreOrders = Literal["both", "ab", "ba", "adaptive"]
-Precision = Literal["auto", "fp32", "bf16", "int8", "fp8", "bnb-int8", "nf4"]
+Precision = Literal["auto", "fp32", "bf16", "w8a8-int8", "w8a8-fp8", "bnb-int8", "nf4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class ScoreConfig:
     """auto: shared (the prompt once for both orderings) on a GPU in bf16, w8a8-int8 and w8a8-fp8; else
     padded."""
     token_budget: int | None = None
-    """The most tokens of one forward pass; halved for the rest of the run if memory runs out; by default
+    """The most tokens of one micro-batch; halved for the rest of the run if memory runs out; by default
     2,048 on a CPU, and on a GPU what its free memory allows up to 16,896. Example: --token-budget 8192"""
     max_tokens: int | None = None
     """The most tokens of one ordering; by default as many as in training. Example: --max-tokens 1024"""

@@ -18,21 +18,14 @@ from safetensors.torch import load_file, save_file
 from tests.unit.modeling import plain_loading
 from wsdm_ray.config import HeadConfig, LoraConfig, QuantizeConfig, TextConfig
 from wsdm_ray.errors import ConfigError, ModelError, RunMismatchError, StorageError, WsdmRayError
-from wsdm_ray.modeling.checkpoint import (
-    IN_ROWS,
-    MANIFEST,
-    Manifest,
-    folder_digest,
-    load_adapter,
-    load_adapter_weights,
-    load_classifier,
-    read_manifest,
-    resolve_precision,
-    save_classifier,
-    stored_quantization,
-)
+from wsdm_ray.modeling.adapter_io import load_adapter, load_adapter_weights
+from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.classifier import add_lora, load_network, ordering_logits, trainable_parameters
+from wsdm_ray.modeling.loading import load_classifier
+from wsdm_ray.modeling.manifest import MANIFEST, Manifest, folder_digest, read_manifest
+from wsdm_ray.modeling.precision import W8A8, resolve_precision
 from wsdm_ray.modeling.quantization import quantize
+from wsdm_ray.modeling.quantization_config import stored_quantization
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.text.encoding import PairEncoder
 
@@ -85,11 +78,11 @@ def folders(family_model: Callable[..., Path], tmp_path_factory: pytest.TempPath
     """Checkpoint folders of every kind, and bases; beside adapters NAME.npy, their logits before saving."""
     root = tmp_path_factory.mktemp("checkpoints")
     plain = family_model("gemma2", 64)
-    found = {"plain": plain, "int8": root / "int8", "nf4": root / "nf4"}
-    for precision in ("int8", "nf4"):
+    found = {"plain": plain, "bnb-int8": root / "bnb-int8", "nf4": root / "nf4"}
+    for precision in ("bnb-int8", "nf4"):
         quantize(QuantizeConfig(base=str(plain), output=str(found[precision]), precision=precision))
     for name, base, asked in (
-        ("adapter_int8", found["int8"], "auto"),
+        ("adapter_int8", found["bnb-int8"], "auto"),
         ("adapter_as_int8", plain, "auto"),
         ("adapter_nf4", found["nf4"], "auto"),
         ("adapter_plain", plain, "none"),
@@ -99,7 +92,7 @@ def folders(family_model: Callable[..., Path], tmp_path_factory: pytest.TempPath
         network = trained(base, manifest.quantization)
         save_classifier(network, str(base), str(found[name]), manifest)
         np.save(root / f"{name}.npy", logits_of(network, plain).numpy())
-    for precision in ("int8", "nf4", "bf16"):
+    for precision in ("bnb-int8", "nf4", "bf16"):
         found[f"full_{precision}"] = root / f"full_{precision}"
         quantize(
             QuantizeConfig(
@@ -111,8 +104,8 @@ def folders(family_model: Callable[..., Path], tmp_path_factory: pytest.TempPath
 
 
 ADAPTERS = ("adapter_int8", "adapter_as_int8", "adapter_nf4", "adapter_plain")
-FULL = ("full_int8", "full_nf4", "full_bf16")
-AS_TRAINED = {"int8": "bnb-int8", "nf4": "nf4", "none": "fp32"}
+FULL = ("full_bnb-int8", "full_nf4", "full_bf16")
+AS_TRAINED = {"bnb-int8": "bnb-int8", "nf4": "nf4", "none": "fp32"}
 
 RELOAD = """
 import json, socket, sys
@@ -124,7 +117,8 @@ socket.socket.connect = refuse
 import torch
 torch.set_num_threads(1)  # as in the process that tells what to expect
 from tests.unit.modeling.test_checkpoint import AS_TRAINED, logits_of
-from wsdm_ray.modeling.checkpoint import load_classifier, read_manifest
+from wsdm_ray.modeling.loading import load_classifier
+from wsdm_ray.modeling.manifest import read_manifest
 found = {}
 for folder in sys.argv[1:]:
     for precision in {"auto", AS_TRAINED[read_manifest(folder).quantization]}:
@@ -212,7 +206,7 @@ def test_plain_transformers_and_peft_give_the_same(folders, other_processes, nam
 
 
 def test_plain_token_ids_are_ours(folders):
-    folder = str(folders["full_int8"])
+    folder = str(folders["full_bnb-int8"])
     _, tokenizer, about = plain_loading.load(folder)
     pairs = PairEncoder(folder, TEXT).encode(*([text] for text in PAIR))
     assert plain_loading.token_ids(tokenizer, about["text"], *PAIR) == [*pairs.prefix[0], *pairs.suffix_ab[0]]
@@ -243,7 +237,9 @@ def test_a_base_quantized_on_loading_is_the_same_as_one_stored(folders):
     torch.testing.assert_close(stored, loaded, rtol=0, atol=5e-6)
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("full_int8", 0.02), ("full_bf16", 0.02), ("full_nf4", 0.5)])
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("full_bnb-int8", 0.02), ("full_bf16", 0.02), ("full_nf4", 0.5)]
+)
 def test_quantized_with_its_adapter(folders, name, tolerance):
     """Against the unquantized network; weights of 0.02 (the random model) leave 4 bits much to round."""
     found = logits_of(load_classifier(str(folders[name]))[0], folders[name]).numpy()
@@ -271,20 +267,20 @@ def test_files(folders):
         assert found == {"adapter_config.json", "adapter_model.safetensors", *tokenizer}, (
             "no README.md, no pickle"
         )
-    for name in ("int8", "nf4", *FULL):
+    for name in ("bnb-int8", "nf4", *FULL):
         found = {path.name for path in folders[name].iterdir()}
         assert found == {"config.json", "model.safetensors", "run.json", *tokenizer}
 
 
 def test_the_manifest_of_an_adapter(folders):
     manifest = read_manifest(str(folders["adapter_int8"]))
-    assert manifest.base == str(folders["int8"])
-    assert manifest.base_digest == folder_digest(str(folders["int8"]))
-    assert (manifest.kind, manifest.quantization, manifest.temperature) == ("adapter", "int8", 1.5)
+    assert manifest.base == str(folders["bnb-int8"])
+    assert manifest.base_digest == folder_digest(str(folders["bnb-int8"]))
+    assert (manifest.kind, manifest.quantization, manifest.temperature) == ("adapter", "bnb-int8", 1.5)
     assert (manifest.head, manifest.text, manifest.metrics) == (HeadConfig(), TEXT, {"step": 3})
     assert {"python", "torch", "transformers", "peft"} <= set(manifest.versions)
     settings = json.loads((folders["adapter_int8"] / "adapter_config.json").read_text())
-    assert settings["base_model_name_or_path"] == str(folders["int8"])
+    assert settings["base_model_name_or_path"] == str(folders["bnb-int8"])
 
 
 def test_what_quantize_keeps_of_a_trained_classifier(folders):
@@ -294,10 +290,10 @@ def test_what_quantize_keeps_of_a_trained_classifier(folders):
 
 
 def test_quantizing_again(folders, tmp_path):
-    options = {"base": str(folders["plain"]), "output": str(folders["int8"])}
-    stamp = (folders["int8"] / "model.safetensors").stat().st_mtime_ns
-    assert quantize(QuantizeConfig(**options, precision="int8"))["kind"] == "base"
-    assert (folders["int8"] / "model.safetensors").stat().st_mtime_ns == stamp, "nothing is done twice"
+    options = {"base": str(folders["plain"]), "output": str(folders["bnb-int8"])}
+    stamp = (folders["bnb-int8"] / "model.safetensors").stat().st_mtime_ns
+    assert quantize(QuantizeConfig(**options, precision="bnb-int8"))["kind"] == "base"
+    assert (folders["bnb-int8"] / "model.safetensors").stat().st_mtime_ns == stamp, "nothing is done twice"
     with pytest.raises(RunMismatchError, match="precision"):
         quantize(QuantizeConfig(**options, precision="nf4"))
 
@@ -340,7 +336,7 @@ def test_without_its_base(copy_of):
 def test_a_base_that_moved(folders, copy_of):
     folder = copy_of("adapter_int8")
     rewrite(folder, base="/nowhere/base")
-    network, _ = load_classifier(str(folder), precision="bnb-int8", base=str(folders["int8"]))
+    network, _ = load_classifier(str(folder), precision="bnb-int8", base=str(folders["bnb-int8"]))
     np.testing.assert_array_equal(logits_of(network, folder).numpy(), before(folders, "adapter_int8"))
 
 
@@ -348,14 +344,14 @@ def test_another_base(folders):
     message = refusal(
         ModelError, lambda: load_classifier(str(folders["adapter_int8"]), base=str(folders["plain"]))
     )
-    mine, other = (folder_digest(str(folders[name]))[:12] for name in ("int8", "plain"))
+    mine, other = (folder_digest(str(folders[name]))[:12] for name in ("bnb-int8", "plain"))
     assert message == (
         f"{folders['adapter_int8']}: was trained on a base with digest {mine}, but {folders['plain']} has "
         f"{other}; use --base with the base it was trained on"
     )
 
 
-@pytest.mark.parametrize(("name", "file"), [("adapter_int8", "adapter_model"), ("full_int8", "model")])
+@pytest.mark.parametrize(("name", "file"), [("adapter_int8", "adapter_model"), ("full_bnb-int8", "model")])
 def test_without_its_head(copy_of, name, file):
     folder = copy_of(name)
     edit_tensors(
@@ -369,7 +365,7 @@ def test_without_its_head(copy_of, name, file):
     )
 
 
-@pytest.mark.parametrize(("name", "file"), [("adapter_int8", "adapter_model"), ("full_int8", "model")])
+@pytest.mark.parametrize(("name", "file"), [("adapter_int8", "adapter_model"), ("full_bnb-int8", "model")])
 def test_a_head_of_another_width(copy_of, name, file):
     folder = copy_of(name)
     edit_tensors(
@@ -421,7 +417,7 @@ def test_an_adapter_of_which_a_part_is_gone(copy_of):
 
 
 def test_another_tokenizer(copy_of):
-    folder = copy_of("full_int8")
+    folder = copy_of("full_bnb-int8")
     values = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps(values | {"normalizer": None}))
     assert refusal(ModelError, lambda: read_manifest(str(folder))) == (
@@ -430,14 +426,14 @@ def test_another_tokenizer(copy_of):
 
 
 def test_without_its_tokenizer(copy_of):
-    folder = copy_of("full_int8")
+    folder = copy_of("full_bnb-int8")
     (folder / "tokenizer.json").unlink()
     assert refusal(ModelError, lambda: read_manifest(str(folder))) == (
         f"{folder}: no tokenizer.json; copy the tokenizer files it was trained with"
     )
 
 
-@pytest.mark.parametrize("name", ["full_int8", "adapter_int8", "int8"])
+@pytest.mark.parametrize("name", ["full_bnb-int8", "adapter_int8", "bnb-int8"])
 def test_without_a_manifest(copy_of, name):
     folder = copy_of(name)
     (folder / MANIFEST).unlink()
@@ -450,7 +446,7 @@ def test_without_a_manifest(copy_of, name):
     "content", ["", "{", "[]", "3", "null", "{}", '{"kind": "full", "head": null, "text": {}, "more": 1}']
 )
 def test_a_manifest_of_no_use(copy_of, content):
-    folder = copy_of("full_int8")
+    folder = copy_of("full_bnb-int8")
     (folder / MANIFEST).write_text(content)
     message = refusal(ModelError, lambda: read_manifest(str(folder)))
     assert message.startswith(f"{folder / MANIFEST}: not readable by this version (")
@@ -460,16 +456,16 @@ def test_a_manifest_of_no_use(copy_of, content):
     ("name", "value"), [("kind", "diff"), ("quantization", "int3"), ("label_order", ["b wins", "a wins"])]
 )
 def test_a_manifest_of_a_later_version(copy_of, name, value):
-    folder = copy_of("full_int8")
+    folder = copy_of("full_bnb-int8")
     rewrite(folder, **{name: value})
     message = refusal(ModelError, lambda: read_manifest(str(folder)))
     assert message.startswith(f"{folder / MANIFEST}: not readable by this version ({name} is ")
 
 
 def test_a_base_is_no_classifier(folders):
-    message = refusal(ModelError, lambda: load_classifier(str(folders["int8"])))
-    assert message == f"{folders['int8']}: a base without a head; train it first"
-    assert read_manifest(str(folders["int8"]), need_head=False).kind == "base"
+    message = refusal(ModelError, lambda: load_classifier(str(folders["bnb-int8"])))
+    assert message == f"{folders['bnb-int8']}: a base without a head; train it first"
+    assert read_manifest(str(folders["bnb-int8"]), need_head=False).kind == "base"
 
 
 @pytest.mark.parametrize("folder", ["google/gemma-2-9b-it", "/nowhere"])
@@ -509,7 +505,7 @@ def test_no_config(tmp_path):
     )
 
 
-@pytest.mark.parametrize("precision", ["int8", "bf16"])
+@pytest.mark.parametrize("precision", ["bnb-int8", "bf16"])
 @pytest.mark.parametrize("content", [b"{", b"{}", b'{"model_type": "bert"}'])
 def test_a_base_that_quantize_cannot_use(copy_of, tmp_path, precision, content):
     folder = copy_of("plain")
@@ -529,53 +525,53 @@ def test_a_base_that_lacks_weights(copy_of, tmp_path):
 
 
 def test_how_a_base_is_held(folders):
-    plain, int8 = str(folders["plain"]), str(folders["int8"])
-    assert [stored_quantization(plain, asked) for asked in ("auto", "int8", "nf4", "none")] == [
-        "int8", "int8", "nf4", "none",
+    plain, int8 = str(folders["plain"]), str(folders["bnb-int8"])
+    assert [stored_quantization(plain, asked) for asked in ("auto", "bnb-int8", "nf4", "none")] == [
+        "bnb-int8", "bnb-int8", "nf4", "none",
     ]  # fmt: skip
-    assert stored_quantization(int8, "auto") == stored_quantization(int8, "int8") == "int8"
+    assert stored_quantization(int8, "auto") == stored_quantization(int8, "bnb-int8") == "bnb-int8"
     assert stored_quantization(str(folders["nf4"]), "auto") == "nf4"
     assert refusal(ConfigError, lambda: stored_quantization(int8, "nf4")) == (
-        f"--quantization nf4: {int8} is stored as int8; use auto, or an unquantized base"
+        f"--quantization nf4: {int8} is stored as bnb-int8; use auto, or an unquantized base"
     )
 
 
 def test_quantizing_what_is_quantized(folders, tmp_path):
-    config = QuantizeConfig(base=str(folders["int8"]), output=str(tmp_path / "out"), precision="nf4")
+    config = QuantizeConfig(base=str(folders["bnb-int8"]), output=str(tmp_path / "out"), precision="nf4")
     message = refusal(ModelError, lambda: quantize(config))
-    assert message == f"{folders['int8']}: is quantized already; give the model as it was before"
+    assert message == f"{folders['bnb-int8']}: is quantized already; give the model as it was before"
 
 
 def test_precisions(folders):
-    manifest = read_manifest(str(folders["full_int8"]))
+    manifest = read_manifest(str(folders["full_bnb-int8"]))
     assert resolve_precision("auto", "cpu", manifest) == "fp32"
     for stored, found in {
-        "int8": ["fp8", "int8", "fp8", "int8", "bnb-int8"],
-        "nf4": ["fp8", "int8", "fp8", "int8", "nf4"],
-        "none": ["fp8", "int8", "fp8", "int8", "bnb-int8"],
-        "fp8": ["fp8", "fp8", "fp8", "int8"],
-        "int8-rows": ["int8", "int8", "int8", "int8"],
+        "bnb-int8": ["w8a8-fp8", "w8a8-int8", "w8a8-fp8", "w8a8-int8", "bnb-int8"],
+        "nf4": ["w8a8-fp8", "w8a8-int8", "w8a8-fp8", "w8a8-int8", "nf4"],
+        "none": ["w8a8-fp8", "w8a8-int8", "w8a8-fp8", "w8a8-int8", "bnb-int8"],
+        "w8a8-fp8": ["w8a8-fp8", "w8a8-fp8", "w8a8-fp8", "w8a8-int8"],
+        "w8a8-int8": ["w8a8-int8", "w8a8-int8", "w8a8-int8", "w8a8-int8"],
     }.items():
         kept = dataclasses.replace(manifest, quantization=stored)  # pyright: ignore[reportArgumentType]
         capabilities = [(10, 0), (9, 0), (8, 9), (8, 6), (7, 5)][: len(found)]
         assert [resolve_precision("auto", "cuda", kept, each) for each in capabilities] == found
         assert resolve_precision("auto", "cpu", kept) == "fp32"
-        assert resolve_precision("fp8", "cpu", kept) == "fp8"
-    assert refusal(ConfigError, lambda: resolve_precision("fp8", "cuda", manifest, (8, 0))) == (
-        "--precision fp8: takes a GPU of compute capability 8.9 or later, and there is one of 8.0; use "
-        "--precision int8"
+        assert resolve_precision("w8a8-fp8", "cpu", kept) == "w8a8-fp8"
+    assert refusal(ConfigError, lambda: resolve_precision("w8a8-fp8", "cuda", manifest, (8, 0))) == (
+        "--precision w8a8-fp8: takes a GPU of compute capability 8.9 or later, and there is one of 8.0; use "
+        "--precision w8a8-int8"
     )
-    for stored in IN_ROWS:
+    for stored in W8A8:
         rows = dataclasses.replace(manifest, quantization=stored)  # pyright: ignore[reportArgumentType]
         message = refusal(ConfigError, lambda rows=rows: resolve_precision("auto", "cuda", rows, (7, 5)))
         assert message == (
-            "--precision int8: takes a GPU of compute capability 8.0 or later, and there is one of 7.5; use "
-            f"--precision bnb-int8, with the model before it was made {stored}"
+            "--precision w8a8-int8: takes a GPU of compute capability 8.0 or later, and there is one of 7.5; "
+            f"use --precision bnb-int8, with the model before it was made {stored}"
         )
-    for name in ("full_int8", "adapter_int8", "adapter_as_int8"):
+    for name in ("full_bnb-int8", "adapter_int8", "adapter_as_int8"):
         message = refusal(ConfigError, lambda name=name: load_classifier(str(folders[name]), precision="nf4"))
         assert message == (
-            "--precision nf4: the weights are stored as bnb-int8; use it, fp32, bf16, int8 or fp8"
+            "--precision nf4: the weights are stored as bnb-int8; use it, fp32, bf16, w8a8-int8 or w8a8-fp8"
         )
     plain = dataclasses.replace(manifest, quantization="none")
     assert resolve_precision("nf4", "cpu", plain) == "nf4"

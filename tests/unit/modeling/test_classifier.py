@@ -21,15 +21,15 @@ from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling.classifier import (
     add_lora,
     compile_layers,
-    device_and_dtype,
     load_network,
-    make_head,
     ordering_logits,
     preference_log_odds,
     trainable_parameters,
     unwrap_peft,
 )
 from wsdm_ray.modeling.families import FAMILIES
+from wsdm_ray.modeling.head import make_head
+from wsdm_ray.modeling.precision import device_and_dtype
 from wsdm_ray.modeling.quantization import quantize
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.plan import pair_tokens
@@ -242,7 +242,7 @@ def test_first_wins():
 # Adapter
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", "bnb-int8", "nf4"])
 def test_an_adapter_on_exactly_the_named_layers(family_model, quantization):
     import peft
 
@@ -282,13 +282,13 @@ def test_an_adapter_on_exactly_the_named_layers(family_model, quantization):
 
 
 def test_what_is_not_quantized_is_of_the_type_asked_for(family_model, tmp_path):
-    base, quantized = tmp_path / "bf16", str(tmp_path / "int8")
+    base, quantized = tmp_path / "bf16", str(tmp_path / "bnb-int8")
     shutil.copytree(family_model("gemma2"), base)
     network = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     network.save_pretrained(base)
     quantize(QuantizeConfig(base=str(base), output=quantized))
     network = load_network(
-        quantized, HeadConfig(), seed=0, device="cpu", dtype=torch.float32, quantization="int8"
+        quantized, HeadConfig(), seed=0, device="cpu", dtype=torch.float32, quantization="bnb-int8"
     )
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32, torch.int8}
     prefix, suffixes = random_pairs([(5, 4), (2, 9)], 0)

@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from wsdm_ray.errors import ModelError
+from wsdm_ray.modeling.checkpoint_writer import write_checkpoint
 from wsdm_ray.modeling.classifier import peft_warnings
-from wsdm_ray.modeling.merging import Merged, dequantized, quantized, read_adapter, read_base, split_name
-from wsdm_ray.modeling.quantization import merge, write_checkpoint
+from wsdm_ray.modeling.lora import read_adapter
+from wsdm_ray.modeling.merging import Merged, read_base, split_name
+from wsdm_ray.modeling.quantization import merge
+from wsdm_ray.modeling.stored_weights import dequantized, quantized
 
 PREFIX = "base_model.model.model."
 WIDTH = 32
@@ -128,7 +131,7 @@ def test_adapters_add_up(base, tmp_path):
 )
 def test_8_bits_there_and_back(rows, columns, seed, size):
     weight = size * torch.randn(rows, 16 * columns, generator=torch.Generator().manual_seed(seed))
-    stored = quantized(weight, "int8", torch.float32)
+    stored = quantized(weight, "bnb-int8", torch.float32)
     assert (stored["weight"].dtype, stored["SCB"].shape) == (torch.int8, (rows,))
     step = weight.abs().max(dim=1, keepdim=True).values / 127
     # half a step, and float16's half of the last of 11 bits

@@ -21,26 +21,24 @@ from tests.unit.modeling import plain_loading
 from wsdm_ray.config import HeadConfig, LoraConfig, QuantizeConfig, TextConfig
 from wsdm_ray.errors import ModelError, RunMismatchError, StorageError, WsdmRayError
 from wsdm_ray.modeling import quantization
-from wsdm_ray.modeling.checkpoint import (
-    Manifest,
-    folder_digest,
-    folder_quantization,
-    load_classifier,
-    read_manifest,
-    save_classifier,
-    stored_quantization,
-)
+from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.classifier import (
     add_lora,
-    bitsandbytes_config,
     load_network,
     ordering_logits,
     peft_warnings,
     trainable_parameters,
 )
 from wsdm_ray.modeling.families import FAMILIES
+from wsdm_ray.modeling.loading import load_classifier
+from wsdm_ray.modeling.manifest import Manifest, folder_digest, read_manifest
 from wsdm_ray.modeling.merging import read_base
 from wsdm_ray.modeling.quantization import merge, quantize
+from wsdm_ray.modeling.quantization_config import (
+    bitsandbytes_config,
+    folder_quantization,
+    stored_quantization,
+)
 from wsdm_ray.modeling.quantized_linear import hadamard
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.text.encoding import PairEncoder
@@ -105,11 +103,11 @@ def our_adapter(base: Path, folder: Path, asked: str, seed: int = 3, digest: str
     return str(folder)
 
 
-def made(output: Path, base: Path | str, *adapters: str, precision: Any = "int8") -> dict[str, Any]:
+def made(output: Path, base: Path | str, *adapters: str, precision: Any = "bnb-int8") -> dict[str, Any]:
     return quantize(QuantizeConfig(base=str(base), adapter=adapters, precision=precision, output=str(output)))
 
 
-def written(output: Path, base: Path | str, *adapters: str, precision: str = "int8") -> Manifest:
+def written(output: Path, base: Path | str, *adapters: str, precision: str = "bnb-int8") -> Manifest:
     """The same checkpoint without the run around it, and without the comparison."""
     output.mkdir()
     merged = merge(str(base), list(adapters), folder_digest(str(base)))
@@ -150,7 +148,7 @@ def lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> 
 # The bytes that transformers would write
 
 
-@pytest.mark.parametrize("precision", ["int8", "nf4", "bf16"])
+@pytest.mark.parametrize("precision", ["bnb-int8", "nf4", "bf16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_peft_adapters_merged_in_order(family_model, tmp_path, family, precision):
     base = family_model(family, 64)
@@ -175,7 +173,7 @@ def test_two_peft_adapters_merged_in_order(family_model, tmp_path, family, preci
     assert ours == {name: value for name, value in theirs.items() if name not in labels}
 
 
-@pytest.mark.parametrize("precision", ["int8", "nf4"])
+@pytest.mark.parametrize("precision", ["bnb-int8", "nf4"])
 def test_what_is_not_quantized_stays_as_the_base_stores_it(family_model, tmp_path, precision):
     base = shutil.copytree(family_model("qwen2", 64), tmp_path / "base")
     transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
@@ -194,8 +192,10 @@ def test_what_is_not_quantized_stays_as_the_base_stores_it(family_model, tmp_pat
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fp8_as_other_tools_read_it(family_model, tmp_path, family):
     base = family_model(family, 64)
-    manifest = written(tmp_path / "out", base, our_adapter(base, tmp_path / "ours", "none"), precision="fp8")
-    assert (manifest.kind, manifest.quantization) == ("full", "fp8")
+    manifest = written(
+        tmp_path / "out", base, our_adapter(base, tmp_path / "ours", "none"), precision="w8a8-fp8"
+    )
+    assert (manifest.kind, manifest.quantization) == ("full", "w8a8-fp8")
     merged = merge(str(base), [str(tmp_path / "ours")], folder_digest(str(base)))
     found = weights(tmp_path / "out")
     layers = {name.removesuffix("_scale") for name in found if name.endswith(".weight_scale")}
@@ -213,7 +213,7 @@ def test_fp8_as_other_tools_read_it(family_model, tmp_path, family):
     assert (settings["quant_method"], settings["format"]) == ("compressed-tensors", "float-quantized")
     assert (group["weights"]["strategy"], group["input_activations"]["strategy"]) == ("channel", "token")
     assert "score.1.weight" in found
-    assert folder_quantization(str(tmp_path / "out")) == "fp8"
+    assert folder_quantization(str(tmp_path / "out")) == "w8a8-fp8"
     settings["config_groups"]["group_0"]["weights"]["strategy"] = "tensor"
     (tmp_path / "out" / "config.json").write_text(json.dumps({"quantization_config": settings}))
     with pytest.raises(
@@ -224,9 +224,9 @@ def test_fp8_as_other_tools_read_it(family_model, tmp_path, family):
 
 def test_int8_rows_are_spread(family_model, tmp_path):
     base = family_model("qwen2", 64)
-    manifest = written(tmp_path / "out", base, precision="int8-rows")
-    assert (manifest.kind, manifest.quantization) == ("base", "int8-rows")
-    assert folder_quantization(str(tmp_path / "out")) == "int8-rows"
+    manifest = written(tmp_path / "out", base, precision="w8a8-int8")
+    assert (manifest.kind, manifest.quantization) == ("base", "w8a8-int8")
+    assert folder_quantization(str(tmp_path / "out")) == "w8a8-int8"
     read, found = read_base(str(tmp_path / "out")), weights(tmp_path / "out")
     for name, exact in ((name, read_base(str(base)).parameter(f"{name}.weight")) for name in read.linears):
         values, scale = found[f"{name}.weight"], found[f"{name}.weight_scale"]
@@ -316,7 +316,7 @@ def test_a_base_in_several_files(family_model, tmp_path):
     )
 
 
-@pytest.mark.parametrize("precision", ["int8", "nf4"])
+@pytest.mark.parametrize("precision", ["bnb-int8", "nf4"])
 def test_an_adapter_onto_a_quantized_base(family_model, tmp_path, precision):
     """The base is what its 8 or 4 bits stand for; the sum is quantized again."""
     base = family_model("llama", 64)
@@ -327,7 +327,7 @@ def test_an_adapter_onto_a_quantized_base(family_model, tmp_path, precision):
     stored = weights(tmp_path / "base")
     factors = load_file(Path(adapter) / "adapter_model.safetensors")
     for layer in ("layers.1.self_attn.q_proj", "layers.0.mlp.gate_proj"):
-        if precision == "int8":
+        if precision == "bnb-int8":
             weight = stored[f"{layer}.weight"] * stored[f"{layer}.SCB"][:, None] / 127
         else:
             parts = {
@@ -351,10 +351,10 @@ def test_an_adapter_onto_a_quantized_base(family_model, tmp_path, precision):
 def test_an_adapter_onto_int8_rows(family_model, tmp_path):
     base = family_model("llama", 64)
     adapter = peft_adapter(base, tmp_path / "adapter", 1, **EARLIER)
-    written(tmp_path / "rows", base, precision="int8-rows")
+    written(tmp_path / "rows", base, precision="w8a8-int8")
     exact, found = (merge(str(folder), [adapter], "") for folder in (base, tmp_path / "rows"))
     for layer in ("layers.1.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"):
-        assert found.rows(layer, "int8") is None or "gate" in layer  # the sum is not what is stored
+        assert found.rows(layer, "w8a8-int8") is None or "gate" in layer  # the sum is not what is stored
         weight = exact.parameter(layer)
         apart = (found.parameter(layer) - weight).norm() / weight.norm()
         assert 0 < apart < 0.01
@@ -404,7 +404,7 @@ def test_a_base_whose_padding_is_its_eos(family_model, tmp_path, lines):
 # Adapters of `train`
 
 
-@pytest.mark.parametrize("precision", ["int8", "nf4", "fp8", "int8-rows"])
+@pytest.mark.parametrize("precision", ["bnb-int8", "nf4", "w8a8-fp8", "w8a8-int8"])
 def test_a_classifier_keeps_its_head(family_model, tmp_path, lines, precision):
     base = family_model("llama", 64)
     ours = our_adapter(base, tmp_path / "ours", "none")
@@ -446,9 +446,9 @@ def test_an_adapter_beside_8_bits_is_merged_into_what_they_stand_for(family_mode
     """Trained on the int8 checkpoint of base and earlier adapter: from the parts, the same comes out."""
     base = family_model("llama", 64)
     earlier = peft_adapter(base, tmp_path / "earlier", 1, **EARLIER)
-    written(tmp_path / "int8", base, earlier)
-    ours = our_adapter(tmp_path / "int8", tmp_path / "ours", "auto")
-    written(tmp_path / "whole", tmp_path / "int8", ours, precision="bf16")
+    written(tmp_path / "bnb-int8", base, earlier)
+    ours = our_adapter(tmp_path / "bnb-int8", tmp_path / "ours", "auto")
+    written(tmp_path / "whole", tmp_path / "bnb-int8", ours, precision="bf16")
     written(tmp_path / "parts", base, earlier, ours, precision="bf16")
     assert_same_bytes(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
 
@@ -468,7 +468,7 @@ def test_an_adapter_of_another_base(family_model, tmp_path, lines):
 # Several files
 
 
-@pytest.mark.parametrize("precision", ["int8", "nf4", "bf16"])
+@pytest.mark.parametrize("precision", ["bnb-int8", "nf4", "bf16"])
 def test_several_files_of_weights(family_model, tmp_path, monkeypatch, precision):
     base = family_model("gemma2", 64)
     ours = our_adapter(base, tmp_path / "ours", "none")
@@ -542,7 +542,7 @@ def test_the_check_of_a_backbone(family_model, tmp_path, lines):
     base = family_model("gemma2", 64)
     checks = {
         precision: made(tmp_path / precision, base, precision=precision)["check"]
-        for precision in ("bf16", "int8", "int8-rows", "fp8", "nf4")
+        for precision in ("bf16", "bnb-int8", "w8a8-int8", "w8a8-fp8", "nf4")
     }
     stored = json.loads((tmp_path / "nf4" / "run.json").read_text())
     assert stored["check"] == checks["nf4"]
@@ -553,9 +553,9 @@ def test_the_check_of_a_backbone(family_model, tmp_path, lines):
         assert check["mean_abs_relative"] == pytest.approx(check["mean_abs"] / check["spread"])
         assert "mean_abs_prob" not in check
     # 8 bits of mantissa, of each row's largest weight, 4 bits of mantissa (activations too), and 4 bits
-    order = [checks[precision]["mean_abs"] for precision in ("bf16", "int8", "fp8", "nf4")]
+    order = [checks[precision]["mean_abs"] for precision in ("bf16", "bnb-int8", "w8a8-fp8", "nf4")]
     assert order == sorted(order)
-    assert order[0] < checks["int8-rows"]["mean_abs"] < order[2]
+    assert order[0] < checks["w8a8-int8"]["mean_abs"] < order[2]
     assert order[-1] < 1
     (line,) = [line for line in lines() if "against" in line][-1:]
     assert line.startswith("quantize: against the unquantized weights, hidden states: off by ")
@@ -606,7 +606,7 @@ def test_a_run_is_known_by_its_base_and_its_adapters_in_order(family_model, tmp_
     assert run["fingerprint"] == {
         "base": folder_digest(str(base)),
         "adapter": [folder_digest(first), folder_digest(second)],
-        "precision": "int8",
+        "precision": "bnb-int8",
     }
     stamp = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
     assert made(tmp_path / "out", base, first, second) == run
@@ -664,7 +664,7 @@ def test_a_base_that_others_quantized(family_model, tmp_path):
 
 def test_nf4_of_a_narrow_model_is_refused(family_model, tmp_path):
     base = str(family_model("llama", 32))
-    message = f"{base}: has layers of 32 columns, and on a CPU nf4 takes multiples of 64; use int8"
+    message = f"{base}: has layers of 32 columns, and on a CPU nf4 takes multiples of 64; use bnb-int8"
     assert refusal(ModelError, lambda: made(tmp_path / "out", base, precision="nf4")) == message
     load = functools.partial(load_network, base, HeadConfig(), seed=0, device="cpu", dtype=torch.float32)
     assert refusal(ModelError, lambda: load(quantization="nf4")) == message
