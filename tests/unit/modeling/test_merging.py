@@ -338,16 +338,18 @@ def test_an_adapter_is_added_to_the_rounded_weights(base, tmp_path, precision):
     )
 
 
-def test_an_adapter_beside_a_stored_quantized_base_is_added_to_what_is_stored(base, tmp_path):
-    (tmp_path / "int8").mkdir()
-    write_checkpoint(merge(str(base), [], ""), "bnb-int8", str(tmp_path / "int8"))
-    weights = read_base(str(tmp_path / "int8"))
+@pytest.mark.parametrize("precision", ["bnb-int8", "nf4"])
+def test_an_adapter_beside_a_stored_quantized_base_is_added_to_what_is_stored(base, tmp_path, precision):
+    """Which is not rounded once more: 4 bits would give other weights."""
+    (tmp_path / "base").mkdir()
+    write_checkpoint(merge(str(base), [], ""), precision, str(tmp_path / "base"))
+    weights, name = read_base(str(tmp_path / "base")), f"{Q[0]}.weight"
     adapter = read_adapter(write_adapter(tmp_path / "adapter", factors(*Q)), weights.config)
-    beside = dataclasses.replace(adapter, quantization="bnb-int8")
-    name = f"{Q[0]}.weight"
-    stored = load_file(tmp_path / "int8" / "model.safetensors")
-    values, largest = stored[name], stored[f"{Q[0]}.SCB"]
+    beside = dataclasses.replace(adapter, quantization=precision)
     found = Merged(base=weights, adapters=(beside,)).parameter(name)
-    # float32; values / 127 are rounded in another order
-    expected = values.float() * largest[:, None] / 127 + adapter.update(Q[0])
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert torch.equal(found, weights.parameter(name) + adapter.update(Q[0]))
+    stored = load_file(tmp_path / "base" / "model.safetensors")
+    if precision == "bnb-int8":
+        # float32; values / 127 are rounded in another order
+        expected = stored[name].float() * stored[f"{Q[0]}.SCB"][:, None] / 127 + adapter.update(Q[0])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
