@@ -73,6 +73,7 @@ def bitsandbytes_config(quantization: str, dtype: torch.dtype) -> transformers.B
     """The bitsandbytes options of `bnb-int8` or `nf4`; `dtype` is that of GEMMs beside 4-bit weights."""
     if quantization == "bnb-int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True, bnb_4bit_compute_dtype=dtype)
+    assert quantization == "nf4", quantization
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -31,6 +31,7 @@ def quantized(weight: torch.Tensor, precision: str, dtype: torch.dtype) -> dict[
     if precision == "bnb-int8":
         values, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
         return {"weight": values, "SCB": scales, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+    assert precision == "nf4", precision
     values, state = functional.quantize_4bit(weight.to(dtype), quant_type="nf4", compress_statistics=True)
     return {"weight": values} | {
         f"weight.{name}": value for name, value in state.as_dict(packed=True).items()

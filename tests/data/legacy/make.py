@@ -60,7 +60,6 @@ def main(work: Path, output: Path) -> None:
         run = json.loads((work / folder / "run.json").read_text())
         open_run(str(work / "unfinished" / folder), run["job"], run["fingerprint"], False)
         shutil.copy(work / "unfinished" / folder / "_run.json", output / folder / "unfinished.json")
-    torch.set_num_threads(1)
     found = {
         f"{name} {precision}": log_odds(output, name, OLD_NAMES.get(precision, precision))
         for name, precision in SCORED

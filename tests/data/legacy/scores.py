@@ -32,6 +32,7 @@ def log_odds(folder: Path, name: str, precision: str) -> list[float]:
     Args:
         folder: that holds the checkpoints. precision: as the code at hand calls it.
     """
+    torch.set_num_threads(1)  # more would take sums in another order
     base = str(folder / BASE) if name == "adapter" else None
     network, _ = load_scorer(str(folder / name), precision=precision, device="cpu", base=base)
     random = np.random.default_rng(0)

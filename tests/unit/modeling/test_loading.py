@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.modeling.test_checkpoint import manifest_of, trained
+from tests.unit.modeling.checkpoints import manifest_of, trained
 from wsdm_ray.config import QuantizeConfig, TextConfig
 from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling import quantized_linear

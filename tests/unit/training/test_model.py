@@ -50,7 +50,7 @@ def test_int8_weights_meet_activations_as_they_are(trainer_of):
     votes = learnable_votes(12, 3)
     weight_only, llm_int8, unquantized = (
         trainer_of(quantization=quantization, int8_activations=int8_activations)
-        for quantization, int8_activations in (("bnb-int8", False), ("int8", True), ("none", False))
+        for quantization, int8_activations in (("bnb-int8", False), ("bnb-int8", True), ("none", False))
     )
     found, rounded, exact = (
         trainer.valid_log_odds(votes) for trainer in (weight_only, llm_int8, unquantized)
