@@ -13,8 +13,10 @@ import tyro
 
 from wsdm_ray import config
 from wsdm_ray.modeling.checkpoint import load_classifier
+from wsdm_ray.modeling.scorers import TransformersScorer
 from wsdm_ray.schema import Ordering
-from wsdm_ray.scoring.engine import log_odds, to_probability
+from wsdm_ray.scoring.engine import log_odds
+from wsdm_ray.scoring.probabilities import to_probability
 from wsdm_ray.text.encoding import PairEncoder
 
 ROOT = Path(__file__).parents[2]
@@ -42,8 +44,12 @@ def test_the_loading_lines_give_the_probability_that_score_gives(classifier, int
     assert pair
     encoded = PairEncoder(str(classifier), manifest.text).encode(*([text] for text in pair.groups()))
     with torch.inference_mode():
-        ours = log_odds(network, encoded, (Ordering.AB,), layout="padded", token_budget=1024).log_odds_NO
-    assert float(done.stdout.split()[-1]) == pytest.approx(float(to_probability(ours)[0, 0]), abs=1e-5)
+        scores = log_odds(
+            TransformersScorer(network), encoded, (Ordering.AB,), layout="padded", token_budget=1024
+        )
+    assert float(done.stdout.split()[-1]) == pytest.approx(
+        float(to_probability(scores.log_odds_NO)[0, 0]), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("line", command_lines())

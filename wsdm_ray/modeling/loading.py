@@ -8,7 +8,6 @@ the rows that are asked for are taken as they are.
 import functools
 
 import torch
-from torch import nn
 
 from wsdm_ray.modeling.checkpoint import (
     IN_ROWS,
@@ -22,7 +21,7 @@ from wsdm_ray.modeling.checkpoint import (
 from wsdm_ray.modeling.classifier import device_and_dtype, make_head
 from wsdm_ray.modeling.fused_decoder import FusedDecoder
 from wsdm_ray.modeling.merging import Merged, meta_model, read_adapter, read_base
-from wsdm_ray.modeling.scorers import FusedClassifier
+from wsdm_ray.modeling.scorers import FusedClassifier, Scorer, TransformersScorer
 from wsdm_ray.storage import local_copy
 
 __all__ = ["load_fused_classifier", "load_scorer", "make_fused_decoder", "uses_fused_decoder"]
@@ -49,8 +48,8 @@ def load_scorer(
     device: str | None = None,
     base: str | None = None,
     verify: bool = True,
-) -> tuple[nn.Module, Manifest]:
-    """A classifier ready to score, from a checkpoint folder (local or remote), for `ordering_logits`.
+) -> tuple[Scorer, Manifest]:
+    """A classifier ready to score, from a checkpoint folder (local or remote).
 
     Args:
         base: where the base is, if not where the manifest says.
@@ -63,8 +62,10 @@ def load_scorer(
     manifest = read_manifest(local_copy(folder))
     device = device_and_dtype("auto", device)[0]
     precision = resolve_precision(precision, device, manifest)
-    load = load_fused_classifier if uses_fused_decoder(precision, device, manifest) else load_classifier
-    return load(folder, precision=precision, device=device, base=base, verify=verify)
+    if uses_fused_decoder(precision, device, manifest):
+        return load_fused_classifier(folder, precision=precision, device=device, base=base, verify=verify)
+    network, _ = load_classifier(folder, precision=precision, device=device, base=base, verify=verify)
+    return TransformersScorer(network), manifest
 
 
 @torch.no_grad()
