@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["NOT_FINITE", "combine", "combine_models", "to_probability"]
+from wsdm_ray.statistics import centered_sigmoid, round_to_grid
 
-GRID = 2.0**-24
-"""Probabilities are multiples of this: the coarsest step of float32 below 1, so that 1 - p is exact."""
+__all__ = ["NOT_FINITE", "combine", "combine_models", "to_probability"]
 
 NOT_FINITE = "the model's output is not finite"
 """The `error` of a row whose log-odds are NaN or infinite."""
@@ -18,8 +17,7 @@ NOT_FINITE = "the model's output is not finite"
 
 def to_probability(log_odds: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Sigmoid of log-odds over a temperature: float64, same shape. sigmoid(-x) is 1 - sigmoid(x) exactly."""
-    half = 0.5 * np.tanh(0.5 * np.asarray(log_odds, np.float64) / temperature)
-    return 0.5 + np.round(half / GRID) * GRID
+    return round_to_grid(centered_sigmoid(log_odds, temperature))
 
 
 def combine(probabilities: np.ndarray) -> np.ndarray:
@@ -50,4 +48,4 @@ def combine_models(
     half_N = np.divide(
         (half_MN * weights_MN).sum(axis=0), total_N, out=np.full(len(total_N), np.nan), where=total_N > 0
     )
-    return (0.5 + np.round(half_N / GRID) * GRID).astype(np.float32)
+    return round_to_grid(half_N).astype(np.float32)
