@@ -204,7 +204,7 @@ class FusedDecoder(nn.Module):
         shape = self.shape
         x_TD = self.embed(tokens_T)
         rotations = {kind: self.rotation(x_TD, positions_T, kind) for kind in set(shape.layer_types)}
-        late = attention.rotates
+        late = attention.rotates_queries
 
         def attend(q: Tensor, k: Tensor, v: Tensor, layer: FusedLayer, kind: str) -> Tensor | QuantizedTensor:
             rotation = rotations[kind] if late else None
@@ -281,7 +281,8 @@ def attention_out_and_mlp(
     x_TD, normed_TD = add_norm(
         x_TD, linear(a_TD, layer.o), norms.get("attention_out"), norms["mlp_in"], shape.norm_epsilon, weight
     )
-    return x_TD, linear(gated_linear(normed_TD, weight, with_gelu=shape.family.gelu), layer.down)
+    with_gelu = shape.activation == "gelu_pytorch_tanh"
+    return x_TD, linear(gated_linear(normed_TD, weight, with_gelu=with_gelu), layer.down)
 
 
 def mlp_block(x_TD: Tensor, a_TD: Tensor | QuantizedTensor, layer: FusedLayer, shape: Shape) -> Tensor:

@@ -142,14 +142,15 @@ def run_layer(
 
     shape, norms, kind = stack.shape, layer.norms, stack.shape.layer_types[number]
     epsilon = shape.norm_epsilon
-    attention = DenseAttention(batch, {kind}, shape.window, x_TD.device)
+    attention = DenseAttention({kind}, shape.sliding_window, x_TD.device).update(batch)
     rotation = stack.rotation(x_TD, to_device(batch.positions_BT.reshape(-1), x_TD.device), kind)
     normed_TD = noted("qkv", rms_norm(x_TD, norms["attention_in"], epsilon))
     heads = Heads(*qkv_heads(normed_TD, layer, rotation, shape, late=False), shape.query_scale, shape.softcap)
     y_TD = linear(noted("o", attention.attend(heads, kind)), layer.o)
     x_TD = add(x_TD, y_TD, norms.get("attention_out"), epsilon)
     normed_TD = noted("gate_up", rms_norm(x_TD, norms["mlp_in"], epsilon))
-    inner_TF = noted("down", gated_linear(normed_TD, layer.gate_up, with_gelu=shape.family.gelu))
+    with_gelu = shape.activation == "gelu_pytorch_tanh"
+    inner_TF = noted("down", gated_linear(normed_TD, layer.gate_up, with_gelu=with_gelu))
     return add(x_TD, linear(inner_TF, layer.down), norms.get("mlp_out"), epsilon)
 
 

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import nn
 
 from wsdm_ray.errors import ModelError
-from wsdm_ray.modeling.attention import attention_implementation
+from wsdm_ray.modeling.attention import training_backend
 from wsdm_ray.modeling.checkpoint import (
     IN_ROWS,
     MANIFEST,
@@ -90,7 +90,7 @@ def meta_model(config: Any) -> nn.Module:
 
     with init_empty_weights(include_buffers=False):
         network = transformers.AutoModelForSequenceClassification.from_config(
-            config, dtype=torch.float32, attn_implementation=attention_implementation(config)
+            config, dtype=torch.float32, attn_implementation=training_backend(config).implementation
         )
     return network.requires_grad_(False).eval()
 

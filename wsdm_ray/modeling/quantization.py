@@ -23,7 +23,7 @@ from torch import nn
 
 from wsdm_ray.config import HeadConfig, QuantizeConfig, TextConfig, to_dict
 from wsdm_ray.errors import ModelError, StorageError
-from wsdm_ray.modeling.attention import DenseAttention, dense_masks
+from wsdm_ray.modeling.attention import dense_masks, scoring_backend
 from wsdm_ray.modeling.checkpoint import (
     CALIBRATED_ROWS,
     IN_ROWS,
@@ -461,7 +461,7 @@ def fused_states(
     tokens_T, positions_T = (
         torch.from_numpy(each.reshape(-1)).to(device) for each in (layout.tokens_BT, layout.positions_BT)
     )
-    attention = DenseAttention(layout, set(stack.shape.layer_types), stack.shape.window, device)
+    attention = scoring_backend(stack.shape, device, stack.tiling).update(layout)
     found_TD = (
         stack(tokens_T, positions_T, attention, torch.arange(len(tokens_T), device=device)).float().cpu()
     )

@@ -4,13 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsdm_ray.modeling.attention import (
-    BLOCK,
-    AttentionBackend,
-    BlockSparseAttention,
-    DenseAttention,
-    to_device,
-)
+from wsdm_ray.modeling.attention import BLOCK, AttentionBackend, scoring_backend, to_device
 from wsdm_ray.modeling.fused_decoder import FusedDecoder
 from wsdm_ray.packing.layouts import Layout, round_up
 
@@ -32,7 +26,7 @@ class FusedClassifier(nn.Module):
         self.stack = stack
         self.score = head.to(stack.embedding_VD.device)
         self.static_shapes = self.sparse = stack.embedding_VD.is_cuda
-        self.attention_backends: dict[int, BlockSparseAttention] = {}
+        self.attention_backends: dict[int, AttentionBackend] = {}
         """By the tokens of a pass: one compilation each."""
 
     def forward(self, layout: Layout) -> Tensor:
@@ -57,16 +51,13 @@ class FusedClassifier(nn.Module):
         return self.stack.tiling.alignment if self.sparse else 1
 
     def attention_backend(self, layout: Layout) -> AttentionBackend:
-        layer_types, window = set(self.stack.shape.layer_types), self.stack.shape.window
-        device = self.stack.embedding_VD.device
+        shape, device, tiling = self.stack.shape, self.stack.embedding_VD.device, self.stack.tiling
         tokens = layout.tokens_BT.size
         if not self.sparse or tokens % BLOCK:
-            return DenseAttention(layout, layer_types, window, device)
+            return scoring_backend(shape, device, tiling).update(layout)
         if tokens not in self.attention_backends:
             with torch.inference_mode(False):  # tensors made in inference can be overwritten there alone
-                self.attention_backends[tokens] = BlockSparseAttention(
-                    tokens, layer_types, window, device, self.stack.tiling
-                )
+                self.attention_backends[tokens] = scoring_backend(shape, device, tiling, tokens)
         return self.attention_backends[tokens].update(in_one_row(layout))
 
     def warm_up(self, row_tokens: int) -> None:
@@ -77,7 +68,7 @@ class FusedClassifier(nn.Module):
         one = np.zeros((1, 1), np.int64)
         near, far = (
             in_one_row(Layout(one, one + at, one.astype(np.int32), one.astype(np.int32), one[0]), row_tokens)
-            for at in (0, min(row_tokens - 1, self.stack.shape.window or 0))
+            for at in (0, min(row_tokens - 1, self.stack.shape.sliding_window or 0))
         )
         with torch.inference_mode():
             self.attention_backend(far)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from wsdm_ray.errors import ClusterError, ModelError
-from wsdm_ray.modeling.attention import BLOCK, supports_varlen
+from wsdm_ray.modeling.attention import BLOCK, training_backend
 from wsdm_ray.modeling.checkpoint import (
     Manifest,
     add_adapter,
@@ -25,7 +25,7 @@ from wsdm_ray.modeling.checkpoint import (
     weight_files,
 )
 from wsdm_ray.modeling.classifier import device_and_dtype, unwrap_peft
-from wsdm_ray.modeling.families import head_width
+from wsdm_ray.modeling.families import head_dim_of
 from wsdm_ray.modeling.fused_decoder import FusedDecoder
 from wsdm_ray.modeling.loading import load_scorer, uses_fused_decoder
 from wsdm_ray.modeling.merging import HEADS
@@ -263,13 +263,13 @@ class BatchMemory:
         config = model.config.get_text_config()
         itemsize = model.get_input_embeddings().weight.element_size()
         heads = config.num_attention_heads
-        wide = heads * head_width(config)
+        wide = heads * head_dim_of(config)
         token = 4 * itemsize * (config.hidden_size + wide + config.intermediate_size) + 8 * config.hidden_size
         masks = len(set(getattr(config, "layer_types", None) or ["full_attention"]))
         key = masks * itemsize + 6  # positions' distance and who sees whom, while a mask is made
         if model.config._attn_implementation == "eager":
             key += heads * (2 * itemsize + 4)  # scores, their softmax in float32, and that in their type
-        return cls(token, 0 if layout == "packed" and supports_varlen(model.config) else key)
+        return cls(token, 0 if layout == "packed" and training_backend(model.config).supports_varlen else key)
 
     @classmethod
     def of_stack(cls, stack: FusedDecoder) -> "BatchMemory":

@@ -29,6 +29,7 @@ from wsdm_ray.modeling.checkpoint import (
     read_manifest,
     resolve_precision,
 )
+from wsdm_ray.modeling.classifier import model_config
 from wsdm_ray.modeling.loading import uses_fused_decoder
 from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, names_in, open_run, options
 from wsdm_ray.scoring.models import ModelSpec
@@ -159,8 +160,8 @@ def check_models(config: ScoreConfig, device: str) -> tuple[tuple[ModelSpec, ...
                 f"--token-budget {config.token_budget}: must be at least twice the "
                 f"{manifest.text.max_tokens} tokens that one ordering may have in {folder}"
             )
-        if manifest.kind == "adapter":
-            local_base(local, manifest, base, verify=True)
+        adapts = manifest.kind == "adapter"
+        model_config(local_base(local, manifest, base, verify=True) if adapts else local)  # or refuses it
         shared = folder if is_remote(folder) else local
         precision = resolve_precision(config.precision, device, manifest, capability)
         models.append(ModelSpec(shared, absolute(base) if base else None, manifest, precision))

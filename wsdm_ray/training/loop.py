@@ -24,7 +24,7 @@ from wsdm_ray.config import OptimizerConfig, TrainConfig
 from wsdm_ray.data.mixing import read_teachers, sample_weights
 from wsdm_ray.data.votes import Votes
 from wsdm_ray.errors import WsdmRayError
-from wsdm_ray.modeling.attention import supports_varlen
+from wsdm_ray.modeling.attention import training_backend
 from wsdm_ray.modeling.checkpoint import Manifest, load_adapter_weights, save_classifier
 from wsdm_ray.modeling.classifier import (
     add_lora,
@@ -348,8 +348,8 @@ def fastest_layout(base: str, device: str, dtype: torch.dtype) -> str:
     """`packed` where attention by bounds is fast: dense masks of a packed row cost the square of its length,
     GPUs have it in 16 bits alone, and CPUs like short passes best.
     """
-    fast = device == "cuda" and dtype != torch.float32 and supports_varlen(model_config(base))
-    return "packed" if fast else "padded"
+    has_varlen = training_backend(model_config(base)).supports_varlen
+    return "packed" if has_varlen and device == "cuda" and dtype != torch.float32 else "padded"
 
 
 def make_optimizer(options: OptimizerConfig, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:

@@ -29,6 +29,7 @@ from wsdm_ray.data.mixing import apply_mixture, check_leakage, read_teachers, sa
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, WsdmRayError
 from wsdm_ray.modeling.checkpoint import MANIFEST, Manifest, folder_digest, stored_quantization
+from wsdm_ray.modeling.classifier import model_config
 from wsdm_ray.modeling.merging import ADAPTER_WEIGHTS
 from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, names_in, open_run, options
 from wsdm_ray.storage import (
@@ -85,6 +86,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         ],
     )
     base = local_copy(config.base)
+    model_config(base)  # refuses what cannot be trained or scored
     manifest = Manifest(
         kind="adapter",
         base=absolute(config.base),
