@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format clean
+.PHONY: help install quickstart test test-gpu lint format clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## Make .venv and install what is pinned (Python 3.11 or 3.12; PYTHON=... names one)
 
@@ -25,15 +25,18 @@ quickstart: $(STAMP)  ## Votes, a trained classifier, every pair scored, a repor
 	$(BIN)/python -m jobs.quickstart
 
 # Two files at a time: what the tests of a file share is made once.
-test: $(STAMP)  ## Run every test that this machine can run
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test: $(STAMP)  ## Run every test that this machine can run; print the ten slowest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10
+
+test-gpu: $(STAMP)  ## Run the tests that need a GPU
+	$(BIN)/python -m pytest tests/gpu --durations=10
 
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-format: $(STAMP)  ## Mend what style checks can mend
+format: $(STAMP)  ## Fix what style checks can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 

@@ -29,13 +29,13 @@ from common import HERE, take, write_result
 from references import both_orderings, recipe_batches, score_recipe, sequences_of
 
 from wsdm_ray.data.votes import read_votes
-from wsdm_ray.evaluation.metrics import agreement, cross_entropy
 from wsdm_ray.modeling.checkpoint import load_classifier, read_manifest
 from wsdm_ray.modeling.classifier import ordering_logits, preference_log_odds, unwrap_peft
 from wsdm_ray.modeling.loading import load_fused_classifier
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.schema import Ordering
 from wsdm_ray.scoring.engine import combine, log_odds, to_probability
+from wsdm_ray.statistics import agreement, cross_entropy
 from wsdm_ray.storage import local_copy
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 

@@ -370,15 +370,16 @@ def train_one(config: TrainConfig, target: Path) -> tuple[list[dict[str, Any]], 
     trainer = Trainer(config, config.base, manifest, read_votes(config.train), read_votes(config.valid))
     checkpoints: list[dict[str, Any]] = []
     for step in trainer.steps():
-        if step["step"] % 10 == 0:
-            print({name: round(step[name], 4) for name in ("step", "loss", "tokens_per_second")}, flush=True)
-        if step["step"] % config.checkpoint_steps == 0 or step["step"] == trainer.total_steps:
-            found = {"step": step["step"], **trainer.evaluate()}
+        if step.step % 10 == 0:
+            row = step.to_row()
+            print({name: round(row[name], 4) for name in ("step", "loss", "tokens_per_second")}, flush=True)
+        if step.step % config.checkpoint_steps == 0 or step.step == trainer.total_steps:
+            found = trainer.evaluate_step().summary()
             print(found, flush=True)
             if all(found["valid_log_loss"] < earlier["valid_log_loss"] for earlier in checkpoints):
-                trainer.save(str(target), found)
+                trainer.save(str(target))
             checkpoints.append(found)
-    return checkpoints, trainer.metrics
+    return checkpoints, [step.to_row() for step in trainer.metrics]
 
 
 def score_one(config: TrainConfig, work: Path, folder: Path, variant: str) -> float:

@@ -9,8 +9,6 @@ scripts stay. Not covered: rows that are duplicates of other rows, or whose prom
 (`splitting`).
 """
 
-import re
-import unicodedata
 from typing import Literal
 
 import numpy as np
@@ -21,7 +19,7 @@ from wsdm_ray.errors import DataError
 from wsdm_ray.schema import MODEL_A, MODEL_B, TEXTS
 from wsdm_ray.text.normalize import fix_text
 
-__all__ = ["REASONS", "WINNERS", "clean_texts", "drop_reasons", "labels", "normalized"]
+__all__ = ["REASONS", "WINNERS", "clean_texts", "drop_reasons", "labels"]
 
 REASONS = (
     "different_prompts",
@@ -147,12 +145,3 @@ def drop_reasons(table: pa.Table, tie: np.ndarray, different_prompts: np.ndarray
     }
     codes = [REASONS.index(name) for name in applies]
     return np.select(list(applies.values()), codes, default=-1).astype(np.int8)
-
-
-SPACES = re.compile(r"\s+")
-
-
-def normalized(prompt: str) -> str:
-    """The prompt in NFKC, case-folded, each run of white space one space: what makes two prompts the same."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", prompt).casefold())
-    return SPACES.sub(" ", folded).strip()

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from wsdm_ray import storage
-from wsdm_ray.data.cleaning import REASONS, normalized
+from wsdm_ray.data.cleaning import REASONS
 from wsdm_ray.errors import DataError
+from wsdm_ray.text.groups import prompt_group_key
 
 __all__ = [
     "DIGEST",
@@ -49,7 +50,7 @@ def digest(*texts: str) -> bytes:
 
 def group_digests(prompts: Iterable[str]) -> np.ndarray:
     """Digests of the normalized prompts (N, S16): prompts of one digest are one prompt group."""
-    return digests(map(normalized, prompts))
+    return digests(map(prompt_group_key, prompts))
 
 
 def prompt_digests(paths: Sequence[str]) -> np.ndarray:
@@ -118,10 +119,10 @@ def pair_digests(table: pa.Table, prob_a: np.ndarray) -> tuple[np.ndarray, np.nd
     for prompt, a, b in zip(
         *(table[name].to_pylist() for name in ("prompt", "response_a", "response_b")), strict=True
     ):
-        prompt = normalized(prompt)
-        prompts.append(digest(prompt))
+        key = prompt_group_key(prompt)
+        prompts.append(digest(key))
         swapped.append(a > b)
-        pairs.append(digest(prompt, min(a, b), max(a, b)))
+        pairs.append(digest(key, min(a, b), max(a, b)))
     return np.array(prompts, DIGEST), np.array(pairs, DIGEST), np.where(swapped, 1 - prob_a, prob_a)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsdm_ray.evaluation.metrics import Floats, agreement, cross_entropy
+from wsdm_ray.statistics import Floats, agreement, cross_entropy
 
 __all__ = ["THRESHOLDS", "adaptive", "best_threshold", "simulate"]
 

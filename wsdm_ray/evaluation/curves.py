@@ -10,16 +10,14 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from wsdm_ray.errors import DataError
 from wsdm_ray.evaluation.figures import curve_figure
 from wsdm_ray.evaluation.report import render_page
+from wsdm_ray.statistics import Floats
 from wsdm_ray.storage import exists, join, open_read, read_json, write_atomic
 
 __all__ = ["render_curves", "write_curves"]
-
-Floats = NDArray[np.float64]
 
 MOST_POINTS = 600
 """Of one line; a longer run is shown by the mean of neighbouring steps."""

@@ -23,19 +23,24 @@ from wsdm_ray.config import EnsembleConfig
 from wsdm_ray.data.shards import write_shards
 from wsdm_ray.errors import DataError
 from wsdm_ray.evaluation.join import join_by_id, read_predictions, read_votes, shown
-from wsdm_ray.evaluation.metrics import EPSILON, Floats, agreement, cross_entropy
 from wsdm_ray.evaluation.report import decimals, percent
-from wsdm_ray.evaluation.temperature import fit_temperature, log_odds
+from wsdm_ray.evaluation.temperature import fit_temperature
 from wsdm_ray.runs import check_no_overlap, check_no_overwrite, file_versions, finish_run, open_run, options
 from wsdm_ray.schema import MODEL_A, MODEL_B
+from wsdm_ray.statistics import (
+    EPSILON,
+    Floats,
+    agreement,
+    centered_sigmoid,
+    cross_entropy,
+    log_odds,
+    round_to_grid,
+)
 from wsdm_ray.telemetry import logger
 
 __all__ = ["combine_sets", "cross_fit", "ensemble", "fit_weights", "in_order_of"]
 
 pc: Any = pyarrow.compute  # its functions are made at import, unseen by type checkers
-
-GRID = 2.0**-24
-"""Probabilities are multiples of this, as those of `score` are, so that 1 - p is exact in float32."""
 
 PART_ROWS = 20_000
 PROBABILITIES = ("prob_a", "prob_a_ab", "prob_a_ba")
@@ -167,14 +172,10 @@ def combine_sets(prob_NS: Floats, weights_S: Floats, temperature: float) -> Floa
         weights_S: float64 (S,), 0 or more, of sum 1.
         temperature: above 0; 1 leaves the mean as it is.
     """
-    mean_N = 0.5 + to_grid(((prob_NS - 0.5) * weights_S).sum(axis=1))
+    mean_N = round_to_grid(((prob_NS - 0.5) * weights_S).sum(axis=1))
     if temperature == 1:
         return mean_N
-    return 0.5 + to_grid(0.5 * np.tanh(log_odds(mean_N) / (2 * temperature)))
-
-
-def to_grid(half_N: Floats) -> Floats:
-    return np.round(half_N / GRID) * GRID
+    return round_to_grid(centered_sigmoid(log_odds(mean_N), temperature))
 
 
 def fit_weights(prob_NS: Floats, label_N: Floats) -> Floats:

@@ -19,8 +19,6 @@ from wsdm_ray.config import EvaluateConfig, to_dict
 from wsdm_ray.evaluation.adaptive import adaptive
 from wsdm_ray.evaluation.join import Joined, join_by_id, read_pairs, read_predictions, read_votes
 from wsdm_ray.evaluation.metrics import (
-    agreement,
-    cross_entropy,
     length_bins,
     majority_baseline,
     measure,
@@ -28,6 +26,7 @@ from wsdm_ray.evaluation.metrics import (
 )
 from wsdm_ray.evaluation.report import confident_mistakes, decimals, percent, render_report, table_rows
 from wsdm_ray.evaluation.temperature import cross_fit
+from wsdm_ray.statistics import agreement, cross_entropy
 from wsdm_ray.storage import exists, join, read_json, write_atomic, write_json
 from wsdm_ray.telemetry import logger
 

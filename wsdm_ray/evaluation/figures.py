@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
-from wsdm_ray.evaluation.metrics import CalibrationBins, wilson_interval
+from wsdm_ray.evaluation.metrics import CalibrationBins
+from wsdm_ray.statistics import Floats, wilson_interval
 
 __all__ = [
     "Estimate",
@@ -23,8 +23,6 @@ __all__ = [
     "position_figure",
     "reliability_figure",
 ]
-
-Floats = NDArray[np.float64]
 
 WIDTH = 420
 LEVELS = 6

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
 from wsdm_ray.schema import MODEL_A, MODEL_B, Ordering, first_ordering, predictions_schema
+from wsdm_ray.statistics import Floats
 from wsdm_ray.storage import list_files, open_parquet
+from wsdm_ray.text.groups import prompt_group_key
 
 __all__ = ["Joined", "join_by_id", "read_pairs", "read_predictions", "read_votes"]
-
-Floats = NDArray[np.float64]
 
 pc: Any = pyarrow.compute  # its functions are made at import, unseen by type checkers
 
@@ -64,7 +64,7 @@ class Joined(NamedTuple):
     """Length of response_a in characters."""
     characters_b: NDArray[np.int64]
     group: NDArray[np.uint64]
-    """Hash of the prompt, without regard to case and spaces."""
+    """Hash of the prompt group (`prompt_group_key`)."""
     ba_first: NDArray[np.bool_]
     """Where `ba` is the ordering that scoring runs first."""
     errors: Counter[str]
@@ -166,8 +166,9 @@ def texts(column: pa.ChunkedArray) -> list[str]:
 
 
 def group_of(prompt: str) -> int:
-    normalized = " ".join(prompt.split()).casefold().encode("utf-8", errors="replace")
-    return int.from_bytes(hashlib.blake2b(normalized, digest_size=8).digest(), "little")
+    """A hash of the prompt group, uint64: rows of one group are resampled together and share their half."""
+    key = prompt_group_key(prompt).encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
 
 
 def labels(path: str, table: pa.Table, columns: Columns) -> pa.Array | pa.ChunkedArray:

@@ -2,9 +2,8 @@
 
 Shape suffixes: N rows, G groups of rows that share a prompt, K row-wise figures, B resamples.
 
-Throughout, `prob` is the predicted probability that response_a wins, and `label` is what people said: 1 for
-response_a, 0 for response_b, anything between for a soft label (0.5 is a tie). A soft label counts as that
-share of a vote for response_a and the rest of it for response_b. What is not defined is None, never NaN.
+`prob` and `label` are those of `wsdm_ray.statistics`. A soft label counts as that share of a vote for
+response_a and the rest of it for response_b; 0.5 is a tie. A figure that is not defined is None, never NaN.
 """
 
 import math
@@ -14,15 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from wsdm_ray.statistics import Z_95, Floats, agreement, cross_entropy
+
 __all__ = [
     "ECE_BINS",
-    "EPSILON",
     "CalibrationBins",
-    "agreement",
     "area_under_curve",
     "bootstrap_intervals",
     "calibration_bins",
-    "cross_entropy",
     "expected_calibration_error",
     "flips",
     "length_bins",
@@ -31,43 +29,12 @@ __all__ = [
     "one_sided_baseline",
     "position_shift",
     "squared_error",
-    "wilson_interval",
 ]
-
-Floats = NDArray[np.float64]
-
-EPSILON = 1e-7
-"""No logarithm is of less than this, for `p` and for `1 - p` alike: float32 cannot say more near 1."""
 
 ECE_BINS = 15
 
-Z_95 = 1.959964
-"""Half the width of the normal distribution's middle 95 %, in standard deviations."""
-
 BLOCK_ELEMENTS = 1 << 17
 """Numbers of one block of resamples, small enough for a processor's cache."""
-
-
-def agreement(prob_N: Floats, label_N: Floats) -> Floats:
-    """Expected agreement of the predicted winner with the vote, by row; its mean is the accuracy.
-
-    The predicted winner is response_a above 0.5 and response_b below; exactly 0.5 is a coin flip and scores
-    0.5, so that swapping the two responses of every row changes nothing.
-
-    Args:
-        prob_N: float64 (N,), in [0, 1].
-        label_N: float64 (N,), in [0, 1].
-
-    Returns:
-        float64 (N,): `label` where response_a is predicted, `1 - label` where response_b is.
-    """
-    return np.where(prob_N > 0.5, label_N, np.where(prob_N < 0.5, 1 - label_N, 0.5))
-
-
-def cross_entropy(prob_N: Floats, label_N: Floats) -> Floats:
-    """Cross entropy of label and prediction in nats, by row; its mean is the log loss. Float64 (N,)."""
-    log_a_N, log_b_N = (np.log(np.maximum(side_N, EPSILON)) for side_N in (prob_N, 1 - prob_N))
-    return -(label_N * log_a_N + (1 - label_N) * log_b_N)
 
 
 def squared_error(prob_N: Floats, label_N: Floats) -> Floats:
@@ -151,14 +118,6 @@ def expected_calibration_error(prob_N: Floats, label_N: Floats, bins: int = ECE_
     """
     held = calibration_bins(prob_N, label_N, bins)
     return float(np.average(np.abs(held.predicted - held.observed), weights=held.rows))
-
-
-def wilson_interval(share: Floats, rows: Floats) -> tuple[Floats, Floats]:
-    """Both ends of the 95 % interval of a share of `rows` votes (Wilson, 1927), always within 0..1."""
-    z2 = Z_95**2
-    centre = (share + z2 / (2 * rows)) / (1 + z2 / rows)
-    half = Z_95 / (1 + z2 / rows) * np.sqrt(share * (1 - share) / rows + z2 / (4 * rows**2))
-    return centre - half, centre + half
 
 
 def resampled_counts(num_groups: int, resamples: int, seed: int) -> Iterator[Floats]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from wsdm_ray.config import HeadConfig
+from wsdm_ray.config import HeadConfig, TrainConfig
 from wsdm_ray.errors import ModelError
 from wsdm_ray.modeling.attention import training_backend
 from wsdm_ray.modeling.classifier import load_network, model_config, ordering_logits
@@ -23,6 +23,7 @@ from wsdm_ray.modeling.merging import read_base
 from wsdm_ray.modeling.scorers import FusedClassifier
 from wsdm_ray.packing.layouts import Layout, lay_out
 from wsdm_ray.packing.ragged import Ragged
+from wsdm_ray.training.check import check_base
 
 GEMMAS = ("gemma2", "gemma3_text")
 QWENS = ("qwen2", "qwen3")
@@ -208,6 +209,9 @@ def test_every_way_to_read_a_model_asks(tmp_path):
     for read in (
         model_config,
         read_base,
+        lambda folder: check_base(
+            TrainConfig(base=folder, train=("votes",), output=str(tmp_path / "output"))
+        ),
         lambda folder: load_network(
             folder, HeadConfig(), seed=0, device="cpu", dtype=torch.float32, quantization="none"
         ),
