@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.unit.modeling.attention_layouts import Config, layout_of
 from wsdm_ray.modeling.attention import (
     BLOCK,
     BlockSparseAttention,
@@ -21,38 +21,13 @@ from wsdm_ray.modeling.attention import (
     dense_masks,
     scoring_backend,
     tiling_of,
-    training_backend,
 )
 from wsdm_ray.modeling.attention.block_sparse import key_blocks
 from wsdm_ray.modeling.attention.tiling import MAX_KERNEL_SOFTCAP, NARROW, SOFTCAPPED, TILINGS, WIDE
-from wsdm_ray.modeling.attention.training import VARLEN, varlen_attention
 from wsdm_ray.modeling.families import Family, Shape
 from wsdm_ray.modeling.fused_decoder import rotate
-from wsdm_ray.packing.layouts import Layout, lay_out
+from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.ragged import Ragged
-
-
-class Config:
-    """As much of a model's config as masks need; of a family without layer types unless it is said."""
-
-    def __init__(self, **values):
-        vars(self).update({"model_type": "llama"} | values)
-
-
-SOFTCAPPED_CONFIG = Config(
-    model_type="gemma2", attn_logit_softcapping=50.0, layer_types=["full_attention"], sliding_window=16
-)
-
-
-def layout_of(
-    kind: str, prefixes: list[int], suffixes: list[int], row_tokens: int = 0, alignment: int = 1
-) -> Layout:
-    """A layout of both orderings of pairs with prefixes and suffixes of these lengths."""
-    prefix, suffix = (
-        Ragged.from_lists([np.ones(size, np.int32) for size in sizes]) for sizes in (prefixes, suffixes)
-    )
-    pairs = np.arange(len(prefixes))
-    return lay_out(kind, prefix, [suffix, suffix], pairs, row_tokens=row_tokens, alignment=alignment)
 
 
 def rows(seen: torch.Tensor) -> list[str]:
@@ -156,19 +131,6 @@ def test_an_unknown_kind_of_layer():
 def test_layer_types_that_a_family_does_not_read_are_ignored():
     config = Config(layer_types=["sliding_attention"], sliding_window=1)
     assert isinstance(dense_masks(layout_of("packed", [1], [1]), config, torch.float32, "cpu"), torch.Tensor)
-
-
-def test_soft_capped_scores_and_dropout_are_computed_eagerly():
-    for config, implementation in (
-        (SOFTCAPPED_CONFIG, "eager"),
-        (Config(model_type="gemma2", attn_logit_softcapping=None), VARLEN),
-        (Config(attn_logit_softcapping=50.0), VARLEN),  # a family whose code does not read it
-        (Config(attention_dropout=0.1), "eager"),
-        (Config(attention_dropout=0.0), VARLEN),
-        (Config(), VARLEN),
-    ):
-        assert training_backend(config).implementation == implementation
-        assert training_backend(config).supports_varlen == (implementation == VARLEN)
 
 
 def test_what_scores_is_chosen_by_the_device_and_by_the_scores():
@@ -319,47 +281,6 @@ def test_sparse_and_dense_attention_agree(kind, softcap):
     sparse = BlockSparseAttention(2 * BLOCK, KINDS, 16, "cpu").update(given).attend(heads, kind)
     torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-5)
     assert dense.shape == (256, 64)
-
-
-@pytest.mark.parametrize("window", [None, 3])
-@given(
-    sizes=st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), min_size=1, max_size=4),
-    padding=st.integers(0, 5),
-)
-def test_attention_by_bounds_is_attention_by_masks(window, sizes, padding):
-    prefixes, suffixes = zip(*sizes, strict=True)
-    used = 2 * sum(prefixes) + 2 * sum(suffixes)
-    layout = layout_of("packed", list(prefixes), list(suffixes), row_tokens=used + padding)
-    arguments = training_backend(Config()).arguments(layout, torch.float32, "cpu")
-    assert arguments.pop("attention_mask").numel() == 1
-    random = torch.Generator().manual_seed(0)
-    tokens = used + padding
-    q, k, v = (torch.randn(1, heads, tokens, 8, generator=random, requires_grad=True) for heads in (4, 2, 2))
-    module: Any = torch.nn.Identity()
-    module.num_key_value_groups = 2
-    mask = torch.where(attention_mask(layout, window, "cpu"), 0.0, torch.finfo(torch.float32).min)[:, None]
-    expected, _ = varlen_attention(module, q, k, v, mask, scaling=0.3)
-    found, _ = varlen_attention(module, q, k, v, None, scaling=0.3, sliding_window=window, **arguments)
-    real = torch.from_numpy(layout.groups_BT[0] >= 0)
-    # Sums in another order.
-    torch.testing.assert_close(found[:, real], expected[:, real], atol=1e-6, rtol=1e-5)
-    weights = torch.randn(expected.shape, generator=random) * real[:, None, None]
-    for one, other in zip(
-        torch.autograd.grad((found * weights).sum(), (q, k, v)),
-        torch.autograd.grad((expected * weights).sum(), (q, k, v)),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-
-
-def test_attention_goes_by_masks_where_bounds_do_not_tell():
-    for layout, config in (
-        (layout_of("shared", [2], [2]), Config()),
-        (layout_of("padded", [2], [2]), Config()),
-        (layout_of("packed", [2], [2]), SOFTCAPPED_CONFIG),
-        (layout_of("packed", [2], [2]), Config(attention_dropout=0.1)),
-    ):
-        assert set(training_backend(config).arguments(layout, torch.float32, "cpu")) == {"attention_mask"}
 
 
 @pytest.mark.parametrize(

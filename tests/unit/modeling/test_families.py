@@ -56,33 +56,50 @@ def rope(family: str, rope_type: str, **parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {name: dict(values) for name in LAYERS} if family == "gemma3_text" else values}
 
 
-def unusual_configs(family: str) -> dict[str, tuple[dict[str, Any], str | None]]:
-    """Name to what differs from `base_config`, and the field that is refused, None where it is obeyed."""
-    gemma, qwen = family in GEMMAS, family in QWENS
-    activation = FAMILIES[family].activation_field
-    rope_field = "rope_parameters.full_attention" if family == "gemma3_text" else "rope_parameters"
-    windows = {"layer_types": LAYERS, "sliding_window": 5, "use_sliding_window": True}
+Cases = dict[str, tuple[dict[str, Any], str | None]]
+"""Name to what differs from `base_config`, and the field that is refused, None where it is obeyed."""
+
+
+def unusual_configs(family: str) -> Cases:
+    parts = (mlp_configs, rope_configs, head_configs, score_configs, layer_configs, other_configs)
+    return {name: case for part in parts for name, case in part(family).items()}
+
+
+def mlp_configs(family: str) -> Cases:
+    field = FAMILIES[family].activation_field
     return {
-        "silu": ({activation: "silu"}, None),
-        "swish": ({activation: "swish"}, None),
-        "tanh gelu": ({activation: "gelu_pytorch_tanh"}, None),
-        "new gelu": ({activation: "gelu_new"}, None),
-        "exact gelu": ({activation: "gelu"}, activation),
-        "relu": ({activation: "relu"}, activation),
-        "the other activation field": ({"hidden_act" if gemma else "hidden_activation": "relu"}, None),
+        "silu": ({field: "silu"}, None),
+        "swish": ({field: "swish"}, None),
+        "tanh gelu": ({field: "gelu_pytorch_tanh"}, None),
+        "new gelu": ({field: "gelu_new"}, None),
+        "exact gelu": ({field: "gelu"}, field),
+        "relu": ({field: "relu"}, field),
+        "the other activation field": (
+            {"hidden_act" if family in GEMMAS else "hidden_activation": "relu"}, None
+        ),
+        "MLP bias": ({"mlp_bias": True}, "mlp_bias" if family == "llama" else None),
+    }  # fmt: skip
+
+
+def rope_configs(family: str) -> Cases:
+    field = "rope_parameters.full_attention" if family == "gemma3_text" else "rope_parameters"
+    partial = {"partial_rotary_factor": 0.5}
+    return {
         "rope theta": (rope(family, "default"), None),
         "linear rope": (rope(family, "linear", factor=4.0), None),
         "llama3 rope": (rope(family, "llama3", **LLAMA3), None),
         "yarn rope": (rope(family, "yarn", **YARN), None),
-        "proportional rope": (rope(family, "proportional", partial_rotary_factor=0.5), None),
-        "partial rope that is ignored": (rope(family, "default", partial_rotary_factor=0.5), None),
-        "partial rope": (
-            rope(family, "linear", factor=4.0, partial_rotary_factor=0.5),
-            f"{rope_field}.partial_rotary_factor",
-        ),
-        "dynamic rope": (rope(family, "dynamic", factor=4.0), f"{rope_field}.rope_type"),
-        "longrope": (rope(family, "longrope", **LONG), f"{rope_field}.rope_type"),
-        "unknown rope": (rope(family, "spiral"), f"{rope_field}.rope_type"),
+        "proportional rope": (rope(family, "proportional", **partial), None),
+        "partial rope that is ignored": (rope(family, "default", **partial), None),
+        "partial rope": (rope(family, "linear", factor=4.0, **partial), f"{field}.partial_rotary_factor"),
+        "dynamic rope": (rope(family, "dynamic", factor=4.0), f"{field}.rope_type"),
+        "longrope": (rope(family, "longrope", **LONG), f"{field}.rope_type"),
+        "unknown rope": (rope(family, "spiral"), f"{field}.rope_type"),
+    }
+
+
+def head_configs(family: str) -> Cases:
+    return {
         "as many key heads": ({"num_key_value_heads": 4}, None),
         "one key head": ({"num_key_value_heads": 1}, None),
         "key heads that do not divide": ({"num_key_value_heads": 3}, "num_key_value_heads"),
@@ -90,38 +107,47 @@ def unusual_configs(family: str) -> dict[str, tuple[dict[str, Any], str | None]]
         "other heads": ({"head_dim": 24}, None),
         "odd heads": ({"head_dim": 3}, "head_dim"),
         "attention bias": ({"attention_bias": True}, None if family == "qwen2" else "attention_bias"),
-        "MLP bias": ({"mlp_bias": True}, "mlp_bias" if family == "llama" else None),
-        "query scale": ({"query_pre_attn_scalar": 3}, None),
-        "query scale of 0": ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar" if gemma else None),
-        "soft cap": ({"attn_logit_softcapping": 0.5}, None),
-        "no soft cap": ({"attn_logit_softcapping": None}, None),
-        "soft cap of 0": (
-            {"attn_logit_softcapping": 0.0}, "attn_logit_softcapping" if family == "gemma2" else None
-        ),
+    }
+
+
+def score_configs(family: str) -> Cases:
+    scalar, softcap = "query_pre_attn_scalar", "attn_logit_softcapping"
+    return {
+        "query scale": ({scalar: 3}, None),
+        "query scale of 0": ({scalar: 0}, scalar if family in GEMMAS else None),
+        "soft cap": ({softcap: 0.5}, None),
+        "no soft cap": ({softcap: None}, None),
+        "soft cap of 0": ({softcap: 0.0}, softcap if family == "gemma2" else None),
         "soft cap of logits": ({"final_logit_softcapping": 0.5}, None),
+        "dropout of attention": ({"attention_dropout": 0.5}, None),
+    }
+
+
+def layer_configs(family: str) -> Cases:
+    reads = family in GEMMAS or family in QWENS
+    windows = {"layer_types": LAYERS, "sliding_window": 5, "use_sliding_window": True}
+    both = {"use_bidirectional_attention": True, "sliding_window": 5}
+    return {
         "windows": (windows, None),
         "upper windows": ({"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}, None),
         "windows that are off": ({"use_sliding_window": False, "sliding_window": 5}, None),
-        "windows without a size": (
-            windows | {"sliding_window": None}, "sliding_window" if gemma or qwen else None
-        ),
+        "windows without a size": (windows | {"sliding_window": None}, "sliding_window" if reads else None),
         "full layers": ({"layer_types": ["full_attention"] * 2}, None),
         "chunked layers": (
-            {"layer_types": ["chunked_attention", "full_attention"]}, "layer_types" if gemma or qwen else None
+            {"layer_types": ["chunked_attention", "full_attention"]}, "layer_types" if reads else None
         ),
-        "both directions": (
-            {"use_bidirectional_attention": True, "sliding_window": 5},
-            "use_bidirectional_attention" if gemma else None,
-        ),
+        "both directions": (both, "use_bidirectional_attention" if family in GEMMAS else None),
         "not causal": ({"is_causal": False}, "is_causal"),
-        "layers that differ": (
-            {"per_layer_config": {"0": {"intermediate_size": 32}}}, "per_layer_config"
-        ),
+        "layers that differ": ({"per_layer_config": {"0": {"intermediate_size": 32}}}, "per_layer_config"),
+    }  # fmt: skip
+
+
+def other_configs(family: str) -> Cases:
+    return {
         "tied embeddings": ({"tie_word_embeddings": family not in GEMMAS}, None),
         "tensor parallel pretraining": ({"pretraining_tp": 2}, None),
         "a large epsilon": ({"rms_norm_eps": 0.5}, None),
-        "dropout of attention": ({"attention_dropout": 0.5}, None),
-    }  # fmt: skip
+    }
 
 
 CASES = [(family, name) for family in sorted(FAMILIES) for name in unusual_configs(family)]
