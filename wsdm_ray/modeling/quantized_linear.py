@@ -47,7 +47,7 @@ MULTIPLES = {torch.float8_e4m3fn: 16, torch.int8: 8}
 """What GPUs need the sizes of a weight to be multiples of."""
 
 HOPPER = (9, 0)
-"""The compute capability that `product_kernel` and `attention_kernel` are made for: H100, H200."""
+"""The compute capability that `product_kernel` and `softcapped_kernel` are made for: H100, H200."""
 
 HADAMARD_BLOCK = 128
 """Columns of a block that share their large values: more gain little."""
