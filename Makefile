@@ -31,6 +31,12 @@ test: $(STAMP)  ## Run every test that this machine can run; print the ten slowe
 test-gpu: $(STAMP)  ## Run the tests that need a GPU
 	$(BIN)/python -m pytest tests/gpu --durations=10
 
+# With any Python that has torch, Triton, transformers and pytest: PYTHON=... names it; no .venv is made.
+# The files outside tests/gpu compile or interpret kernels where there is no GPU, and run them on one here.
+test-gpu:  ## Run the tests that need a GPU, with PYTHON
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . \
+		tests/gpu tests/unit/modeling/test_*_kernel*.py
+
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

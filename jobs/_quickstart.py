@@ -201,13 +201,15 @@ def show(metrics: dict[str, Any], trained: dict[str, Any], at: Folders, seconds:
         table.add_row(*row)
     console = Console()
     console.print(table)
-    console.print("\n".join(accuracy_lines(metrics, trained)), highlight=False)
+    # Unwrapped, so that a command can be copied and a number stays whole.
+    console.print("\n".join(accuracy_lines(metrics, trained)), highlight=False, soft_wrap=True)
     console.print(
         "\nNext: open the report, then score data of your own:\n"
         f"  {command('score')} --model {at.model} --input YOUR.parquet --output my-predictions\n"
         "with the columns id, prompt, response_a and response_b; "
         f"or give `{command('prepare')}` votes of your own.",
         highlight=False,
+        soft_wrap=True,
     )
 
 

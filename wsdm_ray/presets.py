@@ -105,7 +105,7 @@ def recipe_gemma2_9b_ab(
         layout="padded",
         token_budget=8 * 2_200,
         precision="bf16",
-        quantization="int8",
+        quantization="bnb-int8",
         int8_activations=True,
         gradient_checkpointing=True,
         text=TextConfig(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wsdm_ray.modeling.checkpoint import load_classifier
+from wsdm_ray.modeling.loading import load_classifier
 from wsdm_ray.schema import Ordering
 from wsdm_ray.scoring.engine import log_odds, to_probability
 from wsdm_ray.text.encoding import PairEncoder

@@ -72,7 +72,6 @@ def submit(environment: dict[str, str], *job: str) -> subprocess.CompletedProces
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
     )
 
 

@@ -1,14 +1,17 @@
 """What unit tests share: a tiny tokenizer, tiny random models of every family. Made when asked for."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
-# A busy machine is no failure; `timeout` in pyproject.toml bounds each test.
-settings.register_profile("unit", deadline=None)
-settings.load_profile("unit")
+if find_spec("hypothesis"):  # `make test-gpu` does without
+    from hypothesis import settings
+
+    # A busy machine is no failure; `timeout` in pyproject.toml bounds each test.
+    settings.register_profile("unit", deadline=None)
+    settings.load_profile("unit")
 
 WORDS = (
     "What is the sum of 12 and 30? The answer is 42, of course. I cannot help with that, sorry.",

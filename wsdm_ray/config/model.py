@@ -77,7 +77,7 @@ class QuantizeConfig:
     adapter: tuple[str, ...] = ()
     """Folders of adapters, of `train` or plain PEFT ones, that are merged in first, in order.
     Example: --adapter model"""
-    precision: Literal["int8", "nf4", "fp8", "int8-rows", "bf16"] = "int8"
+    precision: Literal["bnb-int8", "nf4", "w8a8-int8", "w8a8-fp8", "bf16"] = "bnb-int8"
     """For training and scoring: bnb-int8 (bitsandbytes' LLM.int8()) and nf4. For scoring alone: w8a8-int8 and
     w8a8-fp8, 8-bit weights and activations by rows; w8a8-fp8 is stored as compressed-tensors."""
     calibrate: tuple[str, ...] = ()
@@ -92,9 +92,9 @@ class QuantizeConfig:
     def __post_init__(self) -> None:
         check_paths(base=self.base, output=self.output)
         check(
-            not self.calibrate or self.precision == "int8-rows",
+            not self.calibrate or self.precision == "w8a8-int8",
             "precision",
             self.precision,
-            "int8-rows where --calibrate is given",
+            "w8a8-int8 where --calibrate is given",
         )
         check(self.calibration_pairs >= 1, "calibration_pairs", self.calibration_pairs, "at least 1")

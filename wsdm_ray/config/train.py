@@ -120,7 +120,7 @@ class TrainConfig:
     same numbers from another number of workers."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of activations. auto: bf16 if the GPU supports it, else fp32."""
-    quantization: Literal["auto", "int8", "nf4", "none"] = "auto"
+    quantization: Literal["auto", "bnb-int8", "nf4", "none"] = "auto"
     """Precision of the frozen base. auto keeps that of the folder and turns an unquantized base into
     bnb-int8."""
     int8_activations: bool = False

@@ -66,7 +66,7 @@ def prompt_digests(paths: Sequence[str]) -> np.ndarray:
         DataError: a file is not parquet, has no column `prompt`, or a prompt is no text.
         StorageError: a path is missing or cannot be read.
     """
-    found = [np.empty(0, DIGEST)]
+    parts = [np.empty(0, DIGEST)]
     for path in storage.list_files(paths):
         with storage.open_parquet(path) as file:
             names = file.schema_arrow.names
@@ -82,13 +82,13 @@ def prompt_digests(paths: Sequence[str]) -> np.ndarray:
                             f"{path}: the prompt of row {done + wrong} (counted from 0) is no text but "
                             f"{prompts[wrong]!r}; make canonical shards with `python -m jobs.prepare`"
                         )
-                    found.append(group_digests(prompts))
+                    parts.append(group_digests(prompts))
                     done += len(prompts)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
                 raise DataError(
                     f"{path}: cannot be read after row {done} ({storage.reason(error)})"
                 ) from error
-    return np.concatenate(found)
+    return np.concatenate(parts)
 
 
 def among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ def among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def pair_digests(table: pa.Table, prob_a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What tells prompts and pairs apart, whichever way round the two responses stand.
+    """Digests of prompts and pairs; those of a pair do not depend on which response is response_a.
 
     Args:
         table: N rows with cleaned texts.

@@ -1,13 +1,12 @@
-"""Matrix products with weights as they are, or in 8 bit with a scale for each row of weights and activations.
+"""Linear layers of unquantized weights, or of 8-bit weights and activations with one scale a row (w8a8).
 
-Activations are quantized as they come, by their row's largest value, so a row's result does not depend on its
-neighbours (LLM.int8() chooses its outlier columns by the batch).
+Activations are quantized on the fly, each row by its own largest value, so results are batch-invariant.
+(LLM.int8() chooses its outlier columns by the whole batch.)
 
-A few columns of activations are far larger than all others, and in int8, whose steps are even, they would
-leave little of the others. So blocks of columns are first multiplied by a Hadamard matrix, of ones and minus
-ones, in activations and in weights: it spreads what is in one column over all of its block, and being
-orthogonal but for a factor it leaves the products as they are. Floats of 8 bit have no use for it, as their
-steps grow with the numbers.
+A few columns of activations are far larger than all others. The steps of int8 are even, so such outliers
+would leave little precision to the rest. Therefore blocks of columns go through a Hadamard rotation, in
+activations and in weights: it distributes an outlier over its block. The rotation is orthogonal up to a
+factor, so results stay the same. Float8 needs no rotation, because its steps grow with the values.
 """
 
 import math
@@ -22,15 +21,21 @@ from torch import Tensor
 from wsdm_ray.errors import ModelError
 
 __all__ = [
+    "HADAMARD_BLOCK",
     "HOPPER",
+    "QUANT_MAX",
     "TYPES",
     "LinearWeight",
     "QuantizedTensor",
-    "add",
-    "add_norm",
+    "add_residual",
+    "add_rms_norm",
+    "fit_to_device",
     "float8_scale",
     "gated_linear",
+    "hadamard",
+    "hadamard_rotate",
     "linear",
+    "on_hopper",
     "pack_weight",
     "quantize_rows",
     "quantize_weight",
@@ -38,44 +43,44 @@ __all__ = [
     "take_rows",
 ]
 
-LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
-"""What the largest value of a row becomes."""
+QUANT_MAX = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
+"""The absolute value that the largest entry of a row is scaled to."""
 
-TYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+TYPES = {"w8a8-fp8": torch.float8_e4m3fn, "w8a8-int8": torch.int8}
+"""The storage type of each 8-bit precision."""
 
-MULTIPLES = {torch.float8_e4m3fn: 16, torch.int8: 8}
-"""What GPUs need the sizes of a weight to be multiples of."""
+SIZE_MULTIPLES = {torch.float8_e4m3fn: 16, torch.int8: 8}
+"""Both sizes of a weight must be multiples of this on GPUs."""
 
 HOPPER = (9, 0)
-"""The compute capability that `product_kernel` and `softcapped_kernel` are made for: H100, H200."""
+"""The compute capability that `gemm_kernel` and `softcapped_kernel` are written for: H100, H200."""
 
 HADAMARD_BLOCK = 128
-"""Columns of a block that share their large values: more gain little."""
+"""Columns that one Hadamard block mixes at most; larger blocks gain little accuracy."""
 
-ROWS_AT_ONCE = 2_048
-"""Rows of a weight that are quantized at a time: what that takes beside the weight stays small."""
+WEIGHT_CHUNK_ROWS = 2_048
+"""Rows of a weight that are quantized at a time, to keep the memory beside the weight small."""
 
 
 class QuantizedTensor(NamedTuple):
-    """A weight, or what it multiplies, in 8 bit: values, int8 or float8 [rows, in]; scale, float32 [rows]."""
+    """Quantized rows: values, int8 or float8 [rows, in]; scale, float32 [rows]."""
 
     values: Tensor
     scale: Tensor
 
 
 class LinearWeight(NamedTuple):
-    """A weight of `out` rows and `in` columns.
+    """The weight of a linear layer with `out` rows and `in` columns.
 
     values: [out, in], of a float type, or int8 or float8 with `scale`; scale: float32 [out] or None; bias:
-        [out] or None; spread: of int8 alone, the Hadamard matrix that blocks of columns were multiplied by,
-        [block, block]; fused: products are by `product_kernel`, what goes with them by `kernels`, and rows of
-        gate and up alternate.
+        [out] or None; hadamard: of int8 alone, the matrix [block, block] that rotates blocks of columns;
+        fused: the kernels of `gemm_kernel` and `norm_kernels` run it, and rows of gate and up interleave.
     """
 
     values: Tensor
     scale: Tensor | None
     bias: Tensor | None
-    spread: Tensor | None = None
+    hadamard: Tensor | None = None
     fused: bool = False
 
 
@@ -85,59 +90,73 @@ def pack_weight(
     precision: str,
     *,
     gated: bool = False,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> LinearWeight:
-    """Weights of linear layers that multiply the same input, as one of all their rows.
+    """The weights of linear layers with the same input, concatenated into one.
 
     Args:
-        gated: they are those of gate and up, for `gated_linear`.
-        weights: [out, in] each, all of one `in`, or such that are in the rows of `precision` already. Of
-            those that an iterator makes, one at a time is held as it came.
+        gated: they are gate and up, for `gated_linear`.
+        weights: [out, in] each, all of one `in`, or already quantized to `precision`. An iterator's weights
+            are held unquantized one at a time.
         biases: [out] each, as many as weights, or none.
-        precision: `none` (then of `dtype`), `int8` or `fp8`.
+        precision: `none` (weights are kept in `dtype`), `w8a8-int8` or `w8a8-fp8`.
+        dtype: of activations.
 
     Raises:
-        ModelError: a GPU has no products of these sizes in 8 bit.
+        ModelError: a GPU has no 8-bit GEMM for these sizes.
     """
     bias = torch.cat(list(biases)).to(device, dtype) if biases else None
 
-    def as_it_is(weight: Tensor | QuantizedTensor) -> Tensor:
+    def converted(weight: Tensor | QuantizedTensor) -> Tensor:
         return cast("Tensor", weight).to(device, dtype)
 
-    def rows_of(weight: Tensor | QuantizedTensor) -> QuantizedTensor:
+    def quantized(weight: Tensor | QuantizedTensor) -> QuantizedTensor:
         if isinstance(weight, QuantizedTensor):
             return QuantizedTensor(weight.values.to(device), weight.scale.to(device))
-        return quantize_weight(weight.to(device), TYPES[precision], spread=precision == "int8")
+        return quantize_weight(weight.to(device), TYPES[precision])
 
-    # By map, as a comprehension would hold the weight before while the next is made.
+    # By map: a comprehension would hold the previous weight while the next is made.
     if precision == "none":
-        return LinearWeight(torch.cat(list(map(as_it_is, weights))), None, bias)
-    every = list(map(rows_of, weights))
-    values, scale = (torch.cat(each) for each in zip(*every, strict=True))
-    if values.is_cuda and any(size % MULTIPLES[values.dtype] for size in values.shape):
+        return LinearWeight(torch.cat(list(map(converted, weights))), None, bias)
+    parts = list(map(quantized, weights))
+    values, scale = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    matrix = hadamard(values).to(dtype) if values.dtype == torch.int8 else None
+    return fit_to_device(LinearWeight(values, scale, bias, matrix), dtype, gated=gated)
+
+
+def fit_to_device(weight: LinearWeight, dtype: torch.dtype, *, gated: bool) -> LinearWeight:
+    """The same weight, run by kernels if its device has them, its gate and up rows in the order they need.
+
+    Raises:
+        ModelError: a GPU has no 8-bit GEMM for these sizes.
+    """
+    values, scale = weight.values, weight.scale
+    if scale is None:
+        return weight
+    if values.is_cuda and any(size % SIZE_MULTIPLES[values.dtype] for size in values.shape):
         raise ModelError(
-            f"a product of {' x '.join(map(str, values.shape))}: GPUs have it in 8 bit only where its sizes "
-            f"are multiples of {MULTIPLES[values.dtype]}; use --precision bf16"
+            f"a weight of {' x '.join(map(str, values.shape))}: GPUs have an 8-bit GEMM only for sizes that "
+            f"are multiples of {SIZE_MULTIPLES[values.dtype]}; use --precision bf16"
         )
-    spread = hadamard(values).to(dtype) if precision == "int8" else None
-    fused = dtype == torch.bfloat16 and can_fuse(values, spread, gated)
-    if fused and gated:
-        values, scale = (interleave_gate_up(each) for each in (values, scale))
-    return LinearWeight(values, scale, bias, spread, fused)
+    fused = dtype == torch.bfloat16 and can_fuse(values, weight.hadamard, gated)
+    if gated and fused != weight.fused:
+        reorder = interleave_gate_up if fused else deinterleave_gate_up
+        values, scale = reorder(values), reorder(scale)
+    return weight._replace(values=values, scale=scale, fused=fused)
 
 
-def can_fuse(values: Tensor, spread: Tensor | None, gated: bool) -> bool:
-    """Whether there are kernels for an 8-bit weight, on the GPUs that they were made for."""
+def can_fuse(values: Tensor, matrix: Tensor | None, gated: bool) -> bool:
+    """Whether the Hopper kernels run an 8-bit weight of these sizes on its device."""
     if not on_hopper(values.device) or find_spec("triton") is None:
         return False
     from wsdm_ray.modeling.gemm_kernel import GATE_UP_INTERLEAVE
-    from wsdm_ray.modeling.norm_kernels import MOST_BLOCKS  # which takes Triton, and defines operations
+    from wsdm_ray.modeling.norm_kernels import MAX_BLOCKS  # needs Triton, and registers operators
 
     rows, columns = values.shape
     if columns % 16 or rows % (2 * GATE_UP_INTERLEAVE if gated else 8):
         return False
-    return spread is None or (len(spread) >= 16 and columns // len(spread) <= MOST_BLOCKS)
+    return matrix is None or (len(matrix) >= 16 and columns // len(matrix) <= MAX_BLOCKS)
 
 
 def on_hopper(device: torch.device) -> bool:
@@ -145,50 +164,55 @@ def on_hopper(device: torch.device) -> bool:
 
 
 def float8_scale(weight: LinearWeight, norm: Tensor, last: int) -> float:
-    """What products of normed rows with the last rows of a float8 weight are divided by to fit in float8.
+    """A scale by which any output of the last rows of a float8 weight fits in float8.
 
-    By the norm's own bound, so it is the same for all rows. That numbers are mostly far below it costs
-    little, as the steps of floats grow with them: down to a 28,672nd of it they are as exact as the largest.
-    Where a norm's largest weight is thousands of times the others, numbers can pass it: they are cut there.
+    It follows from the bound that the norm puts on its output, so it is the same for every token. Most
+    outputs are far below the bound. That costs little, because the steps of float8 shrink with the values:
+    down to 1/28,672 of the maximum they are relatively as exact. Where a norm's largest weight is thousands
+    of times the others, outputs can exceed the bound; they are clipped.
 
     Args:
-        norm: what normed rows are multiplied by, [columns].
-        last: how many rows.
+        norm: the weight of the RMS norm before it, [columns].
+        last: number of rows.
     """
     assert weight.scale is not None
     rows = weight.values[-last:].float() * norm
-    most = rows.norm(dim=1) * len(norm) ** 0.5 * weight.scale[-last:]
-    most = most * (1 + 2**-3)  # rows of activations are rounded, by a sixteenth unless they are tiny
+    bound = rows.norm(dim=1) * len(norm) ** 0.5 * weight.scale[-last:]
+    bound = bound * (1 + 2**-3)  # quantized activations are off by a sixteenth unless they are tiny
     if weight.bias is not None:
-        most = most + weight.bias[-last:].float().abs()
-    return float(most.max()) / LARGEST[weight.values.dtype]
+        bound = bound + weight.bias[-last:].float().abs()
+    return float(bound.max()) / QUANT_MAX[weight.values.dtype]
 
 
 def interleave_gate_up(rows: Tensor) -> Tensor:
-    """Rows of a gate and then of up, as blocks of both in turn."""
+    """Rows of the gate and then of up, as blocks of both in turn."""
     from wsdm_ray.modeling.gemm_kernel import GATE_UP_INTERLEAVE
 
     return rows.unflatten(0, (2, -1, GATE_UP_INTERLEAVE)).transpose(0, 1).flatten(0, 2)
 
 
-def quantize_weight(weight: Tensor, kind: torch.dtype, *, spread: bool = False) -> QuantizedTensor:
-    """A weight in 8 bit, a few rows at a time.
+def deinterleave_gate_up(rows: Tensor) -> Tensor:
+    """The inverse of `interleave_gate_up`."""
+    from wsdm_ray.modeling.gemm_kernel import GATE_UP_INTERLEAVE
 
-    Args:
-        spread: multiply blocks of columns by `hadamard`, the scale divided by its factor.
-    """
-    matrix = hadamard(weight) if spread else None
+    return rows.unflatten(0, (-1, 2, GATE_UP_INTERLEAVE)).transpose(0, 1).flatten(0, 2)
+
+
+def quantize_weight(weight: Tensor, dtype: torch.dtype) -> QuantizedTensor:
+    """A weight [out, in] in 8 bits; for int8 after the Hadamard rotation, whose factor is in the scale."""
+    matrix = hadamard(weight) if dtype == torch.int8 else None
     parts = [
-        quantize_rows(hadamard_rotate(part.float(), matrix), kind) for part in weight.split(ROWS_AT_ONCE)
+        quantize_rows(hadamard_rotate(chunk.float(), matrix), dtype)
+        for chunk in weight.split(WEIGHT_CHUNK_ROWS)
     ]
-    values, scale = (torch.cat(each) for each in zip(*parts, strict=True))
+    values, scale = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return QuantizedTensor(values, scale if matrix is None else scale / len(matrix))
 
 
 def hadamard(weight: Tensor) -> Tensor:
-    """The largest Hadamard matrix, of `HADAMARD_BLOCK` rows or fewer, whose blocks fill a weight's columns.
+    """The largest Hadamard matrix, of up to `HADAMARD_BLOCK` rows, whose size divides a weight's columns.
 
-    Float32, on the weight's device. Its product with its transpose is the identity times its size.
+    Float32, on the weight's device. The matrix times its transpose is its size times the identity.
     """
     columns = weight.shape[1]
     matrix = torch.ones(1, 1, device=weight.device)
@@ -202,40 +226,40 @@ def hadamard_rotate(x: Tensor, matrix: Tensor | None) -> Tensor:
     return x if matrix is None else (x.reshape(-1, len(matrix)) @ matrix).view(x.shape)
 
 
-def quantize_rows(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Each row of `x` [rows, columns] in 8 bit, and its float32 scale [rows]: x is about values * scale."""
+def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Each row of `x` [rows, columns] in 8 bits, and its float32 scale [rows]: x is about values * scale."""
     wide = x.float()
-    scale = wide.abs().amax(-1).clamp_min(1e-12) / LARGEST[kind]
+    scale = wide.abs().amax(-1).clamp_min(1e-12) / QUANT_MAX[dtype]
     scaled = wide / scale[:, None]
-    return (scaled.round() if kind == torch.int8 else scaled).to(kind), scale
+    return (scaled.round() if dtype == torch.int8 else scaled).to(dtype), scale
 
 
 def quantize_activations(x: Tensor | QuantizedTensor, weight: LinearWeight) -> QuantizedTensor:
-    """Rows as an 8-bit weight multiplies them; those that are so already stay."""
+    """Activations in the type of an 8-bit weight; already quantized ones are returned unchanged."""
     if isinstance(x, QuantizedTensor):
         return x
     if not weight.fused:
-        return QuantizedTensor(*quantize_rows(hadamard_rotate(x, weight.spread), weight.values.dtype))
-    if weight.spread is None:
+        return QuantizedTensor(*quantize_rows(hadamard_rotate(x, weight.hadamard), weight.values.dtype))
+    if weight.hadamard is None:
         return QuantizedTensor(*torch.ops.wsdm_ray.float8_rows(x.contiguous()))
-    return QuantizedTensor(*torch.ops.wsdm_ray.hadamard_int8_rows(x.contiguous(), weight.spread))
+    return QuantizedTensor(*torch.ops.wsdm_ray.hadamard_int8_rows(x.contiguous(), weight.hadamard))
 
 
 def linear(x: Tensor | QuantizedTensor, weight: LinearWeight) -> Tensor:
     """`x` [rows, in] times the weight's transpose, plus its bias: [rows, out], in the type of `x`.
 
-    Of `QuantizedTensor`, as `add_norm` gives them, bfloat16.
+    Bfloat16 if `x` is quantized, as `add_rms_norm` returns it.
     """
     if weight.scale is None:
         return F.linear(cast("Tensor", x), weight.values, weight.bias)
     rows, scale = quantize_activations(x, weight)
     if weight.fused:
-        return torch.ops.wsdm_ray.product(rows, scale, weight.values, weight.scale, weight.bias)
+        return torch.ops.wsdm_ray.gemm(rows, scale, weight.values, weight.scale, weight.bias)
     dtype = torch.bfloat16 if isinstance(x, QuantizedTensor) else x.dtype
     if weight.values.dtype == torch.int8:
         sums = torch._int_mm(rows, weight.values.t())  # pyright: ignore[reportPrivateImportUsage]
         out = (sums.float() * scale[:, None] * weight.scale).to(dtype)
-    elif not rows.is_cuda:  # not every CPU has them with a scale for each row
+    elif not rows.is_cuda:  # not every CPU has a float8 GEMM with one scale a row
         out = (F.linear(rows.float(), weight.values.float()) * scale[:, None] * weight.scale).to(dtype)
     else:
         out = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
@@ -245,36 +269,40 @@ def linear(x: Tensor | QuantizedTensor, weight: LinearWeight) -> Tensor:
     return out if weight.bias is None else out + weight.bias
 
 
-def gated_linear(x: Tensor | QuantizedTensor, weight: LinearWeight, *, with_gelu: bool) -> Tensor:
-    """GELU (tanh form) or SiLU of x's products with the gate, times those with up: [rows, out / 2]."""
-    if weight.fused:
-        rows, scale = quantize_activations(x, weight)
-        return torch.ops.wsdm_ray.gated_product(rows, scale, weight.values, weight.scale, with_gelu)
-    gate, up = linear(x, weight).chunk(2, 1)
-    return (gelu(gate) if with_gelu else F.silu(gate)) * up
-
-
-def add_norm(
-    x: Tensor, y: Tensor, after: Tensor | None, before: Tensor, epsilon: float, weight: LinearWeight
-) -> tuple[Tensor, Tensor | QuantizedTensor]:
-    """x plus y, and that sum RMS-normed, as `weight` multiplies it: [rows, columns] each.
+def gated_linear(x: Tensor | QuantizedTensor, weight: LinearWeight, *, activation: str) -> Tensor:
+    """The activation of x times the gate, times x times up: [rows, out / 2].
 
     Args:
-        after: the weight of y's own norm, if it has one; before: of the sum's.
+        activation: `gelu_pytorch_tanh` or `silu`, as transformers names them.
+    """
+    if weight.fused:
+        rows, scale = quantize_activations(x, weight)
+        return torch.ops.wsdm_ray.gated_gemm(rows, scale, weight.values, weight.scale, activation)
+    gate, up = linear(x, weight).chunk(2, 1)
+    return ACTIVATIONS[activation](gate) * up
+
+
+def add_rms_norm(
+    x: Tensor, y: Tensor, post_norm: Tensor | None, next_norm: Tensor, epsilon: float, weight: LinearWeight
+) -> tuple[Tensor, Tensor | QuantizedTensor]:
+    """x + y, and the RMS norm of that sum as an input of `weight`: [rows, columns] each.
+
+    Args:
+        post_norm: the weight of the norm of y, if it has one; next_norm: of the norm of the sum.
     """
     if not weight.fused:
-        x = add(x, y, after, epsilon)
-        return x, rms_norm(x, before, epsilon)
-    if weight.spread is None:
-        x, values, scale = torch.ops.wsdm_ray.add_norm_float8(x, y, after, before, epsilon)
+        x = add_residual(x, y, post_norm, epsilon)
+        return x, rms_norm(x, next_norm, epsilon)
+    if weight.hadamard is None:
+        x, values, scale = torch.ops.wsdm_ray.add_rms_norm_float8(x, y, post_norm, next_norm, epsilon)
         return x, QuantizedTensor(values, scale)
-    x, normed = torch.ops.wsdm_ray.add_norm(x, y, after, before, epsilon)
+    x, normed = torch.ops.wsdm_ray.add_rms_norm(x, y, post_norm, next_norm, epsilon)
     return x, quantize_activations(normed, weight)
 
 
-def add(x: Tensor, y: Tensor, after: Tensor | None, epsilon: float) -> Tensor:
-    """x plus y, y RMS-normed first where it has a norm of its own."""
-    return x + (y if after is None else rms_norm(y, after, epsilon))
+def add_residual(x: Tensor, y: Tensor, post_norm: Tensor | None, epsilon: float) -> Tensor:
+    """x + y, with y RMS-normed first if it has a norm of its own."""
+    return x + (y if post_norm is None else rms_norm(y, post_norm, epsilon))
 
 
 def take_rows(x: Tensor | QuantizedTensor, rows: Tensor) -> Tensor | QuantizedTensor:
@@ -293,6 +321,10 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def gelu_by_sigmoid(x: Tensor) -> Tensor:
-    """The same with 2 sigmoid(2 y) for 1 + tanh(y), as compilers make a slow tanh for GPUs."""
+    """`gelu` with 2 sigmoid(2 y) for 1 + tanh(y), because compilers generate a slow tanh for GPUs."""
     wide, slope = x.float(), 2 * (2 / math.pi) ** 0.5
     return (wide * torch.sigmoid(slope * (wide + 0.044715 * wide**3))).to(x.dtype)
+
+
+ACTIVATIONS = {"gelu_pytorch_tanh": gelu, "silu": F.silu}
+"""The activation functions of a gated MLP by transformers' names."""

@@ -27,8 +27,8 @@ def delete_folder(path: str) -> None:
 def upload_folder(local: str, target: str, *, last: str) -> None:
     """Copy the files of the flat folder `local` into `target`, each atomically, the one named `last` last.
 
-    Whoever waits for `last` therefore never sees a folder that is half there, nor one that is half replaced:
-    where `target` has a `last` already, that goes first.
+    A process that waits for `last` therefore never sees a folder that is incomplete or half replaced. Where
+    `target` has a `last` already, that file is deleted first.
     """
     names = sorted(name for name in os.listdir(local) if os.path.isfile(os.path.join(local, name)))
     assert last in names, f"{local} holds no {last}"

@@ -21,7 +21,7 @@ LIKE_DATA = re.compile(
 
 
 def exists(path: str) -> bool:
-    """Whether a file or a folder stands at `path`."""
+    """Whether there is a file or a folder at `path`."""
     fs, inner = filesystem(path)
     with errors_for(path):
         return bool(fs.exists(inner))
@@ -37,7 +37,7 @@ def list_files(paths: Sequence[str] | str, suffixes: tuple[str, ...] = (".parque
     Raises:
         StorageError: a path that does not exist, or matches nothing.
     """
-    found: list[str] = []
+    files: list[str] = []
     for path in [paths] if isinstance(paths, str) else paths:
         fs, inner = filesystem(path)
         with errors_for(path):
@@ -57,17 +57,17 @@ def list_files(paths: Sequence[str] | str, suffixes: tuple[str, ...] = (".parque
                 )
         if not names:
             raise StorageError(f"{path}: holds no file that ends with {' or '.join(suffixes)}")
-        found += [with_scheme(name, path) for name in sorted(map(str, names))]
-    return list(dict.fromkeys(found))
+        files += [with_scheme(name, path) for name in sorted(map(str, names))]
+    return list(dict.fromkeys(files))
 
 
 def within(fs: Any, folder: str, suffixes: tuple[str, ...]) -> list[str]:
     """Files of a folder, to any depth, that end with one of `suffixes`."""
     names = [name for name in map(str, fs.find(folder)) if not hidden(name, folder)]
-    found = [name for name in names if name.lower().endswith(suffixes)]
-    unread = sorted(name for name in set(names) - set(found) if LIKE_DATA.search(name))
+    matching = [name for name in names if name.lower().endswith(suffixes)]
+    unread = sorted(name for name in set(names) - set(matching) if LIKE_DATA.search(name))
     warn_of_unread(folder, suffixes, *unread)
-    return found
+    return matching
 
 
 @functools.cache
@@ -85,7 +85,7 @@ def hidden(name: str, root: str) -> bool:
 
 
 def file_identity(path: str) -> dict[str, Any]:
-    """What tells one version of a file from another unread: size, and ETag or modification time."""
+    """The version of a file without reading it: its size, and its ETag or modification time."""
     fs, inner = filesystem(path)
     with errors_for(path):
         info = fs.info(inner)

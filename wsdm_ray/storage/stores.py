@@ -61,7 +61,7 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def absolute(path: str) -> str:
-    """`path` as any process of this machine understands it; a remote one is so already."""
+    """`path` independent of the working directory; a remote path is so already."""
     return path if is_remote(path) else filesystem(path)[1]
 
 
@@ -80,7 +80,7 @@ def with_scheme(name: str, path: str) -> str:
 
 @contextlib.contextmanager
 def errors_for(path: str) -> Iterator[None]:
-    """Turn whatever a store raises into one `StorageError` line that names `path` and the remedy."""
+    """Turn what a store raises into a `StorageError` of one line that names `path` and the remedy."""
     remedy = "; check the bucket, the credentials and the endpoint" if is_remote(path) else ""
     try:
         yield
@@ -99,7 +99,7 @@ def errors_for(path: str) -> Iterator[None]:
         raise StorageError(f"{path}: {reason(error)}{remedy}") from error
     except Exception as error:
         if not raised_by_store(error):
-            raise  # a defect of whoever uses the file, which keeps its traceback
+            raise  # a defect of the caller keeps its traceback
         raise StorageError(f"{path}: {reason(error)}{remedy}") from error
 
 

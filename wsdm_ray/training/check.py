@@ -11,8 +11,9 @@ from wsdm_ray.config import TrainConfig
 from wsdm_ray.data.mixing import apply_mixture, check_leakage, read_teachers, sample_weights
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.errors import ClusterError, ConfigError
-from wsdm_ray.modeling.checkpoint import Manifest, folder_digest, stored_quantization
 from wsdm_ray.modeling.classifier import model_config
+from wsdm_ray.modeling.manifest import Manifest, folder_digest
+from wsdm_ray.modeling.quantization_config import stored_quantization
 from wsdm_ray.runs import check_no_overlap, file_versions, options
 from wsdm_ray.storage import absolute, list_files, local_copy
 from wsdm_ray.telemetry import logger
@@ -120,10 +121,10 @@ def check_base(config: TrainConfig) -> Manifest:
         text=config.text,
         orders=config.orders,
     )
-    if config.int8_activations and manifest.quantization != "int8":
+    if config.int8_activations and manifest.quantization != "bnb-int8":
         raise ConfigError(
             f"--int8-activations: the base is held as {manifest.quantization}; leave it out, or give "
-            "--quantization int8 and a base that is int8 or unquantized"
+            "--quantization bnb-int8 and a base that is bnb-int8 or unquantized"
         )
     return manifest
 

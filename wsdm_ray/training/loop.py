@@ -21,15 +21,17 @@ import torch
 from wsdm_ray.config import TrainConfig
 from wsdm_ray.data.mixing import read_teachers, sample_weights
 from wsdm_ray.data.votes import Votes
+from wsdm_ray.modeling.adapter_io import load_adapter_weights
 from wsdm_ray.modeling.attention import training_backend
-from wsdm_ray.modeling.checkpoint import Manifest, load_adapter_weights, save_classifier
+from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.classifier import (
-    device_and_dtype,
     model_config,
     ordering_logits,
     preference_log_odds,
     trainable_parameters,
 )
+from wsdm_ray.modeling.manifest import Manifest
+from wsdm_ray.modeling.precision import device_and_dtype
 from wsdm_ray.packing.layouts import Layout, lay_out
 from wsdm_ray.packing.plan import batch_tokens, pair_tokens, plan_batches_at_least
 from wsdm_ray.schema import orderings_of

@@ -22,7 +22,7 @@ def prepare_model(
     network = load_network(
         base, config.head, seed=config.seed, device=device, dtype=dtype, quantization=resolved.quantization
     )
-    if resolved.quantization == "int8" and not config.int8_activations:
+    if resolved.quantization == "bnb-int8" and not config.int8_activations:
         from wsdm_ray.modeling.weight_only_int8 import use_weight_only_int8
 
         network = use_weight_only_int8(network)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wsdm_ray.errors import ModelError
-from wsdm_ray.modeling.checkpoint import MANIFEST
-from wsdm_ray.modeling.merging import ADAPTER_WEIGHTS
+from wsdm_ray.modeling.adapter_io import ADAPTER_WEIGHTS
+from wsdm_ray.modeling.manifest import MANIFEST
 from wsdm_ray.runs import names_in
 from wsdm_ray.storage import file_identity, is_leftover, join, upload_folder
 from wsdm_ray.training.metrics import METRICS_FILE

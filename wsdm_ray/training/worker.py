@@ -14,7 +14,7 @@ from wsdm_ray.config import TrainConfig
 from wsdm_ray.data.mixing import apply_mixture
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.errors import ConfigError, DataError, ModelError
-from wsdm_ray.modeling.checkpoint import MANIFEST, Manifest
+from wsdm_ray.modeling.manifest import MANIFEST, Manifest
 from wsdm_ray.storage import join, local_copy, upload_folder
 from wsdm_ray.telemetry import human, logger, set_up_logging
 from wsdm_ray.training.health import TrainingDivergedError

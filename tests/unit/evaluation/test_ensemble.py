@@ -15,10 +15,11 @@ from jobs._main import main
 from tests.unit.evaluation.voters import GRID, voters
 from wsdm_ray.config import EnsembleConfig, EvaluateConfig
 from wsdm_ray.errors import ConfigError, DataError, RunMismatchError
-from wsdm_ray.evaluation.ensemble import combine_sets, ensemble, fit_weights
+from wsdm_ray.evaluation.ensemble import ensemble
 from wsdm_ray.evaluation.evaluate import evaluate
 from wsdm_ray.evaluation.join import read_predictions
 from wsdm_ray.evaluation.temperature import fit_temperature
+from wsdm_ray.evaluation.weights import combine_sets, fit_weights
 from wsdm_ray.schema import predictions_schema
 from wsdm_ray.statistics import agreement, cross_entropy
 
@@ -170,7 +171,9 @@ def test_submission(tmp_path):
 def test_a_submission_needs_every_row(tmp_path):
     first = write(tmp_path / "first", predicted(("x", 0.5), ("y", None)))
     given = config(tmp_path, (first,), submission=str(tmp_path / "out.csv"))
-    with pytest.raises(DataError, match=r"1 rows have an error .*\(id 'y'; .*first: prompt is null\); mend"):
+    with pytest.raises(
+        DataError, match=r"1 rows have an error .*\(id 'y'; .*first: prompt is null\); correct"
+    ):
         ensemble(given)
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.csv").exists()

@@ -27,9 +27,7 @@ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
 _wsdm_ray
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """
-    done = subprocess.run(
-        ["bash", "-c", code, "bash", "wsdm-ray", *words], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run(["bash", "-c", code, "bash", "wsdm-ray", *words], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.split()
 
@@ -71,13 +69,13 @@ def test_other_shells_read_their_script(script, shell):
         for option in options_of(job.config_type()):
             assert (f"-l {option.flag[2:]} " if shell == "fish" else option.flag) in text
     if shutil.which(shell):
-        subprocess.run([shell, "-n"], input=text, text=True, check=True, timeout=60)
+        subprocess.run([shell, "-n"], input=text, text=True, check=True)
 
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
 def test_fish_completes(script):
     code = script("fish") + "\ncomplete -C 'wsdm-ray score --precision '"
-    done = subprocess.run(["fish", "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(["fish", "-c", code], capture_output=True, text=True, check=True)
     assert "auto" in done.stdout.split()
 
 

@@ -27,11 +27,17 @@ def compiled_for_hopper(
         types: of what it is given, but for `options`; pointers, and integers that start with `=`, are
             multiples of 16.
     """
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    # No GPU plays a part, as the target is given, nor what other processes have compiled.
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, __file__, json.dumps([name, types, options, warps])]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as cache:
+        environment["TRITON_CACHE_DIR"] = cache
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    report = json.loads(done.stdout.splitlines()[-1])  # libraries may print before it
+    print(report["assembler"])  # pytest shows it if the test fails
+    return report
 
 
 def compile_for_hopper(
@@ -49,8 +55,7 @@ def compile_for_hopper(
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "kernel.ptx").write_text(made.asm["ptx"])
-        assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
-        command = [str(assembler), "-v", "-arch=sm_90a", "kernel.ptx", "-o", "kernel.cubin"]
+        command = [triton.knobs.nvidia.ptxas.path, "-v", "-arch=sm_90a", "kernel.ptx", "-o", "kernel.cubin"]
         said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
     return {"shared": made.metadata.shared, "ptx": made.asm["ptx"], "assembler": said}
 

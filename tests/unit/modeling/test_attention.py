@@ -25,7 +25,7 @@ from wsdm_ray.modeling.attention import (
 from wsdm_ray.modeling.attention.block_sparse import key_blocks
 from wsdm_ray.modeling.attention.tiling import MAX_KERNEL_SOFTCAP, NARROW, SOFTCAPPED, TILINGS, WIDE
 from wsdm_ray.modeling.families import Family, Shape
-from wsdm_ray.modeling.fused_decoder import rotate
+from wsdm_ray.modeling.fused_layer import rotate
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.ragged import Ragged
 

@@ -15,7 +15,8 @@ from wsdm_ray.modeling.attention import BLOCK, DenseAttention, Heads, Softcapped
 from wsdm_ray.modeling.attention.mask_rule import MAX_BRANCHES
 from wsdm_ray.modeling.attention.tiling import SOFTCAPPED
 from wsdm_ray.modeling.classifier import load_network
-from wsdm_ray.modeling.fused_decoder import FusedDecoder, rotate
+from wsdm_ray.modeling.fused_decoder import FusedDecoder
+from wsdm_ray.modeling.fused_layer import rotate
 from wsdm_ray.modeling.quantized_linear import QuantizedTensor, on_hopper
 from wsdm_ray.modeling.scorers import FusedClassifier, in_one_row
 from wsdm_ray.packing.layouts import lay_out
@@ -153,7 +154,7 @@ def test_neighbours_change_no_bit(device):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-@pytest.mark.parametrize("precision", ["none", "fp8"])
+@pytest.mark.parametrize("precision", ["none", "w8a8-fp8"])
 def test_in_a_whole_stack(precision, family_model, device):
     folder = str(family_model("gemma2", width=512))
     network: Any = load_network(
@@ -187,4 +188,4 @@ def test_in_a_whole_stack(precision, family_model, device):
         for tiling in (SOFTCAPPED, Tiling())
     )
     assert ours < 1.5 * flex, (ours, flex)
-    assert ours < {"none": 0.02, "fp8": 0.3}[precision]
+    assert ours < {"none": 0.02, "w8a8-fp8": 0.3}[precision]

@@ -1,4 +1,4 @@
-"""Calibrated rows: the layer stays the same function, its rounded products come nearer on other pairs."""
+"""Calibrated int8 weights: smoothing keeps a layer the same function, rounding is nearer on other pairs."""
 
 import shutil
 from pathlib import Path
@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,14 @@ from wsdm_ray.errors import DataError, ModelError, RunMismatchError
 from wsdm_ray.modeling.attention import scoring_backend
 from wsdm_ray.modeling.classifier import add_lora, load_network
 from wsdm_ray.modeling.families import FAMILIES
-from wsdm_ray.modeling.gptq import column_scales, gptq_round, run_layer, sample_texts, smooth
+from wsdm_ray.modeling.gptq import (
+    COLUMNS_AT_ONCE,
+    column_scales,
+    gptq_round,
+    run_layer,
+    sample_texts,
+    smooth,
+)
 from wsdm_ray.modeling.loading import make_fused_decoder
 from wsdm_ray.modeling.merging import Merged, read_base
 from wsdm_ray.modeling.quantization import merge, quantize
@@ -51,8 +59,19 @@ def one_pass(pairs: EncodedPairs) -> Layout:
 
 
 def uneven(base: Path, folder: Path) -> Path:
-    """The model with some columns of its hidden states far larger than others, as trained models have."""
+    """A random model with the tokenizer of `base`, of the same family.
+
+    Two query heads share each of two key-value heads, and the MLP has 256 columns, two blocks of
+    `COLUMNS_AT_ONCE`. Some columns of its hidden states are far larger than others, as in trained models.
+    """
     shutil.copytree(base, folder)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, 2, 16
+    config.intermediate_size = 2 * COLUMNS_AT_ONCE
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    network.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
     generator = torch.Generator().manual_seed(5)
     for name, tensor in tensors.items():
@@ -71,11 +90,11 @@ def uneven(base: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_a_balanced_layer_is_the_same_function(family_model, tmp_path, family):
+def test_a_smoothed_layer_is_the_same_function(family_model, tmp_path, family):
     base = uneven(family_model(family, 64), tmp_path / "base")
     stack = make_fused_decoder(Merged(base=read_base(str(base))), "none", "cpu", torch.float32)
     batch = one_pass(encoded(base, 1, 3))
-    layer, before = stack.layers[0], {}
+    layer, before = stack.fused_layers()[0], {}
     x_TD = stack.embed(torch.from_numpy(batch.tokens_BT.reshape(-1)))
     expected = run_layer(x_TD, batch, stack, layer, 0, before)
     kept = {product: each.clone() for product, each in before.items()}
@@ -83,7 +102,7 @@ def test_a_balanced_layer_is_the_same_function(family_model, tmp_path, family):
     found = run_layer(x_TD, batch, stack, new, 0, after)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     for product, moments in before.items():
-        # What it said of the inputs to come is what they are, and their columns are more alike.
+        # The moments that `smooth` predicts are those of the new inputs, whose columns are more alike.
         torch.testing.assert_close(after[product], moments, rtol=1e-3, atol=1e-4 * float(moments.max()))
         was, now = (each[product].diagonal().sqrt().log() for each in (kept, after))
         assert now.std() < 0.7 * was.std(), product
@@ -100,7 +119,7 @@ def test_run_layer_is_the_stacks_layer(family_model, family):
         torch.from_numpy(each.reshape(-1)) for each in (batch.tokens_BT, batch.positions_BT)
     )
     x_TD = stack.embed(tokens_T)
-    for number, layer in enumerate(stack.layers):
+    for number, layer in enumerate(stack.fused_layers()):
         x_TD = run_layer(x_TD, batch, stack, layer, number, {})
     attention = scoring_backend(stack.shape, "cpu", stack.tiling).update(batch)
     expected = stack(tokens_T, positions_T, attention, torch.arange(len(tokens_T)))
@@ -119,7 +138,7 @@ def test_the_size_of_a_column_that_is_seldom_used():
 
 
 def error_of(rows: QuantizedTensor, weight: torch.Tensor, inputs: torch.Tensor) -> float:
-    """Mean square of what rounding did to products."""
+    """The mean squared error of outputs that rounding makes."""
     matrix = hadamard(weight)
     stands_for = hadamard_rotate(rows.values.float() * rows.scale[:, None], matrix)
     return float((inputs @ (stands_for - weight).T).square().mean())
@@ -139,7 +158,7 @@ def test_rounded_rows_are_nearer_on_such_inputs(rows, columns, rank, seed):
     inputs = inputs + 0.1 * torch.randn(400, columns, generator=generator)
     found, plain = (
         gptq_round(weight.clone(), inputs.T @ inputs),
-        quantize_weight(weight, torch.int8, spread=True),
+        quantize_weight(weight, torch.int8),
     )
     torch.testing.assert_close(found.scale, plain.scale)
     assert found.values.dtype == torch.int8
@@ -149,10 +168,19 @@ def test_rounded_rows_are_nearer_on_such_inputs(rows, columns, rank, seed):
         assert error_of(found, weight, inputs) < 0.75 * error_of(plain, weight, inputs)
 
 
+def test_later_columns_compensate_the_rounding_of_an_earlier_block():
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(64, 2 * COLUMNS_AT_ONCE, generator=generator)
+    # The second block's inputs repeat the first's: it can undo most of what rounding did to the first.
+    inputs = torch.randn(2_000, COLUMNS_AT_ONCE, generator=generator).repeat(1, 2)
+    found, plain = gptq_round(weight.clone(), inputs.T @ inputs), quantize_weight(weight, torch.int8)
+    assert error_of(found, weight, inputs) < 0.7 * error_of(plain, weight, inputs)
+
+
 @pytest.mark.parametrize("moments", [torch.eye(192), torch.zeros(192, 192)])
 def test_inputs_that_say_nothing_leave_the_nearest(moments):
     weight = torch.randn(5, 192, generator=torch.Generator().manual_seed(1))
-    found, plain = gptq_round(weight.clone(), moments), quantize_weight(weight, torch.int8, spread=True)
+    found, plain = gptq_round(weight.clone(), moments), quantize_weight(weight, torch.int8)
     assert torch.equal(found.values, plain.values)
 
 
@@ -204,7 +232,7 @@ def made(output: Path, base: Path, *files: str, pairs: int = 64):
     return quantize(
         QuantizeConfig(
             base=str(base),
-            precision="int8-rows",
+            precision="w8a8-int8",
             output=str(output),
             calibrate=files,
             calibration_pairs=pairs,
@@ -231,13 +259,13 @@ def test_a_calibrated_checkpoint_is_nearer(family_model, tmp_path, family):
     batch = one_pass(encoded(base, 2, 30))
     exact = states_of(base, batch, "none")
     near, plain = (
-        float((states_of(tmp_path / name, batch, "int8") - exact).square().mean().sqrt())
+        float((states_of(tmp_path / name, batch, "w8a8-int8") - exact).square().mean().sqrt())
         for name in ("near", "plain")
     )
     assert 0 < near < 0.75 * plain
-    # All that is not quantized but for what balances it is as the base has it.
+    # All that is neither quantized nor smoothed is as in the base.
     read, before = read_base(str(tmp_path / "near")), read_base(str(base))
-    assert read.quantization == "int8-rows"
+    assert read.quantization == "w8a8-int8"
     changed = {
         name for name in before.shapes if not torch.equal(read.parameter(name), before.parameter(name))
     }

@@ -11,7 +11,7 @@ import pytest
 
 from wsdm_ray.config import HeadConfig, LoraConfig, OptimizerConfig, TextConfig, TrainConfig
 from wsdm_ray.data.votes import Votes
-from wsdm_ray.modeling.checkpoint import Manifest, folder_digest
+from wsdm_ray.modeling.manifest import Manifest, folder_digest
 from wsdm_ray.training.distributed import WorkerGroup
 from wsdm_ray.training.loop import Trainer
 

@@ -46,7 +46,7 @@ def disturb() -> None:
     np.random.seed(random.randrange(10**9))
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("quantization", ["none", "bnb-int8"])
 def test_two_runs_are_the_same_to_the_byte(trainer_of, tmp_path, quantization):
     runs = []
     for number in range(2):

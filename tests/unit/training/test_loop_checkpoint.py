@@ -6,7 +6,8 @@ import torch
 from tests.unit.training.conftest import learnable_votes
 from wsdm_ray.config import HeadConfig, LoraConfig
 from wsdm_ray.errors import ModelError
-from wsdm_ray.modeling.checkpoint import load_classifier, read_manifest
+from wsdm_ray.modeling.loading import load_classifier
+from wsdm_ray.modeling.manifest import read_manifest
 
 
 def test_a_head_in_bfloat16(trainer_of, tmp_path):

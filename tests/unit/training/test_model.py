@@ -19,7 +19,7 @@ def test_gradient_checkpointing_changes_nothing(trainer_of):
     assert frugal[0].grad_norm == pytest.approx(plain[0].grad_norm, rel=1e-4)
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("quantization", ["none", "bnb-int8"])
 def test_gradient_checkpointing_keeps_fewer_activations(trainer_of, quantization):
     plain, frugal = (
         kept_bytes(trainer_of(gradient_checkpointing=enabled, quantization=quantization))
@@ -50,7 +50,7 @@ def test_int8_weights_meet_activations_as_they_are(trainer_of):
     votes = learnable_votes(12, 3)
     weight_only, llm_int8, unquantized = (
         trainer_of(quantization=quantization, int8_activations=int8_activations)
-        for quantization, int8_activations in (("int8", False), ("int8", True), ("none", False))
+        for quantization, int8_activations in (("bnb-int8", False), ("bnb-int8", True), ("none", False))
     )
     found, rounded, exact = (
         trainer.valid_log_odds(votes) for trainer in (weight_only, llm_int8, unquantized)

@@ -27,6 +27,13 @@ def row(step: int, **more: Any) -> dict[str, Any]:
     return {"step": step, "loss": 1 / step, "accuracy": 0.5, **more}
 
 
+def opened(config: TrainConfig, history: list[dict[str, Any]]) -> SinkGroup:
+    """The sinks of a run, which are flushed when the test says so, however slow the machine is."""
+    sinks = open_sinks(config, history)
+    sinks.flush_seconds = float("inf")
+    return sinks
+
+
 def events_in(path: Path) -> dict[tuple[int, str], float]:
     """Values by step and name; a record is its length, a checksum, the data, a checksum."""
     found, data = {}, path.read_bytes()
@@ -40,7 +47,7 @@ def events_in(path: Path) -> dict[tuple[int, str], float]:
 
 
 def test_rows_and_events(config):
-    sinks = open_sinks(config, [])
+    sinks = opened(config, [])
     sinks.log(row(1))
     sinks.log(row(2, valid_log_loss=0.25, valid_accuracy_ci95=[0.1, 0.2]))
     sinks.flush()
@@ -62,11 +69,11 @@ def test_rows_and_events(config):
 
 
 def test_a_run_that_goes_on_shows_its_whole_history(config):
-    first = open_sinks(config, [])
+    first = opened(config, [])
     for step in (1, 2, 3):
         first.log(row(step))
     first.close()
-    second = open_sinks(config, [row(1), row(2)])  # the checkpoint was of step 2
+    second = opened(config, [row(1), row(2)])  # the checkpoint was of step 2
     second.log(row(3))
     second.log(row(4))
     second.close()
@@ -83,7 +90,7 @@ def test_rows_are_written_while_the_run_goes_on(config):
 
 
 def test_no_tensorboard(config):
-    sinks = open_sinks(dataclasses.replace(config, tensorboard=False), [])
+    sinks = opened(dataclasses.replace(config, tensorboard=False), [])
     sinks.log(row(1))
     sinks.close()
     assert [path.name for path in Path(config.output).iterdir()] == ["metrics.jsonl"]
@@ -95,7 +102,7 @@ def test_weights_and_biases_offline(config, monkeypatch):
     config = dataclasses.replace(config, wandb="votes")
     check_sinks(config)
     for steps in ((1, 2), (3,)):  # in two parts
-        sinks = open_sinks(config, [row(step) for step in range(1, steps[0])])
+        sinks = opened(config, [row(step) for step in range(1, steps[0])])
         for step in steps:
             sinks.log(row(step, valid_log_loss=0.5))
         sinks.close()
@@ -116,12 +123,12 @@ def test_weights_and_biases_not_installed(config, monkeypatch):
 
 
 def test_events_after_the_checkpoint_are_forgotten(config):
-    first = open_sinks(config, [])
+    first = opened(config, [])
     for step in range(1, 7):
         first.log(row(step))
         first.flush()
     first.close()
-    second = open_sinks(config, [row(step) for step in (1, 2, 3, 4)])  # the checkpoint was of step 4
+    second = opened(config, [row(step) for step in (1, 2, 3, 4)])  # the checkpoint was of step 4
     second.log(row(5))
     second.close()
     names = [path.name[-2:] for path in sorted((Path(config.output) / "tensorboard").iterdir())]
@@ -184,4 +191,4 @@ def test_weights_and_biases_without_a_key(config, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(ConfigError, match=r"--wandb votes: .*No API key.*wandb login.*WANDB_MODE=offline"):
-        open_sinks(dataclasses.replace(config, wandb="votes"), [])
+        opened(dataclasses.replace(config, wandb="votes"), [])

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from tests.unit.evaluation.voters import GRID, voters
-from wsdm_ray.evaluation.ensemble import combine_sets, cross_fit, fit_weights
 from wsdm_ray.evaluation.temperature import apply_temperature, fit_temperature
+from wsdm_ray.evaluation.weights import combine_sets, cross_fit, fit_weights
 from wsdm_ray.statistics import cross_entropy
 
 
