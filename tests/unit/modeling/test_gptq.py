@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from wsdm_ray.config import HeadConfig, LoraConfig, QuantizeConfig, TextConfig
 from wsdm_ray.errors import DataError, ModelError, RunMismatchError
-from wsdm_ray.modeling.attention import DenseAttention
+from wsdm_ray.modeling.attention import scoring_backend
 from wsdm_ray.modeling.classifier import add_lora, load_network
 from wsdm_ray.modeling.families import FAMILIES
 from wsdm_ray.modeling.gptq import (
@@ -121,7 +121,7 @@ def test_run_layer_is_the_stacks_layer(family_model, family):
     x_TD = stack.embed(tokens_T)
     for number, layer in enumerate(stack.fused_layers()):
         x_TD = run_layer(x_TD, batch, stack, layer, number, {})
-    attention = DenseAttention(batch, set(stack.shape.layer_types), stack.shape.window, "cpu")
+    attention = scoring_backend(stack.shape, "cpu", stack.tiling).update(batch)
     expected = stack(tokens_T, positions_T, attention, torch.arange(len(tokens_T)))
     wide = x_TD * torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + stack.shape.norm_epsilon) * stack.norm_D
     torch.testing.assert_close(wide, expected, rtol=1e-5, atol=1e-5)
@@ -246,7 +246,7 @@ def states_of(folder: Path, batch: Layout, precision: str) -> torch.Tensor:
     tokens_T, positions_T = (
         torch.from_numpy(each.reshape(-1)) for each in (batch.tokens_BT, batch.positions_BT)
     )
-    attention = DenseAttention(batch, set(stack.shape.layer_types), stack.shape.window, "cpu")
+    attention = scoring_backend(stack.shape, "cpu", stack.tiling).update(batch)
     return stack(tokens_T, positions_T, attention, torch.from_numpy(batch.last_S))
 
 
