@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help install quickstart test test-gpu lint format clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## Make .venv and install what is pinned (Python 3.11 or 3.12; PYTHON=... names one)
 
@@ -25,8 +25,11 @@ quickstart: $(STAMP)  ## Votes, a trained classifier, every pair scored, a repor
 	$(BIN)/python -m jobs.quickstart
 
 # Two files at a time: what the tests of a file share is made once.
-test: $(STAMP)  ## Run every test that this machine can run
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test: $(STAMP)  ## Run every test that this machine can run; print the ten slowest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10
+
+test-gpu: $(STAMP)  ## Run the tests that need a GPU
+	$(BIN)/python -m pytest tests/gpu --durations=10
 
 # With any Python that has torch, Triton, transformers and pytest: PYTHON=... names it; no .venv is made.
 # The files outside tests/gpu compile or interpret kernels where there is no GPU, and run them on one here.
@@ -39,7 +42,7 @@ lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-format: $(STAMP)  ## Mend what style checks can mend
+format: $(STAMP)  ## Fix what style checks can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 

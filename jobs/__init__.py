@@ -1,1 +1,11 @@
-"""The command lines, `python -m jobs.NAME`: parse the options, call wsdm_ray, leave with an exit status."""
+"""The command lines: `wsdm-ray NAME` and `python -m jobs.NAME` parse the options and call wsdm_ray.
+
+_registry     the jobs by name: summary, config, function
+_options      the options of a config as records
+_parse        arguments to a config
+_main         run a job: help, status, errors of one line
+_help         the help and the list of jobs
+_completion   shell completion
+_cli          the console script
+_ray          how a job gets its Ray
+"""

@@ -1,45 +1,47 @@
 """What every job shares: parse the options, run, say on one line what went wrong, leave with a status."""
 
-import os
-import re
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from typing import TypeVar
 
-import tyro
+from jobs._registry import JOBS, SCRIPT, command, job_of
+from wsdm_ray.errors import WsdmRayError
 
-from wsdm_ray.errors import ConfigError, WsdmRayError
-from wsdm_ray.telemetry import set_up_logging
-
-__all__ = ["main"]
+__all__ = ["main", "run_job"]
 
 Config = TypeVar("Config")
 
-WITH_SECRET = re.compile(r"\w+://[^\s/@]*:[^\s@]*@")
 INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
 TERMINATED = 143  # or that SIGTERM ended, which is how `ray job stop` begins
 
+MODULES = "python -m jobs."
+"""How the package's errors name a job; a user of the console script reads that instead."""
+
+NARROWEST, WIDEST = 60, 110
+"""Characters of a line of the help."""
+
+
+def run_job(name: str, argv: Sequence[str] | None = None) -> int:
+    """The exit status of a job by its name. Help and wrong arguments import neither ray nor torch."""
+    job = JOBS[name]
+    return main(job.run, job.config_type(), argv)
+
 
 def main(
-    run: Callable[[Config], object],
-    config_type: type[Config],
-    argv: Sequence[str] | None = None,
-    *,
-    default: Config | None = None,
+    run: Callable[[Config], object], config_type: type[Config], argv: Sequence[str] | None = None
 ) -> int:
     """The exit status of `run(config)`, with the config read from the command line.
 
     0: done. 1: failed, with one line on standard error for what a user can mend and a traceback for a defect.
-    2: wrong arguments. 130: interrupted. 143: terminated, temporary files removed.
+    2: wrong arguments, with one line. 130: interrupted. 143: terminated, temporary files removed.
 
     Args:
         config_type: a frozen dataclass of `wsdm_ray.config`; each field is an option (`--valid-fraction`).
         argv: the arguments; by default those of the process.
-        default: a config whose values the command line may leave as they are.
     """
-    set_up_logging()
     terminated = threading.Event()
 
     def terminate(*_: object) -> None:
@@ -48,20 +50,17 @@ def main(
 
     if threading.current_thread() is threading.main_thread():  # the only one that may
         signal.signal(signal.SIGTERM, terminate)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        words = sys.argv[1:] if argv is None else argv
-        check_no_secret(words)
-        check_repeated(words)
-        try:
-            config = tyro.cli(
-                config_type,
-                prog=program_name(),
-                args=argv,
-                description=config_type.__doc__,
-                default=cast(Config, default),
-            )
-        except SystemExit as leaving:  # --help, or arguments that tyro has explained already
-            return leaving.code if isinstance(leaving.code, int) else 2
+        if {"-h", "--help"} & set(words):
+            print(help_of(config_type, words), end="")
+            return 0
+        from jobs._parse import parse
+
+        config = parse(config_type, words)
+        from wsdm_ray.telemetry import set_up_logging
+
+        set_up_logging()
         run(config)
     except KeyboardInterrupt:
         print("interrupted; the same command again finishes the work", file=sys.stderr)
@@ -74,33 +73,25 @@ def main(
         known = user_error(error)
         if known is None:
             raise  # a defect: Python prints the traceback and leaves with 1
-        print(f"error: {known}", file=sys.stderr)
+        print(f"error: {as_typed(str(known))}", file=sys.stderr)
         return known.exit_status
     return 0
 
 
-def check_repeated(argv: Sequence[str]) -> None:
-    """Raise `ConfigError` for an option that stands twice: the parser would take the last one in silence."""
-    seen: set[str] = set()
-    for word in argv:
-        if not word.startswith("--"):
-            continue
-        name = word.partition("=")[0].replace("_", "-")
-        if name in seen:
-            raise ConfigError(f"{name} stands twice; give all its values at once: {name} A B")
-        seen.add(name)
+def help_of(config_type: type[object], argv: list[str]) -> str:
+    """The help of a job, with the defaults of the preset that the arguments name."""
+    from jobs._help import render_help
+    from jobs._options import options_of
+    from jobs._parse import preset_of
+
+    default, _ = preset_of(config_type, argv)
+    width = min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
+    return render_help(job_of(config_type), options_of(config_type, default), width)
 
 
-def check_no_secret(argv: Sequence[str]) -> None:
-    """Raise `ConfigError` for a path with credentials in it: logs, errors and run.json name paths."""
-    option = ""
-    for word in argv:
-        option = word.partition("=")[0] if word.startswith("--") else option
-        if WITH_SECRET.search(word):
-            raise ConfigError(
-                f"{option}: has a path with credentials in it; leave them to the environment, or to the "
-                "store's own files"
-            )
+def as_typed(message: str) -> str:
+    """The message with jobs named as this process's user starts them."""
+    return message.replace(MODULES, command("")) if command("").startswith(SCRIPT) else message
 
 
 def user_error(error: BaseException) -> WsdmRayError | None:
@@ -116,8 +107,3 @@ def user_error(error: BaseException) -> WsdmRayError | None:
         cause = getattr(found, "cause", None)
         found = cause if isinstance(cause, BaseException) else found.__cause__
     return None
-
-
-def program_name() -> str:
-    name = os.path.splitext(os.path.basename(sys.argv[0]))[0]
-    return f"python -m jobs.{name}"

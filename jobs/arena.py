@@ -1,10 +1,8 @@
-"""Synthetic votes whose best reachable accuracy is known."""
+"""python -m jobs.arena: see `wsdm_ray.config.ArenaConfig` for the options."""
 
 import sys
 
-from jobs._main import main
-from wsdm_ray.config import ArenaConfig
-from wsdm_ray.data.arena import make_arena
+from jobs._main import run_job
 
 if __name__ == "__main__":
-    sys.exit(main(make_arena, ArenaConfig))
+    sys.exit(run_job("arena"))

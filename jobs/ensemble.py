@@ -1,10 +1,8 @@
-"""Several sets of predictions to one: `python -m jobs.ensemble --predictions DIR... --output DIR`."""
+"""python -m jobs.ensemble: see `wsdm_ray.config.EnsembleConfig` for the options."""
 
 import sys
 
-from jobs._main import main
-from wsdm_ray.config import EnsembleConfig
-from wsdm_ray.evaluation.ensemble import ensemble
+from jobs._main import run_job
 
 if __name__ == "__main__":
-    sys.exit(main(ensemble, EnsembleConfig))
+    sys.exit(run_job("ensemble"))

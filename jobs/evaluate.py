@@ -1,10 +1,8 @@
-"""Predictions against votes: `python -m jobs.evaluate --predictions DIR --votes PATH... --output DIR`."""
+"""python -m jobs.evaluate: see `wsdm_ray.config.EvaluateConfig` for the options."""
 
 import sys
 
-from jobs._main import main
-from wsdm_ray.config import EvaluateConfig
-from wsdm_ray.evaluation.evaluate import evaluate
+from jobs._main import run_job
 
 if __name__ == "__main__":
-    sys.exit(main(evaluate, EvaluateConfig))
+    sys.exit(run_job("evaluate"))

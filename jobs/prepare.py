@@ -1,10 +1,8 @@
-"""Raw votes to canonical shards: clean, dedupe, split by prompt group."""
+"""python -m jobs.prepare: see `wsdm_ray.config.PrepareConfig` for the options."""
 
 import sys
 
-from jobs._main import main
-from wsdm_ray.config import PrepareConfig
-from wsdm_ray.data.prepare import prepare
+from jobs._main import run_job
 
 if __name__ == "__main__":
-    sys.exit(main(prepare, PrepareConfig))
+    sys.exit(run_job("prepare"))

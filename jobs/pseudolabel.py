@@ -2,16 +2,7 @@
 
 import sys
 
-from jobs._main import main
-from jobs._ray import connect
-from wsdm_ray.config import PseudolabelConfig
-from wsdm_ray.scoring.pseudolabels import pseudolabel
-
-
-def run(config: PseudolabelConfig) -> None:
-    connect()
-    pseudolabel(config)
-
+from jobs._main import run_job
 
 if __name__ == "__main__":
-    sys.exit(main(run, PseudolabelConfig))
+    sys.exit(run_job("pseudolabel"))

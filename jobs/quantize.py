@@ -2,9 +2,7 @@
 
 import sys
 
-from jobs._main import main
-from wsdm_ray.config import QuantizeConfig
-from wsdm_ray.modeling.quantization import quantize
+from jobs._main import run_job
 
 if __name__ == "__main__":
-    sys.exit(main(quantize, QuantizeConfig))
+    sys.exit(run_job("quantize"))

@@ -2,16 +2,7 @@
 
 import sys
 
-from jobs._main import main
-from jobs._ray import connect
-from wsdm_ray.config import ScoreConfig
-from wsdm_ray.scoring.pipeline import score
-
-
-def run(config: ScoreConfig) -> None:
-    connect()
-    score(config)
-
+from jobs._main import run_job
 
 if __name__ == "__main__":
-    sys.exit(main(run, ScoreConfig))
+    sys.exit(run_job("score"))

@@ -1,8 +1,8 @@
-"""Whole training configs by name: each a function of what every run has of its own: base, data, output.
+"""Whole training configs by name. Each preset is a function of base, data and output.
 
-`recipe_*` are the silver medal's settings of the WSDM Cup (prepare its data with `--format wsdm`); it logged
-every step to Weights & Biases, which `--wandb PROJECT` does. The others are this project's own. Those of the
-small models were chosen on held-out real votes (tests/benchmarks/LOG.md); those of 9B and 14B models follow
+`recipe_*` are the baseline: the settings of a WSDM Cup silver medal. Its data is prepared with `--format
+wsdm`; it logged every step to Weights & Biases, as `--wandb PROJECT` does. The other presets are this
+project's own. Those of the small models were chosen on held-out real votes. Those of 9B and 14B models follow
 what stronger solutions of the same contest published, and have not been measured at that size.
 """
 
@@ -60,13 +60,13 @@ def smollm2_135m(base: str, train: tuple[str, ...], output: str, valid: tuple[st
 
 
 def gemma3_270m(base: str, train: tuple[str, ...], output: str, valid: tuple[str, ...] = ()) -> TrainConfig:
-    """For Gemma-3-270M on real votes, on one GPU; the settings of `smollm2_135m` but for a smaller scale."""
+    """For Gemma-3-270M on real votes, on one GPU; `smollm2_135m` with half the scale of LoRA."""
     config = smollm2_135m(base, train, output, valid)
     return dataclasses.replace(config, lora=dataclasses.replace(config.lora, alpha=64))
 
 
 def gemma2_9b(base: str, train: tuple[str, ...], output: str, valid: tuple[str, ...] = ()) -> TrainConfig:
-    """For a Gemma-2-9B class model on GPUs of 80 GB: both orders in a step, each text cut in its middle."""
+    """For a model like Gemma-2-9B on GPUs of 80 GB: both orders in a step, texts truncated in the middle."""
     return TrainConfig(
         base=base,
         train=train,
@@ -85,14 +85,14 @@ def gemma2_9b(base: str, train: tuple[str, ...], output: str, valid: tuple[str, 
 
 
 def qwen25_14b(base: str, train: tuple[str, ...], output: str, valid: tuple[str, ...] = ()) -> TrainConfig:
-    """For a Qwen2.5-14B class model; the settings of `gemma2_9b`."""
+    """For a model like Qwen2.5-14B; the settings of `gemma2_9b`."""
     return gemma2_9b(base, train, output, valid)
 
 
 def recipe_gemma2_9b_ab(
     base: str, train: tuple[str, ...], output: str, valid: tuple[str, ...] = ()
 ) -> TrainConfig:
-    """The recipe's first model: Gemma-2-9B in int8, trained on (prompt, a, b) alone."""
+    """The baseline's first model: Gemma-2-9B in bnb-int8, trained on (prompt, a, b) alone."""
     return TrainConfig(
         base=base,
         train=train,
@@ -100,12 +100,12 @@ def recipe_gemma2_9b_ab(
         output=output,
         seed=0xFACED,
         epochs=1.0,
-        pairs_per_step=16,  # 8 rows and 2 passes
+        pairs_per_step=16,  # 2 micro-batches of 8 rows
         orders="ab",
         layout="padded",
         token_budget=8 * 2_200,
         precision="bf16",
-        quantization="int8",
+        quantization="bnb-int8",
         int8_activations=True,
         gradient_checkpointing=True,
         text=TextConfig(
@@ -132,7 +132,7 @@ def recipe_gemma2_9b_ab(
 def recipe_gemma2_9b_ba(
     base: str, train: tuple[str, ...], output: str, valid: tuple[str, ...] = ()
 ) -> TrainConfig:
-    """The recipe's second model: the same on (prompt, b, a) with the labels swapped."""
+    """The baseline's second model: the same on (prompt, b, a) with the labels swapped."""
     return dataclasses.replace(recipe_gemma2_9b_ab(base, train, output, valid), orders="ba")
 
 

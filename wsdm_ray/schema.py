@@ -43,7 +43,7 @@ CANONICAL_TYPES: dict[str, pa.DataType] = {
 
 
 class Ordering(enum.IntEnum):
-    """Which response stands first in the text. A probability is of the *given* response_a either way."""
+    """Which response comes first in the text. A probability is of the input's response_a either way."""
 
     AB = 0
     BA = 1
@@ -56,10 +56,10 @@ def orderings_of(orders: str) -> tuple[Ordering, ...]:
 
 
 def first_ordering(response_a: str, response_b: str) -> Ordering:
-    """The ordering that a pair is run in first: the response whose hash is the smaller stands first.
+    """The ordering that a pair is run in first: the response with the smaller hash comes first.
 
     Which of the two is called response_a does not matter, so a pair and its swapped twin are the same text
-    to the model. It is a hash, since in the order of the alphabet "Sorry, ..." would always stand late.
+    to the model. It is a hash because in alphabetical order "Sorry, ..." would always come late.
     """
     a, b = (
         hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""Progress for people: a bar in a terminal, plain lines in a log, counters where Ray runs."""
+"""Progress for people: a bar in a terminal, plain lines in a log."""
 
 import logging
 import sys
@@ -14,6 +14,7 @@ __all__ = ["RowProgress", "human", "in_terminal", "logger", "set_up_logging", "t
 logger = logging.getLogger("wsdm_ray")
 
 LINE_SECONDS = 10.0
+"""Without a terminal, progress is logged at most about every so many seconds."""
 
 
 def set_up_logging() -> None:
@@ -27,12 +28,12 @@ def set_up_logging() -> None:
 
 
 def in_terminal() -> bool:
-    """Whether a person looks at this process's standard error."""
+    """Whether this process's standard error is a terminal."""
     return Console(stderr=True).is_terminal
 
 
 def human(number: float) -> str:
-    """`12.3M` for 12,345,678: three figures and a unit."""
+    """A number as three figures and a unit: `12.3M` for 12,345,678."""
     for unit in ("", "k", "M", "G"):
         if abs(number) < 999.5:
             return f"{number:.3g}{unit}"
@@ -41,15 +42,16 @@ def human(number: float) -> str:
 
 
 class RowProgress:
-    """Counts finished rows and says how it goes: rows, pairs/s, tokens/s and the time that is left.
+    """Counts finished rows, and shows them with pairs/s, tokens/s and the time that is left.
 
     Args:
+        name: of what is done, at the start of each line.
         total: rows in all.
-        done: rows that an earlier run had finished; they count for the position, not for the speed.
+        done: rows that an earlier run finished; they count for the position, not for the speed.
     """
 
-    def __init__(self, what: str, total: int, done: int = 0, console: Console | None = None):
-        self.what, self.total, self.done, self.fresh, self.tokens = what, total, done, 0, 0
+    def __init__(self, name: str, total: int, done: int = 0, console: Console | None = None):
+        self.name, self.total, self.done, self.new_rows, self.tokens = name, total, done, 0, 0
         self.start = self.last_line = time.monotonic()
         console = console or Console(stderr=True)
         self.bar: Progress | None = None
@@ -58,25 +60,25 @@ class RowProgress:
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"),
                 TextColumn("{task.fields[speed]}"), TextColumn("ETA"), TimeRemainingColumn(), console=console,
             )  # fmt: skip
-            self.task = self.bar.add_task(what, total=total, completed=done, speed="")
+            self.task = self.bar.add_task(name, total=total, completed=done, speed="")
             self.bar.start()
 
     def speed(self) -> str:
         seconds = max(time.monotonic() - self.start, 1e-9)
-        return f"{human(self.fresh / seconds)} pairs/s, {human(self.tokens / seconds)} tokens/s"
+        return f"{human(self.new_rows / seconds)} pairs/s, {human(self.tokens / seconds)} tokens/s"
 
     def advance(self, rows: int, tokens: int) -> None:
-        """Count `rows` more rows, which took `tokens` tokens of forward passes."""
+        """Count `rows` more rows, whose micro-batches had `tokens` tokens."""
         self.done += rows
-        self.fresh += rows
+        self.new_rows += rows
         self.tokens += tokens
         if self.bar:
             self.bar.update(self.task, completed=self.done, speed=self.speed())
         elif time.monotonic() - self.last_line >= LINE_SECONDS or self.done == self.total:
             self.last_line = time.monotonic()
-            left = (self.total - self.done) * (self.last_line - self.start) / max(self.fresh, 1)
+            left = (self.total - self.done) * (self.last_line - self.start) / max(self.new_rows, 1)
             logger.info(
-                "%s: %d/%d rows, %s, ETA %.0f s", self.what, self.done, self.total, self.speed(), left
+                "%s: %d/%d rows, %s, ETA %.0f s", self.name, self.done, self.total, self.speed(), left
             )
 
     def close(self) -> None:
@@ -85,9 +87,9 @@ class RowProgress:
 
 
 @contextmanager
-def track_rows(what: str, total: int, done: int = 0) -> Iterator[RowProgress]:
-    """A `RowProgress` that is closed at the end, however it ends."""
-    progress = RowProgress(what, total, done)
+def track_rows(name: str, total: int, done: int = 0) -> Iterator[RowProgress]:
+    """A `RowProgress` that is closed when the block ends, also by an error."""
+    progress = RowProgress(name, total, done)
     try:
         yield progress
     finally:

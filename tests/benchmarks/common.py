@@ -13,9 +13,10 @@ import numpy as np
 
 from wsdm_ray.config import Columns
 from wsdm_ray.evaluation.join import join_by_id, read_predictions, read_votes
-from wsdm_ray.evaluation.metrics import agreement, bootstrap_intervals, cross_entropy
+from wsdm_ray.evaluation.metrics import bootstrap_intervals
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.runs import versions
+from wsdm_ray.statistics import agreement, cross_entropy
 from wsdm_ray.text.encoding import EncodedPairs
 
 __all__ = ["HERE", "ROOT", "differences", "spread", "take", "write_result"]

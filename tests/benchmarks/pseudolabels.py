@@ -60,12 +60,12 @@ def make_votes(work: str, seed: int, given: argparse.Namespace) -> tuple[Path, P
 
 def make_base(work: str, votes: Path, seed: int) -> None:
     """A tiny Gemma-2 as the quickstart makes it, in int8."""
-    code = "import sys; from jobs.quickstart import make_base; make_base(*sys.argv[1:3], int(sys.argv[3]))"
+    code = "import sys; from jobs._quickstart import make_base; make_base(*sys.argv[1:3], int(sys.argv[3]))"
     if not Path(work, "base", "config.json").exists():
         subprocess.run(
             [sys.executable, "-c", code, f"{work}/base", str(votes), str(seed)], cwd=ROOT, check=True
         )
-    job("quantize", f"--base {work}/base --precision int8 --output {work}/quantized")
+    job("quantize", f"--base {work}/base --precision bnb-int8 --output {work}/quantized")
 
 
 def on_wrong_rows(shards: Path, target: Path) -> None:

@@ -359,7 +359,8 @@ def in_one_order(folder: Path) -> str:
 
 
 def train_one(config: TrainConfig, target: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    from wsdm_ray.modeling.checkpoint import Manifest, folder_digest, stored_quantization
+    from wsdm_ray.modeling.manifest import Manifest, folder_digest
+    from wsdm_ray.modeling.quantization_config import stored_quantization
     from wsdm_ray.training.loop import Trainer
 
     manifest = Manifest(
@@ -370,22 +371,23 @@ def train_one(config: TrainConfig, target: Path) -> tuple[list[dict[str, Any]], 
     trainer = Trainer(config, config.base, manifest, read_votes(config.train), read_votes(config.valid))
     checkpoints: list[dict[str, Any]] = []
     for step in trainer.steps():
-        if step["step"] % 10 == 0:
-            print({name: round(step[name], 4) for name in ("step", "loss", "tokens_per_second")}, flush=True)
-        if step["step"] % config.checkpoint_steps == 0 or step["step"] == trainer.total_steps:
-            found = {"step": step["step"], **trainer.evaluate()}
+        if step.step % 10 == 0:
+            row = step.to_row()
+            print({name: round(row[name], 4) for name in ("step", "loss", "tokens_per_second")}, flush=True)
+        if step.step % config.checkpoint_steps == 0 or step.step == trainer.total_steps:
+            found = trainer.evaluate_step().summary()
             print(found, flush=True)
             if all(found["valid_log_loss"] < earlier["valid_log_loss"] for earlier in checkpoints):
-                trainer.save(str(target), found)
+                trainer.save(str(target))
             checkpoints.append(found)
-    return checkpoints, trainer.metrics
+    return checkpoints, [step.to_row() for step in trainer.metrics]
 
 
 def score_one(config: TrainConfig, work: Path, folder: Path, variant: str) -> float:
     """Score the test votes as a replica does; pairs a second."""
     import torch
 
-    from wsdm_ray.modeling.checkpoint import read_manifest
+    from wsdm_ray.modeling.manifest import read_manifest
     from wsdm_ray.scoring.plan import make_plan, part_name
     from wsdm_ray.scoring.replica import ModelSpec, Replica, ReplicaOptions, encode_unit
     from wsdm_ray.storage import list_files

@@ -46,7 +46,7 @@ def run(config):
 sys.exit(main(run, ArenaConfig, ["--output", "x"]))
 """
     ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, check=False, timeout=60, capture_output=True, text=True,
+        [sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True,
         env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
     )  # fmt: skip
     assert (ended.returncode, list(tmp_path.iterdir())) == (143, []), ended.stderr

@@ -5,6 +5,7 @@ import graphlib
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 # From the bottom to the top: a module imports from its own part and from the rows above its own.
 LAYERS = (
-    ("errors", "schema"),
+    ("errors", "legacy", "schema", "statistics"),
     ("config",),
     ("presets",),
     ("storage", "telemetry"),
@@ -29,7 +30,9 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 RAY = {
     "wsdm_ray.scoring.pipeline",
     "wsdm_ray.scoring.replica",
+    "wsdm_ray.training.progress",
     "wsdm_ray.training.runner",
+    "wsdm_ray.training.worker",
     "wsdm_ray.telemetry",
 }
 TORCH = {"modeling", "scoring", "training"}
@@ -136,6 +139,52 @@ def test_all_is_exact(name):
         assert hasattr(module, public_name), f"{name}.__all__ names {public_name}, which is not there"
 
 
+def module_names(tree: ast.AST) -> dict[str, str]:
+    """The modules of ours that a module's code can name: the name in the code to the module."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                found[alias.asname or alias.name] = alias.name
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                found[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    return {name: module for name, module in found.items() if module in MODULES}
+
+
+def attributes(tree: ast.AST) -> Iterator[tuple[str, str, int]]:
+    """What code takes from modules of ours by a dot: the module, the name and the line."""
+    names = module_names(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            module = names.get(ast.unparse(node.value))
+            if module is not None and f"{module}.{node.attr}" not in MODULES:
+                yield module, node.attr, node.lineno
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import wsdm_ray.storage as s\ns.join", [("wsdm_ray.storage", "join", 2)]),
+        ("from wsdm_ray import storage\nstorage.join", [("wsdm_ray.storage", "join", 2)]),
+        ("from wsdm_ray import storage as s\n(s\n .join('a').b)", [("wsdm_ray.storage", "join", 2)]),
+        ("import wsdm_ray.storage\nwsdm_ray.storage.join", [("wsdm_ray.storage", "join", 2)]),
+        ("from wsdm_ray.storage import join\njoin.name", []),
+    ],
+)
+def test_attributes_of_modules_are_found(code, expected):
+    assert list(attributes(ast.parse(code))) == expected
+
+
+def test_what_others_take_by_a_dot_is_public():
+    """Across parts only what `__all__` names is used, also of a module imported whole."""
+    for name in MODULES:
+        for module, attribute, line in attributes(TREES[name]):
+            if part_of(module) not in (part_of(name), ""):
+                offered = getattr(importlib.import_module(module), "__all__", ())
+                assert attribute in offered, f"{name}:{line}: {attribute} is not in {module}.__all__"
+
+
 def test_what_others_import_is_public():
     """Across parts only what `__all__` names is used: the rest may change without a word."""
     for name in MODULES:
@@ -150,6 +199,8 @@ def test_what_others_import_is_public():
                     assert alias.name in offered, f"{name} imports {alias.name}, not in {node.module}.__all__"
 
 
+JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("[a-z]*.py"))
+
 LIGHT = """
 import runpy, sys
 sys.argv = ["jobs", "--help"]
@@ -161,9 +212,9 @@ print(sorted({"torch", "ray", "transformers"} & set(sys.modules)), file=sys.stde
 """
 
 
-@pytest.mark.parametrize("job", ["arena", "prepare", "ensemble", "evaluate"])
-def test_jobs_that_need_no_model_load_none(job):
-    """They start in a second, and run where neither torch nor ray is installed."""
+@pytest.mark.parametrize("job", JOBS)
+def test_the_help_of_a_job_loads_no_model_library(job):
+    """It takes less than a second, and works where neither torch nor ray is installed."""
     run = subprocess.run(
         [sys.executable, "-c", LIGHT],
         input=f"jobs.{job}",
@@ -174,6 +225,22 @@ def test_jobs_that_need_no_model_load_none(job):
     )
     assert "--output" in run.stdout
     assert run.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("job", ["arena", "prepare", "ensemble", "evaluate"])
+def test_jobs_that_need_no_model_load_none(job):
+    """They run where neither torch nor ray is installed."""
+    code = f"""
+import importlib, sys
+from jobs._registry import JOBS
+assert not JOBS[{job!r}].needs_ray
+importlib.import_module(JOBS[{job!r}].function.partition(":")[0])
+print(sorted({{"torch", "ray", "transformers"}} & set(sys.modules)))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60
+    )
+    assert run.stdout.strip() == "[]"
 
 
 def test_configs_load_neither_torch_nor_ray():

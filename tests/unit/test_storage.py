@@ -236,19 +236,19 @@ def test_upload_ends_with_the_file_that_says_whole(tmp_path, remote, monkeypatch
     for name in ("adapter.safetensors", "wsdm_ray.json", "zz.json"):
         (local / name).write_text(name)
     order = []
-    write, put = storage.write_atomic, type(fsspec.filesystem("memory")).put_file
+    rename, put = os.replace, type(fsspec.filesystem("memory")).put_file
 
-    def seen_write(path, *rest):
+    def seen_rename(source, path):  # what gives a local file its final name
         order.append(os.path.basename(path))
         assert not storage.exists(storage.join(target, "wsdm_ray.json"))
-        write(path, *rest)
+        rename(source, path)
 
     def seen_put(fs, source, path, **rest):
         order.append(os.path.basename(path))
         assert not storage.exists(storage.join(target, "wsdm_ray.json"))
         put(fs, source, path, **rest)
 
-    monkeypatch.setattr(storage, "write_atomic", seen_write)
+    monkeypatch.setattr(os, "replace", seen_rename)
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "put_file", seen_put)
     expected = ["adapter.safetensors", "zz.json", "wsdm_ray.json"]
     for target in (str(tmp_path / "there"), remote) * 2:  # the second time, over the first

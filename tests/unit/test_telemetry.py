@@ -12,7 +12,7 @@ from wsdm_ray.telemetry import RowProgress, human, logger, set_up_logging, track
 
 @pytest.fixture
 def lines(monkeypatch):
-    """What the package logs; its own handlers are put aside, as they may be those of another test."""
+    """What the package logs; its own handlers are replaced, as they may be those of another test."""
     records: list[str] = []
 
     class Keep(logging.Handler):
@@ -76,4 +76,4 @@ def test_logging_is_set_up_once(monkeypatch, capsys):
     logger.info("hello")
     err = capsys.readouterr().err
     assert err.count("hello") == 1
-    assert err[2] == err[5] == ":", "the time stands first"
+    assert err[2] == err[5] == ":", "the time comes first"

@@ -17,15 +17,25 @@ class Columns:
     """The names that an input gives to the canonical columns."""
 
     id: str = "id"
+    """Unique id of a row."""
     prompt: str = "prompt"
+    """What the user asked."""
     response_a: str = "response_a"
+    """The first answer."""
     response_b: str = "response_b"
+    """The second answer."""
     winner: str = "winner"
+    """The vote: model_a, model_b or, where ties are read, tie."""
     prob_a: str = "prob_a"
+    """A soft label: the probability that response_a wins."""
     model_a: str = "model_a"
+    """Name of the chatbot of response_a; optional."""
     model_b: str = "model_b"
+    """Name of the chatbot of response_b; optional."""
     language: str = "language"
+    """Language of the prompt; optional, for metrics by language."""
     source: str = "source"
+    """Data set that the row comes from; optional, for mixtures and weights by source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +43,11 @@ class ArenaConfig:
     """Synthetic votes with a known best accuracy."""
 
     output: str
-    """Folder for the shards and run.json."""
+    """Folder for the shards and run.json. Example: --output arena"""
     rows: int = 5_000
+    """Votes to make."""
     seed: int = 0
+    """Seed of the texts and the votes; a row is a function of the seed and its number."""
     lengths: Literal["real", "short"] = "real"
     """real: median about 1,000 tokens a triple with a long tail. short: about a tenth of that."""
     restart: bool = False
@@ -52,27 +64,29 @@ class PrepareConfig:
     """Raw votes to canonical shards."""
 
     input: tuple[str, ...]
-    """Parquet, JSON (an object a line, or a list in a .json file) or CSV files, folders of them, or globs."""
+    """Parquet, JSON (an object a line, or a list in a .json file) or CSV files, folders of them, or globs.
+    Example: --input train.parquet 'more/*.csv'"""
     output: str
-    """Folder for train/, valid/ and run.json."""
+    """Folder for train/, valid/ and run.json. Example: --output data"""
     valid_fraction: float = 0.1
     """Share of the rows that go to valid."""
     split: Literal["prompt", "modulo"] = "prompt"
-    """prompt: whole prompt groups, so that none is on both sides. modulo: every n-th row (the recipe)."""
+    """prompt: whole prompt groups, so that none is on both sides. modulo: every n-th row, as the baseline
+    does."""
     seed: int = 0
-    """Decides which prompt groups go to valid."""
+    """Seed of the choice of the prompt groups that go to valid."""
     ties: Literal["drop", "soft"] = "drop"
-    """drop: leave ties out, counted. soft: keep them with prob_a 0.5."""
+    """drop: leave ties out and count them. soft: keep them with prob_a 0.5."""
     format: VoteFormat = "canonical"
     """The published data set whose columns and conventions the input has; canonical takes `--columns`."""
     exclude: tuple[str, ...] = ()
-    """Canonical shards whose prompts are to be left out, counted."""
+    """Canonical shards whose prompts are left out and counted. Example: --exclude data/train data/valid"""
     columns: Columns = field(default_factory=Columns)
-    """The input's own column names, where they differ."""
+    """The input's own column names. Example: --columns.prompt question"""
     make_ids: bool = False
-    """Make ids from file name and row number where the input has none."""
+    """Make ids from file name and row number for an input without ids."""
     shard_rows: int = 20_000
-    """Rows of one output file."""
+    """Rows of one output file; the last file may have fewer."""
     restart: bool = False
     """Delete what the output folder holds and start over."""
 

@@ -14,19 +14,21 @@ class EnsembleConfig:
     """One set of predictions from several, joined by id."""
 
     predictions: tuple[str, ...]
-    """Output folders of `score`, each with the same ids."""
+    """Output folders of `score`, each with the same ids. Example: --predictions gemma qwen"""
     output: str
-    """Folder for part-NNNNNN.parquet and run.json."""
+    """Folder for part-NNNNNN.parquet and run.json. Example: --output mean"""
     weights: tuple[float, ...] = ()
-    """Weight of each set in the mean probability; by default all alike, or fitted where there are votes."""
+    """Weight of each set in the mean probability; by default equal, or fitted if --votes is given.
+    Example: --weights 2 1"""
     votes: tuple[str, ...] = ()
-    """Canonical shards with votes on all or some of these ids: weights and temperature are fitted on them."""
+    """Canonical shards with votes on all or some of these ids: weights and temperature are fitted on them.
+    Example: --votes data/valid"""
     temperature: float | None = None
-    """What the log-odds of the mean are divided by; by default 1, or fitted where there are votes."""
+    """Divisor of the log-odds of the mean; by default 1, or fitted if --votes is given."""
     submission: str | None = None
-    """CSV file with the columns id and winner to write as well."""
+    """CSV file to write as well, with the columns id and winner. Example: --submission submission.csv"""
     columns: Columns = field(default_factory=Columns)
-    """The votes' own column names, where they differ."""
+    """The votes' own column names. Example: --columns.winner label"""
     restart: bool = False
     """Delete what the output folder holds and start over."""
 
@@ -52,18 +54,19 @@ class EvaluateConfig:
     """Compare predictions with votes."""
 
     predictions: str
-    """Output folder of `score`."""
+    """Output folder of `score`. Example: --predictions predictions"""
     votes: tuple[str, ...]
-    """Canonical shards with the votes: files, folders or globs."""
+    """Canonical shards with the votes: files, folders or globs. Example: --votes data/valid"""
     output: str
-    """Folder for metrics.json and report.html."""
+    """Folder for metrics.json and report.html. Example: --output report"""
     bootstrap: int = 1_000
-    """Resamples behind each interval."""
+    """Bootstrap resamples for each confidence interval."""
     adaptive_tolerance: float = 0.0005
-    """Log loss, in nats, that the threshold recommended for `score --orders adaptive` may cost."""
+    """The most log loss, in nats, that the threshold recommended for `score --orders adaptive` may cost."""
     seed: int = 0
+    """Seed of the bootstrap."""
     columns: Columns = field(default_factory=Columns)
-    """The votes' own column names, where they differ."""
+    """The votes' own column names. Example: --columns.winner label"""
 
     def __post_init__(self) -> None:
         check_paths(predictions=self.predictions, votes=self.votes, output=self.output)
@@ -77,10 +80,13 @@ class QuickstartConfig:
     """The whole flow on synthetic votes, on one CPU machine."""
 
     output: str = "quickstart"
+    """Folder for everything that is made. Example: --output quickstart"""
     rows: int = 8_000
-    """Votes to make."""
+    """Votes to make for training and validation; as a test set, up to 1,000 more are made."""
     seed: int = 0
+    """Seed of the votes, the model and the training; the test set has the next one."""
     num_workers: int = 2
+    """Workers of Ray Train, a CPU core each."""
     restart: bool = False
     """Delete what the output folder holds and start over."""
 

@@ -10,7 +10,7 @@ from wsdm_ray.config.train import Layout
 __all__ = ["PseudolabelConfig", "ScoreConfig"]
 
 ScoreOrders = Literal["both", "ab", "ba", "adaptive"]
-Precision = Literal["auto", "fp32", "bf16", "int8", "fp8", "bnb-int8", "nf4"]
+Precision = Literal["auto", "fp32", "bf16", "w8a8-int8", "w8a8-fp8", "bnb-int8", "nf4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,42 +18,45 @@ class ScoreConfig:
     """Score every row of a parquet data set."""
 
     model: tuple[str, ...]
-    """Checkpoint folder of `train` or `quantize`; more than one is averaged."""
+    """Checkpoint folder of `train` or `quantize`; several are averaged. Example: --model gemma qwen"""
     model_weights: tuple[float, ...] = ()
-    """Weight of each model in the mean probability; by default all alike."""
+    """Weight of each model in the mean probability; by default equal. Example: --model-weights 2 1"""
     input: tuple[str, ...]
-    """Parquet files, folders or globs with the columns id, prompt, response_a, response_b."""
+    """Parquet files, folders or globs with the columns id, prompt, response_a, response_b.
+    Example: --input 'pairs/*.parquet'"""
     output: str
-    """Folder for part-NNNNNN.parquet and run.json."""
+    """Folder for part-NNNNNN.parquet and run.json. Example: --output predictions"""
     base: tuple[str, ...] = ()
-    """Where the base is, if not where it was in training: one folder for all models, or one for each
-    (of a model that needs none, any)."""
+    """Folder of the base model, by default where it was in training: one for all models, or one for each (any
+    folder for a model that needs none). Example: --base quantized"""
     orders: ScoreOrders = "both"
-    """adaptive: one ordering of the first model, and all the others only where that one is in doubt."""
+    """ab is (prompt, response_a, response_b), ba the swapped ordering, both their average. adaptive: one
+    ordering of the first model, then the others for rows in doubt."""
     adaptive_threshold: float = 0.2
-    """adaptive: a row is in doubt where its probability is less than this from 0.5."""
+    """adaptive: a row is in doubt if its probability is less than this from 0.5."""
     precision: Precision = "auto"
-    """auto: int8 on H100 and H200, fp8 on other GPUs that have it, else int8 or bnb-int8; fp32 on a CPU.
-    fp32, bf16, int8 and fp8 merge the adapter in float32; int8 and fp8 then have a scale for each row of
-    weights and activations; a model stored in such rows keeps them. bnb-int8 and nf4 are bitsandbytes', the
-    adapter beside the base: the least memory for several adapters of one."""
+    """auto: fp32 on a CPU; w8a8-int8 on H100 and H200; on other GPUs the first of w8a8-fp8, w8a8-int8 and
+    bnb-int8 that the GPU has. fp32, bf16, w8a8-int8 and w8a8-fp8 merge the adapter in float32; w8a8 is 8-bit
+    weights and activations with a scale for each row. bnb-int8 and nf4 are bitsandbytes', with the adapter
+    beside the base: the least memory for several adapters of one base."""
     layout: Layout | Literal["auto"] = "auto"
-    """auto: shared (the prompt once for both orderings) on a GPU in bf16, int8 and fp8; else padded."""
+    """auto: shared (the prompt once for both orderings) on a GPU in bf16, w8a8-int8 and w8a8-fp8; else
+    padded."""
     token_budget: int | None = None
-    """The most tokens of one forward pass, halved for good where memory runs out; by default 2,048 on a CPU,
-    on a GPU what its free memory allows up to 16,896."""
+    """The most tokens of one micro-batch; halved for the rest of the run if memory runs out; by default
+    2,048 on a CPU, and on a GPU what its free memory allows up to 16,896. Example: --token-budget 8192"""
     max_tokens: int | None = None
-    """The most tokens of one ordering; by default as many as in training."""
+    """The most tokens of one ordering; by default as many as in training. Example: --max-tokens 1024"""
     unit_rows: int = 2_000
     """Rows of one work unit: one output file, the unit of commit and resume."""
     replicas: int | None = None
-    """Processes that hold a model; by default one a GPU, or one on a machine without."""
+    """Processes that hold a model; by default one for each GPU, or one on a machine without GPUs."""
     logits: bool = False
     """Add the columns logit_ab and logit_ba: log-odds that response_a wins, before any temperature."""
     columns: Columns = field(default_factory=Columns)
-    """The input's own column names, where they differ."""
+    """The input's own column names. Example: --columns.prompt question"""
     dry_run: bool = False
-    """Print the plan and leave."""
+    """Print the plan and exit."""
     restart: bool = False
     """Delete what the output folder holds and start over."""
 
@@ -96,15 +99,15 @@ class PseudolabelConfig(ScoreConfig):
     """Score unlabelled pairs and make training shards of them, OUTPUT/train."""
 
     predictions: str | None = None
-    """Folder for the predictions, by default OUTPUT/predictions. What `score` or another run of this job left
-    there for the same model, input and options is used as it is."""
+    """Folder for the predictions, by default OUTPUT/predictions. Predictions of the same model, input and
+    options in it, of `score` or of this job, are reused. Example: --predictions predictions"""
     hard_threshold: float | None = None
-    """Keep only rows whose winner is at least so probable, with that winner as the label; by default every
-    row is kept with its probability as a soft label."""
+    """Keep only rows whose winner has at least this probability, with that winner as the label; by default
+    every row is kept with its probability as a soft label. Example: --hard-threshold 0.95"""
     exclude: tuple[str, ...] = ()
-    """Canonical shards whose prompts are to be left out, counted."""
+    """Canonical shards whose prompts are left out and counted. Example: --exclude data/valid"""
     source: str = "pseudolabels"
-    """What the shards' `source` column says."""
+    """Value of the shards' `source` column. Example: --source pseudolabels-2"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,17 +25,22 @@ class OptimizerConfig:
     """AdamW and its schedule."""
 
     kind: Literal["adamw", "adamw_8bit"] = "adamw"
-    """adamw_8bit keeps its state in 8 bit (bitsandbytes)."""
+    """adamw_8bit keeps the state of AdamW in 8 bits (bitsandbytes)."""
     learning_rate: float = 2e-4
+    """Peak learning rate of the adapter, reached after warmup."""
     head_learning_rate: float | None = None
-    """Of the head, where it is to learn at another rate than the adapter."""
+    """Peak learning rate of the head; by default that of the adapter. Example:
+    --optimizer.head-learning-rate 1e-4"""
     weight_decay: float = 0.0
+    """Weight decay of AdamW."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's two moving averages. Example: --optimizer.betas 0.9 0.95"""
     warmup_fraction: float = 0.025
     """Share of the steps over which the learning rate rises linearly."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How it falls afterwards."""
+    """How the learning rate falls after warmup."""
     max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
 
     def __post_init__(self) -> None:
         check_positive("optimizer.learning_rate", self.learning_rate)
@@ -48,20 +53,22 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What is minimized."""
+    """The loss."""
 
     label_smoothing: float = 0.0
-    """Share of each label that is given to both responses alike."""
+    """Share of each label that is divided equally between both responses."""
     teachers: tuple[str, ...] = ()
-    """Predictions of other models on the train rows, folders of `score`, joined by id and averaged."""
+    """Predictions of other models on the train rows, folders of `score`, joined by id and averaged.
+    Example: --objective.teachers gemma-on-train qwen-on-train"""
     teacher_weight: float = 0.9
-    """Share of the teachers in the loss of the rows that they have; the vote has the rest."""
+    """Share of the teachers in the loss of the rows that they scored; the vote has the rest."""
     teacher_temperature: float = 5.0
-    """What log-odds of teachers and student are divided by before they are compared."""
+    """Divisor of the log-odds of teachers and student before they are compared."""
     swap_consistency_weight: float = 0.0
-    """Weight of a term that pulls the two orders of a pair together."""
+    """Weight of a loss term that pulls the two orderings of a pair together."""
     source_weights: dict[str, float] = field(default_factory=dict)
-    """Weight of the rows of a source in the loss; of those that are not named it is 1."""
+    """Weight of the rows of a source in the loss; by default 1.
+    Example: --objective.source-weights pseudolabels 0.5"""
 
     def __post_init__(self) -> None:
         check(0 <= self.label_smoothing < 1, "objective.label_smoothing", self.label_smoothing, "in [0, 1)")
@@ -82,61 +89,69 @@ class TrainConfig:
     """
 
     base: str
-    """Folder of a Hugging Face model, quantized or not, with its tokenizer."""
+    """Folder of a Hugging Face model, quantized or not, with its tokenizer. Example: --base quantized"""
     train: tuple[str, ...]
-    """Canonical shards: files, folders or globs."""
+    """Canonical shards: files, folders or globs. Example: --train data/train pseudolabels/train"""
     output: str
-    """Folder for the classifier and its checkpoints."""
+    """Folder for the classifier and its checkpoints. Example: --output model"""
     valid: tuple[str, ...] = ()
-    """Canonical shards that training never sees."""
+    """Canonical shards to validate on; the checkpoint with the lowest log loss on them is kept.
+    Example: --valid data/valid"""
     num_workers: int = 1
+    """Workers of Ray Train: one for each GPU, or CPU processes."""
     seed: int = 0
+    """Seed of the order of the rows, dropout and initial weights."""
     epochs: float = 1.0
     """Passes over the train rows."""
     max_steps: int | None = None
-    """Stop after so many optimizer steps."""
+    """Stop after this many optimizer steps; by default after the epochs."""
     pairs_per_step: int = 16
-    """Pairs of one optimizer step over all workers, whatever their number."""
+    """Pairs of one optimizer step, over all workers together."""
     orders: Orders = "both"
-    """both: each pair in both orderings within the same step."""
+    """ab is (prompt, response_a, response_b), ba the swapped ordering. both: each pair in both orderings
+    within the same step."""
     layout: Layout | Literal["auto"] = "auto"
-    """auto: packed on a GPU, without padding, unless the family caps its attention scores; else padded."""
+    """auto: packed, without padding, on a GPU unless the family soft-caps its attention scores; else
+    padded."""
     token_budget: int = 16_384
-    """The most tokens of one forward pass on one worker."""
+    """The most tokens of one micro-batch."""
     micro_batches: int | None = None
-    """The fewest forward passes of a step over all workers; by default one a worker. Fix it to get the same
-    numbers from another number of workers."""
+    """The fewest micro-batches of a step over all workers; by default one for each worker. Fix it to get the
+    same numbers from another number of workers."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of activations: bf16 where the GPU has it, else fp32."""
-    quantization: Literal["auto", "int8", "nf4", "none"] = "auto"
-    """Of the frozen base; auto keeps what the folder holds and makes an unquantized one int8."""
+    """Precision of activations. auto: bf16 if the GPU supports it, else fp32."""
+    quantization: Literal["auto", "bnb-int8", "nf4", "none"] = "auto"
+    """Precision of the frozen base. auto keeps that of the folder and turns an unquantized base into
+    bnb-int8."""
     int8_activations: bool = False
-    """Multiply int8 weights by activations in int8, as LLM.int8() does, instead of by activations as they
-    are. Slower, and the result of a row depends on its neighbours."""
+    """Round activations to 8 bits for bnb-int8 matmuls, as LLM.int8() does, instead of keeping them in their
+    own precision. Slower, and the result of a row depends on its neighbours."""
     gradient_checkpointing: bool = False
-    """Trade time for memory."""
+    """Compute activations again in the backward pass: slower, with less memory."""
     compile: Literal["auto", "yes", "no"] = "auto"
-    """Compile the model's layers, once at the start of every worker, which takes a minute or more. auto: on a
-    GPU, in the layout packed, for 100 steps or more."""
+    """Compile the model's layers at the start of every worker, which takes a minute or more. auto: on a GPU,
+    in the layout packed, for 100 steps or more."""
     text: TextConfig = field(default_factory=TextConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     mix: dict[str, float] = field(default_factory=dict)
-    """Share of the rows of a source that every epoch has, above 1 for repeats; of others all, once."""
+    """Share of the rows of a source in every epoch, above 1 for repeats; by default 1.
+    Example: --mix lmsys-57k 0.5 wsdm 2"""
     allow_leakage: bool = False
-    """Go on where a prompt stands both in train and in valid, which makes the valid metrics too good."""
+    """Train even if a prompt is both in train and in valid, which makes the valid metrics too good."""
     loss_spike: float = 5.0
-    """Stop where the loss of a step is over so many times the median of the 50 steps before it."""
+    """Stop if the loss of a step is above this many times the median of the 50 steps before it."""
     tensorboard: bool = True
     """Write event files for TensorBoard to OUTPUT/tensorboard."""
     wandb: str | None = None
-    """Weights & Biases project to log every step to (`pip install wsdm_ray[wandb]`)."""
+    """Weights & Biases project to log every step to (`pip install wsdm_ray[wandb]`). Example: --wandb
+    arena"""
     checkpoint_steps: int = 200
     """Optimizer steps between checkpoints; the last step always makes one."""
     max_failures: int = 3
-    """How often dead workers are replaced before the job fails."""
+    """How often failed workers are replaced before the job fails."""
     restart: bool = False
     """Delete what the output folder holds and start over."""
 

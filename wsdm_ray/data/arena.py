@@ -17,7 +17,7 @@ do better than p: the mean of max(p, 1 - p) is the best accuracy, the mean entro
 exact for the rows that were made. Row i is a function of (seed, lengths, i) alone: a longer run extends a
 shorter one.
 
-Not covered: texts that make sense to read; they are put together from few phrases (`arena_phrases`).
+Not covered: texts that make sense to read; they are put together from few phrases (`arena_texts`).
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from wsdm_ray.config import ArenaConfig
-from wsdm_ray.data.arena_phrases import LANGUAGES, Language
+from wsdm_ray.data.arena_phrases import LANGUAGES
+from wsdm_ray.data.arena_texts import Answer, answer_text, prompt_text
 from wsdm_ray.data.shards import write_shards
 from wsdm_ray.runs import finish_run, open_run, options
 from wsdm_ray.schema import MODEL_A, MODEL_B
@@ -139,15 +140,76 @@ def arena_batches(rows: int, seed: int = 0, lengths: Lengths = "real") -> Iterat
         yield arena_block(block, seed, lengths).slice(0, rows - block * BLOCK_ROWS)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is decided of the R rows of a block before any text is written; [R, 2] is of both answers."""
+
+    language_R: np.ndarray
+    """Place in `LANGUAGES`."""
+    kind_R: np.ndarray
+    """Place in `KINDS`."""
+    asked_R6: np.ndarray
+    """Numbers that decide what is asked."""
+    context_R: np.ndarray
+    """Sentences before the question."""
+    model_R2: np.ndarray
+    """Place in `MODELS`."""
+    spoken_R2: np.ndarray
+    """Language of the answer."""
+    wrong_language_R2: np.ndarray
+    correct_R2: np.ndarray
+    polite_R2: np.ndarray
+    refusal_R2: np.ndarray
+    care_R2: np.ndarray
+    """-1 sloppy, 0 plain, 1 careful."""
+    sentences_R2: np.ndarray
+    """Sentences about the answer."""
+    variant_R2: np.ndarray
+    """A number that chooses among phrases."""
+
+    def win_probability(self) -> np.ndarray:
+        """The probability that the voter prefers the first answer: float64 [R]."""
+        u_R2 = utility(
+            self.care_R2, self.polite_R2, self.correct_R2, self.refusal_R2, self.wrong_language_R2,
+            self.sentences_R2,
+        )  # fmt: skip
+        return LAPSE / 2 + (1 - LAPSE) / (1 + np.exp(u_R2[:, 1] - u_R2[:, 0]))
+
+
 def arena_block(block: int, seed: int, lengths: Lengths) -> pa.Table:
-    """The `BLOCK_ROWS` votes of a block: draw the facts (R rows by 2 answers), then write the texts."""
-    shape = SHAPES[lengths]
-    R = BLOCK_ROWS
+    """The `BLOCK_ROWS` votes of a block: draw the facts, then the votes, then write the texts."""
     rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, block]))
+    facts = draw_facts(rng, SHAPES[lengths])
+    prob_R = facts.win_probability()
+    a_wins_R = rng.random(BLOCK_ROWS) < prob_R
+    sentences = int(facts.sentences_R2.sum() + facts.context_R.sum())
+    words = iter(rng.integers(0, 2**15, size=sentences).tolist())
+    prompts, answers_a, answers_b = write_texts(facts, words)
+    first = block * BLOCK_ROWS
+    return pa.table(
+        [
+            [f"arena-{seed}-{row}" for row in range(first, first + BLOCK_ROWS)],
+            prompts,
+            answers_a,
+            answers_b,
+            [MODEL_A if a_wins else MODEL_B for a_wins in a_wins_R],
+            [MODELS[model][0] for model in facts.model_R2[:, 0]],
+            [MODELS[model][0] for model in facts.model_R2[:, 1]],
+            [LANGUAGES[language].name for language in facts.language_R],
+            ["arena"] * BLOCK_ROWS,
+            prob_R,
+        ],
+        schema=ARENA_SCHEMA,
+    )
+
+
+def draw_facts(rng: np.random.Generator, shape: LengthShape) -> Facts:
+    """The facts of `BLOCK_ROWS` rows. The order of the draws decides the rows."""
+    R = BLOCK_ROWS
     language_R = rng.choice(len(LANGUAGES), size=R, p=LANGUAGE_SHARES)
     kind_R = rng.integers(len(KINDS), size=R)
     popular_R = rng.random(R) < POPULAR_SHARE
-    # Six numbers decide what is asked; a popular prompt has the same six for everybody.
+    # A popular prompt has the same six numbers for everybody.
     asked_R6 = np.where(popular_R[:, None], 7, rng.integers(0, 10_000, size=(R, 6)))
     model_R2 = rng.integers(len(MODELS), size=(R, 2))
     model_R2[:, 1] = (model_R2[:, 0] + 1 + rng.integers(len(MODELS) - 1, size=R)) % len(MODELS)
@@ -158,10 +220,7 @@ def arena_block(block: int, seed: int, lengths: Lengths) -> pa.Table:
     polite_R2 = rng.random((R, 2)) < polite
     wrong_R2 = rng.random((R, 2)) < wrong_language
     style_R2 = rng.random((R, 2))
-    care_R2 = np.where(style_R2 < careful, 1, np.where(style_R2 > 1 - sloppy, -1, 0)) * ~refusal_R2
-    spoken_R2 = (language_R[:, None] + wrong_R2 * rng.integers(1, len(LANGUAGES), size=(R, 2))) % len(
-        LANGUAGES
-    )
+    shift_R2 = wrong_R2 * rng.integers(1, len(LANGUAGES), size=(R, 2))
     variant_R2 = rng.integers(0, 1_000, size=(R, 2))
 
     median, sigma, most = shape.answer
@@ -169,133 +228,48 @@ def arena_block(block: int, seed: int, lengths: Lengths) -> pa.Table:
     noise_R2 = 0.7 * task_R + 0.714 * rng.normal(size=(R, 2))
     tokens_R2 = np.minimum(median * verbosity * np.exp(sigma * noise_R2), most)
     sentences_R2 = np.maximum(1, np.rint((tokens_R2 - ANSWER_TOKENS) / SENTENCE_TOKENS).astype(int))
-    sentences_R2 = np.where(refusal_R2, 1, sentences_R2)
     median, sigma, most = shape.prompt
     tokens_R = np.minimum(median * np.exp(sigma * rng.normal(size=R)), most) * ~popular_R
-    context_R = np.maximum(0, np.rint((tokens_R - QUESTION_TOKENS) / SENTENCE_TOKENS).astype(int))
+    return Facts(
+        language_R=language_R,
+        kind_R=kind_R,
+        asked_R6=asked_R6,
+        context_R=np.maximum(0, np.rint((tokens_R - QUESTION_TOKENS) / SENTENCE_TOKENS).astype(int)),
+        model_R2=model_R2,
+        spoken_R2=(language_R[:, None] + shift_R2) % len(LANGUAGES),
+        wrong_language_R2=wrong_R2,
+        correct_R2=correct_R2,
+        polite_R2=polite_R2,
+        refusal_R2=refusal_R2,
+        care_R2=np.where(style_R2 < careful, 1, np.where(style_R2 > 1 - sloppy, -1, 0)) * ~refusal_R2,
+        sentences_R2=np.where(refusal_R2, 1, sentences_R2),
+        variant_R2=variant_R2,
+    )
 
-    u_R2 = utility(care_R2, polite_R2, correct_R2, refusal_R2, wrong_R2, sentences_R2)
-    prob_R = LAPSE / 2 + (1 - LAPSE) / (1 + np.exp(u_R2[:, 1] - u_R2[:, 0]))
-    a_wins_R = rng.random(R) < prob_R
-    words = iter(rng.integers(0, 2**15, size=int(sentences_R2.sum() + context_R.sum())).tolist())
 
-    prompts, answers = [], ([], [])
-    for row, (language, kind, asked, context) in enumerate(
-        zip(language_R.tolist(), kind_R.tolist(), asked_R6.tolist(), context_R.tolist(), strict=True)
-    ):
-        prompts.append(prompt_text(LANGUAGES[language], KINDS[kind], asked, context, words))
-        for side in (0, 1):
-            answers[side].append(
-                answer_text(
-                    LANGUAGES[spoken_R2[row, side]], KINDS[kind], asked, bool(correct_R2[row, side]),
-                    bool(polite_R2[row, side]), bool(refusal_R2[row, side]), int(care_R2[row, side]),
-                    int(sentences_R2[row, side]), int(variant_R2[row, side]), words,
-                )
-            )  # fmt: skip
-    first = block * BLOCK_ROWS
-    return pa.table(
+def write_texts(facts: Facts, words: Iterator[int]) -> tuple[list[str], list[str], list[str]]:
+    """Prompts, first answers and second answers; `words` has one number a sentence."""
+    prompts: list[str] = []
+    answers: tuple[list[str], list[str]] = ([], [])
+    traits_R26 = np.stack(
         [
-            [f"arena-{seed}-{row}" for row in range(first, first + R)],
-            prompts,
-            answers[0],
-            answers[1],
-            [MODEL_A if a_wins else MODEL_B for a_wins in a_wins_R],
-            [MODELS[model][0] for model in model_R2[:, 0]],
-            [MODELS[model][0] for model in model_R2[:, 1]],
-            [LANGUAGES[language].name for language in language_R],
-            ["arena"] * R,
-            prob_R,
+            facts.correct_R2, facts.polite_R2, facts.refusal_R2, facts.care_R2, facts.sentences_R2,
+            facts.variant_R2,
         ],
-        schema=ARENA_SCHEMA,
-    )
-
-
-def prompt_text(said: Language, kind: str, asked: list[int], context: int, words: Iterator[int]) -> str:
-    """The prompt: `context` sentences, then a question of the given kind about the numbers in `asked`."""
-    a, b, k, n, country, who = subject(asked)
-    parts = [said.context[next(words) % len(said.context)] for _ in range(context)]
-    match kind:
-        case "capital":
-            parts.append(said.ask_capital.format(country=said.capitals[country][0], n=n))
-        case "sum":
-            parts.append(said.ask_sum.format(a=a, b=b))
-        case "fruits":
-            parts.append(said.ask_fruits.format(k=k, n=n))
-        case "animals":
-            parts.append(said.ask_animals.format(k=k, n=n))
-        case "code":
-            parts.append(said.ask_code.format(a=a, b=b))
-        case _:
-            owner, other = said.names[who], said.names[(who + 1) % len(said.names)]
-            parts.insert(len(parts) // 2, said.say_notes.format(name=owner, a=a))
-            parts.append(said.say_notes.format(name=other, a=b))
-            parts.append(said.ask_notes.format(name=owner))
-    return said.space.join(parts)
-
-
-def answer_text(
-    said: Language,
-    kind: str,
-    asked: list[int],
-    correct: bool,
-    polite: bool,
-    refusal: bool,
-    care: int,
-    sentences: int,
-    variant: int,
-    words: Iterator[int],
-) -> str:
-    """Polite words, the answer proper or a refusal, `sentences` about it, a check, polite words."""
-    parts = [said.openers[variant % 2]] if polite else []
-    parts.append(
-        said.refusals[variant // 2 % 2] if refusal else core_text(said, kind, asked, correct, variant)
-    )
-    pool = (said.plain, said.careful, said.sloppy)[care]
-    for number in range(sentences):
-        word = next(words)
-        # The first sentence shows the style, three in ten of the others do not.
-        style = pool if number == 0 or word % 10 < 7 else said.plain
-        parts.append(style[(word >> 5) % len(style)])
-    if care > 0:
-        parts.append(said.check)
-    if polite:
-        parts.append(said.closers[variant // 4 % 2])
-    return said.space.join(parts).strip()
-
-
-def core_text(said: Language, kind: str, asked: list[int], correct: bool, variant: int) -> str:
-    """What was asked for, or something near it that is wrong."""
-    a, b, k, _, country, who = subject(asked)
-    match kind:
-        case "capital":
-            said_country, capital = said.capitals[country]
-            if not correct:
-                capital = said.capitals[(country + 1 + variant % 7) % len(said.capitals)][1]
-            return said.say_capital.format(country=said_country, capital=capital)
-        case "sum":
-            return said.say_sum.format(a=a, b=b, c=a + b + (0 if correct else (1, 10, -2)[variant % 3]))
-        case "fruits" | "animals":
-            right, wrong = (said.fruits, said.animals) if kind == "fruits" else (said.animals, said.fruits)
-            items = [right[(variant + item) % len(right)] for item in range(k)]
-            if not correct:
-                items[variant % k] = wrong[variant % len(wrong)]
-            return "\n" + "".join(f"- {item}\n" for item in items)
-        case "code":
-            body = f"x * {a} + {b}" if correct else f"x + {a} * {b}"
-            return f"{said.say_code}\n```python\ndef f(x):\n    return {body}\n```\n"
-        case _:
-            return said.say_notes.format(name=said.names[who], a=a if correct else b)
-
-
-def subject(asked: list[int]) -> tuple[int, int, int, int, int, int]:
-    """Two different numbers, a count of items, a number for show, a country and a person."""
-    a = 11 + asked[0] % 89
-    b = 11 + (a - 11 + 1 + asked[1] % 88) % 89
-    return a, b, 2 + asked[2] % 3, 11 + asked[3] % 89, asked[4] % 8, asked[5] % 4
+        axis=2,
+    )  # fmt: skip
+    for language, kind, asked, context, spoken_2, traits_26 in zip(
+        facts.language_R.tolist(), facts.kind_R.tolist(), facts.asked_R6.tolist(), facts.context_R.tolist(),
+        facts.spoken_R2.tolist(), traits_R26.tolist(), strict=True,
+    ):  # fmt: skip
+        prompts.append(prompt_text(LANGUAGES[language], KINDS[kind], asked, context, words))
+        for column, spoken, traits in zip(answers, spoken_2, traits_26, strict=True):
+            column.append(answer_text(LANGUAGES[spoken], KINDS[kind], asked, Answer(*traits), words))
+    return prompts, *answers
 
 
 class Tally:
-    """What run.json tells about the rows, gathered as they stream by."""
+    """What run.json says of the rows, counted as they stream by."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -304,7 +278,7 @@ class Tally:
         self.languages: dict[str, int] = {}
 
     def add(self, table: pa.Table) -> pa.Table:
-        """Count a table's rows, and hand it on."""
+        """Count the rows of a table, and return it."""
         p = table["best_prob_a"].to_numpy()
         a_wins = np.array(table["winner"].to_pylist()) == MODEL_A
         characters = {

@@ -1,16 +1,14 @@
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow.compute makes its functions at import)
-"""What a row's label means, what its texts are once mended, and why a row cannot be used.
+"""What a row's label means, what its texts are once repaired, and why a row cannot be used.
 
 Texts go through ftfy as the recipe's do: mojibake, line ends, HTML entities, control characters such as NUL
-and lone surrogates are mended; curly quotes, ligatures and characters of full or half width become plain
+and lone surrogates are repaired; curly quotes, ligatures and characters of full or half width become plain
 ones, and letters and their marks one character (NFC). Special-token strings, right-to-left marks and all
 scripts stay. Not covered: rows that are duplicates of other rows, or whose prompts are to be left out
 (`splitting`).
 """
 
-import re
-import unicodedata
 from typing import Literal
 
 import numpy as np
@@ -21,7 +19,7 @@ from wsdm_ray.errors import DataError
 from wsdm_ray.schema import MODEL_A, MODEL_B, TEXTS
 from wsdm_ray.text.normalize import fix_text
 
-__all__ = ["REASONS", "WINNERS", "clean_texts", "drop_reasons", "labels", "normalized"]
+__all__ = ["REASONS", "WINNERS", "clean_texts", "drop_reasons", "labels"]
 
 REASONS = (
     "different_prompts",
@@ -44,7 +42,7 @@ WINNERS = {
         0.5,
     ),
 }
-"""Spellings of a winner, in lower case, and the probability of response_a that each stands for."""
+"""Spellings of a winner, in lower case, and the probability of response_a that each means."""
 
 NOT_PLAIN = "[^\t\n\x0c\x20-\x25\x27-\x7e]"
 """What ftfy might change in ASCII: control characters, line ends with CR, escapes, `&` of HTML entities."""
@@ -69,8 +67,8 @@ def labels(table: pa.Table, path: str, ties: Literal["drop", "soft"]) -> tuple[p
     soft = table["prob_a"].combine_chunks() if "prob_a" in table.column_names else no_prob
 
     prob = soft.to_numpy(zero_copy_only=False)
-    given = soft.is_valid().to_numpy(zero_copy_only=False)
-    bad = given & ~((prob >= 0) & (prob <= 1))
+    has_soft = soft.is_valid().to_numpy(zero_copy_only=False)
+    bad = has_soft & ~((prob >= 0) & (prob <= 1))
     if bad.any():
         row = int(bad.argmax())
         raise DataError(f"{path}: prob_a {prob[row]} (id {table['id'][row]}) is not within 0..1")
@@ -86,18 +84,18 @@ def labels(table: pa.Table, path: str, ties: Literal["drop", "soft"]) -> tuple[p
             "give model_a, model_b or tie (or one of their usual spellings)"
         )
     voted = np.array([np.nan if name is None else WINNERS[name] for name in spelled.to_pylist()])
-    if (~given & np.isnan(voted)).any():
-        row = int((~given & np.isnan(voted)).argmax())
+    if (~has_soft & np.isnan(voted)).any():
+        row = int((~has_soft & np.isnan(voted)).argmax())
         raise DataError(f"{path}: neither winner nor prob_a (id {table['id'][row]}); every row needs a label")
 
-    tie = ~given & (voted == 0.5)
+    tie = ~has_soft & (voted == 0.5)
     table = put(
         table,
         "winner",
         pa.array(np.where(voted == 1, MODEL_A, MODEL_B), mask=np.isin(voted, (0, 1), invert=True)),
     )
-    if given.any() or (ties == "soft" and tie.any()):
-        table = put(table, "prob_a", pa.array(np.where(tie, 0.5, prob), mask=~(given | tie)))
+    if has_soft.any() or (ties == "soft" and tie.any()):
+        table = put(table, "prob_a", pa.array(np.where(tie, 0.5, prob), mask=~(has_soft | tie)))
     return table, tie & (ties == "drop")
 
 
@@ -108,7 +106,7 @@ def put(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
 
 
 def clean_texts(table: pa.Table) -> tuple[pa.Table, int]:
-    """The table with its three texts mended (null stays null), and how many texts changed by that."""
+    """The table with its three texts repaired (null stays null), and how many texts that changed."""
     changed = 0
     for name in TEXTS:
         column = table[name].combine_chunks()
@@ -147,12 +145,3 @@ def drop_reasons(table: pa.Table, tie: np.ndarray, different_prompts: np.ndarray
     }
     codes = [REASONS.index(name) for name in applies]
     return np.select(list(applies.values()), codes, default=-1).astype(np.int8)
-
-
-SPACES = re.compile(r"\s+")
-
-
-def normalized(prompt: str) -> str:
-    """The prompt in NFKC, case-folded, each run of white space one space: what makes two prompts the same."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", prompt).casefold())
-    return SPACES.sub(" ", folded).strip()

@@ -1,6 +1,6 @@
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow.compute makes its functions at import)
-"""Several sets of votes as one: how much of each, what each row counts, and that none knows the valid set.
+"""A mixture of several sets of votes: share and weight of each source, teachers, no leakage into valid.
 
 Not covered: which rows make which step (`wsdm_ray.training.batches`).
 """
@@ -22,32 +22,33 @@ __all__ = ["apply_mixture", "check_leakage", "read_teachers", "sample_weights"]
 
 
 def apply_mixture(votes: Votes, shares: Mapping[str, float], seed: int) -> Votes:
-    """The rows of one epoch: of each source that `shares` names so many times its rows, of the others all.
+    """The rows of one epoch: the share of each source that `shares` names, and all rows of other sources.
 
-    Of n rows and a share s, every row comes floor(s) times, and those whose hash of seed and id is least once
-    more, until there are round(s * n). So the choice depends on neither files nor their order.
+    Of n rows and a share s, every row comes floor(s) times. Those with the smallest hash of seed and id come
+    once more, until there are round(s * n). So the choice does not depend on the files or their order.
 
     Raises:
-        ConfigError: there is no such source; nothing is left.
+        ConfigError: no row has such a source; no row is left.
     """
     if not shares:
         return votes
     sources_N = votes.sources_N
     check_sources(shares, sources_N, "--mix")
-    ranks_N = np.array([rank_of(seed, name) for name in votes.table["id"].to_pylist()], np.uint64)
-    taken: list[np.ndarray] = [np.flatnonzero(~np.isin(sources_N, list(shares)))]
+    ranks_N = np.array([hash_rank(seed, name) for name in votes.table["id"].to_pylist()], np.uint64)
+    chosen: list[np.ndarray] = [np.flatnonzero(~np.isin(sources_N, list(shares)))]
     for source, share in shares.items():
         rows = np.flatnonzero(sources_N == source)
         rows = rows[np.argsort(ranks_N[rows], kind="stable")]
-        whole, more = divmod(round(share * len(rows)), len(rows))
-        taken += [rows] * whole + [rows[:more]]
-    rows = np.sort(np.concatenate(taken))
+        repeats, remainder = divmod(round(share * len(rows)), len(rows))
+        chosen += [rows] * repeats + [rows[:remainder]]
+    rows = np.sort(np.concatenate(chosen))
     if not len(rows):
         raise ConfigError("--mix: leaves no row to train on; raise a share")
     return votes.take(rows)
 
 
-def rank_of(seed: int, name: int | str) -> int:
+def hash_rank(seed: int, name: int | str) -> int:
+    """A number in 0..2**64 - 1 that decides which rows come once more."""
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
@@ -56,26 +57,27 @@ def sample_weights(sources_N: np.ndarray, weights: Mapping[str, float]) -> np.nd
     """Weight of each row in the loss, with a mean of 1 over all rows: float64 [N].
 
     Raises:
-        ConfigError: there is no such source; all weights are 0.
+        ConfigError: no row has such a source; all weights are 0.
     """
     check_sources(weights, sources_N, "--objective.source-weights")
-    given_N = np.array([weights.get(source, 1.0) for source in sources_N], np.float64)
-    if not given_N.any():
+    weights_N = np.array([weights.get(source, 1.0) for source in sources_N], np.float64)
+    if not weights_N.any():
         raise ConfigError("--objective.source-weights: leave no row with a weight above 0")
-    return given_N / given_N.mean()
+    return weights_N / weights_N.mean()
 
 
 def check_sources(named: Mapping[str, float], sources_N: np.ndarray, option: str) -> None:
-    there = sorted(set(sources_N.tolist()))
+    """Raise `ConfigError` where `option` names a source that no row has."""
+    known = sorted(set(sources_N.tolist()))
     for source in named:
-        if source not in there:
-            near = difflib.get_close_matches(source, there, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(there)}"
+        if source not in known:
+            near = difflib.get_close_matches(source, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
             raise ConfigError(f"{option} {source}: no row to train on has this source; {hint}")
 
 
 def check_leakage(train: Votes, valid: Votes) -> None:
-    """Raise `DataError` where a prompt stands in both, however it is spaced."""
+    """Raise `DataError` where both have a prompt of the same group."""
     train_N, valid_M = (group_digests(votes.table["prompt"].to_pylist()) for votes in (train, valid))
     leaked_M = np.isin(valid_M, train_N)
     if not leaked_M.any():
@@ -90,14 +92,14 @@ def check_leakage(train: Votes, valid: Votes) -> None:
 
 
 def read_teachers(folders: Sequence[str], ids: pa.ChunkedArray) -> np.ndarray:
-    """The mean probability of response_a over the teachers that have a row: float64 [N], NaN where none has.
+    """Mean probability of response_a over the teachers that have a row: float64 [N], NaN where none has it.
 
     Args:
-        folders: predictions of `score`, on more rows or fewer, in any order.
+        folders: predictions of `score`, each of any rows in any order.
         ids: of the rows, each once or more (N).
 
     Raises:
-        DataError: a file is no predictions; an id stands twice in a teacher; a teacher has none of the ids.
+        DataError: a file holds no predictions; a teacher has an id twice; a teacher has none of the ids.
     """
     total_N, count_N = np.zeros(len(ids)), np.zeros(len(ids))
     for folder in folders:
@@ -120,19 +122,19 @@ def read_teacher(folder: str, ids: pa.ChunkedArray) -> np.ndarray:
             tables.append(file.read(["id", "prob_a"]))
     try:
         table = pa.concat_tables([table.cast(tables[0].schema) for table in tables])
-        place_N = pc.index_in(ids, table["id"].combine_chunks().cast(ids.type))
+        index_N = pc.index_in(ids, table["id"].combine_chunks().cast(ids.type))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         kind = tables[0].schema.field("id").type
         raise DataError(
             f"{folder}: its ids are {kind}, those of the votes {ids.type}; they cannot be joined"
         ) from error
     if pc.count_distinct(table["id"]).as_py() < len(table):
-        raise DataError(f"{folder}: an id stands there twice; score it again")
-    if place_N.null_count == len(ids):
+        raise DataError(f"{folder}: holds an id twice; score it again")
+    if index_N.null_count == len(ids):
         raise DataError(
             f"{folder}: has none of the ids to train on (its first is {table['id'][0]}, theirs {ids[0]}); "
             "give predictions on the train rows"
         )
     prob_a = table["prob_a"].to_numpy().astype(np.float64)  # null, of a row with an error, becomes NaN
-    place = place_N.fill_null(0).to_numpy()
-    return np.where(place_N.is_valid().to_numpy(), prob_a[place], np.nan)
+    index = index_N.fill_null(0).to_numpy()
+    return np.where(index_N.is_valid().to_numpy(), prob_a[index], np.nan)

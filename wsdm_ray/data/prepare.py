@@ -50,21 +50,35 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         StorageError: a path is missing or unreadable.
         RunMismatchError: the output folder belongs to another run.
     """
-    check_columns_of_format(config)
-    files = list_inputs(config.input)
-    excluded = storage.list_files(config.exclude)
-    check_no_overlap(config.output, [*config.input, *files, *config.exclude, *excluded])
-    fingerprint = {
-        "options": options(config, leave_out=("input", "exclude", "output", "restart")),
-        "inputs": file_versions(files),
-        "exclude": file_versions(excluded),
-    }
+    files, fingerprint = check(config)
     done = open_run(config.output, "prepare", fingerprint, config.restart, resumes=False)
     if done:
         check_shards(config.output, done["counts"]["kept"])
         logger.info("prepare: %s is finished already, nothing to do", config.output)
         show(done["counts"])
         return done
+    counts = write_splits(files, config)
+    content = {"config": options(config, leave_out=("restart",)), "counts": counts}
+    run = finish_run(config.output, "prepare", fingerprint, content)
+    show(counts)
+    return run
+
+
+def check(config: PrepareConfig) -> tuple[list[str], dict[str, Any]]:
+    """The input files, and the fingerprint of the run. Nothing is written."""
+    check_columns_of_format(config)
+    files = list_inputs(config.input)
+    excluded = storage.list_files(config.exclude)
+    check_no_overlap(config.output, [*config.input, *files, *config.exclude, *excluded])
+    return files, {
+        "options": options(config, leave_out=("input", "exclude", "output", "restart")),
+        "inputs": file_versions(files),
+        "exclude": file_versions(excluded),
+    }
+
+
+def write_splits(files: list[str], config: PrepareConfig) -> dict[str, Any]:
+    """Write DIR/train and DIR/valid; returns the counts of run.json."""
     with tempfile.TemporaryDirectory(prefix="wsdm_ray_prepare_") as folder:
         spill = Spill(Path(folder) / "rows.arrow")
         survey = first_pass(files, config, spill)
@@ -77,15 +91,11 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
             valid[kept] = every_nth(int(kept.sum()), config.valid_fraction)
         else:
             valid[kept] = choose_valid(survey.prompts[kept], config.valid_fraction, config.seed)
-        counts = count(survey, kept, valid)
         for split, mask in (("train", kept & ~valid), ("valid", valid)):
             if mask.any():
                 tables = spill.rows(mask)
                 write_shards(storage.join(config.output, split), spill.schema(), tables, config.shard_rows)
-    content = {"config": options(config, leave_out=("restart",)), "counts": counts}
-    run = finish_run(config.output, "prepare", fingerprint, content)
-    show(counts)
-    return run
+        return count(survey, kept, valid)
 
 
 def check_shards(output: str, kept: dict[str, int]) -> None:
@@ -218,7 +228,7 @@ def count(survey: Survey, kept: np.ndarray, valid: np.ndarray) -> dict[str, Any]
 
 
 def show(counts: dict[str, Any]) -> None:
-    """Tell the counts on the screen, one a line."""
+    """Log the counts, one a line."""
     logger.info("%12s input rows", f"{counts['input_rows']:,}")
     for name, rows in counts["dropped"].items():
         logger.info("%12s dropped: %s", f"{rows:,}", name)

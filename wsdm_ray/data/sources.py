@@ -245,16 +245,16 @@ def canonical(table: pa.Table, path: str, columns: Columns, first_row: int) -> p
     table without the column of ids get FILESTEM-ROW, counted from `first_row`.
     """
     chosen = {getattr(columns, name): name for name in (*PAIR_COLUMNS, *CANONICAL_TYPES)}
-    found = {}
+    columns_by_name = {}
     for name in table.column_names:
         if name in chosen:
-            found[chosen[name]] = table[name]
-    if "id" not in found:
-        found["id"] = pa.chunked_array([made_ids(path, first_row, len(table))], pa.string())
-    out = {"id": ids_of(found["id"], path, first_row)}
+            columns_by_name[chosen[name]] = table[name]
+    if "id" not in columns_by_name:
+        columns_by_name["id"] = pa.chunked_array([made_ids(path, first_row, len(table))], pa.string())
+    out = {"id": ids_of(columns_by_name["id"], path, first_row)}
     for name, kind in CANONICAL_TYPES.items():
-        if name in found:
-            out[name] = typed(found[name], name, kind, path)
+        if name in columns_by_name:
+            out[name] = typed(columns_by_name[name], name, kind, path)
         elif name in TEXTS:  # a key that no object of this batch has
             out[name] = pa.chunked_array([pa.nulls(len(table), kind)])
     for name in table.column_names:

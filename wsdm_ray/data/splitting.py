@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from wsdm_ray import storage
-from wsdm_ray.data.cleaning import REASONS, normalized
+from wsdm_ray.data.cleaning import REASONS
 from wsdm_ray.errors import DataError
+from wsdm_ray.text.groups import prompt_group_key
 
 __all__ = [
     "DIGEST",
@@ -49,7 +50,7 @@ def digest(*texts: str) -> bytes:
 
 def group_digests(prompts: Iterable[str]) -> np.ndarray:
     """Digests of the normalized prompts (N, S16): prompts of one digest are one prompt group."""
-    return digests(map(normalized, prompts))
+    return digests(map(prompt_group_key, prompts))
 
 
 def prompt_digests(paths: Sequence[str]) -> np.ndarray:
@@ -65,7 +66,7 @@ def prompt_digests(paths: Sequence[str]) -> np.ndarray:
         DataError: a file is not parquet, has no column `prompt`, or a prompt is no text.
         StorageError: a path is missing or cannot be read.
     """
-    found = [np.empty(0, DIGEST)]
+    parts = [np.empty(0, DIGEST)]
     for path in storage.list_files(paths):
         with storage.open_parquet(path) as file:
             names = file.schema_arrow.names
@@ -81,13 +82,13 @@ def prompt_digests(paths: Sequence[str]) -> np.ndarray:
                             f"{path}: the prompt of row {done + wrong} (counted from 0) is no text but "
                             f"{prompts[wrong]!r}; make canonical shards with `python -m jobs.prepare`"
                         )
-                    found.append(group_digests(prompts))
+                    parts.append(group_digests(prompts))
                     done += len(prompts)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
                 raise DataError(
                     f"{path}: cannot be read after row {done} ({storage.reason(error)})"
                 ) from error
-    return np.concatenate(found)
+    return np.concatenate(parts)
 
 
 def among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -104,7 +105,7 @@ def among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def pair_digests(table: pa.Table, prob_a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What tells prompts and pairs apart, whichever way round the two responses stand.
+    """Digests of prompts and pairs; those of a pair do not depend on which response is response_a.
 
     Args:
         table: N rows with cleaned texts.
@@ -118,10 +119,10 @@ def pair_digests(table: pa.Table, prob_a: np.ndarray) -> tuple[np.ndarray, np.nd
     for prompt, a, b in zip(
         *(table[name].to_pylist() for name in ("prompt", "response_a", "response_b")), strict=True
     ):
-        prompt = normalized(prompt)
-        prompts.append(digest(prompt))
+        key = prompt_group_key(prompt)
+        prompts.append(digest(key))
         swapped.append(a > b)
-        pairs.append(digest(prompt, min(a, b), max(a, b)))
+        pairs.append(digest(key, min(a, b), max(a, b)))
     return np.array(prompts, DIGEST), np.array(pairs, DIGEST), np.where(swapped, 1 - prob_a, prob_a)
 
 

@@ -96,7 +96,7 @@ def like_ids(tables: list[pa.Table]) -> list[pa.Table]:
 
 
 def check_unique(files: Sequence[str], tables: Sequence[pa.Table]) -> None:
-    """Raise `DataError` where an id stands twice: what is joined by id would meet the wrong row."""
+    """Raise `DataError` for an id of two rows: a join by id would take the wrong row."""
     first_file: dict[str, str] = {}
     for path, table in zip(files, tables, strict=True):
         for name in table["id"].cast(pa.string()).to_pylist():
@@ -139,9 +139,9 @@ def prob_a_of(path: str, table: pa.Table) -> np.ndarray:
     wrong = np.flatnonzero(~((labels >= 0) & (labels <= 1)))
     if len(wrong):
         row = table.slice(int(wrong[0]), 1).to_pylist()[0]
-        told = ", ".join(f"{name} {row[name]!r}" for name in ("winner", "prob_a") if name in row)
+        label = ", ".join(f"{name} {row[name]!r}" for name in ("winner", "prob_a") if name in row)
         raise DataError(
-            f"{path}: id {row['id']} has {told}; winner must be {MODEL_A} or {MODEL_B}, prob_a in 0..1 "
+            f"{path}: id {row['id']} has {label}; winner must be {MODEL_A} or {MODEL_B}, prob_a in 0..1 "
             "(run `python -m jobs.prepare`)"
         )
     return labels

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsdm_ray.evaluation.metrics import Floats, agreement, cross_entropy
+from wsdm_ray.statistics import Floats, agreement, cross_entropy
 
 __all__ = ["THRESHOLDS", "adaptive", "best_threshold", "simulate"]
 
 THRESHOLDS = tuple(step / 40 for step in range(1, 21))
-"""0.025 to 0.5, the thresholds that are tried."""
+"""The thresholds that are tried: 0.025 to 0.5, distances of a probability from 0.5."""
 
 
 def simulate(
@@ -30,8 +30,8 @@ def simulate(
     """
     first_N = np.where(ba_first_N, prob_ba_N, prob_ab_N)
     same_N = prob_ab_N + prob_ba_N == 1  # the same tokens in both orderings: the second is known
-    again_N = (np.abs(first_N - 0.5) < threshold) & ~same_N
-    return np.where(again_N | same_N, prob_N, first_N), again_N
+    rerun_N = (np.abs(first_N - 0.5) < threshold) & ~same_N
+    return np.where(rerun_N | same_N, prob_N, first_N), rerun_N
 
 
 def best_threshold(losses: Floats, both: float, tolerance: float) -> float | None:
@@ -40,8 +40,8 @@ def best_threshold(losses: Floats, both: float, tolerance: float) -> float | Non
     Args:
         losses: mean log loss at each of `THRESHOLDS`.
     """
-    good = np.flatnonzero(losses <= both + tolerance)
-    return THRESHOLDS[good[0]] if len(good) else None
+    within = np.flatnonzero(losses <= both + tolerance)
+    return THRESHOLDS[within[0]] if len(within) else None
 
 
 def adaptive(
@@ -66,9 +66,9 @@ def adaptive(
 
     Returns:
         `tolerance`, `both` (accuracy and log loss), `table` (a dict for each of `THRESHOLDS`, on all rows),
-        `threshold` (fitted on all rows: the one to use; None where none will do, or none leaves out a second
-        ordering), `thresholds_by_half` and `after` (share_rerun, accuracy, log_loss; both None where a half
-        is empty or has no threshold). None where a row lacks an ordering.
+        `threshold` (fitted on all rows: the one to use; None where no threshold is good enough, or none
+        leaves out a second ordering), `thresholds_by_half` and `after` (share_rerun, accuracy, log_loss;
+        both None where a half is empty or has no threshold). None where a row lacks an ordering.
     """
     if np.isnan(prob_ab_N).any() or np.isnan(prob_ba_N).any():
         return None
@@ -82,8 +82,8 @@ def adaptive(
         "tolerance": tolerance,
         "both": {"accuracy": float(agreement(prob_N, label_N).mean()), "log_loss": float(both_N.mean())},
         "table": [
-            {"threshold": one} | figures(prob, again, label_N)
-            for one, (prob, again) in zip(THRESHOLDS, simulated, strict=True)
+            {"threshold": one} | metrics_of(prob, rerun, label_N)
+            for one, (prob, rerun) in zip(THRESHOLDS, simulated, strict=True)
         ],
         "threshold": threshold,
         "thresholds_by_half": None,
@@ -99,13 +99,14 @@ def adaptive(
     if None in fitted:
         return result
     lower, upper = (simulated[THRESHOLDS.index(threshold)] for threshold in fitted)  # pyright: ignore[reportArgumentType]
-    prob, again = (np.where(half_N, one, other) for one, other in zip(lower, upper, strict=True))
-    return result | {"thresholds_by_half": fitted, "after": figures(prob, again, label_N)}
+    prob, rerun = (np.where(half_N, one, other) for one, other in zip(lower, upper, strict=True))
+    return result | {"thresholds_by_half": fitted, "after": metrics_of(prob, rerun, label_N)}
 
 
-def figures(prob_N: Floats, again_N: NDArray[np.bool_], label_N: Floats) -> dict[str, float]:
+def metrics_of(prob_N: Floats, rerun_N: NDArray[np.bool_], label_N: Floats) -> dict[str, float]:
+    """Share of rows whose second ordering is run, accuracy and log loss in nats."""
     return {
-        "share_rerun": float(again_N.mean()),
+        "share_rerun": float(rerun_N.mean()),
         "accuracy": float(agreement(prob_N, label_N).mean()),
         "log_loss": float(cross_entropy(prob_N, label_N).mean()),
     }

@@ -1,4 +1,4 @@
-"""A training run as one page: training.html, from the metrics.jsonl that stands beside it.
+"""A training run as one page: training.html, from the metrics.jsonl beside it.
 
 Not covered: judging the classifier on votes (`evaluate`).
 """
@@ -10,21 +10,19 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from wsdm_ray.errors import DataError
-from wsdm_ray.evaluation.figures import curve_figure
+from wsdm_ray.evaluation.charts import curve_chart
 from wsdm_ray.evaluation.report import render_page
+from wsdm_ray.statistics import Floats
 from wsdm_ray.storage import exists, join, open_read, read_json, write_atomic
 
 __all__ = ["render_curves", "write_curves"]
 
-Floats = NDArray[np.float64]
-
 MOST_POINTS = 600
-"""Of one line; a longer run is shown by the mean of neighbouring steps."""
+"""A line has at most so many points; a longer run is shown by means of neighbouring steps."""
 WINDOW = 0.05
-"""Share of the run over which the firm line is averaged."""
+"""The running mean is taken over this share of the run."""
 
 
 def write_curves(folder: str) -> str | None:
@@ -46,9 +44,9 @@ def write_curves(folder: str) -> str | None:
         ) from error
     if not rows:
         return None
-    run = join(folder, "run.json")
+    run_path = join(folder, "run.json")
     try:
-        page = render_curves(rows, read_json(run) if exists(run) else {}, folder)
+        page = render_curves(rows, read_json(run_path) if exists(run_path) else {}, folder)
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: has no {error}; it is not what `python -m jobs.train` writes") from error
     write_atomic(join(folder, "training.html"), lambda file: file.write(page.encode()))
@@ -56,11 +54,12 @@ def write_curves(folder: str) -> str | None:
 
 
 def render_curves(rows: Sequence[dict[str, Any]], run: dict[str, Any], folder: str) -> str:
-    """The page.
+    """The page of a training run as HTML.
 
     Args:
-        rows: metrics of the steps, in order; those where a checkpoint was made have `valid_*` too.
+        rows: metrics of the steps, in order; a step with a checkpoint has `valid_*` too.
         run: the run.json of a finished run, else empty.
+        folder: the output folder of `train`.
     """
     checked = [row for row in rows if "valid_log_loss" in row]
     kept = run.get("metrics", {}).get("step")
@@ -72,7 +71,7 @@ def render_curves(rows: Sequence[dict[str, Any]], run: dict[str, Any], folder: s
         finished=bool(run),
         kept=kept,
         best=next((row for row in checked if row["step"] == kept), checked[-1] if checked else None),
-        figures=figures(rows, checked),
+        charts=charts(rows, checked),
         checked=checked,
         seconds=sum(row.get("seconds", 0.0) for row in rows),
         pairs=sum(row["pairs"] for row in rows),
@@ -80,8 +79,8 @@ def render_curves(rows: Sequence[dict[str, Any]], run: dict[str, Any], folder: s
     )
 
 
-def figures(rows: Sequence[dict[str, Any]], checked: Sequence[dict[str, Any]]) -> dict[str, Markup]:
-    """Name to figure."""
+def charts(rows: Sequence[dict[str, Any]], checked: Sequence[dict[str, Any]]) -> dict[str, Markup]:
+    """The charts of the page by name."""
 
     def curve(name: str, title: str, *, smooth: bool = True, valid: str = "", form: str = "g") -> Markup:
         steps, values = thinned(
@@ -93,8 +92,8 @@ def figures(rows: Sequence[dict[str, Any]], checked: Sequence[dict[str, Any]]) -
             for row in checked
             if valid and math.isfinite(row[valid])
         ]
-        firm = running_mean(values) if smooth and len(values) > 10 else None
-        return curve_figure(steps, values, title, smooth=firm, points=points, form=form)
+        mean = running_mean(values) if smooth and len(values) > 10 else None
+        return curve_chart(steps, values, title, smooth=mean, points=points, form=form)
 
     return {
         "loss": curve("loss", "loss", valid="valid_log_loss"),

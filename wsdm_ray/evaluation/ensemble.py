@@ -1,6 +1,6 @@
 """Several sets of predictions to one, joined by id: a weighted mean of probabilities, then one temperature.
 
-Weights and temperature are given, or fitted on votes; what they reach is then told of rows that they were not
+Weights and temperature are options, or are fitted on votes; their metrics are then of rows that they were not
 fitted on. Shape suffixes: N rows, S sets of predictions. Not covered: averaging within one run of `score`,
 which takes several models and averages them alike.
 """
@@ -8,7 +8,7 @@ which takes several models and averages them alike.
 import csv
 import io
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,27 +23,45 @@ from wsdm_ray.config import EnsembleConfig
 from wsdm_ray.data.shards import write_shards
 from wsdm_ray.errors import DataError
 from wsdm_ray.evaluation.join import join_by_id, read_predictions, read_votes, shown
-from wsdm_ray.evaluation.metrics import EPSILON, Floats, agreement, cross_entropy
 from wsdm_ray.evaluation.report import decimals, percent
-from wsdm_ray.evaluation.temperature import fit_temperature, log_odds
+from wsdm_ray.evaluation.weights import combine_sets, cross_fit, fit
 from wsdm_ray.runs import check_no_overlap, check_no_overwrite, file_versions, finish_run, open_run, options
 from wsdm_ray.schema import MODEL_A, MODEL_B
+from wsdm_ray.statistics import (
+    Floats,
+    agreement,
+    cross_entropy,
+)
 from wsdm_ray.telemetry import logger
 
-__all__ = ["combine_sets", "cross_fit", "ensemble", "fit_weights", "in_order_of"]
+__all__ = ["ensemble"]
 
 pc: Any = pyarrow.compute  # its functions are made at import, unseen by type checkers
-
-GRID = 2.0**-24
-"""Probabilities are multiples of this, as those of `score` are, so that 1 - p is exact in float32."""
 
 PART_ROWS = 20_000
 PROBABILITIES = ("prob_a", "prob_a_ab", "prob_a_ba")
 
-GAP = 1e-7
-"""The fit of the weights stops where no weights have a log loss lower by more than this, in nats."""
-MOST_STEPS = 5_000
-MOST_POWER = 1_000.0
+
+class PredictionSets(NamedTuple):
+    """Predictions of the same rows, in the order of the first set."""
+
+    names: tuple[str, ...]
+    tables: list[pa.Table]
+    errors: pa.ChunkedArray
+    """Why each row has no probability, in words that name the set; null where all sets have one."""
+
+    @property
+    def ids(self) -> pa.ChunkedArray:
+        return self.tables[0]["id"]
+
+
+class Combination(NamedTuple):
+    """How the sets are combined, and the metrics on the votes, where there are votes."""
+
+    weights_S: Floats
+    """Of sum 1."""
+    temperature: float
+    metrics: dict[str, Any] | None
 
 
 def ensemble(config: EnsembleConfig) -> dict[str, Any]:
@@ -56,55 +74,75 @@ def ensemble(config: EnsembleConfig) -> dict[str, Any]:
         StorageError: a path is missing or unreadable.
         RunMismatchError: the output folder belongs to another run.
     """
+    sets, fingerprint = check(config)
+    run = open_run(config.output, "ensemble", fingerprint, config.restart, resumes=False)
+    if run:
+        logger.info("ensemble: %s is finished already", config.output)
+    else:
+        run = finish_run(config.output, "ensemble", fingerprint, write_mean(config, sets))
+    report(config, run)
+    return run
+
+
+def check(config: EnsembleConfig) -> tuple[PredictionSets, dict[str, Any]]:
+    """The sets of predictions, and the fingerprint of the run. Nothing is written."""
     set_files = [storage.list_files(folder) for folder in config.predictions]
     vote_files = storage.list_files(config.votes) if config.votes else []
-    read = [*config.predictions, *config.votes, *vote_files, *(path for files in set_files for path in files)]
-    check_no_overlap(config.output, read)
+    inputs = [
+        *config.predictions,
+        *config.votes,
+        *vote_files,
+        *(file for files in set_files for file in files),
+    ]
+    check_no_overlap(config.output, inputs)
     if config.submission:
-        check_no_overwrite("--submission", config.submission, config.output, read)
+        check_no_overwrite("--submission", config.submission, config.output, inputs)
     fingerprint = {
         "options": options(config, leave_out=("predictions", "votes", "output", "submission", "restart")),
         "predictions": {str(place): file_versions(files) for place, files in enumerate(set_files)},
         "votes": file_versions(vote_files),
     }
     sets = read_sets(config.predictions)
-    errors = merged_errors(sets, config.predictions)
     if config.submission:
-        check_complete(sets[0]["id"], errors, config)
-    done = open_run(config.output, "ensemble", fingerprint, config.restart, resumes=False)
-    if done:
-        logger.info("ensemble: %s is finished already", config.output)
-        run = done
-    else:
-        weights_S, temperature, measured = settle(config, sets, errors)
-        table = mean_predictions(sets, errors, weights_S, temperature)
-        write_shards(config.output, table.schema, [table], PART_ROWS)
-        content = {
-            "config": options(config, leave_out=("restart",)),
-            "weights": weights_S.tolist(),
-            "temperature": temperature,
-            "fitted": fitted(config),
-            "counts": {"rows": len(table), "errors": len(table) - errors.null_count},
-            "metrics": measured,
-        }
-        run = finish_run(config.output, "ensemble", fingerprint, content)
-    show(run, config)
+        check_complete(sets, config.submission)
+    return sets, fingerprint
+
+
+def write_mean(config: EnsembleConfig, sets: PredictionSets) -> dict[str, Any]:
+    """Write the combined predictions; returns what run.json says of them."""
+    combination = choose_combination(config, sets)
+    table = mean_predictions(sets, combination.weights_S, combination.temperature)
+    write_shards(config.output, table.schema, [table], PART_ROWS)
+    return {
+        "config": options(config, leave_out=("restart",)),
+        "weights": combination.weights_S.tolist(),
+        "temperature": combination.temperature,
+        "fitted": fitted(config),
+        "counts": {"rows": len(table), "errors": len(table) - sets.errors.null_count},
+        "metrics": combination.metrics,
+    }
+
+
+def report(config: EnsembleConfig, run: dict[str, Any]) -> None:
+    """Print the weights and the metrics, and write the submission."""
+    print_weights(run, config)
     if config.submission:
         write_submission(read_predictions(config.output), config.submission)
         logger.info("ensemble: %s rows in %s", f"{run['counts']['rows']:,}", config.submission)
-    return run
 
 
 def fitted(config: EnsembleConfig) -> list[str]:
-    """Which of the two are fitted."""
+    """Which of weights and temperature are fitted on votes."""
     free = {"weights": not config.weights, "temperature": config.temperature is None}
     return [name for name, is_free in free.items() if is_free and config.votes]
 
 
-def read_sets(folders: Sequence[str]) -> list[pa.Table]:
+def read_sets(folders: tuple[str, ...]) -> PredictionSets:
     """The predictions of each folder, all in the order of the first."""
     first = read_predictions(folders[0])
-    return [first, *(in_order_of(first, read_predictions(name), folders[0], name) for name in folders[1:])]
+    others = [in_order_of(first, read_predictions(name), folders[0], name) for name in folders[1:]]
+    tables = [first, *others]
+    return PredictionSets(folders, tables, merged_errors(tables, folders))
 
 
 def in_order_of(first: pa.Table, other: pa.Table, first_name: str, other_name: str) -> pa.Table:
@@ -113,10 +151,10 @@ def in_order_of(first: pa.Table, other: pa.Table, first_name: str, other_name: s
     Raises:
         DataError: ids of different types, or ids that only one of the two has.
     """
-    kinds = [table.schema.field("id").type for table in (first, other)]
-    if kinds[0] != kinds[1]:
+    type_first, type_other = (table.schema.field("id").type for table in (first, other))
+    if type_first != type_other:
         raise DataError(
-            f"ids are {kinds[0]} in {first_name} ({shown(first['id'])}) and {kinds[1]} in {other_name}"
+            f"ids are {type_first} in {first_name} ({shown(first['id'])}) and {type_other} in {other_name}"
             f" ({shown(other['id'])}), so they cannot be joined; score inputs whose ids have one type"
         )
     places = pc.index_in(first["id"], value_set=other["id"])
@@ -132,140 +170,40 @@ def in_order_of(first: pa.Table, other: pa.Table, first_name: str, other_name: s
     return other.take(places)
 
 
-def merged_errors(sets: Sequence[pa.Table], names: Sequence[str]) -> pa.ChunkedArray:
-    """Why each row has no probability, in words that say which set; null where all sets have one."""
-    told = [
+def merged_errors(tables: Sequence[pa.Table], names: Sequence[str]) -> pa.ChunkedArray:
+    """The first error of each row, after the name of its set; null where no set has one."""
+    named = [
         pc.binary_join_element_wise(f"{name}: ", table["error"], "", null_handling="emit_null")
-        for name, table in zip(names, sets, strict=True)
+        for name, table in zip(names, tables, strict=True)
     ]
-    return pc.coalesce(*told).cast(pa.string())
+    return pc.coalesce(*named).cast(pa.string())
 
 
-def check_complete(ids: pa.ChunkedArray, errors: pa.ChunkedArray, config: EnsembleConfig) -> None:
+def check_complete(sets: PredictionSets, submission: str) -> None:
     """Raise `DataError` where a row has an error: a submission needs a winner for each."""
-    wrong = pc.is_valid(errors)
+    wrong = pc.is_valid(sets.errors)
     if count := pc.sum(wrong).as_py():
         raise DataError(
-            f"--submission {config.submission}: {count:,} rows have an error and so no winner"
-            f" ({shown(ids.filter(wrong))}; {errors.filter(wrong)[0]}); mend these rows of the input, such as"
-            " an empty text for a null, and score them again, or leave out --submission"
+            f"--submission {submission}: {count:,} rows have an error and so no winner"
+            f" ({shown(sets.ids.filter(wrong))}; {sets.errors.filter(wrong)[0]}); correct these rows of the"
+            " input, such as an empty text for a null, and score them again, or leave out --submission"
         )
 
 
-def column_NS(sets: Sequence[pa.Table], name: str) -> Floats:
+def column_NS(sets: PredictionSets, name: str) -> Floats:
     """A column of probabilities of all sets, float64 (N, S); NaN where it is null."""
-    return np.stack([table[name].cast(pa.float64()).to_numpy() for table in sets], axis=1)
+    return np.stack([table[name].cast(pa.float64()).to_numpy() for table in sets.tables], axis=1)
 
 
-def combine_sets(prob_NS: Floats, weights_S: Floats, temperature: float) -> Floats:
-    """The weighted mean with its log-odds divided by a temperature, on the grid: float64 (N,).
-
-    With 1 - p for every p it gives exactly the rest to 1.
-
-    Args:
-        prob_NS: float64 (N, S) in [0, 1] on the grid of `score`; NaN gives NaN.
-        weights_S: float64 (S,), 0 or more, of sum 1.
-        temperature: above 0; 1 leaves the mean as it is.
-    """
-    mean_N = 0.5 + to_grid(((prob_NS - 0.5) * weights_S).sum(axis=1))
-    if temperature == 1:
-        return mean_N
-    return 0.5 + to_grid(0.5 * np.tanh(log_odds(mean_N) / (2 * temperature)))
-
-
-def to_grid(half_N: Floats) -> Floats:
-    return np.round(half_N / GRID) * GRID
-
-
-def fit_weights(prob_NS: Floats, label_N: Floats) -> Floats:
-    """The weights of the mean with the least log loss, float64 (S,), 0 or more and of sum 1.
-
-    Each step of expectation maximization (Dempster et al., 1977) multiplies a weight by its set's mean gain,
-    the mean over the votes of its probability of what was said over the mixture's. That never raises the log
-    loss. Steps grow while they help and fall back to one where they do not (Salakhutdinov and Roweis, 2003).
-    The log loss is convex, so the largest gain bounds what is left to win: the fit stops at 1e-7 nats.
-
-    Args:
-        prob_NS: float64 (N, S) in [0, 1], N at least 1; none counts as nearer to 0 or 1 than 1e-7.
-        label_N: float64 (N,) in [0, 1].
-    """
-    said_NS = np.clip(prob_NS, EPSILON, 1 - EPSILON)
-
-    def loss_and_gain(weights_S: Floats) -> tuple[float, Floats]:
-        mean_N = said_NS @ weights_S
-        for_a_N, for_b_N = label_N / mean_N, (1 - label_N) / (1 - mean_N)
-        gain_S = (for_a_N @ said_NS + for_b_N @ (1 - said_NS)) / len(label_N)
-        return float(cross_entropy(mean_N, label_N).mean()), gain_S
-
-    weights_S = np.full(prob_NS.shape[1], 1 / prob_NS.shape[1])
-    loss, gain_S = loss_and_gain(weights_S)
-    power = 1.0
-    for _ in range(MOST_STEPS):
-        if gain_S.max() - 1 < GAP:
-            break
-        logs_S = np.log(np.maximum(weights_S, 1e-300)) + power * np.log(gain_S)
-        tried_S = np.exp(logs_S - logs_S.max())
-        tried_S /= tried_S.sum()
-        tried_loss, tried_gain_S = loss_and_gain(tried_S)
-        if tried_loss > loss and power > 1:
-            power = 1.0
-            continue
-        weights_S, loss, gain_S, power = tried_S, tried_loss, tried_gain_S, min(1.5 * power, MOST_POWER)
-    return weights_S
-
-
-def fit(
-    prob_NS: Floats, label_N: Floats, weights_S: Floats | None, temperature: float | None
-) -> tuple[Floats, float]:
-    """Weights and temperature, each fitted where it is None: first the weights, then the temperature."""
-    if weights_S is None:
-        weights_S = fit_weights(prob_NS, label_N)
-    if temperature is None:
-        temperature = fit_temperature(combine_sets(prob_NS, weights_S, 1.0), label_N)
-    return weights_S, temperature
-
-
-def cross_fit(
-    prob_NS: Floats,
-    label_N: Floats,
-    groups_N: NDArray[np.uint64],
-    weights_S: Floats | None,
-    temperature: float | None,
-) -> tuple[Floats | None, list[dict[str, Any]]]:
-    """Probabilities of which each is made without the votes on its own prompt, and what each half was given.
-
-    The rows are split in two by a bit of their prompt's hash; each half gets what the other was fitted to.
-
-    Args:
-        prob_NS, label_N: as for `fit_weights`.
-        groups_N: uint64 (N,), a hash of each row's prompt.
-        weights_S, temperature: None where they are to be fitted.
-
-    Returns:
-        Float64 (N,), or None where one half is empty; `weights` and `temperature` of each half.
-    """
-    half_N = (groups_N & np.uint64(1)).astype(bool)
-    if half_N.all() or not half_N.any():
-        return None, []
-    made_N, used = np.empty(len(label_N)), []
-    for mine_N in (half_N, ~half_N):
-        fitted_S, own = fit(prob_NS[~mine_N], label_N[~mine_N], weights_S, temperature)
-        made_N[mine_N] = combine_sets(prob_NS[mine_N], fitted_S, own)
-        used.append({"weights": fitted_S.tolist(), "temperature": own, "rows": int(mine_N.sum())})
-    return made_N, used
-
-
-def settle(
-    config: EnsembleConfig, sets: Sequence[pa.Table], errors: pa.ChunkedArray
-) -> tuple[Floats, float, dict[str, Any] | None]:
-    """Weights (S,) of sum 1, the temperature, and the figures on the votes, if there are any."""
-    given_S = np.array(config.weights) / sum(config.weights) if config.weights else None
-    equal_S = np.full(len(sets), 1 / len(sets))
+def choose_combination(config: EnsembleConfig, sets: PredictionSets) -> Combination:
+    """Weights and temperature by the options, or fitted on the votes where an option is missing."""
+    option_S = np.array(config.weights) / sum(config.weights) if config.weights else None
+    equal_S = np.full(len(sets.tables), 1 / len(sets.tables))
     if not config.votes:
-        return equal_S if given_S is None else given_S, config.temperature or 1.0, None
-    prob_NS, label_N, groups_N = voted_rows(config, sets, errors)
-    weights_S, temperature = fit(prob_NS, label_N, given_S, config.temperature)
-    measured: dict[str, Any] = {
+        return Combination(equal_S if option_S is None else option_S, config.temperature or 1.0, None)
+    prob_NS, label_N, groups_N = voted_rows(config, sets)
+    weights_S, temperature = fit(prob_NS, label_N, option_S, config.temperature)
+    metrics: dict[str, Any] = {
         "rows": len(label_N),
         "sets": [
             {"predictions": name, **scores(prob_N, label_N)}
@@ -276,24 +214,22 @@ def settle(
         "cross_fitted": None,
     }
     if fitted(config):
-        made_N, halves = cross_fit(prob_NS, label_N, groups_N, given_S, config.temperature)
-        measured["cross_fitted"] = halves
+        result_N, halves = cross_fit(prob_NS, label_N, groups_N, option_S, config.temperature)
+        metrics["cross_fitted"] = halves
     else:
-        made_N = combine_sets(prob_NS, weights_S, temperature)
-    if made_N is not None:
-        measured["result"] = scores(made_N, label_N)
-    return weights_S, temperature, measured
+        result_N = combine_sets(prob_NS, weights_S, temperature)
+    if result_N is not None:
+        metrics["result"] = scores(result_N, label_N)
+    return Combination(weights_S, temperature, metrics)
 
 
-def voted_rows(
-    config: EnsembleConfig, sets: Sequence[pa.Table], errors: pa.ChunkedArray
-) -> tuple[Floats, Floats, NDArray[np.uint64]]:
+def voted_rows(config: EnsembleConfig, sets: PredictionSets) -> tuple[Floats, Floats, NDArray[np.uint64]]:
     """Of the rows with a vote and no error: probabilities (N, S), labels (N,), hashes of the prompts (N,)."""
     votes = read_votes(config.votes, config.columns)
     joined = []
-    for table in sets:
+    for table in sets.tables:
         index = table.column_names.index("error")
-        table = table.set_column(index, "error", errors)
+        table = table.set_column(index, "error", sets.errors)
         # Ids of other types, and votes that no set has, are errors of the join.
         if table.schema.field("id").type == votes.schema.field("id").type:
             table = table.filter(pc.is_in(table["id"], value_set=votes["id"]))
@@ -308,22 +244,21 @@ def scores(prob_N: Floats, label_N: Floats) -> dict[str, float]:
     }
 
 
-def mean_predictions(
-    sets: Sequence[pa.Table], errors: pa.ChunkedArray, weights_S: Floats, temperature: float
-) -> pa.Table:
+def mean_predictions(sets: PredictionSets, weights_S: Floats, temperature: float) -> pa.Table:
     """The rows of a predictions folder, in the order of the sets.
 
-    The probability of an ordering is made as that of both is; it is null where a set has none.
+    The probability of an ordering is combined as that of both is; it is null where a set has none.
     """
-    null_N = errors.is_valid().to_numpy()
-    columns = dict(zip(sets[0].column_names, sets[0].columns, strict=True)) | {"error": errors}
+    first = sets.tables[0]
+    null_N = sets.errors.is_valid().to_numpy()
+    columns = dict(zip(first.column_names, first.columns, strict=True)) | {"error": sets.errors}
     for name in PROBABILITIES:
         mean_N = combine_sets(column_NS(sets, name), weights_S, temperature)
         columns[name] = pa.array(mean_N.astype(np.float32), mask=null_N | np.isnan(mean_N))
         if name == "prob_a":
             winners = np.where(mean_N >= 0.5, MODEL_A, MODEL_B)
             columns["winner"] = pa.array(winners, pa.string(), mask=null_N)
-    return pa.table(columns, schema=sets[0].schema)
+    return pa.table(columns, schema=first.schema)
 
 
 def write_submission(table: pa.Table, path: str) -> None:
@@ -341,32 +276,32 @@ def write_submission(table: pa.Table, path: str) -> None:
     storage.write_atomic(path, write)
 
 
-def show(run: dict[str, Any], config: EnsembleConfig) -> None:
-    """The weight of each set and, where there are votes, figures: of each, of all alike and of the result."""
-    measured = run["metrics"]
+def print_weights(run: dict[str, Any], config: EnsembleConfig) -> None:
+    """Print the weight of each set and, where there are votes, the metrics of each and of the result."""
+    metrics = run["metrics"]
     table = Table("predictions", box=SIMPLE_HEAD)
-    for heading in ("weight", "accuracy %", "log loss")[: 3 if measured else 1]:
+    for heading in ("weight", "accuracy %", "log loss")[: 3 if metrics else 1]:
         table.add_column(heading, justify="right")
     for place, (name, weight) in enumerate(zip(config.predictions, run["weights"], strict=True)):
-        table.add_row(name, f"{weight:.3f}", *(cells(measured["sets"][place]) if measured else ()))
+        table.add_row(name, f"{weight:.3f}", *(cells(metrics["sets"][place]) if metrics else ()))
     counts = run["counts"]
     lines = [
         f"{counts['rows']:,} rows in {config.output}, {counts['errors']:,} with an error; "
         f"temperature {run['temperature']:.3f}"
     ]
-    if measured:
-        table.add_row("all alike", "", *cells(measured["equal_mean"]))
-        table.add_row("result", "", *cells(measured["result"]))
+    if metrics:
+        table.add_row("all alike", "", *cells(metrics["equal_mean"]))
+        table.add_row("result", "", *cells(metrics["result"]))
         what = (
             f"; {' and '.join(run['fitted'])} of the result fitted on other prompts" if run["fitted"] else ""
         )
-        lines.append(f"figures of {measured['rows']:,} votes" + what)
-        if measured["result"] is None:
+        lines.append(f"figures of {metrics['rows']:,} votes" + what)
+        if metrics["result"] is None:
             lines.append(
                 "none of the result: the votes have too few prompts to fit on some and judge on others"
             )
     Console(markup=False, highlight=False, soft_wrap=True).print(table, *lines, sep="\n")
 
 
-def cells(figures: dict[str, float] | None) -> tuple[str, str]:
-    return (percent(figures["accuracy"]), decimals(figures["log_loss"])) if figures else ("", "")
+def cells(scores: dict[str, float] | None) -> tuple[str, str]:
+    return (percent(scores["accuracy"]), decimals(scores["log_loss"])) if scores else ("", "")

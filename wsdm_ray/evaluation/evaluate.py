@@ -1,12 +1,12 @@
-"""The flow: read predictions and votes, join, measure, write metrics.json and report.html.
+"""The flow of `evaluate`: read predictions and votes, measure, write metrics.json and report.html.
 
-Not covered: making predictions. Running it again writes both files anew.
+Running it again writes both files anew. Not covered: making predictions.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +19,21 @@ from wsdm_ray.config import EvaluateConfig, to_dict
 from wsdm_ray.evaluation.adaptive import adaptive
 from wsdm_ray.evaluation.join import Joined, join_by_id, read_pairs, read_predictions, read_votes
 from wsdm_ray.evaluation.metrics import (
-    agreement,
-    cross_entropy,
     length_bins,
     majority_baseline,
     measure,
     one_sided_baseline,
 )
-from wsdm_ray.evaluation.report import confident_mistakes, decimals, percent, render_report, table_rows
+from wsdm_ray.evaluation.report import (
+    Mistake,
+    confident_mistakes,
+    decimals,
+    percent,
+    render_report,
+    table_rows,
+)
 from wsdm_ray.evaluation.temperature import cross_fit
+from wsdm_ray.statistics import Floats, agreement, cross_entropy
 from wsdm_ray.storage import exists, join, read_json, write_atomic, write_json
 from wsdm_ray.telemetry import logger
 
@@ -43,46 +49,79 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         StorageError: a path is missing or not writable.
         DataError: predictions and votes do not fit each other, or a value is not what was promised.
     """
+    inputs = read_inputs(config)
+    measured = measure_inputs(inputs, config)
+    write_outputs(inputs, measured, config)
+    print_headline(measured.metrics, config.output)
+    return measured.metrics
+
+
+class Inputs(NamedTuple):
+    """Predictions with their votes, and the run.json beside the predictions (empty where there is none)."""
+
+    joined: Joined
+    run: dict[str, Any]
+
+
+class Measured(NamedTuple):
+    """What metrics.json holds, and the probabilities after the temperature, float64 (N,) or None."""
+
+    metrics: dict[str, Any]
+    calibrated_N: Floats | None
+
+
+def read_inputs(config: EvaluateConfig) -> Inputs:
+    """The rows that have both a prediction and a vote. A warning counts those with an error."""
     joined = join_by_id(read_predictions(config.predictions), read_votes(config.votes, config.columns))
     warn_of_errors(joined)
+    path = join(config.predictions, "run.json")
+    return Inputs(joined, read_json(path) if exists(path) else {})
+
+
+def measure_inputs(inputs: Inputs, config: EvaluateConfig) -> Measured:
+    """All metrics, in the form of metrics.json."""
+    joined = inputs.joined
     calibration, calibrated_N = cross_fit(joined.prob, joined.label, joined.group)
-    run = run_of(config.predictions)
-    figures = measure_all(joined, config) | {
+    metrics = measure_all(joined, config) | {
         "calibration": calibration,
-        "adaptive": adaptive_of(joined, run, config),
+        "adaptive": adaptive_of(inputs, config),
+        "config": to_dict(config),
+        "version": wsdm_ray.__version__,
     }
-    metrics = to_json(figures | provenance(config))
+    return Measured(to_json(metrics), calibrated_N)
+
+
+def write_outputs(inputs: Inputs, measured: Measured, config: EvaluateConfig) -> None:
+    """Write report.html, then metrics.json."""
     page = render_report(
-        metrics,
-        joined,
-        calibrated_N,
-        mistakes_to_show(joined, config),
-        run,
+        measured.metrics,
+        inputs.joined,
+        measured.calibrated_N,
+        mistakes_to_show(inputs.joined, config),
+        inputs.run,
         {"Predictions": config.predictions, "Votes": ", ".join(config.votes)},
     )
     write_atomic(join(config.output, "report.html"), lambda file: file.write(page.encode()))
-    write_json(join(config.output, "metrics.json"), metrics)
-    print_headline(metrics, config.output)
-    return metrics
+    write_json(join(config.output, "metrics.json"), measured.metrics)
 
 
 def measure_all(joined: Joined, config: EvaluateConfig) -> dict[str, Any]:
-    """The figures of all rows and of each slice, the baselines, and the best that is possible where known.
+    """The metrics of all rows and of each slice, the baselines, and the best that is possible where known.
 
-    The best is what the true probabilities reach on these very votes, so that their luck is in both figures.
+    The best is what the true probabilities reach on these very votes, so the luck of the draw is in both.
     """
     options = {"resamples": config.bootstrap, "seed": config.seed}
-    given: tuple[Any, ...] = (joined.prob, joined.label, joined.prob_ab, joined.prob_ba, joined.group)
+    columns: tuple[Any, ...] = (joined.prob, joined.label, joined.prob_ab, joined.prob_ba, joined.group)
 
-    def by(names: Iterable[str | None]) -> dict[str, Any]:
+    def by_name(names: Iterable[str | None]) -> dict[str, Any]:
         names_N = np.array(list(names), dtype=object)
         return {
-            name: measure(*(values[names_N == name] for values in given), **options)
+            name: measure(*(values[names_N == name] for values in columns), **options)
             for name, _ in Counter(names_N.tolist()).most_common()
             if name is not None
         }
 
-    overall = measure(*given, **options)
+    overall = measure(*columns, **options)
     longer_N = np.sign(joined.characters_a - joined.characters_b).astype(np.float64)
     best_accuracy = float(agreement(joined.best_prob, joined.label).mean())
     best_log_loss = float(cross_entropy(joined.best_prob, joined.label).mean())
@@ -100,16 +139,16 @@ def measure_all(joined: Joined, config: EvaluateConfig) -> dict[str, Any]:
             "longer_answer": one_sided_baseline(longer_N, joined.label, joined.group, **options),
             "majority": majority_baseline(joined.label),
         },
-        "by_language": by(or_unknown(joined.language)),
+        "by_language": by_name(named_slices(joined.language)),
         "by_length": dict(
-            sorted(by(length_bins(joined.tokens)).items(), key=lambda item: lower_bound(item[0]))
+            sorted(by_name(length_bins(joined.tokens)).items(), key=lambda item: lower_bound(item[0]))
         ),
-        "by_source": by(or_unknown(joined.source)),
+        "by_source": by_name(named_slices(joined.source)),
     }
 
 
-def or_unknown(names_N: NDArray[np.object_]) -> list[str | None]:
-    """Rows without a name are a slice of their own, unless there are no names at all."""
+def named_slices(names_N: NDArray[np.object_]) -> list[str | None]:
+    """The slice of each row: rows without a name are one slice, unless no row has a name."""
     names = names_N.tolist()
     return [name if name is not None else "unknown" for name in names] if any(names) else [None] * len(names)
 
@@ -118,8 +157,9 @@ def lower_bound(length_bin: str) -> int:
     return int(length_bin.split("-")[0])
 
 
-def adaptive_of(joined: Joined, run: dict[str, Any], config: EvaluateConfig) -> dict[str, Any] | None:
+def adaptive_of(inputs: Inputs, config: EvaluateConfig) -> dict[str, Any] | None:
     """What `--orders adaptive` would have given; None of several models, or where an ordering is missing."""
+    joined, run = inputs
     models = (run.get("config") or {}).get("model") or [None]
     if run.get("job", "score") != "score" or len(models) > 1:
         return None
@@ -129,28 +169,19 @@ def adaptive_of(joined: Joined, run: dict[str, Any], config: EvaluateConfig) -> 
     )  # fmt: skip
 
 
-def provenance(config: EvaluateConfig) -> dict[str, Any]:
-    return {"config": to_dict(config), "version": wsdm_ray.__version__}
-
-
-def run_of(predictions: str) -> dict[str, Any]:
-    """The run.json beside the predictions, where there is one."""
-    path = join(predictions, "run.json")
-    return read_json(path) if exists(path) else {}
-
-
-def mistakes_to_show(joined: Joined, config: EvaluateConfig) -> list[dict[str, Any]]:
+def mistakes_to_show(joined: Joined, config: EvaluateConfig) -> list[Mistake]:
+    """The most confident mistakes, with their texts."""
     rows = confident_mistakes(joined.prob, joined.label)
     pairs = read_pairs(config.votes, config.columns, [joined.ids[row] for row in rows])
     return [
-        {
-            "id": joined.ids[row],
-            "prob_a": float(joined.prob[row]),
-            "label": float(joined.label[row]),
-            "language": joined.language[row],
-            "tokens": None if np.isnan(joined.tokens[row]) else int(joined.tokens[row]),
-            "pair": pairs[joined.ids[row]],
-        }
+        Mistake(
+            id=joined.ids[row],
+            prob_a=float(joined.prob[row]),
+            label=float(joined.label[row]),
+            language=joined.language[row],
+            tokens=None if np.isnan(joined.tokens[row]) else int(joined.tokens[row]),
+            pair=pairs[joined.ids[row]],
+        )
         for row in rows
     ]
 
@@ -178,27 +209,27 @@ def warn_of_errors(joined: Joined) -> None:
         )
 
 
-def adaptive_line(found: dict[str, Any] | None) -> list[str]:
-    """What `--orders adaptive` would give at its threshold, and what on other prompts."""
-    if not found or found["threshold"] is None:
+def adaptive_line(adaptive: dict[str, Any] | None) -> list[str]:
+    """The line about `--orders adaptive` at its threshold; none where there is no such threshold."""
+    if not adaptive or adaptive["threshold"] is None:
         return []
-    here = next(row for row in found["table"] if row["threshold"] == found["threshold"])
-    after, both = found["after"], found["both"]
-    elsewhere = (
+    row = next(row for row in adaptive["table"] if row["threshold"] == adaptive["threshold"])
+    after, both = adaptive["after"], adaptive["both"]
+    other_prompts = (
         f"; fitted on half of the prompts, on the other half {percent(after['share_rerun'])} %, "
         f"{decimals(after['log_loss'], 4)}"
         if after
         else ""
     )
     return [
-        f"score --orders adaptive --adaptive-threshold {found['threshold']:g}: a second ordering for "
-        f"{percent(here['share_rerun'])} % of the rows, log loss {decimals(here['log_loss'], 4)} "
-        f"(both orderings {decimals(both['log_loss'], 4)}{elsewhere})"
+        f"score --orders adaptive --adaptive-threshold {adaptive['threshold']:g}: a second ordering for "
+        f"{percent(row['share_rerun'])} % of the rows, log loss {decimals(row['log_loss'], 4)} "
+        f"(both orderings {decimals(both['log_loss'], 4)}{other_prompts})"
     ]
 
 
 def print_headline(metrics: dict[str, Any], output: str) -> None:
-    """The table of the report's first screen, and where the report is."""
+    """Print the table of the report's first screen, and where the report is."""
     table = Table("predictor", box=SIMPLE_HEAD)
     for heading in ("accuracy %", "95 % interval", "log loss"):
         table.add_column(heading, justify="right")
@@ -210,10 +241,10 @@ def print_headline(metrics: dict[str, Any], output: str) -> None:
             f"{percent(ends[0])} to {percent(ends[1])}" if ends else "",
             decimals(row["log_loss"]),
         )
-    twice = metrics["rows_in_both_orders"]
-    told = f" of the {twice:,} rows in both orders" if twice < metrics["rows"] else ""
+    in_both = metrics["rows_in_both_orders"]
+    among = f" of the {in_both:,} rows in both orders" if in_both < metrics["rows"] else ""
     position = (
-        f"position bias {decimals(metrics['position_bias'])}, flips {percent(metrics['flip_rate'])} %{told}"
+        f"position bias {decimals(metrics['position_bias'])}, flips {percent(metrics['flip_rate'])} %{among}"
         if metrics["flip_rate"] is not None
         else "one ordering only"
     )

@@ -1,7 +1,7 @@
 """Predictions and votes, joined by id and never by position.
 
-The texts are read batch by batch for their lengths and a hash of the prompt, and let go; `read_pairs` fetches
-the few that a report shows. Not covered: metrics.
+Of the texts, read batch by batch, only lengths and a hash of the prompt are kept; `read_pairs` fetches the
+few that a report shows. Not covered: metrics.
 """
 
 import hashlib
@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
 from wsdm_ray.schema import MODEL_A, MODEL_B, Ordering, first_ordering, predictions_schema
+from wsdm_ray.statistics import Floats
 from wsdm_ray.storage import list_files, open_parquet
+from wsdm_ray.text.groups import prompt_group_key
 
 __all__ = ["Joined", "join_by_id", "read_pairs", "read_predictions", "read_votes"]
-
-Floats = NDArray[np.float64]
 
 pc: Any = pyarrow.compute  # its functions are made at import, unseen by type checkers
 
 BATCH_ROWS = 2_000
 SHOWN = 5
-"""How many ids or values a message names."""
+"""A message names at most so many ids."""
 
 VOTES_SCHEMA = [
     ("label", pa.float64()),
@@ -44,7 +44,7 @@ VOTES_SCHEMA = [
 class Joined(NamedTuple):
     """Rows that have both a vote and a probability, in order of their ids, and what was left out.
 
-    Arrays are (N,); NaN or None stands where an input had no value.
+    Arrays are (N,), with NaN or None where an input has no value.
     """
 
     ids: list[Any]
@@ -64,7 +64,7 @@ class Joined(NamedTuple):
     """Length of response_a in characters."""
     characters_b: NDArray[np.int64]
     group: NDArray[np.uint64]
-    """Hash of the prompt, without regard to case and spaces."""
+    """Hash of the prompt group (`prompt_group_key`)."""
     ba_first: NDArray[np.bool_]
     """Where `ba` is the ordering that scoring runs first."""
     errors: Counter[str]
@@ -166,8 +166,9 @@ def texts(column: pa.ChunkedArray) -> list[str]:
 
 
 def group_of(prompt: str) -> int:
-    normalized = " ".join(prompt.split()).casefold().encode("utf-8", errors="replace")
-    return int.from_bytes(hashlib.blake2b(normalized, digest_size=8).digest(), "little")
+    """A hash of the prompt group, uint64: rows of one group are resampled together and share their half."""
+    key = prompt_group_key(prompt).encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
 
 
 def labels(path: str, table: pa.Table, columns: Columns) -> pa.Array | pa.ChunkedArray:
@@ -248,7 +249,7 @@ def read_pairs(paths: Sequence[str], columns: Columns, ids: Sequence[Any]) -> di
         return {}
     wanted = pa.array(ids)
     names = {name: getattr(columns, name) for name in ("prompt", "response_a", "response_b")}
-    found: dict[Any, dict[str, str]] = {}
+    pairs_by_id: dict[Any, dict[str, str]] = {}
     for path in list_files(paths):
         with open_parquet(path) as file:
             for group in range(file.num_row_groups):
@@ -259,8 +260,8 @@ def read_pairs(paths: Sequence[str], columns: Columns, ids: Sequence[Any]) -> di
                 table = file.read_row_group(group, columns=list(dict.fromkeys(names.values()))).take(rows)
                 pairs = zip(*(texts(table[column]) for column in names.values()), strict=True)
                 for key, pair in zip(own.take(rows).to_pylist(), pairs, strict=True):
-                    found[key] = dict(zip(names, pair, strict=True))
-    return found
+                    pairs_by_id[key] = dict(zip(names, pair, strict=True))
+    return pairs_by_id
 
 
 def floats(column: pa.ChunkedArray) -> Floats:

@@ -1,10 +1,9 @@
 """How well probabilities match votes, with bootstrap intervals. Pure functions on arrays.
 
-Shape suffixes: N rows, G groups of rows that share a prompt, K row-wise figures, B resamples.
+Shape suffixes: N rows, G groups of rows that share a prompt, K row-wise metrics, B resamples.
 
-Throughout, `prob` is the predicted probability that response_a wins, and `label` is what people said: 1 for
-response_a, 0 for response_b, anything between for a soft label (0.5 is a tie). A soft label counts as that
-share of a vote for response_a and the rest of it for response_b. What is not defined is None, never NaN.
+`prob` and `label` are those of `wsdm_ray.statistics`. A soft label counts as that share of a vote for
+response_a and the rest of it for response_b; 0.5 is a tie. A metric that is not defined is None, never NaN.
 """
 
 import math
@@ -14,15 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from wsdm_ray.statistics import Z_95, Floats, agreement, cross_entropy
+
 __all__ = [
     "ECE_BINS",
-    "EPSILON",
     "CalibrationBins",
-    "agreement",
     "area_under_curve",
     "bootstrap_intervals",
     "calibration_bins",
-    "cross_entropy",
     "expected_calibration_error",
     "flips",
     "length_bins",
@@ -31,43 +29,12 @@ __all__ = [
     "one_sided_baseline",
     "position_shift",
     "squared_error",
-    "wilson_interval",
 ]
-
-Floats = NDArray[np.float64]
-
-EPSILON = 1e-7
-"""No logarithm is of less than this, for `p` and for `1 - p` alike: float32 cannot say more near 1."""
 
 ECE_BINS = 15
 
-Z_95 = 1.959964
-"""Half the width of the normal distribution's middle 95 %, in standard deviations."""
-
 BLOCK_ELEMENTS = 1 << 17
 """Numbers of one block of resamples, small enough for a processor's cache."""
-
-
-def agreement(prob_N: Floats, label_N: Floats) -> Floats:
-    """Expected agreement of the predicted winner with the vote, by row; its mean is the accuracy.
-
-    The predicted winner is response_a above 0.5 and response_b below; exactly 0.5 is a coin flip and scores
-    0.5, so that swapping the two responses of every row changes nothing.
-
-    Args:
-        prob_N: float64 (N,), in [0, 1].
-        label_N: float64 (N,), in [0, 1].
-
-    Returns:
-        float64 (N,): `label` where response_a is predicted, `1 - label` where response_b is.
-    """
-    return np.where(prob_N > 0.5, label_N, np.where(prob_N < 0.5, 1 - label_N, 0.5))
-
-
-def cross_entropy(prob_N: Floats, label_N: Floats) -> Floats:
-    """Cross entropy of label and prediction in nats, by row; its mean is the log loss. Float64 (N,)."""
-    log_a_N, log_b_N = (np.log(np.maximum(side_N, EPSILON)) for side_N in (prob_N, 1 - prob_N))
-    return -(label_N * log_a_N + (1 - label_N) * log_b_N)
 
 
 def squared_error(prob_N: Floats, label_N: Floats) -> Floats:
@@ -76,9 +43,9 @@ def squared_error(prob_N: Floats, label_N: Floats) -> Floats:
 
 
 def position_shift(prob_ab_N: Floats, prob_ba_N: Floats) -> Floats:
-    """What standing first adds to a response's probability, by row; its mean is the position bias.
+    """What coming first adds to a response's probability, by row; its mean is the position bias.
 
-    Both are probabilities of the given response_a, which stands first in `ab` and second in `ba`, so half
+    Both are probabilities of the given response_a, which comes first in `ab` and second in `ba`, so half
     their difference is positive where the first response is favoured. NaN where an ordering was not run.
     """
     return (prob_ab_N - prob_ba_N) / 2
@@ -153,14 +120,6 @@ def expected_calibration_error(prob_N: Floats, label_N: Floats, bins: int = ECE_
     return float(np.average(np.abs(held.predicted - held.observed), weights=held.rows))
 
 
-def wilson_interval(share: Floats, rows: Floats) -> tuple[Floats, Floats]:
-    """Both ends of the 95 % interval of a share of `rows` votes (Wilson, 1927), always within 0..1."""
-    z2 = Z_95**2
-    centre = (share + z2 / (2 * rows)) / (1 + z2 / rows)
-    half = Z_95 / (1 + z2 / rows) * np.sqrt(share * (1 - share) / rows + z2 / (4 * rows**2))
-    return centre - half, centre + half
-
-
 def resampled_counts(num_groups: int, resamples: int, seed: int) -> Iterator[Floats]:
     """How often each group is drawn in each resample, in blocks of float64 (B, G)."""
     random, block = np.random.default_rng(seed), max(1, BLOCK_ELEMENTS // num_groups)
@@ -175,19 +134,19 @@ def resampled_counts(num_groups: int, resamples: int, seed: int) -> Iterator[Flo
 def bootstrap_intervals(
     values_NK: Floats, groups_N: NDArray[Any], *, resamples: int, seed: int
 ) -> list[list[float] | None]:
-    """95 % percentile intervals of the means of row-wise figures.
+    """95 % percentile intervals of the means of row-wise metrics.
 
     Whole groups are drawn with replacement (a cluster bootstrap), because votes on one prompt are not
     independent of each other. Without repeated prompts it is the bootstrap by rows.
 
     Args:
-        values_NK: float64 (N, K); NaN where a row has no such figure.
+        values_NK: float64 (N, K); NaN where a row has no such metric.
         groups_N: (N,), equal where rows share a prompt.
         resamples: number of resamples.
         seed: of the resampling.
 
     Returns:
-        `[low, high]` for each of the K figures; None where fewer than two groups define it.
+        `[low, high]` for each of the K metrics; None where fewer than two groups define it.
     """
     unique, group_N = np.unique(groups_N, return_inverse=True)
     if len(unique) < 2:
@@ -228,7 +187,7 @@ def measure(
     resamples: int = 1_000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Every figure of one set of rows.
+    """Every metric of one set of rows.
 
     Args:
         prob_N, label_N: float64 (N,) in [0, 1], N at least 1.
@@ -239,11 +198,11 @@ def measure(
 
     Returns:
         `rows`, then `accuracy` (expected agreement, 0..1), `log_loss` (nats), `brier`, `position_bias` (in
-        probability; positive: the response that stands first is favoured), `flip_rate` (0..1) and `auc`, each
+        probability; positive: the response that comes first is favoured), `flip_rate` (0..1) and `auc`, each
         with its `…_ci95` of `[low, high]`, and `ece` (15 bins of equal mass). None where not defined: `auc`
         of one class only, the two of position where no row was scored in both orderings.
     """
-    figures = {
+    values_by_name = {
         "accuracy": agreement(prob_N, label_N),
         "log_loss": cross_entropy(prob_N, label_N),
         "brier": squared_error(prob_N, label_N),
@@ -251,10 +210,10 @@ def measure(
         "flip_rate": flips(prob_ab_N, prob_ba_N),
     }
     intervals = bootstrap_intervals(
-        np.stack(list(figures.values()), axis=1), groups_N, resamples=resamples, seed=seed
+        np.stack(list(values_by_name.values()), axis=1), groups_N, resamples=resamples, seed=seed
     )
     measured: dict[str, Any] = {"rows": len(prob_N)}
-    for (name, values_N), interval in zip(figures.items(), intervals, strict=True):
+    for (name, values_N), interval in zip(values_by_name.items(), intervals, strict=True):
         measured |= {name: mean_or_none(values_N), f"{name}_ci95": interval}
     area, interval = area_under_curve(prob_N, label_N, groups_N)
     measured |= {"auc": area, "auc_ci95": interval}

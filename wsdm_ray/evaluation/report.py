@@ -5,35 +5,36 @@ Not covered: the numbers themselves (`metrics`, `calibration`).
 
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from wsdm_ray.evaluation.figures import (
+from wsdm_ray.evaluation.charts import (
     Estimate,
-    estimates_figure,
-    histogram_figure,
+    estimates_chart,
+    histogram_chart,
     nice_ticks,
-    position_figure,
-    reliability_figure,
+    position_chart,
+    reliability_chart,
 )
 from wsdm_ray.evaluation.join import Joined
 from wsdm_ray.evaluation.metrics import calibration_bins
 
-__all__ = ["confident_mistakes", "render_page", "render_report", "visible"]
+__all__ = ["Mistake", "confident_mistakes", "render_page", "render_report", "visible"]
 
 HEAD_CHARACTERS = 280
-"""What the report shows of a text at once."""
+"""The report shows so many characters of a text at first."""
 MOST_CHARACTERS = 6_000
-"""What it holds of one: a page of ten pairs of 5 MB answers must still open on a phone."""
+"""The page holds so many characters of a text: with ten pairs of 5 MB answers it must open on a phone."""
 MOST_LINES = 12
-"""Lines of a figure by language, length or source; metrics.json has them all."""
+"""A chart by language, length or source has at most so many lines; metrics.json has them all."""
 LEAST_ROWS = 20
-"""Of such a line."""
+"""A line of such a chart has at least so many rows."""
 MOST_SETTINGS = 80
+"""The page lists at most so many settings of the run."""
 
 # Controls, and marks that would reorder the text around them, become their names; UTF-8 has no surrogates.
 CONTROLS = (*range(9), 11, 12, *range(14, 32), *range(0x7F, 0xA0))
@@ -41,6 +42,18 @@ REORDERING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 UNSAFE: dict[int, str] = {code: f"⟨U+{code:04X}⟩" for code in CONTROLS + REORDERING} | dict.fromkeys(
     range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}"
 )
+
+
+class Mistake(NamedTuple):
+    """A row whose winner is predicted wrong."""
+
+    id: Any
+    prob_a: float
+    label: float
+    language: str | None
+    tokens: int | None
+    pair: dict[str, str]
+    """The three texts by their column."""
 
 
 def render_page(name: str, **values: Any) -> str:
@@ -72,29 +85,29 @@ def render_report(
     metrics: dict[str, Any],
     joined: Joined,
     calibrated_N: NDArray[np.float64] | None,
-    mistakes: Sequence[dict[str, Any]],
+    mistakes: Sequence[Mistake],
     run: dict[str, Any],
     paths: dict[str, str],
 ) -> str:
-    """The page.
+    """The report as HTML.
 
     Args:
         metrics: what metrics.json holds.
         joined: the rows behind it.
         calibrated_N: float64 (N,), probabilities after the temperature, or None.
-        mistakes: `id`, `prob_a`, `label`, `language`, `tokens` and `pair` (the three texts) of each row.
+        mistakes: the rows to show.
         run: the run.json of the predictions, or empty.
-        paths: what was compared, by name.
+        paths: predictions and votes, by what the page calls them.
     """
     return render_page(
         "report.html",
         metrics=metrics,
         paths=paths,
-        figures=figures(metrics, joined, calibrated_N),
+        charts=charts(metrics, joined, calibrated_N),
         rows_of_table=table_rows(metrics),
-        mistakes=[shown_mistake(mistake) for mistake in mistakes],
+        mistakes=[mistake_for_page(mistake) for mistake in mistakes],
         slices_left_out={
-            key: len(metrics[key]) - len(shown_slices(metrics[key]))
+            key: len(metrics[key]) - len(large_slices(metrics[key]))
             for key in ("by_language", "by_length", "by_source")
         },
         settings=flatten(run)[:MOST_SETTINGS],
@@ -102,27 +115,27 @@ def render_report(
     )
 
 
-def figures(
+def charts(
     metrics: dict[str, Any], joined: Joined, calibrated_N: NDArray[np.float64] | None
 ) -> dict[str, Markup | None]:
     both_N = ~np.isnan(joined.prob_ab) & ~np.isnan(joined.prob_ba)
     tokens_N, cut_N = (values[~np.isnan(values)] for values in (joined.tokens, joined.cut_tokens))
     return {
-        "reliability": reliability_figure(
+        "reliability": reliability_chart(
             calibration_bins(joined.prob, joined.label),
             calibration_bins(calibrated_N, joined.label) if calibrated_N is not None else None,
             joined.prob,
         ),
-        "position": position_figure(joined.prob_ab[both_N], joined.prob_ba[both_N]) if both_N.any() else None,
-        "by_language": slices_figure(metrics, "by_language", "language"),
-        "by_length": slices_figure(metrics, "by_length", "tokens of one ordering"),
-        "by_source": slices_figure(metrics, "by_source", "source"),
-        "lengths": lengths_figure(tokens_N) if len(tokens_N) else None,
-        "cut": cut_figure(cut_N[cut_N > 0]) if (cut_N > 0).any() else None,
+        "position": position_chart(joined.prob_ab[both_N], joined.prob_ba[both_N]) if both_N.any() else None,
+        "by_language": slices_chart(metrics, "by_language", "language"),
+        "by_length": slices_chart(metrics, "by_length", "tokens of one ordering"),
+        "by_source": slices_chart(metrics, "by_source", "source"),
+        "lengths": lengths_chart(tokens_N) if len(tokens_N) else None,
+        "cut": cut_chart(cut_N[cut_N > 0]) if (cut_N > 0).any() else None,
     }
 
 
-def slices_figure(metrics: dict[str, Any], key: str, what: str) -> Markup | None:
+def slices_chart(metrics: dict[str, Any], key: str, what: str) -> Markup | None:
     estimates = [
         Estimate(
             visible(name).replace("-", "–") if key == "by_length" else visible(name),
@@ -130,26 +143,26 @@ def slices_figure(metrics: dict[str, Any], key: str, what: str) -> Markup | None
             one["accuracy"],
             one["accuracy_ci95"],
         )
-        for name, one in shown_slices(metrics[key]).items()
+        for name, one in large_slices(metrics[key]).items()
     ]
     # One slice of all rows would only repeat the headline.
     several = len(metrics[key]) > 1 and estimates
-    return estimates_figure(estimates, metrics["accuracy"], what) if several else None
+    return estimates_chart(estimates, metrics["accuracy"], what) if several else None
 
 
-def shown_slices(slices: dict[str, Any]) -> dict[str, Any]:
-    """The first slices that are large enough for a figure: the interval of a tiny one would set its scale."""
+def large_slices(slices: dict[str, Any]) -> dict[str, Any]:
+    """The first slices that are large enough for a chart: a tiny slice has a wide interval."""
     return dict([item for item in slices.items() if item[1]["rows"] >= LEAST_ROWS][:MOST_LINES])
 
 
-def lengths_figure(tokens_N: NDArray[np.float64]) -> Markup:
+def lengths_chart(tokens_N: NDArray[np.float64]) -> Markup:
     high = max(float(tokens_N.max()), 1.0)
     described = f"Histogram of tokens of one ordering: median {np.median(tokens_N):,.0f}, most {high:,.0f}."
     ticks = [(at, f"{at:,.0f}") for at in nice_ticks(0, high)]
-    return histogram_figure(tokens_N, np.linspace(0, high, 41), ticks, "tokens of one ordering", described)
+    return histogram_chart(tokens_N, np.linspace(0, high, 41), ticks, "tokens of one ordering", described)
 
 
-def cut_figure(cut_N: NDArray[np.float64]) -> Markup:
+def cut_chart(cut_N: NDArray[np.float64]) -> Markup:
     """By powers of two: most cuts are small and a few are huge."""
     power_N = np.log2(cut_N)
     low, high = float(np.floor(power_N.min())), float(np.floor(power_N.max())) + 1
@@ -159,7 +172,7 @@ def cut_figure(cut_N: NDArray[np.float64]) -> Markup:
     middle, most = np.median(cut_N), cut_N.max()
     described = f"Histogram of tokens cut from {len(cut_N):,} rows: median {middle:,.0f}, most {most:,.0f}."
     edges = np.arange(low, high + 0.25, 0.5)
-    return histogram_figure(power_N, edges, ticks, "tokens cut (doubling scale)", described)
+    return histogram_chart(power_N, edges, ticks, "tokens cut (doubling scale)", described)
 
 
 def table_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
@@ -186,20 +199,20 @@ def table_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"accuracy_ci95": None, "kind": ""} | row for row in rows]
 
 
-def shown_mistake(mistake: dict[str, Any]) -> dict[str, Any]:
-    """What the page says of one mistake."""
-    predicted, prob = ("A", mistake["prob_a"]) if mistake["prob_a"] > 0.5 else ("B", 1 - mistake["prob_a"])
-    share = max(mistake["label"], 1 - mistake["label"])
+def mistake_for_page(mistake: Mistake) -> dict[str, Any]:
+    """What the template needs of one mistake."""
+    predicted, prob = ("A", mistake.prob_a) if mistake.prob_a > 0.5 else ("B", 1 - mistake.prob_a)
+    share = max(mistake.label, 1 - mistake.label)
     chosen = "B" if predicted == "A" else "A"
     voted = f"people chose {chosen}" if share == 1 else f"{share:.0%} of the vote went to {chosen}"
     titles = {"Prompt": "prompt", "Response A": "response_a", "Response B": "response_b"}
     marks = {f"Response {predicted}": " (predicted)", f"Response {chosen}": " (chosen)"}
-    return mistake | {
+    return mistake._asdict() | {
         "predicted": predicted,
         "confidence": prob,
         "voted": voted,
         "texts": [
-            excerpt(title + marks.get(title, ""), mistake["pair"][name]) for title, name in titles.items()
+            excerpt(title + marks.get(title, ""), mistake.pair[name]) for title, name in titles.items()
         ],
     }
 

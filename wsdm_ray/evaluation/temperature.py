@@ -5,32 +5,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsdm_ray.evaluation.metrics import (
-    EPSILON,
-    Floats,
-    cross_entropy,
-    expected_calibration_error,
-    squared_error,
-)
+from wsdm_ray.evaluation.metrics import expected_calibration_error, squared_error
+from wsdm_ray.statistics import Floats, cross_entropy, log_odds, sigmoid
 
-__all__ = ["TEMPERATURES", "apply_temperature", "cross_fit", "fit_temperature", "log_odds"]
+__all__ = ["TEMPERATURES", "apply_temperature", "cross_fit", "fit_temperature"]
 
 TEMPERATURES = (0.05, 20.0)
 """The fit stays within these: rows that are all right have no finite best temperature."""
 
 
-def log_odds(prob_N: Floats) -> Floats:
-    """`log(p / (1 - p))`, float64 (N,), with no logarithm of less than `EPSILON`."""
-    return np.log(np.maximum(prob_N, EPSILON)) - np.log(np.maximum(1 - prob_N, EPSILON))
-
-
-def sigmoid(logit_N: Floats) -> Floats:
-    return 0.5 * (1 + np.tanh(logit_N / 2))  # does not overflow
-
-
 def apply_temperature(prob_N: Floats, temperature: float | Floats) -> Floats:
     """Probabilities whose log-odds are divided by `temperature`: above 1 is less sure. Float64 (N,)."""
-    return sigmoid(log_odds(prob_N) / temperature)
+    return sigmoid(log_odds(prob_N), temperature)
 
 
 def fit_temperature(prob_N: Floats, label_N: Floats) -> float:

@@ -1,8 +1,8 @@
-"""Linear layers with bitsandbytes' int8 weights, and activations as they are.
+"""Linear layers with bitsandbytes' int8 weights and unquantized activations.
 
-LLM.int8() quantizes activations too and multiplies outlier columns, which it looks for in the whole batch,
-apart: a row's result depends on its neighbours, and every product waits for the search. Here a weight is
-dequantized for each product, which for thousands of tokens costs little beside the product itself.
+LLM.int8() quantizes activations too. It searches the whole batch for outlier columns and multiplies them
+apart, so that a row's result depends on the other rows of its batch, and every GEMM waits for the search.
+Here a weight is dequantized for each GEMM, which for thousands of tokens costs little beside the GEMM itself.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ __all__ = ["WeightOnlyInt8Linear", "use_weight_only_int8"]
 
 
 class WeightOnlyInt8Linear(Linear8bitLt):
-    """A `Linear8bitLt` whose products dequantize its weight instead of quantizing its input."""
+    """A `Linear8bitLt` that dequantizes its weight instead of quantizing its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
@@ -27,26 +27,26 @@ class WeightOnlyInt8Linear(Linear8bitLt):
 
 
 class DequantizedLinear(torch.autograd.Function):
-    """`x` [..., in] times the transpose of a weight that keeps its 8 bits between forward and backward."""
+    """`x` [..., in] times the transpose of a weight, which autograd keeps in 8 bits for the backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, largest: Tensor) -> Tensor:
-        ctx.save_for_backward(values, largest)
-        return F.linear(x, dequantized(values, largest, x.dtype))
+    def forward(ctx: Any, x: Tensor, int8: Tensor, absmax: Tensor) -> Tensor:
+        ctx.save_for_backward(int8, absmax)
+        return F.linear(x, dequantize(int8, absmax, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
-        return gradient @ dequantized(*ctx.saved_tensors, dtype=gradient.dtype), None, None
+        return gradient @ dequantize(*ctx.saved_tensors, dtype=gradient.dtype), None, None
 
 
-def dequantized(values: Tensor, largest: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight [out, in] that int8 `values` stand for, where `largest` [out] is what 127 means in a row."""
-    return values.to(dtype).mul_((largest / 127)[:, None])
+def dequantize(int8: Tensor, absmax: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight [out, in] of `int8` values [out, in], in each row of which 127 means `absmax` [out]."""
+    return int8.to(dtype).mul_((absmax / 127)[:, None])
 
 
 def use_weight_only_int8(network: nn.Module) -> nn.Module:
-    """`network`, its int8 layers made `WeightOnlyInt8Linear` in place."""
+    """`network`, each of its `Linear8bitLt` made a `WeightOnlyInt8Linear` in place."""
     for module in network.modules():
         if type(module) is Linear8bitLt:
             if module.weight.CB is not None:  # pyright: ignore[reportAttributeAccessIssue]

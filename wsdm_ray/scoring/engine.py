@@ -33,6 +33,7 @@ from wsdm_ray.packing.layouts import lay_out, round_up
 from wsdm_ray.packing.plan import batch_tokens, pair_tokens, plan_batches
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import Ordering
+from wsdm_ray.statistics import centered_sigmoid, round_to_grid
 from wsdm_ray.text.encoding import EncodedPairs
 
 __all__ = [
@@ -45,9 +46,6 @@ __all__ = [
     "log_odds",
     "to_probability",
 ]
-
-GRID = 2.0**-24
-"""Probabilities are multiples of this: the coarsest step of float32 below 1, so that 1 - p is exact."""
 
 NOT_FINITE = "the model's output is not finite"
 
@@ -425,8 +423,7 @@ def free_memory() -> None:
 
 def to_probability(log_odds: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Sigmoid of log-odds over a temperature: float64, same shape. sigmoid(-x) is 1 - sigmoid(x) exactly."""
-    half = 0.5 * np.tanh(0.5 * np.asarray(log_odds, np.float64) / temperature)
-    return 0.5 + np.round(half / GRID) * GRID
+    return round_to_grid(centered_sigmoid(log_odds, temperature))
 
 
 def combine(probabilities: np.ndarray) -> np.ndarray:
@@ -457,4 +454,4 @@ def combine_models(
     half_N = np.divide(
         (half_MN * weights_MN).sum(axis=0), total_N, out=np.full(len(total_N), np.nan), where=total_N > 0
     )
-    return (0.5 + np.round(half_N / GRID) * GRID).astype(np.float32)
+    return round_to_grid(half_N).astype(np.float32)

@@ -16,21 +16,18 @@ from safetensors import safe_open
 from torch import nn
 
 from wsdm_ray.errors import ClusterError, ModelError
+from wsdm_ray.modeling.adapter_io import add_adapter
 from wsdm_ray.modeling.attention import BLOCK, supports_varlen
-from wsdm_ray.modeling.checkpoint import (
-    Manifest,
-    add_adapter,
-    local_base,
-    resolve_precision,
-    weight_files,
-)
-from wsdm_ray.modeling.classifier import device_and_dtype, unwrap_peft
+from wsdm_ray.modeling.classifier import unwrap_peft
 from wsdm_ray.modeling.families import head_width
 from wsdm_ray.modeling.fused_decoder import FusedDecoder
-from wsdm_ray.modeling.loading import load_scorer, uses_fused_decoder
-from wsdm_ray.modeling.merging import HEADS
+from wsdm_ray.modeling.head import HEADS
+from wsdm_ray.modeling.loading import load_scorer, local_base
+from wsdm_ray.modeling.manifest import Manifest
+from wsdm_ray.modeling.precision import BNB, device_and_dtype, resolve_precision, uses_fused_decoder
 from wsdm_ray.modeling.quantized_linear import LinearWeight
 from wsdm_ray.modeling.scorers import FusedClassifier, round_up_to_block
+from wsdm_ray.modeling.weight_files import weight_files
 from wsdm_ray.scoring.engine import is_oom
 from wsdm_ray.storage import local_copy, reason
 
@@ -38,13 +35,11 @@ __all__ = ["BatchMemory", "ModelSpec", "Models", "budget_within", "streamed_byte
 
 MOST_TOKENS = 132 * 128
 """Of a pass that nobody asked for: tiles of products have 128 rows, and an H100 or H200 has 132 processors,
-none of which then waits for others. With it an fp8 replica of 9B takes 12 GiB."""
+none of which then waits for others. With it a w8a8-fp8 replica of 9B takes 12 GiB."""
 CPU_TOKENS = 2_048
 """Of a pass on a CPU, where small passes are the fastest: they stay in its caches and have little padding."""
 USABLE = 0.8
 """Share of the free memory that a pass may be planned to fill."""
-UNMERGED = ("bnb-int8", "nf4")
-"""Precisions in which an adapter stands beside its base."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +119,7 @@ def shared_base(spec: ModelSpec, device: str) -> tuple[Any, ...] | None:
     """Equal for models that can stand beside one base; None for one that takes a base of its own."""
     manifest = spec.manifest
     precision = resolve_precision(spec.precision, device, manifest)
-    if manifest.kind != "adapter" or precision not in UNMERGED:
+    if manifest.kind != "adapter" or precision not in BNB:
         return None
     head = manifest.head
     shape = (head.kind, head.precision) if head else None
@@ -198,7 +193,7 @@ def weight_bytes(files: Sequence[str], precision: str) -> int:
             for name in file.keys():  # noqa: SIM118  (not a dict)
                 part = file.get_slice(name)
                 elements, kind = math.prod(part.get_shape()), part.get_dtype()
-                if precision not in UNMERGED:
+                if precision not in BNB:
                     packed = 2 if kind == "U8" else 1  # two weights of 4 bits in a byte
                     total += 4 * packed * elements
                 elif kind in ("I8", "U8"):
@@ -237,7 +232,7 @@ def streamed_bytes(files: Sequence[str], precision: str) -> int:
     return max(total + 3 * 4 * largest, 2 * embedding)
 
 
-STREAMED = {"fp32": (4, 4), "bf16": (2, 2), "int8": (1, 2), "fp8": (1, 2)}
+STREAMED = {"fp32": (4, 4), "bf16": (2, 2), "w8a8-int8": (1, 2), "w8a8-fp8": (1, 2)}
 """Bytes of a number of a linear layer's weight, and of an embedding, in a stack on a GPU."""
 
 

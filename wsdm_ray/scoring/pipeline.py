@@ -22,14 +22,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from wsdm_ray import errors
 from wsdm_ray.config import ScoreConfig, to_dict
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, WsdmRayError
-from wsdm_ray.modeling.checkpoint import (
-    BY_CAPABILITY,
-    folder_digest,
-    local_base,
-    read_manifest,
-    resolve_precision,
-)
-from wsdm_ray.modeling.loading import uses_fused_decoder
+from wsdm_ray.modeling.loading import local_base
+from wsdm_ray.modeling.manifest import folder_digest, read_manifest
+from wsdm_ray.modeling.precision import BY_CAPABILITY, resolve_precision, scoring_layout, uses_fused_decoder
 from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, names_in, open_run, options
 from wsdm_ray.scoring.models import ModelSpec
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan, part_name
@@ -233,8 +228,9 @@ def replica_options(
 
 def fastest_layout(models: Sequence[ModelSpec], on_gpu: bool) -> str:
     """`shared` where stacks run on GPUs; dense masks of long rows cost more than padding of short ones."""
-    stacks = [uses_fused_decoder(model.precision, "cuda", model.manifest) for model in models]
-    return "shared" if on_gpu and all(stacks) else "padded"
+    device = "cuda" if on_gpu else "cpu"
+    fused = [uses_fused_decoder(model.precision, device, model.manifest) for model in models]
+    return scoring_layout(fused, device)
 
 
 def run_units(

@@ -1,4 +1,4 @@
-"""Pairs to token ids: each text is tokenized once, and both orderings are made of the same ids.
+"""Pairs to token ids. Each text is tokenized once; both orderings are made of the same ids.
 
 One ordering is  bos · prompt tag · prompt · first tag · one response · second tag · the other · eos.
 The part up to the prompt's end is the prefix, which both orderings share; the rest is the suffix.
@@ -27,17 +27,16 @@ __all__ = ["EncodedPairs", "PairEncoder", "read_settings"]
 class EncodedPairs:
     """N pairs as token ids.
 
-    prefix: what both orderings begin with. suffix_ab, suffix_ba: the rest of each ordering; both are
-    equally long.
-    cut_tokens_N: int32, tokens that truncation left out of one ordering.
-    ba_first_N: bool, where `first_ordering` of the two responses, as they were given, is `ba`.
+    An ordering is the prefix and its suffix; the two suffixes of a pair are equally long.
     """
 
     prefix: Ragged
     suffix_ab: Ragged
     suffix_ba: Ragged
     cut_tokens_N: np.ndarray
+    """Tokens that truncation left out of one ordering, int32 [N]."""
     ba_first_N: np.ndarray
+    """Where `first_ordering` of the two responses, as they came, is `ba`: bool [N]."""
 
     def __len__(self) -> int:
         return len(self.prefix)
@@ -51,8 +50,8 @@ class EncodedPairs:
 class PairEncoder:
     """Encodes pairs with the tokenizer of a model folder.
 
-    Only `tokenizer.json`, `tokenizer_config.json` and `config.json` are read, so a process that has no model
-    and no torch can encode. Strings of special tokens inside a text are encoded as the text they are.
+    Only `tokenizer.json`, `tokenizer_config.json` and `config.json` are read, so a process without a model
+    and without torch can encode. Strings of special tokens inside a text are encoded as text.
     """
 
     def __init__(self, folder: str, config: TextConfig):
@@ -60,14 +59,14 @@ class PairEncoder:
         self.tokenizer = load_tokenizer(folder)
         self.eos_id = eos_id_of(folder, self.tokenizer)
         first = self.tokenizer.encode("", add_special_tokens=True).ids[:1]
-        # A tokenizer that starts every text with a token of its own (Gemma's bos) does so for us too.
+        # Some tokenizers start every text with a token of their own, such as Gemma's bos.
         self.bos = np.asarray([id for id in first if id != self.eos_id], np.int32)
         self.prompt_tag, self.first_tag, self.second_tag = (
             self.ids_of([tag])[0] for tag in (config.prompt_tag, config.first_tag, config.second_tag)
         )
         fixed = len(self.bos) + len(self.prompt_tag) + len(self.first_tag) + len(self.second_tag) + 1
-        self.room = config.max_tokens - fixed
-        if self.room < 3:
+        self.text_budget = config.max_tokens - fixed
+        if self.text_budget < 3:
             raise ModelError(
                 f"{folder}: tags take {fixed} of max_tokens {config.max_tokens}; raise max_tokens"
             )
@@ -84,10 +83,10 @@ class PairEncoder:
         ids = self.ids_of([fix_text(text) for text in (*prompts, *responses_a, *responses_b)])
         prompt, a, b = ids[:number], ids[number : 2 * number], ids[2 * number :]
         lengths = [np.asarray([len(ids) for ids in segment], np.int64) for segment in (prompt, a, b)]
-        cut = np.maximum(np.sum(lengths, axis=0) - self.room, 0)
+        cut = np.maximum(np.sum(lengths, axis=0) - self.text_budget, 0)
         if self.config.truncation == "balanced":
             for_prompt, for_a, for_b = lengths
-            budgets = balanced_budgets(for_prompt, for_a, for_b, self.room, self.config.prompt_share)
+            budgets = balanced_budgets(for_prompt, for_a, for_b, self.text_budget, self.config.prompt_share)
             prompt, a, b = (
                 [truncate_middle(ids, keep) for ids, keep in zip(segment, budget.tolist(), strict=True)]
                 for segment, budget in zip((prompt, a, b), budgets, strict=True)

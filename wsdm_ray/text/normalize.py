@@ -11,7 +11,7 @@ PLAIN = re.compile(r"[\t\n -%'-~]*\Z")
 
 
 def fix_text(text: str) -> str:
-    """`text` as ftfy mends it: mojibake, entities, line breaks, lone surrogates, control characters.
+    """`text` as ftfy repairs it: mojibake, entities, line breaks, lone surrogates, control characters.
 
     Curly quotes, ligatures and full or half width become plain characters, letters with marks one (NFC).
     """

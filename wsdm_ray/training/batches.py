@@ -1,6 +1,7 @@
-"""Which rows make which optimizer step, and which worker runs which pass: functions of seed and step alone.
+"""Which rows make which optimizer step, and which worker runs which micro-batch.
 
-So a run that starts again at step k sees exactly the rows it would have seen, on any number of workers.
+The rows are a function of seed and step alone. A run that is resumed at step k sees the rows that it would
+have seen, on any number of workers.
 """
 
 import math
@@ -38,7 +39,7 @@ def step_rows(seed: int, step: int, rows: int, pairs_per_step: int) -> np.ndarra
 
 
 def assign_batches(costs: list[int], num_workers: int) -> list[list[int]]:
-    """Which passes each worker runs, so that their costs are alike: longest first to whom has least."""
+    """The micro-batches of each worker, by number: the costliest first, each to the least loaded worker."""
     shares: list[list[int]] = [[] for _ in range(num_workers)]
     loads = [0] * num_workers
     for number in sorted(range(len(costs)), key=lambda number: -costs[number]):

@@ -1,4 +1,4 @@
-"""What is minimized, and how well it does: small pure functions.
+"""The loss and its schedule: small pure functions.
 
 Of a step's P pairs, each in one or two orderings, S sequences in all: with the weight w of each row (mean 1
 over the train set), its label t, the teachers' probability q where they have one and their share a,
@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from wsdm_ray import statistics
+
 __all__ = [
     "agreement",
     "cross_entropy",
@@ -24,15 +26,15 @@ __all__ = [
 ]
 
 
-def targets_of(prob_a: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
-    """Probability that the response that stands first wins: float32 [P * orderings], pair by pair.
+def targets_of(prob_a: np.ndarray, orderings: tuple[int, ...]) -> np.ndarray:
+    """Probability that the first response wins: float32 [P * orderings], pair by pair.
 
     Args:
         prob_a: float [P], of each pair's given response_a; NaN stays NaN.
-        sides: the orderings (0 for ab, 1 for ba), as they stand in a pass.
+        orderings: 0 for ab, 1 for ba, in the order of the layout.
     """
     of_ordering = {0: prob_a, 1: 1 - prob_a}
-    return np.stack([of_ordering[side] for side in sides], axis=1).reshape(-1).astype(np.float32)
+    return np.stack([of_ordering[ordering] for ordering in orderings], axis=1).reshape(-1).astype(np.float32)
 
 
 def smoothed(target_S: Tensor, smoothing: float) -> Tensor:
@@ -100,14 +102,12 @@ def valid_metrics(log_odds_NO: np.ndarray, prob_a_N: np.ndarray) -> dict[str, fl
         log_odds_NO: float [N, orderings], that the given response_a wins.
         prob_a_N: float [N], labels; a soft one agrees with each side by its share, as in `evaluate`.
     """
-    p = 0.5 + 0.5 * np.tanh(0.5 * log_odds_NO.astype(np.float64)).mean(axis=1)  # a sigmoid without overflow
-    agree = agreement(torch.from_numpy(p - 0.5), torch.from_numpy(prob_a_N.astype(np.float64))).numpy()
-    clipped = np.clip(p, 1e-7, 1 - 1e-7)
-    log_loss = -(prob_a_N * np.log(clipped) + (1 - prob_a_N) * np.log1p(-clipped)).mean()
-    n, accuracy, z = len(p), float(agree.mean()), 1.959964
-    centre, spread = (
-        accuracy + z * z / (2 * n),
-        z * np.sqrt(accuracy * (1 - accuracy) / n + (z / (2 * n)) ** 2),
-    )
-    interval = [float((centre - spread) / (1 + z * z / n)), float((centre + spread) / (1 + z * z / n))]
-    return {"rows": n, "accuracy": accuracy, "accuracy_ci95": interval, "log_loss": float(log_loss)}
+    prob_N = 0.5 + statistics.centered_sigmoid(log_odds_NO).mean(axis=1)
+    accuracy = float(statistics.agreement(prob_N, prob_a_N).mean())
+    low, high = statistics.wilson_interval(accuracy, len(prob_N))
+    return {
+        "rows": len(prob_N),
+        "accuracy": accuracy,
+        "accuracy_ci95": [float(low), float(high)],
+        "log_loss": float(statistics.cross_entropy(prob_N, prob_a_N).mean()),
+    }

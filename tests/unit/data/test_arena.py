@@ -1,6 +1,7 @@
 """The arena: reproducible rows, stated probabilities, and a signal that a small model can find."""
 
 import collections
+import hashlib
 import json
 
 import numpy as np
@@ -14,8 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from wsdm_ray.config import ArenaConfig
 from wsdm_ray.data.arena import ARENA_SCHEMA, BLOCK_ROWS, MODELS, arena_batches, make_arena, utility
 from wsdm_ray.data.arena_phrases import LANGUAGES
-from wsdm_ray.data.cleaning import clean_texts, normalized
+from wsdm_ray.data.cleaning import clean_texts
 from wsdm_ray.errors import RunMismatchError
+from wsdm_ray.text.groups import prompt_group_key
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def test_texts_need_no_cleaning(votes):
 
 
 def test_some_prompts_recur_and_most_do_not(votes):
-    groups = collections.Counter(map(normalized, votes["prompt"].to_pylist()))
+    groups = collections.Counter(map(prompt_group_key, votes["prompt"].to_pylist()))
     assert len(groups) > 0.75 * len(votes)
     recurring = sum(rows for rows in groups.values() if rows > 1)
     assert recurring > 0.05 * len(votes)
@@ -58,6 +60,17 @@ def test_a_row_depends_on_seed_and_index_alone():
     assert len(longer) == BLOCK_ROWS + 300
     other = pa.concat_tables(arena_batches(7, seed=6, lengths="short"))
     assert other["prompt"].to_pylist() != longer["prompt"].to_pylist()[:7]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "digest"),
+    [("real", "1c948e14e719da15"), ("short", "f031a5d0716ebdc1")],
+)
+def test_rows_stay_what_they_were(lengths, digest):
+    """Published figures are of these rows: a changed draw, order or phrase shows."""
+    (votes,) = arena_batches(50, seed=0, lengths=lengths)
+    texts = votes.drop_columns("best_prob_a").to_pylist()
+    assert hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16] == digest
 
 
 def test_votes_follow_their_probabilities(votes):
@@ -98,8 +111,8 @@ def test_words_and_lengths_alone_come_close_to_the_best(votes):
     """Bag-of-words differences and the log-length ratio, on prompts that were not in training."""
     rows = votes.to_pylist()
     train = rows[:6_000]
-    seen = {normalized(row["prompt"]) for row in train}
-    held_out = [row for row in rows[6_000:] if normalized(row["prompt"]) not in seen]
+    seen = {prompt_group_key(row["prompt"]) for row in train}
+    held_out = [row for row in rows[6_000:] if prompt_group_key(row["prompt"]) not in seen]
     words = CountVectorizer(token_pattern=r"\w+|[^\w\s]", max_features=4_000)
     words.fit(row[name] for row in train for name in ("response_a", "response_b"))
 

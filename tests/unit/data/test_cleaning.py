@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wsdm_ray.data.cleaning import REASONS, clean_texts, drop_reasons, labels, normalized
+from wsdm_ray.data.cleaning import REASONS, clean_texts, drop_reasons, labels
 from wsdm_ray.errors import DataError
 
 
@@ -119,8 +119,3 @@ def test_reasons_come_in_order():
         *["different_prompts"] * 2,
         "null_text",
     ]
-
-
-def test_normalized():
-    assert normalized("  Straße\u3000ＡＢＣ \n x ") == "strasse abc x"
-    assert normalized("ﬁne") == "fine"

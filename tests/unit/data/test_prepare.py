@@ -1,7 +1,6 @@
 """prepare as a whole: what goes in comes out or is counted, and every refusal says why."""
 
 import collections
-import csv
 import json
 import logging
 from pathlib import Path
@@ -12,36 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.unit.data.prepare_rows import both, config, read, vote, write
 from wsdm_ray.config import Columns, PrepareConfig
 from wsdm_ray.data import sources
 from wsdm_ray.data.arena import arena_batches
-from wsdm_ray.data.cleaning import normalized
 from wsdm_ray.data.prepare import prepare
 from wsdm_ray.errors import ConfigError, DataError, RunMismatchError, StorageError
-
-
-def vote(number: int, **values) -> dict:
-    return {
-        "id": f"v{number}", "prompt": f"prompt {number}", "response_a": f"first {number}",
-        "response_b": f"second {number}", "winner": "model_a", **values,
-    }  # fmt: skip
-
-
-def write(path: Path, rows: list[dict]) -> str:
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return str(path)
-
-
-def config(tmp_path: Path, *inputs: str, **options) -> PrepareConfig:
-    return PrepareConfig(input=inputs, output=str(tmp_path / "out"), **options)
-
-
-def read(folder: Path) -> list[dict]:
-    return [row for path in sorted(folder.glob("part-*.parquet")) for row in pq.read_table(path).to_pylist()]
-
-
-def both(tmp_path: Path) -> list[dict]:
-    return read(tmp_path / "out/train") + read(tmp_path / "out/valid")
+from wsdm_ray.text.groups import prompt_group_key
 
 
 def test_arena_to_shards(tmp_path):
@@ -61,7 +37,7 @@ def test_arena_to_shards(tmp_path):
     train, valid = read(tmp_path / "out/train"), read(tmp_path / "out/valid")
     assert counts["kept"] == {"train": len(train), "valid": len(valid)}
     assert abs(len(valid) - 600) < 20
-    prompts = [{normalized(row["prompt"]) for row in rows} for rows in (train, valid)]
+    prompts = [{prompt_group_key(row["prompt"]) for row in rows} for rows in (train, valid)]
     assert not prompts[0] & prompts[1]
     assert counts["prompt_groups"] == {"train": len(prompts[0]), "valid": len(prompts[1])}
     original = {row["id"]: row for row in votes.to_pylist()}
@@ -158,12 +134,13 @@ def test_input_rows_are_kept_or_counted(tmp_path_factory, votes, fraction, ties,
     kept = both(tmp_path)
     assert len(kept) == sum(counts["kept"].values()) == len({row["id"] for row in kept})
     keys = collections.Counter(
-        (normalized(row["prompt"]), *sorted((row["response_a"], row["response_b"]))) for row in kept
+        (prompt_group_key(row["prompt"]), *sorted((row["response_a"], row["response_b"]))) for row in kept
     )
     assert set(keys.values()) == {1}, "every pair once"
-    assert not {prompt for prompt, *_ in keys} & {normalized(prompt) for prompt in known}
+    assert not {prompt for prompt, *_ in keys} & {prompt_group_key(prompt) for prompt in known}
     sides = [
-        {normalized(row["prompt"]) for row in read(tmp_path / "out" / side)} for side in ("train", "valid")
+        {prompt_group_key(row["prompt"]) for row in read(tmp_path / "out" / side)}
+        for side in ("train", "valid")
     ]
     assert not sides[0] & sides[1]
     for row in kept:
@@ -348,225 +325,6 @@ def test_special_tokens_and_huge_texts_are_kept(tmp_path):
         "nulbyte",
     ]
     assert len(kept[1]["response_a"]) == 5_000_000
-
-
-LMSYS_57K = ("id", "model_a", "model_b", "prompt", "response_a", "response_b",
-             "winner_model_a", "winner_model_b", "winner_tie")  # fmt: skip
-
-
-def write_57k(path: Path, *rows: tuple) -> str:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(LMSYS_57K)
-        for number, prompt, a, b, label in rows:
-            marks = [int(label == name) for name in ("a", "b", "tie")]
-            writer.writerow([number, "gpt-4", "koala", *map(json.dumps, (prompt, a, b)), *marks])
-    return str(path)
-
-
-def test_lmsys_57k_to_shards(tmp_path):
-    path = write_57k(
-        tmp_path / "train.csv",
-        (1, ["Hi", "And,\nnow?"], ["Hello", 'A "quote"'], ["Yo", None], "a"),
-        (2, ["one?"], ["x"], ["y"], "b"),
-        (3, ["two?"], ["x"], ["y"], "tie"),
-        (4, ["three?"], ["x"], [None], "a"),
-        (5, ["One?"], ["y"], ["x"], "a"),
-    )
-    run = prepare(config(tmp_path, path, format="lmsys-57k", valid_fraction=0))
-    dropped = {name: rows for name, rows in run["counts"]["dropped"].items() if rows}
-    assert dropped == {"null_text": 1, "tie": 1, "duplicate": 1}
-    assert run["counts"]["input_rows"] == 5 == run["counts"]["kept"]["train"] + sum(dropped.values())
-    models = {"model_a": "gpt-4", "model_b": "koala", "source": "lmsys-57k"}
-    assert both(tmp_path) == [
-        {
-            "id": "1", "prompt": "[turn 1]\nHi\n\n[turn 2]\nAnd,\nnow?",
-            "response_a": '[turn 1]\nHello\n\n[turn 2]\nA "quote"',
-            "response_b": "[turn 1]\nYo\n\n[turn 2]\n",
-            "winner": "model_a", **models,
-        },
-        {"id": "2", "prompt": "one?", "response_a": "x", "response_b": "y", "winner": "model_b", **models},
-    ]  # fmt: skip
-    assert run["config"]["format"] == "lmsys-57k"
-    soft = prepare(config(tmp_path, path, format="lmsys-57k", valid_fraction=0, ties="soft", restart=True))
-    assert soft["counts"]["dropped"]["tie"] == 0
-    assert [(row["id"], row["winner"], row["prob_a"]) for row in both(tmp_path)] == [
-        ("1", "model_a", None), ("2", "model_b", None), ("3", None, 0.5)
-    ]  # fmt: skip
-
-
-def dialogue(*turns: str) -> str:
-    speakers = ("Human", "Assistant")
-    return "".join(f"\n\n{speakers[place % 2]}: {text}" for place, text in enumerate(turns))
-
-
-def test_hh_rlhf_to_shards(tmp_path):
-    rows = [
-        {"chosen": dialogue("q0", "good"), "rejected": dialogue("q0", "bad")},
-        {"chosen": dialogue("q1", "so", "then?", "good"), "rejected": dialogue("q1", "so", "then?", "bad")},
-        {"chosen": dialogue("q2", "so", "then?", "good"), "rejected": dialogue("q2", "no", "then?", "bad")},
-        {"chosen": dialogue("q3", "good"), "rejected": dialogue("q3", "")},
-        *(
-            {"chosen": dialogue(f"q{row}", "good"), "rejected": dialogue(f"q{row}", "bad")}
-            for row in range(4, 54)
-        ),
-    ]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = prepare(config(tmp_path, str(tmp_path / "train.jsonl"), format="hh-rlhf"))
-    dropped = {name: rows for name, rows in run["counts"]["dropped"].items() if rows}
-    assert dropped == {"different_prompts": 1, "empty_response": 1}
-    assert run["counts"]["input_rows"] == 54
-    assert run["counts"]["kept"] == {"train": 46, "valid": 6}
-    kept = {row["id"]: row for row in both(tmp_path)}
-    assert list(kept["train-0"]) == ["id", "prompt", "response_a", "response_b", "winner", "source"]
-    assert kept["train-1"]["prompt"] == "user: q1\n\nassistant: so\n\nuser: then?"
-    assert sorted(kept) == sorted(f"train-{row}" for row in range(54) if row not in (2, 3))
-    for row in kept.values():
-        texts = {"model_a": row["response_a"], "model_b": row["response_b"]}
-        assert texts.pop(row["winner"]) == "good"
-        assert list(texts.values()) == ["bad"]
-    assert {row["winner"] for row in kept.values()} == {"model_a", "model_b"}
-
-
-def test_sides_do_not_depend_on_the_order_of_files(tmp_path):
-    rows = [{"id": number, "prompt": f"p{number}", "chosen": "x", "rejected": "y"} for number in range(40)]
-    for name, part in (("a", rows[:20]), ("b", rows[20:])):
-        write(tmp_path / f"{name}.parquet", part)
-    paths = [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
-    options = {"format": "dpo", "valid_fraction": 0, "restart": True}
-    kept = []
-    for inputs in (paths, paths[::-1]):
-        prepare(config(tmp_path, *inputs, **options))
-        kept.append({row["id"]: row for row in both(tmp_path)})
-    assert kept[0] == kept[1]
-    assert len(kept[0]) == 40
-
-
-def test_nested_columns_pass_through_from_batches_that_differ(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BATCH_ROWS", 1)
-    tags = [{"t5": {"flagged": True}}, None, {"t5": {"flagged": False, "probability": 0.5}}]
-    asked = {"role": "user", "content": "p"}
-    rows = [
-        {
-            "question_id": f"q{number}",
-            "winner": "model_a",
-            "toxic_chat_tag": tag,
-            "conversation_a": [asked, {"role": "assistant", "content": f"x{number}"}],
-            "conversation_b": [asked, {"role": "assistant", "content": f"y{number}"}],
-        }
-        for number, tag in enumerate(tags)
-    ]
-    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepare(config(tmp_path, str(tmp_path / "x.jsonl"), format="lmsys-33k", valid_fraction=0))
-    assert [(row["id"], row["toxic_chat_tag"]) for row in both(tmp_path)] == [
-        ("q0", {"t5": {"flagged": True, "probability": None}}),
-        ("q1", None),
-        ("q2", {"t5": {"flagged": False, "probability": 0.5}}),
-    ]
-
-
-def test_made_ids_of_two_files_of_one_name(tmp_path):
-    for name in ("helpful", "harmless"):
-        (tmp_path / name).mkdir()
-        row = {"chosen": dialogue(name, "x"), "rejected": dialogue(name, "y")}
-        (tmp_path / name / "train.jsonl").write_text(json.dumps(row))
-    inputs = [str(tmp_path / name / "train.jsonl") for name in ("helpful", "harmless")]
-    message = r"the id 'train-0' is there twice .*; ids must be unique, so that those made of file names need"
-    with pytest.raises(DataError, match=message):
-        prepare(config(tmp_path, *inputs, format="hh-rlhf"))
-
-
-def test_columns_and_a_format_of_its_own(tmp_path):
-    path = write(tmp_path / "x.parquet", [vote(0)])
-    with pytest.raises(ConfigError, match=r"--columns: --format wsdm has its own columns; leave one"):
-        prepare(config(tmp_path, path, format="wsdm", columns=Columns(prompt="question")))
-
-
-def test_excluded_prompts(tmp_path):
-    rows = [
-        vote(0),
-        vote(1, prompt="PROMPT  2"),
-        vote(2),
-        vote(3, prompt="Prompt 2", winner="tie"),
-        vote(4, prompt="prompt 3\x00"),
-        vote(5),
-        vote(6, prompt="prompt 5", response_a="first 5", response_b="second 5"),
-    ]
-    path = write(tmp_path / "x.parquet", rows)
-    exclude = write(tmp_path / "known.parquet", [vote(2), vote(3), vote(9)])
-    run = prepare(config(tmp_path, path, exclude=(exclude,), valid_fraction=0))
-    dropped = {name: rows for name, rows in run["counts"]["dropped"].items() if rows}
-    assert dropped == {"tie": 1, "excluded_prompt": 3, "duplicate": 1}
-    assert run["counts"]["input_rows"] == 7 == run["counts"]["kept"]["train"] + sum(dropped.values())
-    assert [row["id"] for row in both(tmp_path)] == ["v0", "v5"]
-    assert run["counts"]["prompt_groups"] == {"train": 2, "valid": 0}
-
-
-def test_excluding_the_valid_of_another_run(tmp_path):
-    path = write(tmp_path / "x.parquet", [vote(number) for number in range(100)])
-    prepare(config(tmp_path, path))
-    valid = {row["id"] for row in read(tmp_path / "out/valid")}
-    again = PrepareConfig(input=(path,), output=str(tmp_path / "b"), exclude=(str(tmp_path / "out/valid"),))
-    run = prepare(again)
-    assert run["counts"]["dropped"]["excluded_prompt"] == len(valid) == 10
-    kept = {row["id"] for side in ("train", "valid") for row in read(tmp_path / "b" / side)}
-    assert kept == {f"v{number}" for number in range(100)} - valid
-
-
-def test_the_33k_without_the_57k(tmp_path):
-    path = write_57k(
-        tmp_path / "train.csv", (1, ["Hi"], ["x"], ["y"], "a"), (2, ["1", "2"], ["x"] * 2, ["y"] * 2, "b")
-    )
-    prepare(config(tmp_path, path, format="lmsys-57k", valid_fraction=0))
-    rows = [
-        {
-            "question_id": f"q{number}",
-            "winner": "model_a",
-            **{
-                f"conversation_{side}": [
-                    {"role": role, "content": text}
-                    for prompt in prompts
-                    for role, text in (("user", prompt), ("assistant", side))
-                ]
-                for side in "ab"
-            },
-        }
-        for number, prompts in enumerate((["Hi"], ["1", "2"], ["1"], ["2", "1"]))
-    ]
-    inputs = (write(tmp_path / "33k.parquet", rows),)
-    exclude = (str(tmp_path / "out/train"),)
-    output = str(tmp_path / "extra")
-    run = prepare(
-        PrepareConfig(input=inputs, output=output, format="lmsys-33k", exclude=exclude, valid_fraction=0)
-    )
-    assert run["counts"]["dropped"]["excluded_prompt"] == 2
-    assert [(row["id"], row["source"]) for row in read(tmp_path / "extra/train")] == [
-        ("q2", "lmsys-33k"),
-        ("q3", "lmsys-33k"),
-    ]
-
-
-def test_excluded_files_belong_to_the_run(tmp_path):
-    path = write(tmp_path / "x.parquet", [vote(number) for number in range(20)])
-    exclude = write(tmp_path / "known.parquet", [vote(2)])
-    prepare(config(tmp_path, path, exclude=(exclude,)))
-    with pytest.raises(RunMismatchError, match=r"exclude..*known.parquet: gone"):
-        prepare(config(tmp_path, path))
-    write(tmp_path / "known.parquet", [vote(2), vote(3)])
-    with pytest.raises(RunMismatchError, match=r"exclude..*known.parquet.bytes"):
-        prepare(config(tmp_path, path, exclude=(exclude,)))
-    with pytest.raises(StorageError, match=r"gone.parquet: not found"):
-        prepare(config(tmp_path, path, exclude=(str(tmp_path / "gone.parquet"),)))
-    with pytest.raises(ConfigError, match=r"holds the input .*train; choose another folder"):
-        prepare(config(tmp_path, path, exclude=(str(tmp_path / "out/train"),)))
-
-
-def test_when_every_prompt_is_excluded(tmp_path):
-    path = write(tmp_path / "x.parquet", [vote(number) for number in range(3)])
-    with pytest.raises(
-        DataError, match=r"all 3 input rows were dropped \(excluded_prompt 3\); nothing to write"
-    ):
-        prepare(config(tmp_path, path, exclude=(path,)))
 
 
 def test_the_recipes_split_is_by_row_number(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsdm_ray.data.cleaning import REASONS, normalized
+from wsdm_ray.data.cleaning import REASONS
 from wsdm_ray.data.splitting import (
     DIGEST,
     among,
@@ -23,6 +23,7 @@ from wsdm_ray.data.splitting import (
     prompt_digests,
 )
 from wsdm_ray.errors import DataError, StorageError
+from wsdm_ray.text.groups import prompt_group_key
 
 DUPLICATE, CONFLICT = REASONS.index("duplicate"), REASONS.index("conflicting_duplicate")
 
@@ -148,7 +149,7 @@ def test_prompt_digests_are_those_of_the_prompts_in_order(tmp_path):
     found = prompt_digests([str(tmp_path / "x")])
     assert found.dtype == DIGEST
     assert (found == pair_digests(table_of([(text, "a", "b") for text in prompts]), np.ones(2_500))[0]).all()
-    assert (found == digests([normalized(text) for text in prompts])).all()
+    assert (found == digests([prompt_group_key(text) for text in prompts])).all()
     assert (found[:2] == digests(["prompt 0", "prompt 1"])).all()
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsdm_ray.evaluation.adaptive import THRESHOLDS, adaptive, best_threshold, simulate
-from wsdm_ray.evaluation.metrics import cross_entropy
+from wsdm_ray.statistics import cross_entropy
 
 steps = st.integers(0, 1 << 24).map(lambda step: step / (1 << 24))
 rows = st.lists(

@@ -7,11 +7,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_score
 
 from wsdm_ray.evaluation.metrics import (
-    agreement,
     area_under_curve,
     bootstrap_intervals,
     calibration_bins,
-    cross_entropy,
     expected_calibration_error,
     flips,
     length_bins,
@@ -20,7 +18,6 @@ from wsdm_ray.evaluation.metrics import (
     one_sided_baseline,
     position_shift,
     squared_error,
-    wilson_interval,
 )
 
 # In steps of 2 ** -24, so that 1 - p is exact, and with it the symmetry of the two responses.
@@ -34,14 +31,6 @@ rows = st.lists(
 
 def test_hand_worked_figures():
     prob, label = np.array([0.8, 0.4, 0.5, 0.9]), np.array([1.0, 1.0, 0.0, 0.25])
-    assert agreement(prob, label).tolist() == [1, 0, 0.5, 0.25]
-    expected = [
-        -math.log(0.8),
-        -math.log(0.4),
-        -math.log(0.5),
-        -0.25 * math.log(0.9) - 0.75 * math.log(0.1),
-    ]
-    np.testing.assert_allclose(cross_entropy(prob, label), expected, rtol=1e-12)
     np.testing.assert_allclose(squared_error(prob, label), [0.04, 0.36, 0.25, 0.4225], rtol=1e-12)
     # Weights of wins: 0.8 -> 1, 0.4 -> 1, 0.9 -> 0.25; of losses: 0.5 -> 1, 0.9 -> 0.75.
     # 0.8 is above 0.5, 0.4 above nothing, 0.9 above 0.5 and beside 0.9, each by the products of the weights.
@@ -126,10 +115,6 @@ def test_one_row_has_no_interval():
     assert measured["flip_rate"] is None
 
 
-def test_certain_and_wrong_is_finite():
-    assert cross_entropy(np.array([1.0, 0.0]), np.array([0.0, 1.0])).max() < 17
-
-
 def test_interval_covers_and_narrows():
     """A mean of 2,000 Bernoulli(0.7): the interval is close to the normal one, 0.7 +- 1.96 * 0.01025."""
     values = (np.random.default_rng(0).random(2000) < 0.7).astype(float)
@@ -174,12 +159,6 @@ def test_auc_interval_is_that_of_a_bootstrap_by_prompt(votes_a_prompt):
     assert interval is not None
     # The spread of 400 resamples is known to within 3.5 % (one standard deviation).
     assert interval[1] - interval[0] == pytest.approx(2 * 1.96 * np.std(areas), rel=0.12)
-
-
-def test_wilson_interval():
-    low, high = wilson_interval(np.array([0.0, 0.5]), np.array([10.0, 100.0]))
-    np.testing.assert_allclose(low, [0, 0.4038], atol=1e-4)  # the published values for 0/10 and 50/100
-    np.testing.assert_allclose(high, [0.2775, 0.5962], atol=1e-4)
 
 
 def test_baselines():

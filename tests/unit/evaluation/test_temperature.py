@@ -6,8 +6,8 @@ from wsdm_ray.evaluation.temperature import (
     apply_temperature,
     cross_fit,
     fit_temperature,
-    log_odds,
 )
+from wsdm_ray.statistics import log_odds
 
 
 def overconfident(rows: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:

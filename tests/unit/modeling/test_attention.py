@@ -30,7 +30,7 @@ from wsdm_ray.modeling.attention import (
     key_blocks,
     tiling_of,
 )
-from wsdm_ray.modeling.fused_decoder import rotate
+from wsdm_ray.modeling.fused_layer import rotate
 from wsdm_ray.packing.layouts import Layout, lay_out
 from wsdm_ray.packing.ragged import Ragged
 

@@ -237,7 +237,7 @@ def made(output: Path, base: Path, *files: str, pairs: int = 64):
     return quantize(
         QuantizeConfig(
             base=str(base),
-            precision="int8-rows",
+            precision="w8a8-int8",
             output=str(output),
             calibrate=files,
             calibration_pairs=pairs,
@@ -270,7 +270,7 @@ def test_a_calibrated_checkpoint_is_nearer(family_model, tmp_path, family):
     assert 0 < near < 0.75 * plain
     # All that is neither quantized nor smoothed is as in the base.
     read, before = read_base(str(tmp_path / "near")), read_base(str(base))
-    assert read.quantization == "int8-rows"
+    assert read.quantization == "w8a8-int8"
     changed = {
         name for name in before.shapes if not torch.equal(read.parameter(name), before.parameter(name))
     }

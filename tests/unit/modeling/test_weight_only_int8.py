@@ -1,4 +1,4 @@
-"""Int8 weights with activations as they are: the product, its gradient, and what it saves."""
+"""Int8 weights with unquantized activations: the product and its gradient."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Int8Params, Linear8bitLt
 
-from wsdm_ray.modeling.weight_only_int8 import WeightOnlyInt8Linear, dequantized, use_weight_only_int8
+from wsdm_ray.modeling.weight_only_int8 import WeightOnlyInt8Linear, dequantize, use_weight_only_int8
 
 
 @pytest.fixture
@@ -23,12 +23,18 @@ def test_the_product_is_that_of_the_dequantized_weight(layer: Any):
     x = torch.randn(3, 5, 24, requires_grad=True)
     x.data[0, 0, 0] = 50.0  # LLM.int8() would multiply this column apart
     found = layer(x)
-    weight = dequantized(layer.state.CB, layer.state.SCB, torch.float32)
+    weight = dequantize(layer.state.CB, layer.state.SCB, torch.float32)
     expected = torch.nn.functional.linear(x, weight, layer.bias)
     assert torch.equal(found, expected)
     weights = torch.randn(3, 5, 16)
-    gradients = [torch.autograd.grad((each * weights).sum(), x)[0] for each in (found, expected)]
+    gradients = [torch.autograd.grad((output * weights).sum(), x)[0] for output in (found, expected)]
     torch.testing.assert_close(*gradients)
+
+
+def test_127_is_the_largest_value_of_a_row():
+    values = torch.tensor([[127, -127, 0], [127, -64, 1]], dtype=torch.int8)
+    found = dequantize(values, torch.tensor([0.5, 254.0]), torch.float32)
+    torch.testing.assert_close(found, torch.tensor([[0.5, -0.5, 0.0], [254.0, -128.0, 2.0]]))  # float32
 
 
 def test_a_row_does_not_depend_on_its_neighbours(layer: Any):

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from wsdm_ray.config import HeadConfig, TextConfig
-from wsdm_ray.modeling.checkpoint import Manifest, save_classifier
+from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.classifier import load_network
+from wsdm_ray.modeling.manifest import Manifest
 from wsdm_ray.scoring.models import ModelSpec
 from wsdm_ray.scoring.replica import Replica, ReplicaOptions
 

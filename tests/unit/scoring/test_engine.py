@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.scoring.conftest import random_texts
 from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling.attention import BLOCK
-from wsdm_ray.modeling.checkpoint import load_classifier
-from wsdm_ray.modeling.loading import load_fused_classifier
+from wsdm_ray.modeling.loading import load_classifier, load_fused_classifier
 from wsdm_ray.modeling.scorers import FusedClassifier
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.packing.plan import pair_tokens

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from wsdm_ray.config import HeadConfig, LoraConfig, TextConfig
 from wsdm_ray.errors import ClusterError, ModelError
 from wsdm_ray.modeling.attention import BLOCK
-from wsdm_ray.modeling.checkpoint import Manifest, folder_digest, load_classifier, save_classifier
+from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.classifier import add_lora, load_network, ordering_logits, trainable_parameters
-from wsdm_ray.modeling.loading import load_fused_classifier
+from wsdm_ray.modeling.loading import load_classifier, load_fused_classifier
+from wsdm_ray.modeling.manifest import Manifest, folder_digest
 from wsdm_ray.modeling.scorers import FusedClassifier
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.scoring import models
@@ -43,7 +44,9 @@ def specs(
     base = str(family_model("gemma2"))
     found = {}
     for seed, (name, head) in enumerate(HEADS.items()):
-        network = load_network(base, head, seed=seed, device="cpu", dtype=torch.float32, quantization="int8")
+        network = load_network(
+            base, head, seed=seed, device="cpu", dtype=torch.float32, quantization="bnb-int8"
+        )
         network = add_lora(network, LoraConfig(r=RANKS[name], alpha=8), seed=seed)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -52,7 +55,7 @@ def specs(
         folder = str(tmp_path_factory.mktemp("adapters") / name)
         digest = folder_digest(base)
         manifest = Manifest(
-            kind="adapter", base=base, base_digest=digest, quantization="int8", head=head, text=TEXT
+            kind="adapter", base=base, base_digest=digest, quantization="bnb-int8", head=head, text=TEXT
         )
         save_classifier(network, base, folder, manifest)
         found[name] = ModelSpec(folder, None, manifest, "bnb-int8")
@@ -136,16 +139,19 @@ def test_bytes_of_weights_that_stream_into_a_stack(tmp_path):
         "model.layers.0.k_proj.weight": torch.zeros(2, 4, dtype=torch.bfloat16),
     }
     save_file(tensors, tmp_path / "plain")
-    found = {name: streamed_bytes([f"{tmp_path}/plain"], name) for name in ("fp32", "bf16", "int8", "fp8")}
+    found = {
+        name: streamed_bytes([f"{tmp_path}/plain"], name)
+        for name in ("fp32", "bf16", "w8a8-int8", "w8a8-fp8")
+    }
     # 40 of the embedding, 4 of the norm, 24 + 8 in 8 rows; 24 in float32, three times.
     assert found == {
-        "fp32": 4 * 76 + 32 + 288, "bf16": 2 * 72 + 16 + 32 + 288, "int8": 80 + 16 + 32 + 32 + 288,
-        "fp8": 80 + 16 + 32 + 32 + 288,
+        "fp32": 4 * 76 + 32 + 288, "bf16": 2 * 72 + 16 + 32 + 288, "w8a8-int8": 80 + 16 + 32 + 32 + 288,
+        "w8a8-fp8": 80 + 16 + 32 + 32 + 288,
     }  # fmt: skip
     save_file(tensors | {"lm_head.weight": torch.zeros(1_000, 4)}, tmp_path / "headed")
-    assert streamed_bytes([f"{tmp_path}/headed"], "fp8") == found["fp8"]
+    assert streamed_bytes([f"{tmp_path}/headed"], "w8a8-fp8") == found["w8a8-fp8"]
     save_file(tensors | {"model.embed_tokens.weight": torch.zeros(1_000, 4)}, tmp_path / "wide")
-    assert streamed_bytes([f"{tmp_path}/wide"], "fp8") == 2 * 4 * 4_000
+    assert streamed_bytes([f"{tmp_path}/wide"], "w8a8-fp8") == 2 * 4 * 4_000
 
 
 def test_a_model_that_does_not_fit_the_gpu_is_refused_before_it_is_loaded(specs, monkeypatch):
@@ -204,7 +210,7 @@ def test_what_a_pass_takes(specs):
     assert BatchMemory.of(held.select(0), "packed") == expected
 
 
-@pytest.mark.parametrize(("precision", "sums"), [("fp32", 0), ("fp8", 0), ("int8", 4)])
+@pytest.mark.parametrize(("precision", "sums"), [("fp32", 0), ("w8a8-fp8", 0), ("w8a8-int8", 4)])
 def test_what_a_pass_of_a_stack_takes(specs, precision, sums):
     spec = specs["first"]
     network, _ = load_fused_classifier(spec.folder, precision=precision)
@@ -216,7 +222,7 @@ def test_what_a_pass_of_a_stack_takes(specs, precision, sums):
 
 
 def test_kernels_write_out_less(specs):
-    network, _ = load_fused_classifier(specs["first"].folder, precision="int8")
+    network, _ = load_fused_classifier(specs["first"].folder, precision="w8a8-int8")
     first = network.stack.layers[0]
     first.qkv.fused = first.gate_up.fused = True
     # Neither sums in int32 nor gate and up: attention, whose product has 64 rows, is the widest.
@@ -225,7 +231,7 @@ def test_kernels_write_out_less(specs):
 
 def test_stacks_are_compiled_when_they_are_loaded_if_at_all(specs, monkeypatch):
     spec = specs["first"]
-    held = Models([ModelSpec(spec.folder, None, spec.manifest, "int8")])
+    held = Models([ModelSpec(spec.folder, None, spec.manifest, "w8a8-int8")])
     network = held.select(0)
     assert isinstance(network, FusedClassifier)
     passes: list[int] = []

@@ -9,8 +9,9 @@ import ray
 from tests.unit.modeling.test_checkpoint import manifest_of, trained
 from wsdm_ray.config import ScoreConfig
 from wsdm_ray.errors import ClusterError, ModelError
-from wsdm_ray.modeling.checkpoint import Manifest, save_classifier
+from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.families import FAMILIES
+from wsdm_ray.modeling.manifest import Manifest
 from wsdm_ray.scoring import pipeline
 from wsdm_ray.scoring.models import Models, ModelSpec
 from wsdm_ray.scoring.pipeline import check_models, fastest_layout, fit_cluster
@@ -69,12 +70,12 @@ def test_what_would_wait_for_ever_is_refused(cluster, nodes, asked, message):
 @pytest.mark.parametrize(
     ("precision", "on_gpu", "layout"),
     [
-        ("fp8", True, "shared"),
-        ("int8", True, "shared"),
+        ("w8a8-fp8", True, "shared"),
+        ("w8a8-int8", True, "shared"),
         ("bf16", True, "shared"),
         ("fp32", True, "padded"),
         ("bnb-int8", True, "padded"),
-        ("fp8", False, "padded"),
+        ("w8a8-fp8", False, "padded"),
         ("fp32", False, "padded"),
     ],
 )
@@ -88,13 +89,13 @@ def test_the_layout_of_auto(precision, on_gpu, layout):
 @pytest.mark.parametrize(
     ("asked", "device", "capability", "found"),
     [
-        ("auto", "cuda", (9, 0), "int8"),
-        ("auto", "cuda", (8, 9), "fp8"),
-        ("auto", "cuda", (8, 0), "int8"),
+        ("auto", "cuda", (9, 0), "w8a8-int8"),
+        ("auto", "cuda", (8, 9), "w8a8-fp8"),
+        ("auto", "cuda", (8, 0), "w8a8-int8"),
         ("auto", "cuda", (7, 5), "bnb-int8"),
         ("bf16", "cuda", None, "bf16"),
         ("auto", "cpu", None, "fp32"),
-        ("fp8", "cpu", None, "fp8"),
+        ("w8a8-fp8", "cpu", None, "w8a8-fp8"),
     ],
 )
 def test_precisions_are_resolved_before_replicas_are_made(
@@ -118,7 +119,7 @@ def test_each_model_has_a_base_of_its_own(family_model, tmp_path):
     given = ScoreConfig(model=tuple(models), input=("i",), output="o", base=tuple(bases))
     specs, _ = check_models(given, "cpu")
     assert [spec.base for spec in specs] == bases
-    held = Models([dataclasses.replace(spec, precision="int8") for spec in specs]).held
+    held = Models([dataclasses.replace(spec, precision="w8a8-int8") for spec in specs]).held
     assert [network.stack.shape.family for network, _ in held] == [FAMILIES["gemma2"], FAMILIES["llama"]]
     only_one = dataclasses.replace(given, base=(bases[0],))
     with pytest.raises(ModelError, match=r"llama: was trained on a base with digest .*gemma2-moved has"):

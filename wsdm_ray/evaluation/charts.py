@@ -1,8 +1,8 @@
-"""Inline SVG figures for the report, coloured by the page's style sheet, so that they follow its dark mode.
+"""Inline SVG charts for the report, coloured by the page's style sheet, so that they follow its dark mode.
 
-Drawn by hand because the style sheet must reach every mark (classes `mark`, `ref`, `grid`, ...) and because
-labels are hostile text: `Markup.format` escapes all of it. Sizes are in SVG units; a figure is 420 wide and
-scales.
+They are drawn by hand because the style sheet must reach every mark (classes `mark`, `ref`, `grid`, ...) and
+because labels are hostile text: `Markup.format` escapes all of it. Sizes are in SVG units. A chart is 420
+wide and scales.
 """
 
 import math
@@ -11,20 +11,18 @@ from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
-from wsdm_ray.evaluation.metrics import CalibrationBins, wilson_interval
+from wsdm_ray.evaluation.metrics import CalibrationBins
+from wsdm_ray.statistics import Floats, wilson_interval
 
 __all__ = [
     "Estimate",
-    "curve_figure",
-    "estimates_figure",
-    "histogram_figure",
-    "position_figure",
-    "reliability_figure",
+    "curve_chart",
+    "estimates_chart",
+    "histogram_chart",
+    "position_chart",
+    "reliability_chart",
 ]
-
-Floats = NDArray[np.float64]
 
 WIDTH = 420
 LEVELS = 6
@@ -32,7 +30,7 @@ LEVELS = 6
 
 
 class Estimate(NamedTuple):
-    """One line of an estimates figure."""
+    """One line of an estimates chart."""
 
     label: str
     rows: int
@@ -41,7 +39,7 @@ class Estimate(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """Values `low..high` on pixels `start..end`."""
+    """Values `low..high`, drawn at `start..end`."""
 
     low: float
     high: float
@@ -104,7 +102,7 @@ def share_ticks(step: float = 0.25) -> list[tuple[float, str]]:
     return [(at, f"{at:.0%}".replace("%", " %")) for at in np.arange(0, 1 + step / 2, step).tolist()]
 
 
-def reliability_figure(bins: CalibrationBins, calibrated: CalibrationBins | None, prob_N: Floats) -> Markup:
+def reliability_chart(bins: CalibrationBins, calibrated: CalibrationBins | None, prob_N: Floats) -> Markup:
     """Share of votes for A against its predicted probability, above the histogram of the predictions."""
     x, y = Axis(0, 1, 50, 396), Axis(0, 1, 316, 26)
     low, high = wilson_interval(np.clip(bins.observed, 0, 1), bins.rows)
@@ -146,7 +144,7 @@ def reliability_figure(bins: CalibrationBins, calibrated: CalibrationBins | None
     return svg(426, described, parts)
 
 
-def position_figure(prob_ab_N: Floats, prob_ba_N: Floats) -> Markup:
+def position_chart(prob_ab_N: Floats, prob_ba_N: Floats) -> Markup:
     """Map of the probability of A when it stands first (x) and when it stands second (y)."""
     x, y, cells = Axis(0, 1, 50, 396), Axis(0, 1, 372, 26), 30
     counts, *_ = np.histogram2d(prob_ab_N, prob_ba_N, bins=cells, range=((0, 1), (0, 1)))
@@ -182,7 +180,7 @@ def position_figure(prob_ab_N: Floats, prob_ba_N: Floats) -> Markup:
     return svg(412, described, parts)
 
 
-def estimates_figure(estimates: Sequence[Estimate], overall: float, what: str) -> Markup:
+def estimates_chart(estimates: Sequence[Estimate], overall: float, what: str) -> Markup:
     """Accuracy with its interval and the number of rows, one line an estimate; dashed: all rows."""
     step, top = 26, 26
     bottom = top + step * len(estimates) + 4
@@ -214,7 +212,7 @@ def estimates_figure(estimates: Sequence[Estimate], overall: float, what: str) -
     return svg(bottom + 44, f"Accuracy by {what}: {listed}.", parts)
 
 
-def histogram_figure(
+def histogram_chart(
     values_N: Floats, edges: Floats, ticks: Sequence[tuple[float, str]], title: str, described: str
 ) -> Markup:
     """Number of rows by value; `ticks` are (position, label), so that the scale may be a logarithm."""
@@ -229,7 +227,7 @@ def histogram_figure(
     return svg(242, described, parts)
 
 
-def curve_figure(
+def curve_chart(
     steps: Floats,
     values: Floats,
     title: str,
@@ -248,8 +246,8 @@ def curve_figure(
     low, high = max(shown.min(), low - (high - low)), min(shown.max(), high + (high - low))
     if high - low < 1e-6 * abs(high):  # one value, but for rounding
         low = high = float(np.median(shown))
-    room = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
-    x, y = Axis(float(steps[0]) - 1, float(steps[-1]), 62, 396), Axis(low - room, high + room, 216, 26)
+    margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
+    x, y = Axis(float(steps[0]) - 1, float(steps[-1]), 62, 396), Axis(low - margin, high + margin, 216, 26)
     parts = [
         y_axis(y, 62, 396, [(at, format(at, form)) for at in nice_ticks(y.low, y.high)], title),
         x_axis(x, 26, 216, [(at, f"{at:,.0f}") for at in nice_ticks(x.low, x.high)], "step"),

@@ -1,4 +1,4 @@
-"""What a run shows of its steps: files that can be read back, whole, also when it is done in two parts."""
+"""Metric sinks: files that can be read back whole, also when a run is done in two parts."""
 
 import dataclasses
 import json
@@ -13,8 +13,9 @@ from tensorboardX.proto.event_pb2 import Event
 from wsdm_ray.config import TrainConfig
 from wsdm_ray.errors import ConfigError, StorageError
 from wsdm_ray.presets import tiny
-from wsdm_ray.training import tracking
-from wsdm_ray.training.tracking import Tracker, check_tracking
+from wsdm_ray.training import sinks as sinks_module
+from wsdm_ray.training.metrics import Row
+from wsdm_ray.training.sinks import JsonLinesSink, SinkGroup, TensorBoardSink, check_sinks, open_sinks
 
 
 @pytest.fixture
@@ -24,6 +25,13 @@ def config(tmp_path: Path) -> TrainConfig:
 
 def row(step: int, **more: Any) -> dict[str, Any]:
     return {"step": step, "loss": 1 / step, "accuracy": 0.5, **more}
+
+
+def opened(config: TrainConfig, history: list[dict[str, Any]]) -> SinkGroup:
+    """The sinks of a run, which are flushed when the test says so, however slow the machine is."""
+    sinks = open_sinks(config, history)
+    sinks.flush_seconds = float("inf")
+    return sinks
 
 
 def events_in(path: Path) -> dict[tuple[int, str], float]:
@@ -39,16 +47,16 @@ def events_in(path: Path) -> dict[tuple[int, str], float]:
 
 
 def test_rows_and_events(config):
-    tracker = Tracker(config, [])
-    tracker.add(row(1))
-    tracker.add(row(2, valid_log_loss=0.25, valid_accuracy_ci95=[0.1, 0.2]))
-    tracker.flush()
-    tracker.flush()  # nothing new
-    tracker.add(row(3))
-    tracker.close()
+    sinks = opened(config, [])
+    sinks.log(row(1))
+    sinks.log(row(2, valid_log_loss=0.25, valid_accuracy_ci95=[0.1, 0.2]))
+    sinks.flush()
+    sinks.flush()  # nothing new
+    sinks.log(row(3))
+    sinks.close()
     output = Path(config.output)
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert [each["step"] for each in rows] == [1, 2, 3]
+    assert [line["step"] for line in rows] == [1, 2, 3]
     assert rows[1]["valid_accuracy_ci95"] == [0.1, 0.2]
     first, second = sorted((output / "tensorboard").iterdir())
     assert first.name == "events.out.tfevents.0000000001"
@@ -61,13 +69,13 @@ def test_rows_and_events(config):
 
 
 def test_a_run_that_goes_on_shows_its_whole_history(config):
-    first = Tracker(config, [])
+    first = opened(config, [])
     for step in (1, 2, 3):
-        first.add(row(step))
+        first.log(row(step))
     first.close()
-    second = Tracker(config, [row(1), row(2)])  # the checkpoint was of step 2
-    second.add(row(3))
-    second.add(row(4))
+    second = opened(config, [row(1), row(2)])  # the checkpoint was of step 2
+    second.log(row(3))
+    second.log(row(4))
     second.close()
     lines = (Path(config.output) / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
@@ -75,17 +83,16 @@ def test_a_run_that_goes_on_shows_its_whole_history(config):
     assert names == ["01", "03"]
 
 
-def test_rows_are_shown_while_the_run_goes_on(config, monkeypatch):
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
-    tracker = Tracker(config, [])
-    tracker.add(row(1))
+def test_rows_are_written_while_the_run_goes_on(config):
+    sinks = SinkGroup([JsonLinesSink(config.output, [])], flush_seconds=0.0)
+    sinks.log(row(1))
     assert (Path(config.output) / "metrics.jsonl").exists()
 
 
 def test_no_tensorboard(config):
-    tracker = Tracker(dataclasses.replace(config, tensorboard=False), [])
-    tracker.add(row(1))
-    tracker.close()
+    sinks = opened(dataclasses.replace(config, tensorboard=False), [])
+    sinks.log(row(1))
+    sinks.close()
     assert [path.name for path in Path(config.output).iterdir()] == ["metrics.jsonl"]
 
 
@@ -93,12 +100,12 @@ def test_no_tensorboard(config):
 def test_weights_and_biases_offline(config, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = dataclasses.replace(config, wandb="votes")
-    check_tracking(config)
+    check_sinks(config)
     for steps in ((1, 2), (3,)):  # in two parts
-        tracker = Tracker(config, [row(step) for step in range(1, steps[0])])
+        sinks = opened(config, [row(step) for step in range(1, steps[0])])
         for step in steps:
-            tracker.add(row(step, valid_log_loss=0.5))
-        tracker.close()
+            sinks.log(row(step, valid_log_loss=0.5))
+        sinks.close()
     name = (Path(config.output) / "_wandb_id").read_text()
     runs = list((Path(config.output) / "wandb").glob("offline-run-*"))
     assert runs
@@ -111,36 +118,71 @@ def test_weights_and_biases_offline(config, monkeypatch):
 def test_weights_and_biases_not_installed(config, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"--wandb votes: .*pip install wandb"):
-        check_tracking(dataclasses.replace(config, wandb="votes"))
-    check_tracking(config)
+        check_sinks(dataclasses.replace(config, wandb="votes"))
+    check_sinks(config)
 
 
 def test_events_after_the_checkpoint_are_forgotten(config):
-    first = Tracker(config, [])
+    first = opened(config, [])
     for step in range(1, 7):
-        first.add(row(step))
+        first.log(row(step))
         first.flush()
     first.close()
-    second = Tracker(config, [row(step) for step in (1, 2, 3, 4)])  # the checkpoint was of step 4
-    second.add(row(5))
+    second = opened(config, [row(step) for step in (1, 2, 3, 4)])  # the checkpoint was of step 4
+    second.log(row(5))
     second.close()
     names = [path.name[-2:] for path in sorted((Path(config.output) / "tensorboard").iterdir())]
     assert names == ["01", "02", "03", "04", "05"]
 
 
 def test_a_store_that_fails_costs_no_step(config, monkeypatch):
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
-
     def fail(path: str, write: Any) -> None:
         raise StorageError(f"{path}: no")
 
-    tracker = Tracker(config, [])
+    files = [JsonLinesSink(config.output, []), TensorBoardSink(config.output, 0)]
+    sinks = SinkGroup(files, flush_seconds=0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "write_atomic", fail)
-        tracker.add(row(1))
-    tracker.add(row(2))
+        patch.setattr(sinks_module, "write_atomic", fail)
+        sinks.log(row(1))
+        with pytest.raises(StorageError):
+            sinks.flush()
+    sinks.log(row(2))
     lines = (Path(config.output) / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    [events] = (Path(config.output) / "tensorboard").iterdir()
+    assert {step for step, _ in events_in(events)} == {1, 2}
+
+
+class KeepingSink:
+    """A sink as anybody may add one: it keeps what it gets, and fails at `close` if told to."""
+
+    def __init__(self, error: Exception | None = None):
+        self.steps: list[int] = []
+        self.calls: list[str] = []
+        self.error = error
+
+    def log(self, row: Row) -> None:
+        self.steps.append(row["step"])
+
+    def flush(self) -> None:
+        self.calls.append("flush")
+
+    def close(self) -> None:
+        self.calls.append("close")
+        if self.error:
+            raise self.error
+
+
+def test_every_sink_has_every_row_and_is_closed_even_if_another_fails():
+    sinks = [KeepingSink(StorageError("no")), KeepingSink()]
+    group = SinkGroup(sinks, flush_seconds=float("inf"))
+    group.log(row(1))
+    group.log(row(2))
+    with pytest.raises(StorageError):
+        group.close()
+    for sink in sinks:
+        assert sink.steps == [1, 2]
+        assert sink.calls == ["flush", "close"]
 
 
 def test_weights_and_biases_without_a_key(config, monkeypatch):
@@ -149,4 +191,4 @@ def test_weights_and_biases_without_a_key(config, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(ConfigError, match=r"--wandb votes: .*No API key.*wandb login.*WANDB_MODE=offline"):
-        Tracker(dataclasses.replace(config, wandb="votes"), [])
+        opened(dataclasses.replace(config, wandb="votes"), [])

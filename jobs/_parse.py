@@ -1,0 +1,165 @@
+"""A job's arguments to its config; whatever is wrong with them is a `ConfigError` of one line.
+
+tyro does the parsing. What it would say in a box of several lines is said here first, or by its hook.
+"""
+
+import difflib
+import re
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import tyro
+from tyro import _errors as tyro_errors  # experimental, and pinned with tyro's version
+
+from jobs._options import Option, options_of
+from jobs._registry import command, job_of
+from wsdm_ray.config import TrainConfig
+from wsdm_ray.errors import ConfigError
+from wsdm_ray.legacy import modernize_arguments
+from wsdm_ray.presets import PRESETS
+
+__all__ = ["nearest", "parse", "take_preset"]
+
+Config = TypeVar("Config")
+
+WITH_SECRET = re.compile(r"\w+://[^\s/@]*:[^\s@]*@")
+
+
+def parse(config_type: type[Config], argv: Sequence[str]) -> Config:
+    """The config that the arguments of a job make; a line on standard error for each old name among them.
+
+    Raises:
+        ConfigError: an argument is unknown, missing, repeated, or of a wrong value.
+    """
+    check_no_secret(argv)
+    job = job_of(config_type)
+    words, renamed = modernize_arguments(job.name, argv)
+    for line in renamed:
+        print(line, file=sys.stderr)
+    default, words = preset_of(config_type, words)
+    options = {option.flag: option for option in options_of(config_type)}
+    check_flags(words, options.values(), f"`{command(job.name)} --help` lists the options")
+
+    def refuse(event: tyro_errors.ParseErrorEvent) -> None:
+        raise RefusedError(reason(event, options))
+
+    try:
+        with tyro_errors.on_parse_error(refuse):
+            return tyro.cli(
+                config_type,
+                prog=command(job.name),
+                args=words,
+                default=cast(Config, tyro.MISSING_NONPROP if default is None else default),
+            )
+    except RefusedError as refused:
+        raise ConfigError(str(refused)) from None
+
+
+class RefusedError(Exception):
+    """How the hook leaves tyro."""
+
+
+def preset_of(config_type: type[Config], argv: Sequence[str]) -> tuple[Config | None, list[str]]:
+    """The config that the arguments start from, if any, and the arguments without its name."""
+    check_repeated(argv)
+    if config_type is not TrainConfig:
+        return None, list(argv)
+    default, words = take_preset(list(argv))
+    return default, words  # pyright: ignore[reportReturnType]  # Config is TrainConfig here
+
+
+def take_preset(argv: list[str]) -> tuple[TrainConfig | None, list[str]]:
+    """The config that `--preset NAME` names, if `argv` has it, and the arguments without it.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    for index, argument in enumerate(argv):
+        if argument == "--preset" or argument.startswith("--preset="):
+            taken = 1 if "=" in argument else 2
+            name = argument.partition("=")[2] or "".join(argv[index + 1 : index + 2]) or "(no name)"
+            if name not in PRESETS:
+                raise ConfigError(f"--preset {name}: {nearest(name, PRESETS)}there are {', '.join(PRESETS)}")
+            preset = PRESETS[name](base=tyro.MISSING, train=tyro.MISSING, output=tyro.MISSING)
+            return preset, argv[:index] + argv[index + taken :]
+    return None, argv
+
+
+def nearest(word: str, names: Collection[str]) -> str:
+    """`did you mean NAME? ` where a name is near to the word, else nothing."""
+    near = difflib.get_close_matches(word, names, 1)
+    return f"did you mean {near[0]}? " if near else ""
+
+
+def flags_in(argv: Sequence[str]) -> list[str]:
+    """The options among the arguments, as the help spells them."""
+    return [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
+
+
+def check_repeated(argv: Sequence[str]) -> None:
+    """Raise `ConfigError` for an option that is given twice, of which tyro takes the last."""
+    seen: set[str] = set()
+    for flag in flags_in(argv):
+        if flag in seen:
+            raise ConfigError(f"{flag} is given twice; give all its values at once: {flag} A B")
+        seen.add(flag)
+
+
+def check_no_secret(argv: Sequence[str]) -> None:
+    """Raise `ConfigError` for a path with credentials in it: logs, errors and run.json name paths."""
+    flag = ""
+    for word in argv:
+        flag = word.partition("=")[0] if word.startswith("--") else flag
+        if WITH_SECRET.search(word):
+            raise ConfigError(
+                f"{flag}: has a path with credentials in it; leave them to the environment, or to the "
+                "store's own files"
+            )
+
+
+def check_flags(argv: Sequence[str], options: Collection[Option], remedy: str) -> None:
+    """Raise `ConfigError` for an option that the job does not have, or a required one that is missing."""
+    known, flags = [flag for option in options for flag in option.flags], flags_in(argv)
+    for flag in flags:
+        if flag not in known:
+            raise ConfigError(f"{flag}: no such option; {nearest(flag, known)}{remedy}")
+    missing = [option.flag for option in options if option.required and option.flag not in flags]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)}: required and not given; {remedy}")
+
+
+def reason(event: tyro_errors.ParseErrorEvent, options: Mapping[str, Option]) -> str:
+    """What tyro found wrong, on one line, and what the option takes."""
+    match event:
+        case tyro_errors.InstantiationFailure(argument=None, message=message):
+            return message  # of the config's own checks
+        case tyro_errors.InstantiationFailure(argument=argument, message=message):
+            return message if message.startswith("--") else wrong_value(flag_of(argument), message, options)
+        case tyro_errors.InvalidChoice(argument=argument, value=value, choices=choices):
+            return (
+                f"{flag_of(argument)} {value}: {nearest(value, choices)}must be one of {', '.join(choices)}"
+            )
+        case tyro_errors.BadValue(argument=argument):
+            return f"{flag_of(argument)}: too few values; takes {options[flag_of(argument)].metavar}"
+        case tyro_errors.UnrecognizedArgs(tokens=tokens):
+            return f"{' '.join(tokens)}: belongs to no option; an option's values follow it"
+        case _:
+            return f"the arguments do not fit the options ({type(event).__name__})"
+
+
+def wrong_value(flag: str, message: str, options: Mapping[str, Option]) -> str:
+    """The line for a value that is not of the option's type.
+
+    Args:
+        message: of the conversion that failed, which quotes the value at its end.
+    """
+    value = re.search(r"'([^']*)'$", message)
+    kinds = {"int()": "a whole number", "to float": "a number"}
+    kind = next((kind for sign, kind in kinds.items() if sign in message), options[flag].metavar)
+    return f"{flag}{f' {value[1]}' if value else ''}: must be {kind}"
+
+
+def flag_of(argument: Any) -> str:
+    """The option of tyro's record of an argument."""
+    return argument.lowered.name_or_flags[-1]

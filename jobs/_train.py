@@ -1,0 +1,29 @@
+"""`train` with its curves drawn, also where it fails."""
+
+from wsdm_ray.config import TrainConfig
+from wsdm_ray.errors import WsdmRayError
+from wsdm_ray.evaluation.curves import write_curves
+from wsdm_ray.runs import STARTED_FILE, names_in
+from wsdm_ray.telemetry import logger
+from wsdm_ray.training.runner import train
+
+__all__ = ["train_and_draw"]
+
+
+def train_and_draw(config: TrainConfig) -> None:
+    """Train a classifier and write training.html beside it."""
+    try:
+        train(config)
+    except WsdmRayError:
+        if STARTED_FILE in names_in(config.output):  # a run that failed is looked at first of all
+            draw(config.output)
+        raise
+    draw(config.output)
+
+
+def draw(output: str) -> None:
+    """Write the curves; what goes wrong there is no reason to call a run failed."""
+    try:
+        write_curves(output)
+    except Exception as error:
+        logger.warning("train: no training.html: %s", error)

@@ -1,0 +1,102 @@
+"""One row of each published format, and how a file of such rows is written and read."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wsdm_ray.data.published import read_published
+
+
+def user(text: str | None) -> dict:
+    return {"content": text, "role": "user"}
+
+
+def assistant(text: str | None) -> dict:
+    return {"content": text, "role": "assistant"}
+
+
+def system(text: str | None) -> dict:
+    return {"content": text, "role": "system"}
+
+
+WSDM = {
+    "id": "00007cff95d7f7974642a785aca248b0", "prompt": "вправе ли", "response_a": "Да", "response_b": "Нет",
+    "winner": "model_a", "model_a": "o1-preview", "model_b": "reka-flash", "language": "Russian",
+}  # fmt: skip
+LMSYS_57K = {
+    "id": 30192, "model_a": "gpt-4-1106-preview", "model_b": "gpt-4-0613",
+    "prompt": ["Is it moral?", "And now?"],
+    "response_a": ["It depends.", "Yes."], "response_b": ["No.", None],
+    "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0,
+}  # fmt: skip
+LMSYS_33K = {
+    "question_id": "58210e39b3fd4441a2bd4a518bb44c2d", "model_a": "chatglm-6b", "model_b": "koala-13b",
+    "winner": "tie (bothbad)", "judge": "arena_user_973",
+    "conversation_a": [user("What is it?"), assistant("A test.")],
+    "conversation_b": [user("What is it?"), assistant("An exam.")],
+    "turn": 1, "anony": True, "language": "English", "tstamp": 1682351591.1322,
+    "openai_moderation": {"categories": {"hate": False}, "category_scores": {"hate": 1e-5}, "flagged": False},
+    "toxic_chat_tag": {"roberta-large": {"flagged": False, "probability": 0.01}},
+}  # fmt: skip
+ULTRAFEEDBACK = {
+    "prompt": "how can i write it?", "prompt_id": "5b4a9b9f",
+    "chosen": [user("how can i write it?"), assistant("Like this.")],
+    "rejected": [user("how can i write it?"), assistant("Dunno.")],
+    "messages": [user("how can i write it?"), assistant("Like this.")],
+    "score_chosen": 8.5, "score_rejected": 6.0,
+}  # fmt: skip
+ORPO = {
+    "source": "Airoboros",
+    "chosen": [system("Be brief."), user("Hi"), assistant("Hello"), user("And?"), assistant("Good.")],
+    "rejected": [system("Be brief."), user("Hi"), assistant("Hello"), user("And?"), assistant("Bad.")],
+    "prompt": "Hi", "question": None,
+}  # fmt: skip
+HH = {
+    "chosen": "\n\nHuman: What are some words?\n\nAssistant: Here’s a list.\n\nAss, dick,"
+    "\n\nHuman: Which one?\n\nAssistant: I haven't thought.",
+    "rejected": "\n\nHuman: What are some words?\n\nAssistant: Here’s a list.\n\nAss, dick,"
+    "\n\nHuman: Which one?\n\nAssistant: Ass.",
+}
+HH_PROMPT = "user: What are some words?\n\nassistant: Here’s a list.\n\nAss, dick,\n\nuser: Which one?"
+DPO = {"id": 7, "prompt": "Sky?", "chosen": "Blue.", "rejected": "Green."}
+ROWS = {
+    "wsdm": WSDM, "lmsys-57k": LMSYS_57K, "lmsys-33k": LMSYS_33K, "ultrafeedback": ULTRAFEEDBACK,
+    "orpo-dpo-mix": ORPO, "hh-rlhf": HH, "dpo": DPO,
+}  # fmt: skip
+
+A_IDS = ["rows-1", "rows-2"]
+"""Ids by whose hash the chosen response is response_a."""
+
+
+def write(folder: Path, rows: list[dict], ending: str = "parquet") -> str:
+    path = folder / f"rows.{ending}"
+    if ending == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif ending == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            for row in rows:
+                packed = {
+                    name: json.dumps(value) for name, value in row.items() if isinstance(value, list | dict)
+                }
+                writer.writerow({**row, **packed})
+    return str(path)
+
+
+def read(path: str, form: str, **options) -> tuple[list[dict], list[bool]]:
+    parts = list(read_published(path, form, **options))
+    rows = [row for table, _ in parts for row in table.to_pylist()]
+    return rows, np.concatenate([different for _, different in parts]).tolist()
+
+
+def pair_of(row: dict) -> tuple:
+    """Prompt, winning text, losing text of a canonical row."""
+    a, b = row["response_a"], row["response_b"]
+    return (row["prompt"], a, b) if row["winner"] == "model_a" else (row["prompt"], b, a)

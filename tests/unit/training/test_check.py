@@ -1,0 +1,88 @@
+"""What is found before anything runs, without Ray."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from wsdm_ray.config import TrainConfig
+from wsdm_ray.errors import ClusterError, ConfigError
+from wsdm_ray.presets import tiny
+from wsdm_ray.storage import list_files
+from wsdm_ray.training.check import CheckedTraining, ClusterResources, TrainingCounts, check
+
+TWO_CPUS = ClusterResources(cpus=2, gpus=0)
+
+
+@pytest.fixture
+def config(tiny_model: Path, prepared: Path, tmp_path: Path) -> TrainConfig:
+    whole = tiny(str(tiny_model), (f"{prepared}/train",), str(tmp_path / "model"), (f"{prepared}/valid",))
+    return dataclasses.replace(whole, quantization="none", epochs=2.0)
+
+
+def changed(config: TrainConfig, cluster: ClusterResources = TWO_CPUS, **changes) -> CheckedTraining:
+    return check(dataclasses.replace(config, **changes), cluster)
+
+
+def test_what_was_checked(config, prepared):
+    rows = {
+        name: sum(pq.read_metadata(path).num_rows for path in list_files(f"{prepared}/{name}"))
+        for name in ("train", "valid")
+    }
+    checked = check(config, TWO_CPUS)
+    steps = 2 * -(-rows["train"] // 32)
+    assert checked.counts == TrainingCounts(
+        train=rows["train"], epoch_rows=rows["train"], steps=steps, valid=rows["valid"]
+    )
+    assert checked.counts.to_dict() == {
+        "train": rows["train"], "epoch_rows": rows["train"], "steps": steps, "valid": rows["valid"],
+    }  # fmt: skip
+    assert checked.manifest.quantization == "none"
+    assert not checked.on_gpu
+    assert check(config, ClusterResources(cpus=2, gpus=1)).on_gpu
+
+
+def test_workers_get_paths_that_mean_the_same_everywhere(config, monkeypatch):
+    folder = Path(config.base).parent
+    monkeypatch.chdir(folder)
+    checked = changed(config, base=os.path.basename(config.base), output="somewhere/else")
+    assert checked.worker_config.base == config.base
+    assert checked.worker_config.output == f"{folder}/somewhere/else"
+    assert checked.worker_config.train == tuple(list_files(config.train))
+
+
+def test_the_fingerprint_has_what_decides_the_classifier_and_no_more(config):
+    fingerprint = check(config, TWO_CPUS).fingerprint
+    assert fingerprint.keys() == {"options", "base", "passes", "gpu", "inputs", "teachers"}
+    assert fingerprint["options"].keys() == {
+        "seed", "epochs", "max_steps", "pairs_per_step", "orders", "layout", "token_budget", "precision",
+        "quantization", "int8_activations", "gradient_checkpointing", "compile", "text", "head", "lora",
+        "optimizer", "objective", "mix", "checkpoint_steps",
+    }  # fmt: skip
+    free = {
+        "max_failures": 9,
+        "loss_spike": 2.0,
+        "allow_leakage": True,
+        "tensorboard": False,
+        "restart": True,
+    }
+    assert changed(config, **free).fingerprint == fingerprint
+    for decisive in ({"seed": 1}, {"num_workers": 2}, {"micro_batches": 2}, {"train": config.valid}):
+        others = {"allow_leakage": True, **decisive}
+        assert changed(config, **others).fingerprint != fingerprint, decisive
+    # Dropout depends on the micro-batches, not on who runs them.
+    one, two = (changed(config, num_workers=size, micro_batches=2) for size in (1, 2))
+    assert one.fingerprint == two.fingerprint
+
+
+def test_what_cannot_be_done(config):
+    with pytest.raises(ClusterError, match=r"2 CPUs and 0 GPUs: too small for 3 workers of 1 CPU each"):
+        changed(config, num_workers=3)
+    with pytest.raises(ClusterError, match=r"8 CPUs and 1 GPUs: too small for 3 workers of 1 GPU each"):
+        changed(config, ClusterResources(cpus=8, gpus=1), num_workers=3)
+    with pytest.raises(ConfigError, match="--int8-activations: the base is held as none; leave it out"):
+        changed(config, int8_activations=True)
+    with pytest.raises(ConfigError, match="holds the input"):
+        changed(config, output=config.base)

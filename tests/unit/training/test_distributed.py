@@ -1,0 +1,80 @@
+"""What workers do together: shares of the micro-batches, sums of gradients."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from wsdm_ray.config import HeadConfig
+from wsdm_ray.training.distributed import WorkerGroup, clip_gradients, current_group
+
+
+@dataclass(frozen=True)
+class GroupWithIdleWorker(WorkerGroup):
+    """Two workers of which the other has no micro-batch."""
+
+    size: int = 2
+
+    def own_batches(self, costs: list[int]) -> list[int]:
+        return list(range(len(costs)))
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+@dataclass(frozen=True)
+class GroupOfTwins(WorkerGroup):
+    """Two workers that compute the same."""
+
+    size: int = 2
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.mul_(2)
+
+
+def test_a_process_of_its_own_is_the_first_of_one():
+    group = current_group()
+    assert group == WorkerGroup(0, 1)
+    assert group.is_first
+    assert not WorkerGroup(1, 2).is_first
+    assert group.all_reduce(torch.tensor([3.0])).tolist() == [3.0]
+    assert group.own_batches([5, 9, 7]) == [0, 1, 2]
+
+
+def test_every_micro_batch_has_one_worker():
+    shares = [WorkerGroup(rank, 3).own_batches([9, 1, 4, 4, 8]) for rank in range(3)]
+    assert sorted(number for share in shares for number in share) == [0, 1, 2, 3, 4]
+    assert all(shares)
+
+
+def test_gradients_are_summed_each_in_its_shape_and_type():
+    adapter, head = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    idle = nn.Parameter(torch.ones(2))
+    adapter.grad = torch.arange(6.0).view(2, 3)
+    head.grad = torch.full((4,), 0.5, dtype=torch.bfloat16)
+    GroupOfTwins().all_reduce_gradients([adapter, head, idle])
+    assert adapter.grad.tolist() == [[0, 2, 4], [6, 8, 10]]
+    assert head.grad.dtype == torch.bfloat16
+    assert head.grad.tolist() == [1, 1, 1, 1]
+    assert idle.grad is not None
+    assert idle.grad.tolist() == [0, 0], "a worker without a micro-batch adds nothing"
+
+
+def test_gradients_are_clipped_by_their_common_norm():
+    parameters = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+    parameters[0].grad, parameters[1].grad = torch.tensor([3.0]), torch.tensor([4.0])
+    assert clip_gradients(parameters, 10.0) == 5.0
+    assert parameters[0].grad.tolist() == [3.0]
+    assert clip_gradients(parameters, 1.0) == 5.0
+    assert [parameter.grad.item() for parameter in parameters if parameter.grad is not None] == (
+        pytest.approx([0.6, 0.8], rel=1e-5)
+    )
+
+
+def test_a_step_beside_an_idle_worker_is_that_of_one_worker(trainer_of):
+    options = {"head": HeadConfig(dropout=0.0, precision="bf16"), "max_steps": 1, "micro_batches": 2}
+    [expected] = trainer_of(**options).steps()
+    [found] = trainer_of(**options, group=GroupWithIdleWorker()).steps()
+    assert found.loss == pytest.approx(expected.loss, rel=1e-2)
+    assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-2)

@@ -1,0 +1,53 @@
+"""Checkpoints of the loop: a folder that is a classifier, and all that a run continues from."""
+
+import pytest
+import torch
+
+from tests.unit.training.conftest import learnable_votes
+from wsdm_ray.config import HeadConfig, LoraConfig
+from wsdm_ray.errors import ModelError
+from wsdm_ray.modeling.loading import load_classifier
+from wsdm_ray.modeling.manifest import read_manifest
+
+
+def test_a_head_in_bfloat16(trainer_of, tmp_path):
+    options = {"head": HeadConfig(dropout=0.0, precision="bf16"), "max_steps": 2}
+    trainer = trainer_of(**options)
+    list(trainer.steps())
+    trainer.save(str(tmp_path))
+    kinds = {name: parameter.dtype for name, parameter in trainer.parameters.items()}
+    assert {kind for name, kind in kinds.items() if "score" in name} == {torch.bfloat16}
+    assert {kind for name, kind in kinds.items() if "lora" in name} == {torch.float32}
+    network, manifest = load_classifier(str(tmp_path))
+    assert manifest.head == options["head"]
+    assert {parameter.dtype for parameter in network.get_submodule("score").parameters()} == {torch.bfloat16}
+    again = trainer_of(**options)
+    again.restore(str(tmp_path))
+    for name, parameter in again.parameters.items():
+        assert torch.equal(parameter, trainer.parameters[name]), name
+
+
+def test_a_checkpoint_is_a_classifier(trainer_of, tmp_path):
+    trainer = trainer_of(max_steps=2, valid=learnable_votes(10, 3))
+    list(trainer.steps())
+    metrics = trainer.evaluate_step()
+    trainer.save(str(tmp_path))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        "adapter_config.json", "adapter_model.safetensors", "metrics.jsonl", "optimizer.safetensors",
+        "tokenizer.json", "tokenizer_config.json", "trainer_state.json", "wsdm_ray.json",
+    }  # fmt: skip
+    manifest = read_manifest(str(tmp_path))
+    assert manifest.metrics["step"] == 2
+    assert manifest.metrics["valid_rows"] == 10
+    assert manifest.metrics["loss"] == metrics.loss
+    assert manifest.text == trainer.config.text
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    network, _ = load_classifier(str(tmp_path))
+    assert not network.training
+
+
+def test_a_checkpoint_of_other_layers(trainer_of, tmp_path):
+    trainer_of(lora=LoraConfig(r=4, targets=("q_proj",))).save(str(tmp_path))
+    with pytest.raises(ModelError, match=r"lacks base_model\.model\.model\.layers\.0\.mlp\.down_proj"):
+        trainer_of().restore(str(tmp_path))

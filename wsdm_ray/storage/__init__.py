@@ -1,0 +1,44 @@
+"""The one place that touches files: list, read and write atomically, on a disk, S3 or GCS.
+
+Every path is a plain path, `s3://bucket/key` or `gs://bucket/key`. A file that has its final name is whole: a
+local file is written beside it and renamed; an object appears with the last byte of its put. Not covered:
+what the bytes mean.
+"""
+
+from wsdm_ray.storage.files import (
+    delete_file,
+    is_leftover,
+    open_parquet,
+    open_read,
+    read_json,
+    write_atomic,
+    write_json,
+    write_parquet,
+)
+from wsdm_ray.storage.folders import delete_folder, local_copy, sha256_of_files, upload_folder
+from wsdm_ray.storage.listing import exists, file_identity, list_files
+from wsdm_ray.storage.stores import absolute, errors_for, filesystem, is_remote, join, reason
+
+__all__ = [
+    "absolute",
+    "delete_file",
+    "delete_folder",
+    "errors_for",
+    "exists",
+    "file_identity",
+    "filesystem",
+    "is_leftover",
+    "is_remote",
+    "join",
+    "list_files",
+    "local_copy",
+    "open_parquet",
+    "open_read",
+    "read_json",
+    "reason",
+    "sha256_of_files",
+    "upload_folder",
+    "write_atomic",
+    "write_json",
+    "write_parquet",
+]

@@ -1,0 +1,98 @@
+"""Whole folders: upload, fetch, delete, and a digest of their files."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsdm_ray.errors import StorageError
+from wsdm_ray.storage.files import delete_file, write_atomic
+from wsdm_ray.storage.listing import file_identity
+from wsdm_ray.storage.stores import absolute, errors_for, filesystem, is_remote, join, with_scheme
+
+__all__ = ["delete_folder", "local_copy", "sha256_of_files", "upload_folder"]
+
+
+def delete_folder(path: str) -> None:
+    """Delete a folder and all in it; nothing happens where there is none."""
+    fs, inner = filesystem(path)
+    with errors_for(path), contextlib.suppress(FileNotFoundError):
+        fs.rm(inner, recursive=True)
+
+
+def upload_folder(local: str, target: str, *, last: str) -> None:
+    """Copy the files of the flat folder `local` into `target`, each atomically, the one named `last` last.
+
+    A process that waits for `last` therefore never sees a folder that is incomplete or half replaced. Where
+    `target` has a `last` already, that file is deleted first.
+    """
+    names = sorted(name for name in os.listdir(local) if os.path.isfile(os.path.join(local, name)))
+    assert last in names, f"{local} holds no {last}"
+    delete_file(join(target, last))
+    for name in sorted(names, key=lambda name: name == last):
+        source = os.path.join(local, name)
+        if is_remote(target):
+            fs, inner = filesystem(join(target, name))
+            with errors_for(target):
+                fs.put_file(source, inner)  # multipart for large files; visible only when complete
+        else:
+            with Path(source).open("rb") as file:
+                write_atomic(
+                    join(target, name), lambda out, file=file: shutil.copyfileobj(file, out, 1 << 22)
+                )
+
+
+def local_copy(folder: str) -> str:
+    """A local folder with the files of `folder`; a remote one is fetched, once a node and version.
+
+    Folders within a remote folder are left out. It is fetched into `$WSDM_RAY_CACHE`, else into `wsdm_ray` in
+    the system's folder for temporary files. Processes of one node that ask at the same time may fetch twice;
+    the first to finish wins and nobody sees half a folder.
+    """
+    if not is_remote(folder):
+        if not os.path.isdir(absolute(folder)):
+            raise StorageError(f"{folder}: no such folder; check the path")
+        return absolute(folder)
+    fs, inner = filesystem(folder)
+    with errors_for(folder):
+        # A key that ends with "/" is what some consoles make for a folder.
+        names = sorted(name for name in fs.find(inner, maxdepth=1) if not name.endswith("/"))
+    if not names:
+        raise StorageError(f"{folder}: not found; check the path and the bucket")
+    identity = json.dumps([file_identity(with_scheme(name, folder)) for name in names], sort_keys=True)
+    cache = os.environ.get("WSDM_RAY_CACHE") or os.path.join(tempfile.gettempdir(), "wsdm_ray")
+    target = os.path.join(cache, hashlib.sha256(identity.encode()).hexdigest()[:32])
+    if os.path.isdir(target):
+        return target
+    with errors_for(cache):
+        os.makedirs(cache, exist_ok=True)
+        work = tempfile.mkdtemp(dir=cache)
+    try:
+        with errors_for(folder):
+            for name in names:
+                fs.get_file(name, os.path.join(work, os.path.basename(name)))
+        with errors_for(target):
+            try:
+                os.rename(work, target)
+            except OSError:
+                if not os.path.isdir(target):
+                    raise
+                # else another process was first, with the same files
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def sha256_of_files(paths: Sequence[str]) -> str:
+    """One SHA-256 (hexadecimal) over the names and bytes of local files, in the order given."""
+    total = hashlib.sha256()
+    for path in paths:
+        with Path(path).open("rb") as file:
+            total.update(
+                f"{os.path.basename(path)}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode()
+            )
+    return total.hexdigest()

@@ -1,0 +1,194 @@
+"""Everything about a training run that can be wrong is found here, before anything runs. No Ray."""
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wsdm_ray.config import TrainConfig
+from wsdm_ray.data.mixing import apply_mixture, check_leakage, read_teachers, sample_weights
+from wsdm_ray.data.votes import read_votes
+from wsdm_ray.errors import ClusterError, ConfigError
+from wsdm_ray.modeling.manifest import Manifest, folder_digest
+from wsdm_ray.modeling.quantization_config import stored_quantization
+from wsdm_ray.runs import check_no_overlap, file_versions, options
+from wsdm_ray.storage import absolute, list_files, local_copy
+from wsdm_ray.telemetry import logger
+from wsdm_ray.training.batches import num_steps
+from wsdm_ray.training.sinks import check_sinks
+
+__all__ = ["CheckedTraining", "ClusterResources", "TrainingCounts", "TrainingFiles", "check"]
+
+NOT_IN_FINGERPRINT = (
+    "output", "restart", "max_failures", "loss_spike", "allow_leakage", "tensorboard", "wandb",
+    "base", "train", "valid",  # by their content
+    "num_workers", "micro_batches",  # as `passes`
+)  # fmt: skip
+"""Options that may change between a run and its resumption, or that the fingerprint has in another form."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterResources:
+    """What the cluster has in all."""
+
+    cpus: float
+    gpus: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFiles:
+    """The files of the train and the valid set."""
+
+    train: list[str]
+    valid: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCounts:
+    """Rows and steps of a run, as run.json has them."""
+
+    train: int
+    """Rows of the train set."""
+    epoch_rows: int
+    """Rows of one epoch, after `--mix`."""
+    steps: int
+    epoch_rows_by_source: dict[str, int] | None = None
+    """None where there is one source and no `--mix`."""
+    taught_rows: int | None = None
+    """Rows of an epoch that the teachers have; None without teachers."""
+    valid: int | None = None
+    """Rows of the valid set; None without one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counts by name, without those that are None."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedTraining:
+    """A training run in which no fault was found."""
+
+    config: TrainConfig
+    worker_config: TrainConfig
+    """`config` with absolute paths: workers run in other folders, maybe on other machines."""
+    manifest: Manifest
+    """What the checkpoints say of themselves, without metrics."""
+    counts: TrainingCounts
+    on_gpu: bool
+    fingerprint: dict[str, Any]
+    """Everything that decides the classifier, JSON-like."""
+
+
+def check(config: TrainConfig, cluster: ClusterResources) -> CheckedTraining:
+    """What is to be run.
+
+    Raises:
+        DataError, ModelError, ConfigError, StorageError: what was asked for cannot be done.
+        ClusterError: the workers do not fit the cluster.
+    """
+    files = TrainingFiles(
+        train=list_files(config.train), valid=list_files(config.valid) if config.valid else []
+    )
+    sources = (*config.train, *config.valid, config.base, *config.objective.teachers)
+    check_no_overlap(config.output, [*sources, *files.train, *files.valid])
+    manifest = check_base(config)
+    check_sinks(config)
+    counts = check_data(config, files)
+    on_gpu = fit_cluster(config.num_workers, cluster)
+    return CheckedTraining(
+        config=config,
+        worker_config=with_absolute_paths(config, files),
+        manifest=manifest,
+        counts=counts,
+        on_gpu=on_gpu,
+        fingerprint=fingerprint_of(config, files, manifest, on_gpu),
+    )
+
+
+def check_base(config: TrainConfig) -> Manifest:
+    """What the checkpoints will say of themselves, but metrics."""
+    base = local_copy(config.base)
+    manifest = Manifest(
+        kind="adapter",
+        base=absolute(config.base),
+        base_digest=folder_digest(base),
+        quantization=stored_quantization(base, config.quantization),
+        head=config.head,
+        text=config.text,
+        orders=config.orders,
+    )
+    if config.int8_activations and manifest.quantization != "bnb-int8":
+        raise ConfigError(
+            f"--int8-activations: the base is held as {manifest.quantization}; leave it out, or give "
+            "--quantization bnb-int8 and a base that is bnb-int8 or unquantized"
+        )
+    return manifest
+
+
+def check_data(config: TrainConfig, files: TrainingFiles) -> TrainingCounts:
+    """Counts of the votes. Raises where the sets do not fit each other or the options."""
+    votes = read_votes(files.train)
+    epoch = apply_mixture(votes, config.mix, config.seed)
+    sample_weights(epoch.sources_N, config.objective.source_weights)
+    by_source = Counter(epoch.sources_N.tolist())
+    shows_sources = len(by_source) > 1 or bool(config.mix)
+    if shows_sources:
+        logger.info("train: rows of an epoch: %s", ", ".join(f"{k} {v:,}" for k, v in by_source.items()))
+    taught_rows = num_valid = None
+    if config.objective.teachers:
+        teacher_N = read_teachers(config.objective.teachers, epoch.table["id"])
+        taught_rows = int(np.count_nonzero(~np.isnan(teacher_N)))
+        logger.info("train: teachers have %d of %d rows of an epoch", taught_rows, len(epoch))
+    if files.valid:
+        valid = read_votes(files.valid)
+        num_valid = len(valid)
+        if not config.allow_leakage:
+            check_leakage(epoch, valid)
+    return TrainingCounts(
+        train=len(votes),
+        epoch_rows=len(epoch),
+        steps=num_steps(len(epoch), config.pairs_per_step, config.epochs, config.max_steps),
+        epoch_rows_by_source=dict(sorted(by_source.items())) if shows_sources else None,
+        taught_rows=taught_rows,
+        valid=num_valid,
+    )
+
+
+def fit_cluster(num_workers: int, cluster: ClusterResources) -> bool:
+    """Whether workers run on GPUs. Raises `ClusterError` where so many do not fit the cluster."""
+    if num_workers > (cluster.gpus or cluster.cpus):
+        raise ClusterError(
+            f"the cluster has {cluster.cpus:g} CPUs and {cluster.gpus} GPUs: too small for {num_workers} "
+            f"workers of 1 {'GPU' if cluster.gpus else 'CPU'} each; add nodes or lower --num-workers"
+        )
+    return cluster.gpus > 0
+
+
+def with_absolute_paths(config: TrainConfig, files: TrainingFiles) -> TrainConfig:
+    """`config` as it means the same in any folder and on any machine that has the files."""
+    teachers = tuple(map(absolute, config.objective.teachers))
+    return dataclasses.replace(
+        config,
+        base=absolute(config.base),
+        train=tuple(files.train),
+        valid=tuple(files.valid),
+        output=absolute(config.output),
+        objective=dataclasses.replace(config.objective, teachers=teachers),
+    )
+
+
+def fingerprint_of(
+    config: TrainConfig, files: TrainingFiles, manifest: Manifest, on_gpu: bool
+) -> dict[str, Any]:
+    """Everything that decides the classifier, JSON-like."""
+    objective = dataclasses.replace(config.objective, teachers=())  # they are here by their files
+    return {
+        "options": options(dataclasses.replace(config, objective=objective), leave_out=NOT_IN_FINGERPRINT),
+        "base": manifest.base_digest,
+        "passes": config.micro_batches or config.num_workers,  # micro-batches decide dropout
+        "gpu": on_gpu,
+        "inputs": {name: file_versions(paths) for name, paths in vars(files).items()},
+        "teachers": [file_versions(list_files(folder)) for folder in config.objective.teachers],
+    }

@@ -1,0 +1,75 @@
+"""What the workers of a run do together: share micro-batches, add up gradients and results.
+
+Every worker holds the same weights, so after `all_reduce_gradients` every worker takes the same step. A run
+of one worker communicates with nobody, and needs no process group of torch.distributed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from wsdm_ray.training.batches import assign_batches
+
+__all__ = ["WorkerGroup", "clip_gradients", "current_group"]
+
+
+@dataclass(frozen=True)
+class WorkerGroup:
+    """The workers of a run, seen by the one of rank `rank`."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this worker writes what the run writes once: log lines, metrics, checkpoints."""
+        return self.rank == 0
+
+    def own_batches(self, costs: list[int]) -> list[int]:
+        """The numbers of the micro-batches that this worker runs.
+
+        Args:
+            costs: of all micro-batches, in tokens.
+        """
+        return assign_batches(costs, self.size)[self.rank]
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor`, summed over all workers in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum the gradient of each parameter over all workers, in one message.
+
+        A parameter without a gradient gets zeros: this worker may have had no micro-batch.
+        """
+        parameters = list(parameters)
+        gradients = [
+            torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            for parameter in parameters
+        ]
+        if self.size > 1:
+            total = self.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
+            parts = total.split([gradient.numel() for gradient in gradients])
+            gradients = [
+                part.view_as(parameter).to(parameter.dtype)  # a bfloat16 head beside float32 adapters
+                for part, parameter in zip(parts, parameters, strict=True)
+            ]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+
+def current_group() -> WorkerGroup:
+    """The group of this process: that of torch.distributed where it is set up, else this process alone."""
+    if dist.is_initialized():
+        return WorkerGroup(dist.get_rank(), dist.get_world_size())
+    return WorkerGroup()
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Scale all gradients so that their common norm is at most `max_norm`; returns the norm before."""
+    return float(nn.utils.clip_grad_norm_(parameters, max_norm))
