@@ -1,6 +1,6 @@
 """python -m jobs.quickstart: the whole flow on synthetic votes, on one CPU machine.
 
-arena -> prepare -> a tiny Gemma-2, quantized to int8 -> train -> score the valid set in both orders
+arena -> prepare -> a tiny Gemma-2, quantized to bnb-int8 -> train -> score the valid set in both orders
 -> evaluate
 """
 
@@ -55,7 +55,7 @@ def quickstart(config: QuickstartConfig) -> None:
     step("2/7 prepare: clean, drop duplicates, split by prompt")
     prepare(PrepareConfig(input=(at["arena"],), output=at["data"], seed=config.seed, restart=restart))
     shards = {name: join(at["data"], name) for name in ("train", "valid")}
-    step("3/7 quantize: a tiny Gemma-2 with its own tokenizer, to int8")
+    step("3/7 quantize: a tiny Gemma-2 with its own tokenizer, to bnb-int8")
     once(at["base"], config, lambda: make_base(at["base"], shards["train"], config.seed))
     quantize(QuantizeConfig(base=at["base"], output=at["quantized"], restart=restart))
     connect(local=True)

@@ -118,7 +118,7 @@ def prepared(tiny_votes: Path, made_once) -> Path:
 
 @pytest.fixture(scope="session")
 def int8_base(tiny_model: Path, made_once) -> Path:
-    """`tiny_model`, quantized to int8."""
+    """`tiny_model`, quantized to bnb-int8."""
     from wsdm_ray.config import QuantizeConfig
     from wsdm_ray.modeling.quantization import quantize
 

@@ -92,7 +92,7 @@ def qwen25_14b(base: str, train: tuple[str, ...], output: str, valid: tuple[str,
 def recipe_gemma2_9b_ab(
     base: str, train: tuple[str, ...], output: str, valid: tuple[str, ...] = ()
 ) -> TrainConfig:
-    """The recipe's first model: Gemma-2-9B in int8, trained on (prompt, a, b) alone."""
+    """The recipe's first model: Gemma-2-9B in bnb-int8, trained on (prompt, a, b) alone."""
     return TrainConfig(
         base=base,
         train=train,
@@ -105,7 +105,7 @@ def recipe_gemma2_9b_ab(
         layout="padded",
         token_budget=8 * 2_200,
         precision="bf16",
-        quantization="int8",
+        quantization="bnb-int8",
         int8_activations=True,
         gradient_checkpointing=True,
         text=TextConfig(

@@ -3,10 +3,10 @@
     open_run    at the start: is the folder empty, this run's own (finished or not), or somebody else's?
     finish_run  at the end: write run.json, whose presence says that the run is finished
 
-While a run is under way its folder holds `_run.json` (the job and its fingerprint), so that whatever else
-stands there is known to be its own. A fingerprint is a dict of everything that decides the output: options,
-inputs, models. Not covered: what a job does with an unfinished run of its own (resume it, or write it anew),
-and two processes that run the same command at the same time.
+During a run its folder holds `_run.json` (the job and its fingerprint): all other files there are known to be
+its own. A fingerprint is a dict of everything that decides the output: options, inputs, models. Runs of
+earlier versions are read under present names (`legacy`). Not covered: what a job does with an unfinished run
+of its own (resume it, or write it anew), and two processes that run the same command at the same time.
 """
 
 import importlib.metadata
@@ -19,6 +19,7 @@ from typing import Any
 from wsdm_ray import storage
 from wsdm_ray.config import to_dict
 from wsdm_ray.errors import ConfigError, RunMismatchError, StorageError
+from wsdm_ray.legacy import modernize_run
 
 __all__ = [
     "RUN_FILE",
@@ -62,7 +63,9 @@ def open_run(
     finished = RUN_FILE in names
     marker = RUN_FILE if finished else STARTED_FILE
     earlier = storage.read_json(storage.join(output, marker)) if marker in names else None
-    if not isinstance(earlier, dict) or not {"job", "fingerprint"} <= earlier.keys():
+    if isinstance(earlier, dict) and {"job", "fingerprint"} <= earlier.keys():
+        earlier = modernize_run(earlier)
+    else:
         earlier = None
     if names and earlier is None:
         raise RunMismatchError(
@@ -98,7 +101,7 @@ def finish_run(
     """Write run.json, after everything else is in its place, and return what it holds.
 
     Args:
-        content: what the run has to tell; it stands beside `job`, `fingerprint` and `versions`.
+        content: the results of the run; they go beside `job`, `fingerprint` and `versions`.
     """
     run = plain({"job": job, **content, "versions": versions(), "fingerprint": fingerprint})
     storage.write_json(storage.join(output, RUN_FILE), run)
@@ -194,7 +197,7 @@ def plain(value: Any) -> Any:
 
 
 def names_in(folder: str) -> list[str]:
-    """Sorted names of what stands in a folder, if there is one, but for what a killed writer left."""
+    """Sorted names of what is in a folder, if there is one, without what a killed writer left."""
     fs, inner = storage.filesystem(folder)
     inner = inner.rstrip("/")
     with storage.errors_for(folder):

@@ -11,9 +11,9 @@ from common import HERE, take, write_result
 from references import pipeline_scorer, random_network, recipe_network, sequences_of
 from synthetic import HEAD, config_of, random_parameter, synthetic_pairs
 
-from wsdm_ray.modeling.classifier import make_head
+from wsdm_ray.modeling.classifier import meta_model
 from wsdm_ray.modeling.fused_decoder import FusedDecoder
-from wsdm_ray.modeling.merging import meta_model
+from wsdm_ray.modeling.head import make_head
 from wsdm_ray.modeling.scorers import FusedClassifier
 from wsdm_ray.packing.plan import pair_tokens, plan_batches
 from wsdm_ray.schema import Ordering
@@ -22,7 +22,7 @@ from wsdm_ray.scoring.engine import Scores, log_odds
 __all__ = ["BOTH", "PRECISIONS", "Bench"]
 
 BOTH = (Ordering.AB, Ordering.BA)
-PRECISIONS = {"bf16": "none", "int8": "int8", "fp8": "fp8"}
+PRECISIONS = {"bf16": "none", "w8a8-int8": "w8a8-int8", "w8a8-fp8": "w8a8-fp8"}
 """Ours by name, as `FusedDecoder` calls them."""
 
 

@@ -19,7 +19,7 @@ from gpu_measures import peak_memory
 from synthetic import random_parquet, write_checkpoint
 
 from wsdm_ray.config import ScoreConfig
-from wsdm_ray.modeling.checkpoint import read_manifest
+from wsdm_ray.modeling.manifest import read_manifest
 from wsdm_ray.scoring.engine import log_odds
 from wsdm_ray.scoring.models import Models, ModelSpec
 

@@ -19,7 +19,7 @@ def product(precision: str, tokens: int, wide: int, out: int, device: str) -> Ca
         return lambda: torch.matmul(x, weight.t())
     rows = QuantizedTensor(*quantize_rows(x, TYPES[precision]))
     packed = pack_weight([weight], [], precision, device=device, dtype=torch.bfloat16)
-    if precision == "int8" and not packed.fused:
+    if precision == "w8a8-int8" and not packed.fused:
         return lambda: torch._int_mm(rows.values, packed.values.t())
     return lambda: linear(rows, packed)
 

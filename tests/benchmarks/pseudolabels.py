@@ -65,7 +65,7 @@ def make_base(work: str, votes: Path, seed: int) -> None:
         subprocess.run(
             [sys.executable, "-c", code, f"{work}/base", str(votes), str(seed)], cwd=ROOT, check=True
         )
-    job("quantize", f"--base {work}/base --precision int8 --output {work}/quantized")
+    job("quantize", f"--base {work}/base --precision bnb-int8 --output {work}/quantized")
 
 
 def on_wrong_rows(shards: Path, target: Path) -> None:

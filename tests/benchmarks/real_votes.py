@@ -33,7 +33,7 @@ def main() -> None:
     )
     commands = {
         "prepare": f"--input {given.votes} --output {data} --valid-fraction {given.valid_fraction}",
-        "quantize": f"--base {given.base} --precision int8 --output {quantized}",
+        "quantize": f"--base {given.base} --precision bnb-int8 --output {quantized}",
         "train": f"--preset {given.preset} --base {quantized} --train {data}/train --valid {data}/valid "
         f"--output {model} {given.train_options}",
         "score": f"--model {model} --input {data}/valid --output {predictions} {given.score_options}",

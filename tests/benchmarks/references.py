@@ -13,7 +13,8 @@ import transformers
 from torch import Tensor, nn
 
 from wsdm_ray.config import HeadConfig, LoraConfig
-from wsdm_ray.modeling.classifier import add_lora, make_head, preference_log_odds, unwrap_peft
+from wsdm_ray.modeling.classifier import add_lora, preference_log_odds, unwrap_peft
+from wsdm_ray.modeling.head import make_head
 from wsdm_ray.text.encoding import EncodedPairs
 
 __all__ = [

@@ -6,7 +6,7 @@ The classifier should be trained on votes of people, and the rows be ones that i
 precision and how sequences share a pass:
 
     single           the network of transformers, one sequence at a time; `bf16 single` is the reference
-    packed, shared   the engine on a stack; `calibrated` is int8 as `quantize --calibrate` stores it
+    packed, shared   the engine on a stack; `calibrated` is w8a8-int8 as `quantize --calibrate` stores it
     recipe           the recipe's loop: sorted batches of 32, padded, in fp16 autocast, its adapter unmerged
 
 For each: how far its probabilities (both orders, averaged) are from the reference and from `fp32 single`, and
@@ -30,9 +30,9 @@ from references import both_orderings, recipe_batches, score_recipe, sequences_o
 
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.evaluation.metrics import agreement, cross_entropy
-from wsdm_ray.modeling.checkpoint import load_classifier, read_manifest
 from wsdm_ray.modeling.classifier import ordering_logits, preference_log_odds, unwrap_peft
-from wsdm_ray.modeling.loading import load_fused_classifier
+from wsdm_ray.modeling.loading import load_classifier, load_fused_classifier
+from wsdm_ray.modeling.manifest import read_manifest
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.schema import Ordering
 from wsdm_ray.scoring.engine import log_odds
@@ -44,7 +44,7 @@ BOTH = (Ordering.AB, Ordering.BA)
 REFERENCE, FLOAT32 = "bf16 single", "fp32 single"
 WAYS = (
     *(REFERENCE, FLOAT32, "bf16 packed", "bf16 shared"),
-    *("int8 packed", "int8 shared", "fp8 packed", "fp8 shared", "bnb-int8 recipe"),
+    *("w8a8-int8 packed", "w8a8-int8 shared", "w8a8-fp8 packed", "w8a8-fp8 shared", "bnb-int8 recipe"),
     *("calibrated packed", "calibrated shared"),
 )
 BATCH = 32
@@ -60,7 +60,7 @@ def main() -> None:
     )
     parser.add_argument("--model", required=True)
     parser.add_argument("--base", help="where the classifier's base is, if not where it was in training")
-    parser.add_argument("--calibrated", help="the classifier's folder in calibrated int8-rows")
+    parser.add_argument("--calibrated", help="the classifier's folder in calibrated w8a8-int8")
     parser.add_argument("--pairs", required=True, nargs="+")
     parser.add_argument("--rows", type=int, default=1_000, help="at most, chosen at random")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
@@ -119,7 +119,7 @@ def scorer_of(way: str, folder: str, base: str | None, calibrated: str | None, t
     precision, kind = way.split(" ")
     if precision == "calibrated":
         assert calibrated is not None
-        precision, folder, base = "int8", calibrated, None
+        precision, folder, base = "w8a8-int8", calibrated, None
     if kind in ("packed", "shared"):
         stack = stack_of(folder, base, precision)
         return lambda pairs: log_odds(stack, pairs, BOTH, layout=kind, token_budget=token_budget).log_odds_NO

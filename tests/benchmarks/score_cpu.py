@@ -22,9 +22,9 @@ from references import both_orderings, pipeline_scorer, recipe_batches, sequence
 
 from wsdm_ray.config import HeadConfig, TextConfig
 from wsdm_ray.data.votes import read_votes
-from wsdm_ray.modeling.classifier import load_network
+from wsdm_ray.modeling.classifier import load_network, meta_model
 from wsdm_ray.modeling.fused_decoder import FusedDecoder
-from wsdm_ray.modeling.merging import Merged, meta_model, read_base
+from wsdm_ray.modeling.merging import Merged, read_base
 from wsdm_ray.modeling.scorers import FusedClassifier, Scorer, TransformersScorer
 from wsdm_ray.schema import Ordering
 from wsdm_ray.scoring.engine import log_odds
@@ -130,12 +130,12 @@ WAYS = {
         lambda base: TransformersScorer(network_of(base, torch.bfloat16)), "padded", 2_048
     ),
     "bnb-int8 padded 2048": engine(
-        lambda base: TransformersScorer(network_of(base, torch.float32, "int8")), "padded", 2_048
+        lambda base: TransformersScorer(network_of(base, torch.float32, "bnb-int8")), "padded", 2_048
     ),
     "fp32 shared 2048": engine(
         lambda base: TransformersScorer(network_of(base, torch.float32)), "shared", 2_048
     ),
-    "int8 rows shared 2048": engine(lambda base: stack_of(base, "int8"), "shared", 2_048),
+    "w8a8-int8 shared 2048": engine(lambda base: stack_of(base, "w8a8-int8"), "shared", 2_048),
     "transformers pipeline": pipeline,
 }
 

@@ -51,7 +51,7 @@ WAYS = (
     *("recipe", "pipeline"),
     *(f"{precision} {layout}" for precision in PRECISIONS for layout in ("padded", "packed", "shared")),
 )
-PAIRS = {"recipe": 64, "pipeline": 48, "bf16": 128, "int8": 256, "fp8": 256}
+PAIRS = {"recipe": 64, "pipeline": 48, "bf16": 128, "w8a8-int8": 256, "w8a8-fp8": 256}
 """Pairs that a way runs in a turn: about 15 s of the recipe and 7 s of ours for a 9B model on an H100."""
 LEAST_BATCHES = 4
 """Of the recipe's loop and the pipeline in a turn, so that short and long sequences are among them."""
@@ -75,9 +75,11 @@ def main() -> None:
     parser.add_argument("--recipe-batch", type=int, default=32)
     parser.add_argument("--pipeline-batch", type=int, default=8)
     parser.add_argument(
-        "--served", default="fp8", choices=PRECISIONS, help="precision of the last four parts"
+        "--served", default="w8a8-fp8", choices=PRECISIONS, help="precision of the last four parts"
     )
-    parser.add_argument("--stored", default="fp8", choices=("bf16", "fp8"), help="weights of their model")
+    parser.add_argument(
+        "--stored", default="w8a8-fp8", choices=("bf16", "w8a8-fp8"), help="weights of their model"
+    )
     parser.add_argument("--gpus", type=int, default=2, help="of scaling")
     parser.add_argument("--rows", type=int, default=1_200, help="of scaling")
     parser.add_argument("--unit-rows", type=int, default=50, help="of scaling")

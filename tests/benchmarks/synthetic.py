@@ -20,13 +20,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wsdm_ray.config import HeadConfig, TextConfig
-from wsdm_ray.modeling.checkpoint import INDEX, Manifest, complete_folder
-from wsdm_ray.modeling.classifier import make_head
+from wsdm_ray.modeling.checkpoint import complete_folder
+from wsdm_ray.modeling.classifier import meta_model
 from wsdm_ray.modeling.families import FAMILIES
-from wsdm_ray.modeling.merging import meta_model
-from wsdm_ray.modeling.quantization import FP8_ROWS
+from wsdm_ray.modeling.head import make_head
+from wsdm_ray.modeling.manifest import Manifest
+from wsdm_ray.modeling.quantization_config import FP8_CONFIG
 from wsdm_ray.modeling.quantized_linear import quantize_weight
 from wsdm_ray.modeling.tiny import make_tokenizer
+from wsdm_ray.modeling.weight_files import INDEX
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.text.encoding import EncodedPairs
 from wsdm_ray.text.truncation import balanced_budgets
@@ -159,17 +161,17 @@ def write_checkpoint(folder: Path, config: Any, stored: str, device: str, max_to
     """A classifier's folder of random weights, as `quantize` leaves it, in files of 4 GB.
 
     Args:
-        stored: `bf16` or `fp8`.
+        stored: `bf16` or `w8a8-fp8`.
         device: where weights are made.
         max_tokens: of one ordering, for the manifest.
     """
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
     manifest = Manifest(kind="full", head=HEAD, text=TextConfig(max_tokens=max_tokens))
-    if stored == "fp8":
-        settings = json.loads((folder / "config.json").read_text()) | {"quantization_config": FP8_ROWS}
+    if stored == "w8a8-fp8":
+        settings = json.loads((folder / "config.json").read_text()) | {"quantization_config": FP8_CONFIG}
         (folder / "config.json").write_text(json.dumps(settings))
-        manifest = dataclasses.replace(manifest, quantization="fp8")
+        manifest = dataclasses.replace(manifest, quantization="w8a8-fp8")
     places: dict[str, str] = {}
     for number, tensors in enumerate(shards(config, stored, device)):
         name = f"model-{number:05d}.safetensors"
@@ -188,7 +190,7 @@ def shards(config: Any, stored: str, device: str) -> Iterator[dict[str, Tensor]]
     held = {f"score.{name}": tensor for name, tensor in head.items()}
     for name, _ in meta_model(config).get_submodule("model").named_parameters():
         value = parameter(name)
-        if stored == "fp8" and name.endswith("_proj.weight"):
+        if stored == "w8a8-fp8" and name.endswith("_proj.weight"):
             rows = quantize_weight(value, torch.float8_e4m3fn)
             held[f"model.{name}"] = rows.values.cpu()
             held[f"model.{name}_scale"] = rows.scale[:, None].cpu()

@@ -359,7 +359,8 @@ def in_one_order(folder: Path) -> str:
 
 
 def train_one(config: TrainConfig, target: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    from wsdm_ray.modeling.checkpoint import Manifest, folder_digest, stored_quantization
+    from wsdm_ray.modeling.manifest import Manifest, folder_digest
+    from wsdm_ray.modeling.quantization_config import stored_quantization
     from wsdm_ray.training.loop import Trainer
 
     manifest = Manifest(
@@ -385,7 +386,7 @@ def score_one(config: TrainConfig, work: Path, folder: Path, variant: str) -> fl
     """Score the test votes as a replica does; pairs a second."""
     import torch
 
-    from wsdm_ray.modeling.checkpoint import read_manifest
+    from wsdm_ray.modeling.manifest import read_manifest
     from wsdm_ray.scoring.encode import encode_unit
     from wsdm_ray.scoring.models import ModelSpec
     from wsdm_ray.scoring.plan import make_plan, part_name

@@ -12,7 +12,7 @@ import torch
 import tyro
 
 from wsdm_ray import config
-from wsdm_ray.modeling.checkpoint import load_classifier
+from wsdm_ray.modeling.loading import load_classifier
 from wsdm_ray.modeling.scorers import TransformersScorer
 from wsdm_ray.schema import Ordering
 from wsdm_ray.scoring.engine import log_odds

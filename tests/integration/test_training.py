@@ -92,7 +92,7 @@ def test_the_config_beside_the_output_says_what_auto_was(classifier: Path):
     assert run["resolved"] == {
         "layout": "padded",
         "precision": "fp32",
-        "quantization": "int8",
+        "quantization": "bnb-int8",
         "compile": "no",
     }
 
@@ -193,7 +193,7 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(
         ({"base": str(tmp_path / "nothing")}, StorageError, r"nothing: no such folder"),
         ({"base": str(prepared)}, ModelError, r"no config.json|no .safetensors"),
         ({"train": (str(tmp_path / "none.parquet"),)}, StorageError, r"none.parquet: not found"),
-        ({"quantization": "nf4"}, WsdmRayError, r"--quantization nf4: .* is stored as int8"),
+        ({"quantization": "nf4"}, WsdmRayError, r"--quantization nf4: .* is stored as bnb-int8"),
         (
             {"base": str(tiny_model), "quantization": "none", "int8_activations": True},
             WsdmRayError,

@@ -162,8 +162,8 @@ WRONG = [
     ),
     (
         config.QuantizeConfig,
-        {"precision": "fp8", "calibrate": ("c",)},
-        "--precision fp8: must be int8-rows where --calibrate is given",
+        {"precision": "w8a8-fp8", "calibrate": ("c",)},
+        "--precision w8a8-fp8: must be w8a8-int8 where --calibrate is given",
     ),
     (config.QuantizeConfig, {"calibration_pairs": 0}, "--calibration-pairs 0: must be at least 1"),
     (config.EvaluateConfig, {"bootstrap": 19}, "--bootstrap 19: must be at least 20"),

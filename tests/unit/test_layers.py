@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 # From the bottom to the top: a module imports from its own part and from the rows above its own.
 LAYERS = (
-    ("errors", "schema"),
+    ("errors", "legacy", "schema"),
     ("config",),
     ("presets",),
     ("storage", "telemetry"),

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 # Stage 2 of the recipe as published, a line a figure; written from its description, not from the preset.
 RECIPE: dict[str, Any] = {
-    "quantization": "int8",
+    "quantization": "bnb-int8",
     "lora.r": 64,
     "lora.alpha": 4,
     "lora.dropout": 0.05,

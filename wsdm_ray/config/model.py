@@ -72,12 +72,12 @@ class QuantizeConfig:
     output: str
     adapter: tuple[str, ...] = ()
     """Folders of adapters, of `train` or plain PEFT ones, that are merged in first, in order."""
-    precision: Literal["int8", "nf4", "fp8", "int8-rows", "bf16"] = "int8"
-    """int8 and nf4 are bitsandbytes', for training and scoring. For scoring alone: fp8, compressed-tensors',
-    and int8-rows, which `score --precision int8` takes as they are."""
+    precision: Literal["bnb-int8", "nf4", "w8a8-int8", "w8a8-fp8", "bf16"] = "bnb-int8"
+    """bnb-int8 (bitsandbytes' LLM.int8()) and nf4 are for training and scoring. w8a8-int8 and w8a8-fp8, 8-bit
+    weights and activations with a scale for each row, are for scoring alone."""
     calibrate: tuple[str, ...] = ()
-    """Canonical shards like what will be scored: int8-rows are then rounded so that products on some of these
-    pairs stay near the exact ones. The votes on them do not matter."""
+    """Canonical shards like what will be scored: w8a8-int8 weights are then rounded so that outputs on some
+    of these pairs stay near the exact ones. The votes on them do not matter."""
     calibration_pairs: int = 64
     """How many of them, chosen at random."""
     restart: bool = False
@@ -86,9 +86,9 @@ class QuantizeConfig:
     def __post_init__(self) -> None:
         check_paths(base=self.base, output=self.output)
         check(
-            not self.calibrate or self.precision == "int8-rows",
+            not self.calibrate or self.precision == "w8a8-int8",
             "precision",
             self.precision,
-            "int8-rows where --calibrate is given",
+            "w8a8-int8 where --calibrate is given",
         )
         check(self.calibration_pairs >= 1, "calibration_pairs", self.calibration_pairs, "at least 1")

@@ -10,7 +10,7 @@ from wsdm_ray.config.train import Layout
 __all__ = ["PseudolabelConfig", "ScoreConfig"]
 
 ScoreOrders = Literal["both", "ab", "ba", "adaptive"]
-Precision = Literal["auto", "fp32", "bf16", "int8", "fp8", "bnb-int8", "nf4"]
+Precision = Literal["auto", "fp32", "bf16", "w8a8-int8", "w8a8-fp8", "bnb-int8", "nf4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,13 @@ class ScoreConfig:
     adaptive_threshold: float = 0.2
     """adaptive: a row is in doubt where its probability is less than this from 0.5."""
     precision: Precision = "auto"
-    """auto: int8 on H100 and H200, fp8 on other GPUs that have it, else int8 or bnb-int8; fp32 on a CPU.
-    fp32, bf16, int8 and fp8 merge the adapter in float32; int8 and fp8 then have a scale for each row of
-    weights and activations; a model stored in such rows keeps them. bnb-int8 and nf4 are bitsandbytes', the
-    adapter beside the base: the least memory for several adapters of one."""
+    """auto: fp32 on a CPU; w8a8-int8 on H100 and H200; on other GPUs w8a8-fp8, w8a8-int8 or bnb-int8,
+    whichever comes first of those that the GPU has. fp32, bf16, w8a8-int8 and w8a8-fp8 merge the adapter in
+    float32; w8a8 is 8-bit weights and activations with a scale for each row. bnb-int8 and nf4 are
+    bitsandbytes', with the adapter beside the base: the least memory for several adapters of one base."""
     layout: Layout | Literal["auto"] = "auto"
-    """auto: shared (the prompt once for both orderings) on a GPU in bf16, int8 and fp8; else padded."""
+    """auto: shared (the prompt once for both orderings) on a GPU in bf16, w8a8-int8 and w8a8-fp8;
+    else padded."""
     token_budget: int | None = None
     """The most tokens of one forward pass, halved for good where memory runs out; by default 2,048 on a CPU,
     on a GPU what its free memory allows up to 16,896."""

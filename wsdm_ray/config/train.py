@@ -108,11 +108,11 @@ class TrainConfig:
     numbers from another number of workers."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of activations: bf16 where the GPU has it, else fp32."""
-    quantization: Literal["auto", "int8", "nf4", "none"] = "auto"
-    """Of the frozen base; auto keeps what the folder holds and makes an unquantized one int8."""
+    quantization: Literal["auto", "bnb-int8", "nf4", "none"] = "auto"
+    """Of the frozen base; auto keeps what the folder holds and makes an unquantized one bnb-int8."""
     int8_activations: bool = False
-    """Multiply int8 weights by activations in int8, as LLM.int8() does, instead of by activations as they
-    are. Slower, and the result of a row depends on its neighbours."""
+    """Quantize activations to int8 as well, as LLM.int8() does, instead of bnb-int8 weights alone. Slower,
+    and the result of a row depends on the others in its micro-batch."""
     gradient_checkpointing: bool = False
     """Trade time for memory."""
     compile: Literal["auto", "yes", "no"] = "auto"

@@ -19,6 +19,8 @@ from wsdm_ray.config import HeadConfig, LoraConfig
 from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling.attention import attention_arguments, attention_implementation
 from wsdm_ray.modeling.families import FAMILIES, head_width
+from wsdm_ray.modeling.head import make_head
+from wsdm_ray.modeling.quantization_config import bitsandbytes_config
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.storage import reason
 
@@ -27,10 +29,9 @@ __all__ = [
     "check_complete",
     "check_widths",
     "compile_layers",
-    "device_and_dtype",
     "load_network",
     "loading",
-    "make_head",
+    "meta_model",
     "model_config",
     "ordering_logits",
     "peft_warnings",
@@ -41,26 +42,8 @@ __all__ = [
 ]
 
 
-HEAD_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NF4_BLOCK = 64
 """Weights of 4 bit that share a scale, none of two rows."""
-
-
-def make_head(config: HeadConfig, width: int, seed: int) -> nn.Module:
-    """A new head for hidden states of `width`; the same seed gives the same weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if config.kind == "linear":
-            head: nn.Module = nn.Linear(width, 2, bias=False)
-        else:
-            head = nn.Sequential(
-                nn.Dropout(config.dropout),
-                nn.Linear(width, width // 2),
-                nn.Dropout(config.dropout),
-                nn.GELU(),
-                nn.Linear(width // 2, 2),
-            )
-    return head.to(HEAD_TYPES[config.precision])
 
 
 def load_network(
@@ -70,7 +53,7 @@ def load_network(
 
     Args:
         dtype: of everything that is not quantized, but the head, which has its own.
-        quantization: `int8`, `nf4` or `none`; a folder that is quantized already stays as it is.
+        quantization: `bnb-int8`, `nf4` or `none`; a folder that is quantized already stays as it is.
 
     Raises:
         ModelError: the folder is no model of a supported family, or its weights are not safetensors.
@@ -115,6 +98,17 @@ def model_config(folder: str) -> Any:
     return config
 
 
+def meta_model(config: Any) -> nn.Module:
+    """The classifier of a config without its weights: parameters on the device `meta`, buffers real."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        network = transformers.AutoModelForSequenceClassification.from_config(
+            config, dtype=torch.float32, attn_implementation=attention_implementation(config)
+        )
+    return network.requires_grad_(False).eval()
+
+
 @contextlib.contextmanager
 def loading(folder: str) -> Iterator[None]:
     """Turn what transformers raises at weights it cannot load into a `ModelError` that names the folder."""
@@ -137,18 +131,6 @@ def check_complete(folder: str, found: dict[str, Any]) -> None:
         )
 
 
-def bitsandbytes_config(quantization: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
-    """The bitsandbytes options of `int8` or `nf4`; `dtype` is of the products beside 4-bit weights."""
-    if quantization == "int8":
-        return transformers.BitsAndBytesConfig(load_in_8bit=True, bnb_4bit_compute_dtype=dtype)
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-
-
 def check_widths(folder: str, config: Any) -> None:
     """Raise `ModelError` where bitsandbytes has no products on a CPU with such weights in nf4."""
     heads = config.num_attention_heads * head_width(config)
@@ -156,7 +138,7 @@ def check_widths(folder: str, config: Any) -> None:
     if odd:
         raise ModelError(
             f"{folder}: has layers of {odd[0]} columns, and on a CPU nf4 takes multiples of {NF4_BLOCK}; "
-            "use int8"
+            "use bnb-int8"
         )
 
 
@@ -261,23 +243,6 @@ def quiet() -> None:
     """Silence what transformers prints on every load: progress bars, and that `score` is new (it is ours)."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-def device_and_dtype(precision: str, device: str | None = None) -> tuple[str, torch.dtype]:
-    """The device of this process, and the type of activations that `precision` (auto, fp32, bf16) means.
-
-    Raises:
-        ConfigError: the machine lacks the precision.
-    """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if precision == "fp32" or (precision == "auto" and device == "cpu"):
-        return device, torch.float32
-    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        if precision == "auto":
-            return device, torch.float32
-        name = torch.cuda.get_device_name()
-        raise ConfigError(f"--precision {precision}: {name} has no bfloat16; use --precision fp32")
-    return device, torch.bfloat16
 
 
 def set_threads(threads: int | None) -> None:

@@ -41,7 +41,7 @@ __all__ = [
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 """What the largest value of a row becomes."""
 
-TYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+TYPES = {"w8a8-fp8": torch.float8_e4m3fn, "w8a8-int8": torch.int8}
 
 MULTIPLES = {torch.float8_e4m3fn: 16, torch.int8: 8}
 """What GPUs need the sizes of a weight to be multiples of."""
@@ -95,7 +95,7 @@ def pack_weight(
         weights: [out, in] each, all of one `in`, or such that are in the rows of `precision` already. Of
             those that an iterator makes, one at a time is held as it came.
         biases: [out] each, as many as weights, or none.
-        precision: `none` (then of `dtype`), `int8` or `fp8`.
+        precision: `none` (then of `dtype`), `w8a8-int8` or `w8a8-fp8`.
 
     Raises:
         ModelError: a GPU has no products of these sizes in 8 bit.
@@ -108,7 +108,7 @@ def pack_weight(
     def rows_of(weight: Tensor | QuantizedTensor) -> QuantizedTensor:
         if isinstance(weight, QuantizedTensor):
             return QuantizedTensor(weight.values.to(device), weight.scale.to(device))
-        return quantize_weight(weight.to(device), TYPES[precision], spread=precision == "int8")
+        return quantize_weight(weight.to(device), TYPES[precision], spread=precision == "w8a8-int8")
 
     # By map, as a comprehension would hold the weight before while the next is made.
     if precision == "none":
@@ -120,7 +120,7 @@ def pack_weight(
             f"a product of {' x '.join(map(str, values.shape))}: GPUs have it in 8 bit only where its sizes "
             f"are multiples of {MULTIPLES[values.dtype]}; use --precision bf16"
         )
-    spread = hadamard(values).to(dtype) if precision == "int8" else None
+    spread = hadamard(values).to(dtype) if precision == "w8a8-int8" else None
     fused = dtype == torch.bfloat16 and can_fuse(values, spread, gated)
     if fused and gated:
         values, scale = (interleave_gate_up(each) for each in (values, scale))

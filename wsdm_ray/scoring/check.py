@@ -13,8 +13,9 @@ import numpy as np
 
 from wsdm_ray.config import Columns, ScoreConfig, to_dict
 from wsdm_ray.errors import ConfigError
-from wsdm_ray.modeling.checkpoint import folder_digest, local_base, read_manifest, resolve_precision
-from wsdm_ray.modeling.loading import uses_fused_decoder
+from wsdm_ray.modeling.loading import local_base
+from wsdm_ray.modeling.manifest import folder_digest, read_manifest
+from wsdm_ray.modeling.precision import resolve_precision, scoring_layout, uses_fused_decoder
 from wsdm_ray.runs import check_no_overlap, file_versions, options
 from wsdm_ray.scoring.encode import encode_unit
 from wsdm_ray.scoring.models import ModelSpec
@@ -150,8 +151,10 @@ def check_models(config: ScoreConfig, cluster: Cluster) -> tuple[ModelSpec, ...]
 
 def fastest_layout(models: Sequence[ModelSpec], on_gpu: bool) -> str:
     """`shared` for the fused decoder on GPUs; elsewhere dense masks of long rows cost more than padding."""
-    fused = [uses_fused_decoder(model.precision, "cuda", model.manifest) for model in models]
-    return "shared" if on_gpu and all(fused) else "padded"
+    device = "cuda" if on_gpu else "cpu"
+    return scoring_layout(
+        [uses_fused_decoder(model.precision, device, model.manifest) for model in models], device
+    )
 
 
 def describe(run: ScoreRun) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wsdm_ray.errors import ClusterError
-from wsdm_ray.modeling.checkpoint import BY_CAPABILITY
+from wsdm_ray.modeling.precision import BY_CAPABILITY
 from wsdm_ray.scoring.check import Cluster
 
 __all__ = ["READER_CPUS", "REPLICA_CPUS", "check_cluster", "fit_replicas"]

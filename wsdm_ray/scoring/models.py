@@ -15,18 +15,14 @@ import torch
 from safetensors import safe_open
 
 from wsdm_ray.errors import ClusterError, ModelError
+from wsdm_ray.modeling.adapter_io import add_adapter
 from wsdm_ray.modeling.attention import BLOCK
-from wsdm_ray.modeling.checkpoint import (
-    Manifest,
-    add_adapter,
-    local_base,
-    resolve_precision,
-    weight_files,
-)
-from wsdm_ray.modeling.classifier import device_and_dtype
-from wsdm_ray.modeling.loading import load_scorer, uses_fused_decoder
-from wsdm_ray.modeling.merging import HEADS
+from wsdm_ray.modeling.head import HEADS
+from wsdm_ray.modeling.loading import load_scorer, local_base
+from wsdm_ray.modeling.manifest import Manifest
+from wsdm_ray.modeling.precision import BNB, device_and_dtype, resolve_precision, uses_fused_decoder
 from wsdm_ray.modeling.scorers import BatchMemory, Scorer, TransformersScorer
+from wsdm_ray.modeling.weight_files import weight_files
 from wsdm_ray.scoring.recovery import is_oom
 from wsdm_ray.storage import local_copy, reason
 
@@ -39,8 +35,6 @@ CPU_TOKENS = 2_048
 """The token budget that `auto` takes on a CPU: small micro-batches fit its caches and have little padding."""
 USABLE_SHARE = 0.8
 """The share of the free memory that a micro-batch may be planned to fill."""
-UNMERGED = ("bnb-int8", "nf4")
-"""The precisions in which an adapter is not merged into its base."""
 STREAMED_BYTES = {"fp32": (4, 4), "bf16": (2, 2), "w8a8-int8": (1, 2), "w8a8-fp8": (1, 2)}
 """Bytes of a number of a linear layer's weight, and of an embedding, in a fused decoder on a GPU."""
 
@@ -135,7 +129,7 @@ def shared_base(spec: ModelSpec, device: str) -> tuple[Any, ...] | None:
     """A key that is equal for models that can share a base; None for a model with a base of its own."""
     manifest = spec.manifest
     precision = resolve_precision(spec.precision, device, manifest)
-    if manifest.kind != "adapter" or precision not in UNMERGED:
+    if manifest.kind != "adapter" or precision not in BNB:
         return None
     head = manifest.head
     shape = (head.kind, head.precision) if head else None
@@ -209,7 +203,7 @@ def weight_bytes(files: Sequence[str], precision: str) -> int:
             for name in file.keys():  # noqa: SIM118  (not a dict)
                 part = file.get_slice(name)
                 elements, kind = math.prod(part.get_shape()), part.get_dtype()
-                if precision not in UNMERGED:
+                if precision not in BNB:
                     packed = 2 if kind == "U8" else 1  # two weights of 4 bits in a byte
                     total += 4 * packed * elements
                 elif kind in ("I8", "U8"):

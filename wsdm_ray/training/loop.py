@@ -24,18 +24,20 @@ from wsdm_ray.config import OptimizerConfig, TrainConfig
 from wsdm_ray.data.mixing import read_teachers, sample_weights
 from wsdm_ray.data.votes import Votes
 from wsdm_ray.errors import WsdmRayError
+from wsdm_ray.modeling.adapter_io import load_adapter_weights
 from wsdm_ray.modeling.attention import supports_varlen
-from wsdm_ray.modeling.checkpoint import Manifest, load_adapter_weights, save_classifier
+from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.classifier import (
     add_lora,
     compile_layers,
-    device_and_dtype,
     load_network,
     model_config,
     ordering_logits,
     preference_log_odds,
     trainable_parameters,
 )
+from wsdm_ray.modeling.manifest import Manifest
+from wsdm_ray.modeling.precision import device_and_dtype
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.plan import batch_tokens, pair_tokens, plan_batches, plan_batches_at_least
 from wsdm_ray.packing.ragged import Ragged
@@ -112,7 +114,7 @@ class Trainer:
             dtype=dtype,
             quantization=manifest.quantization,
         )
-        if manifest.quantization == "int8" and not config.int8_activations:
+        if manifest.quantization == "bnb-int8" and not config.int8_activations:
             from wsdm_ray.modeling.weight_only_int8 import use_weight_only_int8
 
             network = use_weight_only_int8(network)

@@ -28,8 +28,9 @@ from wsdm_ray.config import TrainConfig, to_dict
 from wsdm_ray.data.mixing import apply_mixture, check_leakage, read_teachers, sample_weights
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, WsdmRayError
-from wsdm_ray.modeling.checkpoint import MANIFEST, Manifest, folder_digest, stored_quantization
-from wsdm_ray.modeling.merging import ADAPTER_WEIGHTS
+from wsdm_ray.modeling.adapter_io import ADAPTER_WEIGHTS
+from wsdm_ray.modeling.manifest import MANIFEST, Manifest, folder_digest
+from wsdm_ray.modeling.quantization_config import stored_quantization
 from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, names_in, open_run, options
 from wsdm_ray.storage import (
     absolute,
@@ -94,10 +95,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
         text=config.text,
         orders=config.orders,
     )
-    if config.int8_activations and manifest.quantization != "int8":
+    if config.int8_activations and manifest.quantization != "bnb-int8":
         raise ConfigError(
             f"--int8-activations: the base is held as {manifest.quantization}; leave it out, or give "
-            "--quantization int8 and a base that is int8 or unquantized"
+            "--quantization bnb-int8 and a base that is bnb-int8 or unquantized"
         )
     # Workers run in other folders, maybe on other machines.
     told_workers = dataclasses.replace(

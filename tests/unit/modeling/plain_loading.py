@@ -21,7 +21,9 @@ def load(folder: str) -> tuple[Any, Any, dict[str, Any]]:
     source = about["base"] if about["kind"] == "adapter" else folder
     options: dict[str, Any] = {"num_labels": 2, "dtype": torch.float32}
     stored = json.loads((Path(source) / "config.json").read_text())
-    if about["quantization"] == "int8" and "quantization_config" not in stored:  # quantized as it was loaded
+    if (
+        about["quantization"] == "bnb-int8" and "quantization_config" not in stored
+    ):  # quantized as it was loaded
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     model = AutoModelForSequenceClassification.from_pretrained(source, **options)
     width = model.config.hidden_size

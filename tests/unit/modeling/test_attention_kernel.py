@@ -150,7 +150,7 @@ def test_neighbours_change_no_bit(device):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-@pytest.mark.parametrize("precision", ["none", "fp8"])
+@pytest.mark.parametrize("precision", ["none", "w8a8-fp8"])
 def test_in_a_whole_stack(precision, family_model, device):
     folder = str(family_model("gemma2", width=512))
     network: Any = load_network(
@@ -184,4 +184,4 @@ def test_in_a_whole_stack(precision, family_model, device):
         for tiling in (SOFTCAPPED, Tiling())
     )
     assert ours < 1.5 * flex, (ours, flex)
-    assert ours < {"none": 0.02, "fp8": 0.3}[precision]
+    assert ours < {"none": 0.02, "w8a8-fp8": 0.3}[precision]

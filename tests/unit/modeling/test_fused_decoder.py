@@ -126,12 +126,12 @@ def test_any_lengths(network, lengths, kind):
     )
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp8"])
+@pytest.mark.parametrize("precision", ["w8a8-int8", "w8a8-fp8"])
 def test_quantized_products_are_near_and_do_not_depend_on_neighbours(network, precision):
     pairs = pairs_of(LENGTHS)
     stack = stack_of(network, precision)
     found, exact = in_one_pass(stack, "shared", pairs), one_at_a_time(network, pairs)
-    near = {"int8": 0.1, "fp8": 0.5}[precision]
+    near = {"w8a8-int8": 0.1, "w8a8-fp8": 0.5}[precision]
     assert np.abs(found - exact).max() < near * exact.std()
     alone = pairs_of(LENGTHS[:3])
     np.testing.assert_allclose(in_one_pass(stack, "shared", alone), found[:6], atol=1e-5)
@@ -179,7 +179,7 @@ def test_one_row_of_a_pass():
     assert [round_up_to_block(tokens) for tokens in (0, 1, 128, 129)] == [0, 128, 128, 256]
 
 
-@pytest.mark.parametrize("precision", ["none", "int8"])
+@pytest.mark.parametrize("precision", ["none", "w8a8-int8"])
 def test_one_compilation_serves_all_layers_and_passes(precision, family_model):
     network = plain_network(family_model("gemma3_text", layers=5))
     stack = stack_of(network, precision)
@@ -216,9 +216,9 @@ class Rotating:
         return QuantizedTensor(*quantize_rows(out, torch.float8_e4m3fn)) if self.float8 else out
 
 
-@pytest.mark.parametrize("precision", ["none", "fp8"])
+@pytest.mark.parametrize("precision", ["none", "w8a8-fp8"])
 def test_attention_that_rotates_queries_and_gives_float8(network, precision, monkeypatch):
-    stack, pairs, float8 = stack_of(network, precision), pairs_of(LENGTHS), precision == "fp8"
+    stack, pairs, float8 = stack_of(network, precision), pairs_of(LENGTHS), precision == "w8a8-fp8"
     expected, attention_backend = in_one_pass(stack, "shared", pairs), stack.attention_backend
     monkeypatch.setattr(
         stack, "attention_backend", lambda layout: Rotating(attention_backend(layout), float8)
@@ -296,7 +296,7 @@ def test_rows_in_8_bit_by_hand():
 def test_no_product_of_normed_rows_is_past_its_float8_scale(bias):
     torch.manual_seed(0)
     biases = [2 * torch.randn(24)] if bias else []
-    weight, norm = pack_weight([torch.randn(24, 64)], biases, "fp8"), torch.rand(64) + 0.5
+    weight, norm = pack_weight([torch.randn(24, 64)], biases, "w8a8-fp8"), torch.rand(64) + 0.5
     exact = weight.values[-8:].float() * weight.scale[-8:, None]
     worst = rms_norm(exact * norm, norm, 0.0)  # along each row of the weight
     scale = float8_scale(weight, norm, 8)
@@ -305,7 +305,7 @@ def test_no_product_of_normed_rows_is_past_its_float8_scale(bias):
     assert float8_scale(weight, 2 * norm, 8) > scale
 
 
-@pytest.mark.parametrize(("precision", "near"), [("none", 1e-6), ("int8", 0.02), ("fp8", 0.06)])
+@pytest.mark.parametrize(("precision", "near"), [("none", 1e-6), ("w8a8-int8", 0.02), ("w8a8-fp8", 0.06)])
 def test_products_of_fused_weights(precision, near):
     torch.manual_seed(0)
     parts = [nn.Linear(64, size) for size in (32, 48)]

@@ -204,7 +204,7 @@ def made(output: Path, base: Path, *files: str, pairs: int = 64):
     return quantize(
         QuantizeConfig(
             base=str(base),
-            precision="int8-rows",
+            precision="w8a8-int8",
             output=str(output),
             calibrate=files,
             calibration_pairs=pairs,
@@ -231,13 +231,13 @@ def test_a_calibrated_checkpoint_is_nearer(family_model, tmp_path, family):
     batch = one_pass(encoded(base, 2, 30))
     exact = states_of(base, batch, "none")
     near, plain = (
-        float((states_of(tmp_path / name, batch, "int8") - exact).square().mean().sqrt())
+        float((states_of(tmp_path / name, batch, "w8a8-int8") - exact).square().mean().sqrt())
         for name in ("near", "plain")
     )
     assert 0 < near < 0.75 * plain
     # All that is not quantized but for what balances it is as the base has it.
     read, before = read_base(str(tmp_path / "near")), read_base(str(base))
-    assert read.quantization == "int8-rows"
+    assert read.quantization == "w8a8-int8"
     changed = {
         name for name in before.shapes if not torch.equal(read.parameter(name), before.parameter(name))
     }

@@ -8,26 +8,24 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.modeling.test_checkpoint import manifest_of, trained
+from tests.unit.modeling.checkpoints import manifest_of, trained
 from wsdm_ray.config import QuantizeConfig, TextConfig
 from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling import quantized_linear
-from wsdm_ray.modeling.checkpoint import (
-    IN_ROWS,
-    folder_digest,
-    load_classifier,
-    save_classifier,
-    stored_quantization,
-)
+from wsdm_ray.modeling.checkpoint import save_classifier
+from wsdm_ray.modeling.checkpoint_writer import write_checkpoint
 from wsdm_ray.modeling.families import FAMILIES
-from wsdm_ray.modeling.loading import load_fused_classifier, load_scorer, uses_fused_decoder
+from wsdm_ray.modeling.loading import load_classifier, load_fused_classifier, load_scorer
+from wsdm_ray.modeling.manifest import folder_digest
 from wsdm_ray.modeling.merging import Merged, read_base
-from wsdm_ray.modeling.quantization import merge, quantize, write_checkpoint
+from wsdm_ray.modeling.precision import W8A8, uses_fused_decoder
+from wsdm_ray.modeling.quantization import merge, quantize
+from wsdm_ray.modeling.quantization_config import stored_quantization
 from wsdm_ray.modeling.scorers import FusedClassifier, Scorer, TransformersScorer
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.text.encoding import PairEncoder
 
-STORED_ROWS = tuple(f"full_{stored}" for stored in IN_ROWS)
+STORED_ROWS = tuple(f"full_{stored}" for stored in W8A8)
 TEXT = TextConfig(max_tokens=64)
 PAIRS = (
     ["What is 2 + 2?", ""],
@@ -44,9 +42,9 @@ def folders(request, family_model: Callable[..., Path], tmp_path_factory) -> dic
     for name, base, asked in (("adapter", plain, "none"), ("adapter_int8", root / "int8", "auto")):
         manifest = manifest_of(base, asked)
         save_classifier(trained(base, manifest.quantization), str(base), f"{root}/{name}", manifest)
-    for precision in ("int8", *IN_ROWS):
+    for precision in ("bnb-int8", *W8A8):
         written(f"{root}/full_{precision}", plain, f"{root}/adapter", precision)
-    layer_types = ("adapter", "adapter_int8", "full_int8", *STORED_ROWS)
+    layer_types = ("adapter", "adapter_int8", "full_bnb-int8", *STORED_ROWS)
     return {name: f"{root}/{name}" for name in layer_types}
 
 
@@ -63,14 +61,14 @@ def logits(scorer: Scorer, folder: str, text) -> np.ndarray:
     return scorer(layout).numpy()
 
 
-@pytest.mark.parametrize("kind", ["adapter", "adapter_int8", "full_int8"])
+@pytest.mark.parametrize("kind", ["adapter", "adapter_int8", "full_bnb-int8"])
 def test_as_the_merged_network(folders, kind):
     network, manifest = load_classifier(folders[kind], precision="fp32")
     made, found = load_fused_classifier(folders[kind], precision="fp32")
     assert found == manifest
     expected = logits(TransformersScorer(network), folders[kind], manifest.text)
     np.testing.assert_allclose(logits(made, folders[kind], manifest.text), expected, atol=1e-5)
-    for precision, near in (("int8", 0.1), ("fp8", 0.5)):
+    for precision, near in (("w8a8-int8", 0.1), ("w8a8-fp8", 0.5)):
         made, _ = load_fused_classifier(folders[kind], precision=precision)
         apart = np.abs(logits(made, folders[kind], manifest.text) - expected).mean()
         assert 0 < apart < near * expected.std(), precision
@@ -78,7 +76,7 @@ def test_as_the_merged_network(folders, kind):
 
 def test_a_base_without_a_head_is_refused(folders):
     with pytest.raises(ModelError, match="a base without a head"):
-        load_fused_classifier(str(Path(folders["full_int8"]).parent / "int8"), precision="int8")
+        load_fused_classifier(str(Path(folders["full_bnb-int8"]).parent / "int8"), precision="w8a8-int8")
 
 
 def assert_same_stacks(one: FusedClassifier, other: FusedClassifier) -> None:
@@ -90,9 +88,9 @@ def assert_same_stacks(one: FusedClassifier, other: FusedClassifier) -> None:
             torch.testing.assert_close(first.scale, second.scale, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("stored", IN_ROWS)
+@pytest.mark.parametrize("stored", W8A8)
 def test_what_is_stored_in_rows_is_taken_as_it_is(folders, monkeypatch, stored):
-    folder, precision = folders[f"full_{stored}"], IN_ROWS[stored]
+    folder, precision = folders[f"full_{stored}"], stored
     with monkeypatch.context() as patch:
         patch.setattr(quantized_linear, "quantize_weight", lambda *_, **__: pytest.fail("quantized anew"))
         straight, _ = load_fused_classifier(folder, precision=precision)
@@ -104,11 +102,11 @@ def test_what_is_stored_in_rows_is_taken_as_it_is(folders, monkeypatch, stored):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("stored", IN_ROWS)
+@pytest.mark.parametrize("stored", W8A8)
 def test_rows_that_were_saved_are_rows_of_the_adapter(folders, stored):
-    saved, manifest = load_fused_classifier(folders[f"full_{stored}"], precision=IN_ROWS[stored])
+    saved, manifest = load_fused_classifier(folders[f"full_{stored}"], precision=stored)
     assert (manifest.kind, manifest.quantization) == ("full", stored)
-    loaded, _ = load_fused_classifier(folders["adapter"], precision=IN_ROWS[stored])
+    loaded, _ = load_fused_classifier(folders["adapter"], precision=stored)
     assert_same_stacks(saved, loaded)
     found, expected = (logits(each, folders["adapter"], TEXT) for each in (saved, loaded))
     np.testing.assert_array_equal(found, expected)
@@ -119,16 +117,16 @@ def test_what_runs_what(folders):
         ("adapter", "auto", None),
         ("adapter", "bf16", None),
         ("adapter_int8", "bnb-int8", None),
-        ("adapter_int8", "int8", torch.int8),
-        ("adapter", "fp8", torch.float8_e4m3fn),
-        ("full_int8", "auto", None),
-        ("full_fp8", "auto", torch.float32),
-        ("full_fp8", "bf16", torch.bfloat16),
-        ("full_fp8", "int8", torch.int8),
-        ("full_fp8", "fp8", torch.float8_e4m3fn),
-        ("full_int8-rows", "auto", torch.float32),
-        ("full_int8-rows", "fp8", torch.float8_e4m3fn),
-        ("full_int8-rows", "int8", torch.int8),
+        ("adapter_int8", "w8a8-int8", torch.int8),
+        ("adapter", "w8a8-fp8", torch.float8_e4m3fn),
+        ("full_bnb-int8", "auto", None),
+        ("full_w8a8-fp8", "auto", torch.float32),
+        ("full_w8a8-fp8", "bf16", torch.bfloat16),
+        ("full_w8a8-fp8", "w8a8-int8", torch.int8),
+        ("full_w8a8-fp8", "w8a8-fp8", torch.float8_e4m3fn),
+        ("full_w8a8-int8", "auto", torch.float32),
+        ("full_w8a8-int8", "w8a8-fp8", torch.float8_e4m3fn),
+        ("full_w8a8-int8", "w8a8-int8", torch.int8),
     ):
         scorer, manifest = load_scorer(folders[kind], precision=precision)
         assert isinstance(scorer, FusedClassifier) == (expected is not None), (kind, precision)
@@ -146,10 +144,13 @@ def test_what_a_network_of_transformers_cannot_run(folders):
             ModelError, match=rf"{kind}: a network of transformers cannot run fp32 of it; use lo"
         ):
             load_classifier(folders[kind])
-    with pytest.raises(ModelError, match="cannot run int8 of it"):
-        load_classifier(folders["full_int8"], precision="int8")
-    for stored in IN_ROWS:
-        message = rf"^--precision bnb-int8: the weights are stored as {stored}; use fp32, bf16, int8 or fp8$"
+    with pytest.raises(ModelError, match="cannot run w8a8-int8 of it"):
+        load_classifier(folders["full_bnb-int8"], precision="w8a8-int8")
+    for stored in W8A8:
+        message = (
+            rf"^--precision bnb-int8: the weights are stored as {stored}; "
+            "use fp32, bf16, w8a8-int8 or w8a8-fp8$"
+        )
         with pytest.raises(ConfigError, match=message):
             load_scorer(folders[f"full_{stored}"], precision="bnb-int8")
         with pytest.raises(ModelError, match=rf"is stored in {stored}, which is for scoring alone; train on"):
@@ -157,8 +158,8 @@ def test_what_a_network_of_transformers_cannot_run(folders):
 
 
 def test_a_layer_that_was_left_out_of_quantizing_has_no_rows(folders):
-    base = read_base(folders["full_fp8"])
+    base = read_base(folders["full_w8a8-fp8"])
     name = f"{sorted(base.linears)[0]}.weight"
-    assert Merged(base=base).rows(name, "fp8") is not None
+    assert Merged(base=base).rows(name, "w8a8-fp8") is not None
     places = base.places | {name: {"weight": base.places[name]["weight"]}}
-    assert Merged(base=dataclasses.replace(base, places=places)).rows(name, "fp8") is None
+    assert Merged(base=dataclasses.replace(base, places=places)).rows(name, "w8a8-fp8") is None

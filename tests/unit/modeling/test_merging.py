@@ -1,5 +1,6 @@
 """Adapters as factors of a base's layers, by hand; 8 and 4 bits there and back; adapters that are refused."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -15,9 +16,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from wsdm_ray.errors import ModelError
+from wsdm_ray.modeling.checkpoint_writer import write_checkpoint
 from wsdm_ray.modeling.classifier import peft_warnings
-from wsdm_ray.modeling.merging import Merged, dequantized, quantized, read_adapter, read_base, split_name
-from wsdm_ray.modeling.quantization import merge, write_checkpoint
+from wsdm_ray.modeling.lora import read_adapter
+from wsdm_ray.modeling.merging import Merged, read_base, split_name
+from wsdm_ray.modeling.quantization import merge
+from wsdm_ray.modeling.stored_weights import dequantized, quantized
 
 PREFIX = "base_model.model.model."
 WIDTH = 32
@@ -128,7 +132,7 @@ def test_adapters_add_up(base, tmp_path):
 )
 def test_8_bits_there_and_back(rows, columns, seed, size):
     weight = size * torch.randn(rows, 16 * columns, generator=torch.Generator().manual_seed(seed))
-    stored = quantized(weight, "int8", torch.float32)
+    stored = quantized(weight, "bnb-int8", torch.float32)
     assert (stored["weight"].dtype, stored["SCB"].shape) == (torch.int8, (rows,))
     step = weight.abs().max(dim=1, keepdim=True).values / 127
     # half a step, and float16's half of the last of 11 bits
@@ -146,6 +150,17 @@ def test_4_bits_there_and_back(rows, columns, seed):
     # The widest gap of nf4 is 0.304 of a block's largest weight; that is stored in 8 bits, less their mean.
     allowed = 0.304 / 2 * largest + 0.02 * largest.max()
     assert ((found - weight).reshape(-1, 64).abs() <= allowed[:, None]).all()
+
+
+def test_values_of_8_bits():
+    """bitsandbytes has the largest value of a row as 127, by rows of weights a scale is the step itself."""
+    values = torch.tensor([[127, -127, 0], [127, -64, 1]], dtype=torch.int8)
+    largest, exact = torch.tensor([0.5, 254.0]), torch.tensor([[0.5, -0.5, 0.0], [254.0, -128.0, 2.0]])
+    torch.testing.assert_close(dequantized({"weight": values, "SCB": largest}), exact)  # float32
+    step = largest[:, None] / 127
+    float8 = values.float().to(torch.float8_e4m3fn)
+    expected = float8.float() * step
+    assert torch.equal(dequantized({"weight": float8, "weight_scale": step}), expected)
 
 
 def test_an_unquantized_weight():
@@ -297,3 +312,42 @@ def test_factors_stored_in_half_precision_are_multiplied_in_float32(base, tmp_pa
     stored = load_file(base / "model.safetensors")[f"model.{Q[0]}.weight"]
     found = Merged(base=read_base(str(base)), adapters=(adapter,)).parameter(f"{Q[0]}.weight")
     assert torch.equal(found, stored + (B @ A) * 2.0)
+
+
+# An adapter is added to the weights beside which it was trained
+
+
+@pytest.mark.parametrize("precision", ["bnb-int8", "w8a8-fp8"])
+def test_an_adapter_is_added_to_the_rounded_weights(base, tmp_path, precision):
+    """Also where the base itself is not quantized; a later adapter rounds the sum again."""
+    name, weights = f"{Q[0]}.weight", read_base(str(base))
+    adapter = read_adapter(write_adapter(tmp_path / "adapter", factors(*Q)), weights.config)
+    beside = dataclasses.replace(adapter, quantization=precision)
+    exact = weights.parameter(name)
+
+    def rounded(weight: torch.Tensor) -> torch.Tensor:
+        return dequantized(quantized(weight, precision, torch.float32))
+
+    assert not torch.equal(rounded(exact), exact)
+    once = Merged(base=weights, adapters=(beside,)).parameter(name)
+    assert torch.equal(once, rounded(exact) + adapter.update(Q[0]))
+    twice = Merged(base=weights, adapters=(beside, beside)).parameter(name)
+    assert torch.equal(twice, rounded(once) + adapter.update(Q[0]))
+    assert torch.equal(
+        Merged(base=weights, adapters=(adapter,)).parameter(name), exact + adapter.update(Q[0])
+    )
+
+
+def test_an_adapter_beside_a_stored_quantized_base_is_added_to_what_is_stored(base, tmp_path):
+    (tmp_path / "int8").mkdir()
+    write_checkpoint(merge(str(base), [], ""), "bnb-int8", str(tmp_path / "int8"))
+    weights = read_base(str(tmp_path / "int8"))
+    adapter = read_adapter(write_adapter(tmp_path / "adapter", factors(*Q)), weights.config)
+    beside = dataclasses.replace(adapter, quantization="bnb-int8")
+    name = f"{Q[0]}.weight"
+    stored = load_file(tmp_path / "int8" / "model.safetensors")
+    values, largest = stored[name], stored[f"{Q[0]}.SCB"]
+    found = Merged(base=weights, adapters=(beside,)).parameter(name)
+    # float32; values / 127 are rounded in another order
+    expected = values.float() * largest[:, None] / 127 + adapter.update(Q[0])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

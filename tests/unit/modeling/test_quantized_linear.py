@@ -31,7 +31,7 @@ def test_blocks_fill_the_columns(columns, block):
     torch.testing.assert_close(spread, x @ weight.t(), atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("precision", "near"), [("none", 1e-6), ("int8", 0.02), ("fp8", 0.05)])
+@pytest.mark.parametrize(("precision", "near"), [("none", 1e-6), ("w8a8-int8", 0.02), ("w8a8-fp8", 0.05)])
 def test_large_columns_leave_the_others_what_they_are(precision, near):
     x, weight = normal(40, 256), normal(96, 256)
     assert error(x, weight, precision) < near
@@ -42,13 +42,13 @@ def test_large_columns_leave_the_others_what_they_are(precision, near):
 
 def test_several_weights_are_one():
     x, parts, biases = normal(6, 32), [normal(8, 32), normal(16, 32)], [normal(8), normal(16)]
-    for precision, near in (("none", 1e-5), ("int8", 0.3), ("fp8", 1.0)):
+    for precision, near in (("none", 1e-5), ("w8a8-int8", 0.3), ("w8a8-fp8", 1.0)):
         found = linear(x, pack_weight(parts, biases, precision))
         expected = torch.cat([x @ part.t() + bias for part, bias in zip(parts, biases, strict=True)], 1)
         torch.testing.assert_close(found, expected, atol=near, rtol=0)
 
 
-@pytest.mark.parametrize("precision", ["none", "int8", "fp8"])
+@pytest.mark.parametrize("precision", ["none", "w8a8-int8", "w8a8-fp8"])
 def test_one_weight_at_a_time_is_held_as_it_came(precision):
     earlier: list[weakref.ref[Tensor]] = []
 

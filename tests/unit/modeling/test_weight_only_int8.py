@@ -31,6 +31,12 @@ def test_the_product_is_that_of_the_dequantized_weight(layer: Any):
     torch.testing.assert_close(*gradients)
 
 
+def test_127_is_the_largest_value_of_a_row():
+    values = torch.tensor([[127, -127, 0], [127, -64, 1]], dtype=torch.int8)
+    found = dequantized(values, torch.tensor([0.5, 254.0]), torch.float32)
+    torch.testing.assert_close(found, torch.tensor([[0.5, -0.5, 0.0], [254.0, -128.0, 2.0]]))  # float32
+
+
 def test_a_row_does_not_depend_on_its_neighbours(layer: Any):
     rows = torch.randn(2, 24)
     rows[1] *= 100

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from wsdm_ray.config import Columns, HeadConfig, TextConfig
-from wsdm_ray.modeling.checkpoint import Manifest, save_classifier
+from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.classifier import load_network
 from wsdm_ray.modeling.loading import load_scorer
+from wsdm_ray.modeling.manifest import Manifest
 from wsdm_ray.modeling.scorers import Scorer
 from wsdm_ray.scoring.encode import encode_unit, table_from_bytes, table_to_bytes
 from wsdm_ray.scoring.models import ModelSpec

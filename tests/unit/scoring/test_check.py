@@ -9,12 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.unit.modeling.test_checkpoint import manifest_of, trained
+from tests.unit.modeling.checkpoints import manifest_of, trained
 from tests.unit.scoring.conftest import random_rows
 from wsdm_ray.config import ScoreConfig
 from wsdm_ray.errors import ConfigError, ModelError, RunMismatchError
-from wsdm_ray.modeling.checkpoint import Manifest, read_manifest, save_classifier
+from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.families import FAMILIES
+from wsdm_ray.modeling.manifest import Manifest, read_manifest
 from wsdm_ray.runs import open_run
 from wsdm_ray.scoring.check import Cluster, ScoreRun, check_models, check_run, describe, fastest_layout
 from wsdm_ray.scoring.models import Models, ModelSpec
@@ -26,12 +27,12 @@ ONE_CPU = Cluster(replicas=1, on_gpu=False, threads=1)
 @pytest.mark.parametrize(
     ("precision", "on_gpu", "layout"),
     [
-        ("fp8", True, "shared"),
-        ("int8", True, "shared"),
+        ("w8a8-fp8", True, "shared"),
+        ("w8a8-int8", True, "shared"),
         ("bf16", True, "shared"),
         ("fp32", True, "padded"),
         ("bnb-int8", True, "padded"),
-        ("fp8", False, "padded"),
+        ("w8a8-fp8", False, "padded"),
         ("fp32", False, "padded"),
     ],
 )
@@ -45,13 +46,13 @@ def test_the_layout_of_auto(precision, on_gpu, layout):
 @pytest.mark.parametrize(
     ("asked", "device", "capability", "found"),
     [
-        ("auto", "cuda", (9, 0), "int8"),
-        ("auto", "cuda", (8, 9), "fp8"),
-        ("auto", "cuda", (8, 0), "int8"),
+        ("auto", "cuda", (9, 0), "w8a8-int8"),
+        ("auto", "cuda", (8, 9), "w8a8-fp8"),
+        ("auto", "cuda", (8, 0), "w8a8-int8"),
         ("auto", "cuda", (7, 5), "bnb-int8"),
         ("bf16", "cuda", None, "bf16"),
         ("auto", "cpu", None, "fp32"),
-        ("fp8", "cpu", None, "fp8"),
+        ("w8a8-fp8", "cpu", None, "w8a8-fp8"),
     ],
 )
 def test_precisions_are_resolved_before_replicas_are_made(classifiers, asked, device, capability, found):
@@ -73,7 +74,7 @@ def test_each_model_has_a_base_of_its_own(family_model, tmp_path):
     given = ScoreConfig(model=tuple(models), input=("i",), output="o", base=tuple(bases))
     specs = check_models(given, ONE_CPU)
     assert [spec.base for spec in specs] == bases
-    scorers = Models([dataclasses.replace(spec, precision="int8") for spec in specs]).scorers
+    scorers = Models([dataclasses.replace(spec, precision="w8a8-int8") for spec in specs]).scorers
     assert [scorer.stack.shape.family for scorer in scorers] == [FAMILIES["gemma2"], FAMILIES["llama"]]
     only_one = dataclasses.replace(given, base=(bases[0],))
     with pytest.raises(ModelError, match=r"llama: was trained on a base with digest .*gemma2-moved has"):

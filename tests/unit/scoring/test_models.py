@@ -16,9 +16,10 @@ from tests.unit.scoring.fakes import FakeScorer
 from wsdm_ray.config import HeadConfig, LoraConfig, TextConfig
 from wsdm_ray.errors import ClusterError, ModelError
 from wsdm_ray.modeling.attention import BLOCK
-from wsdm_ray.modeling.checkpoint import Manifest, folder_digest, save_classifier
+from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.classifier import add_lora, load_network, trainable_parameters
 from wsdm_ray.modeling.loading import load_fused_classifier, load_scorer
+from wsdm_ray.modeling.manifest import Manifest, folder_digest
 from wsdm_ray.modeling.scorers import BatchMemory, Scorer
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.scoring import models
@@ -44,7 +45,9 @@ def specs(
     base = str(family_model("gemma2"))
     found = {}
     for seed, (name, head) in enumerate(HEADS.items()):
-        network = load_network(base, head, seed=seed, device="cpu", dtype=torch.float32, quantization="int8")
+        network = load_network(
+            base, head, seed=seed, device="cpu", dtype=torch.float32, quantization="bnb-int8"
+        )
         network = add_lora(network, LoraConfig(r=RANKS[name], alpha=8), seed=seed)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -53,7 +56,7 @@ def specs(
         folder = str(tmp_path_factory.mktemp("adapters") / name)
         digest = folder_digest(base)
         manifest = Manifest(
-            kind="adapter", base=base, base_digest=digest, quantization="int8", head=head, text=TEXT
+            kind="adapter", base=base, base_digest=digest, quantization="bnb-int8", head=head, text=TEXT
         )
         save_classifier(network, base, folder, manifest)
         found[name] = ModelSpec(folder, None, manifest, "bnb-int8")
@@ -201,7 +204,7 @@ def test_what_a_batch_takes(specs):
     assert held.scorers[0].memory("packed") == expected
 
 
-@pytest.mark.parametrize(("precision", "sums"), [("fp32", 0), ("fp8", 0), ("int8", 4)])
+@pytest.mark.parametrize(("precision", "sums"), [("fp32", 0), ("w8a8-fp8", 0), ("w8a8-int8", 4)])
 def test_what_a_batch_of_the_fused_decoder_takes(specs, precision, sums):
     spec = specs["first"]
     network, _ = load_fused_classifier(spec.folder, precision=precision)
@@ -213,7 +216,7 @@ def test_what_a_batch_of_the_fused_decoder_takes(specs, precision, sums):
 
 
 def test_kernels_write_out_less(specs):
-    network, _ = load_fused_classifier(specs["first"].folder, precision="int8")
+    network, _ = load_fused_classifier(specs["first"].folder, precision="w8a8-int8")
     first = network.stack.layers[0]
     first.qkv, first.gate_up = (each._replace(fused=True) for each in (first.qkv, first.gate_up))
     # Neither sums in int32 nor gate and up: attention, whose product has 64 rows, is the widest.
@@ -253,7 +256,7 @@ def test_only_static_shapes_are_compiled_when_a_model_is_loaded(specs):
 
 
 def test_the_fused_decoder_is_warmed_up_in_whole_blocks(specs):
-    network, _ = load_fused_classifier(specs["first"].folder, precision="int8")
+    network, _ = load_fused_classifier(specs["first"].folder, precision="w8a8-int8")
     sizes: list[int] = []
     network.register_forward_pre_hook(lambda _, layouts: sizes.append(layouts[0].tokens_BT.size))
     network.warm_up(1_000)

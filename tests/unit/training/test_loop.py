@@ -24,8 +24,9 @@ from wsdm_ray.config import (
 )
 from wsdm_ray.data.votes import Votes
 from wsdm_ray.errors import ModelError
-from wsdm_ray.modeling.checkpoint import Manifest, folder_digest, load_classifier, read_manifest
 from wsdm_ray.modeling.classifier import preference_log_odds
+from wsdm_ray.modeling.loading import load_classifier
+from wsdm_ray.modeling.manifest import Manifest, folder_digest, read_manifest
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.training import loop
 from wsdm_ray.training.batches import step_rows
@@ -107,7 +108,7 @@ def disturb() -> None:
     np.random.seed(random.randrange(10**9))
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("quantization", ["none", "bnb-int8"])
 def test_two_runs_are_the_same_to_the_byte(trainer_of, tmp_path, quantization):
     runs = []
     for number in range(2):
