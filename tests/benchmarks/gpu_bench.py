@@ -100,7 +100,7 @@ class Bench:
             self.network(precision), take(self.pairs, np.arange(rows)), BOTH, layout=layout,
             token_budget=self.given.token_budget,
         )  # fmt: skip
-        if found.halved:
+        if found.halvings:
             raise torch.OutOfMemoryError(
                 f"{precision} {layout}: out of memory at {self.given.token_budget} tokens"
             )

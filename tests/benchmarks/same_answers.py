@@ -34,7 +34,8 @@ from wsdm_ray.modeling.loading import load_classifier, load_fused_classifier
 from wsdm_ray.modeling.manifest import read_manifest
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.schema import Ordering
-from wsdm_ray.scoring.engine import combine, log_odds, to_probability
+from wsdm_ray.scoring.engine import log_odds
+from wsdm_ray.scoring.probabilities import combine, to_probability
 from wsdm_ray.statistics import agreement, cross_entropy
 from wsdm_ray.storage import local_copy
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder

@@ -25,7 +25,7 @@ from wsdm_ray.data.votes import read_votes
 from wsdm_ray.modeling.classifier import load_network, meta_model
 from wsdm_ray.modeling.fused_decoder import FusedDecoder
 from wsdm_ray.modeling.merging import Merged, read_base
-from wsdm_ray.modeling.scorers import FusedClassifier
+from wsdm_ray.modeling.scorers import FusedClassifier, Scorer, TransformersScorer
 from wsdm_ray.schema import Ordering
 from wsdm_ray.scoring.engine import log_odds
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
@@ -90,13 +90,13 @@ def network_of(base: str, dtype: torch.dtype, quantization: str = "none") -> Any
 
 
 def engine(
-    network: Callable[[str], torch.nn.Module], layout: str, token_budget: int
+    load: Callable[[str], Scorer], layout: str, token_budget: int
 ) -> Callable[[str, EncodedPairs], Callable[[], np.ndarray]]:
     def make(base: str, pairs: EncodedPairs) -> Callable[[], np.ndarray]:
-        made = network(base)
+        scorer = load(base)
         return lambda: (
             log_odds(
-                made,
+                scorer,
                 pairs,
                 BOTH,
                 layout=layout,
@@ -123,10 +123,18 @@ def pipeline(base: str, pairs: EncodedPairs) -> Callable[[], np.ndarray]:
 
 
 WAYS = {
-    "fp32 padded 2048": engine(lambda base: network_of(base, torch.float32), "padded", 2_048),
-    "bf16 padded 2048": engine(lambda base: network_of(base, torch.bfloat16), "padded", 2_048),
-    "bnb-int8 padded 2048": engine(lambda base: network_of(base, torch.float32, "bnb-int8"), "padded", 2_048),
-    "fp32 shared 2048": engine(lambda base: network_of(base, torch.float32), "shared", 2_048),
+    "fp32 padded 2048": engine(
+        lambda base: TransformersScorer(network_of(base, torch.float32)), "padded", 2_048
+    ),
+    "bf16 padded 2048": engine(
+        lambda base: TransformersScorer(network_of(base, torch.bfloat16)), "padded", 2_048
+    ),
+    "bnb-int8 padded 2048": engine(
+        lambda base: TransformersScorer(network_of(base, torch.float32, "bnb-int8")), "padded", 2_048
+    ),
+    "fp32 shared 2048": engine(
+        lambda base: TransformersScorer(network_of(base, torch.float32)), "shared", 2_048
+    ),
     "w8a8-int8 shared 2048": engine(lambda base: stack_of(base, "w8a8-int8"), "shared", 2_048),
     "transformers pipeline": pipeline,
 }

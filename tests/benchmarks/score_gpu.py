@@ -44,8 +44,8 @@ from synthetic import SHAPES
 from torch.autograd import DeviceType
 
 from wsdm_ray.modeling.families import shape_of
-from wsdm_ray.scoring.engine import MEMORY, is_any_of
-from wsdm_ray.scoring.models import MOST_TOKENS
+from wsdm_ray.scoring.models import MAX_GPU_TOKENS
+from wsdm_ray.scoring.recovery import is_oom
 
 WAYS = (
     *("recipe", "pipeline"),
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of pairs a turn")
     parser.add_argument("--pool", type=int, default=2_000, help="pairs whose lengths stand for all")
     parser.add_argument("--max-tokens", type=int, default=2_048)
-    parser.add_argument("--token-budget", type=int, default=MOST_TOKENS)
+    parser.add_argument("--token-budget", type=int, default=MAX_GPU_TOKENS)
     parser.add_argument("--recipe-batch", type=int, default=32)
     parser.add_argument("--pipeline-batch", type=int, default=8)
     parser.add_argument(
@@ -133,7 +133,7 @@ def take_turn(bench: Bench, way: str) -> dict[str, Any]:
         try:
             return run_ours(bench, name, layout, rows) if layout else run_reference(bench, name, rows, batch)
         except RuntimeError as error:
-            if not is_any_of(MEMORY, error):
+            if not is_oom(error):
                 raise
             print(f"  {way}: {str(error).splitlines()[0][:90]}", flush=True)
         if not bench.drop(keep=name):

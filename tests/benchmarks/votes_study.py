@@ -388,8 +388,10 @@ def score_one(config: TrainConfig, work: Path, folder: Path, variant: str) -> fl
     import torch
 
     from wsdm_ray.modeling.manifest import read_manifest
+    from wsdm_ray.scoring.encode import encode_unit
+    from wsdm_ray.scoring.models import ModelSpec
     from wsdm_ray.scoring.plan import make_plan, part_name
-    from wsdm_ray.scoring.replica import ModelSpec, Replica, ReplicaOptions, encode_unit
+    from wsdm_ray.scoring.replica import Replica, ReplicaOptions
     from wsdm_ray.storage import list_files
 
     model = str(folder / "model")

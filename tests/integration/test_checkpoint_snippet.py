@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from wsdm_ray.modeling.loading import load_classifier
+from wsdm_ray.modeling.scorers import TransformersScorer
 from wsdm_ray.schema import Ordering
-from wsdm_ray.scoring.engine import log_odds, to_probability
+from wsdm_ray.scoring.engine import log_odds
+from wsdm_ray.scoring.probabilities import to_probability
 from wsdm_ray.text.encoding import PairEncoder
 
 PAGE = Path(__file__).parents[2] / "docs" / "checkpoint-folder.md"
@@ -28,5 +30,7 @@ def test_the_loading_lines_give_the_probability_that_score_gives(classifier, int
     assert pair
     encoded = PairEncoder(str(classifier), manifest.text).encode(*([text] for text in pair.groups()))
     with torch.inference_mode():
-        ours = log_odds(network, encoded, (Ordering.AB,), layout="padded", token_budget=1024).log_odds_NO
-    assert float(done.stdout.split()[-1]) == pytest.approx(float(to_probability(ours)[0, 0]), abs=1e-5)
+        scorer = TransformersScorer(network)
+        scores = log_odds(scorer, encoded, (Ordering.AB,), layout="padded", token_budget=1024)
+    ours = float(to_probability(scores.log_odds_NO)[0, 0])
+    assert float(done.stdout.split()[-1]) == pytest.approx(ours, abs=1e-5)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
+
 from jobs._options import options_of
 from jobs._parse import parse
 from jobs._registry import JOBS
-
 from wsdm_ray.config import QuantizeConfig, ScoreConfig, TrainConfig
 
 ROOT = Path(__file__).parents[2]

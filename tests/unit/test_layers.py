@@ -28,8 +28,8 @@ LAYERS = (
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 RAY = {
+    "wsdm_ray.scoring.cluster",
     "wsdm_ray.scoring.pipeline",
-    "wsdm_ray.scoring.replica",
     "wsdm_ray.training.progress",
     "wsdm_ray.training.runner",
     "wsdm_ray.training.worker",

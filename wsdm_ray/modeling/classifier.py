@@ -21,7 +21,6 @@ from wsdm_ray.modeling.attention import attention_arguments, attention_implement
 from wsdm_ray.modeling.families import FAMILIES, head_width
 from wsdm_ray.modeling.head import make_head
 from wsdm_ray.modeling.quantization_config import bitsandbytes_config
-from wsdm_ray.modeling.scorers import FusedClassifier
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.storage import reason
 
@@ -198,12 +197,10 @@ def unwrap_peft(network: Any) -> Any:
 
 
 def ordering_logits(network: nn.Module, layout: Layout) -> torch.Tensor:
-    """Logits of each ordering of a pass: float32 [S, 2], (first response wins, second wins).
+    """Logits of each ordering of a micro-batch: float32 [S, 2], (first response wins, second wins).
 
     A device with bfloat16 weights computes under autocast, so that float32 adapters meet them in one type.
     """
-    if isinstance(network, FusedClassifier):
-        return network(layout)
     model = unwrap_peft(network)
     backbone = model.model
     embedding = backbone.get_input_embeddings().weight

@@ -20,7 +20,7 @@ from wsdm_ray.modeling.lora import read_adapter
 from wsdm_ray.modeling.manifest import Manifest, folder_digest, read_manifest
 from wsdm_ray.modeling.merging import Merged, read_base
 from wsdm_ray.modeling.precision import W8A8, plan_here
-from wsdm_ray.modeling.scorers import FusedClassifier
+from wsdm_ray.modeling.scorers import FusedClassifier, Scorer, TransformersScorer
 from wsdm_ray.storage import local_copy
 
 __all__ = [
@@ -39,8 +39,8 @@ def load_scorer(
     device: str | None = None,
     base: str | None = None,
     verify: bool = True,
-) -> tuple[nn.Module, Manifest]:
-    """A classifier ready to score, from a checkpoint folder (local or remote), for `ordering_logits`.
+) -> tuple[Scorer, Manifest]:
+    """A classifier ready to score, from a checkpoint folder (local or remote).
 
     Args:
         base: where the base is, if not where the manifest says.
@@ -51,8 +51,14 @@ def load_scorer(
         ConfigError: the precision is not to be had.
     """
     plan = plan_here(precision, device, read_manifest(local_copy(folder)))
-    load = load_fused_classifier if plan.fused else load_classifier
-    return load(folder, precision=plan.precision, device=plan.device, base=base, verify=verify)
+    if plan.fused:
+        return load_fused_classifier(
+            folder, precision=plan.precision, device=plan.device, base=base, verify=verify
+        )
+    network, manifest = load_classifier(
+        folder, precision=plan.precision, device=plan.device, base=base, verify=verify
+    )
+    return TransformersScorer(network), manifest
 
 
 @torch.no_grad()

@@ -1,1 +1,1 @@
-"""Which pairs share a forward pass, and where their tokens lie in it: pure numpy, no model and no file."""
+"""Which pairs share a micro-batch, and where their tokens lie in it: pure numpy, no model and no file."""

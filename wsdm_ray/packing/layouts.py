@@ -1,11 +1,11 @@
-"""Where each token of a pass lies, and what it may attend to.
+"""Where each token of a micro-batch lies, and what it may attend to.
 
-Shape suffixes: B rows of the pass, T tokens of a row, S orderings (pair by pair, in the order asked for).
+Shape suffixes: B rows, T tokens of a row, S orderings (pair by pair, in the order asked for).
 
-A layout says who sees whom by three numbers a token: its group (pairs or orderings that must not see each
-other), its branch within the group (0 for what all branches share) and its position. Token q sees token k
-when they are of one group, k's branch is 0 or q's own, and k's position is not after q's. A sliding window
-compares positions too.
+A layout holds the attention mask as three numbers a token: its group (pairs or orderings that must not attend
+to each other), its branch within the group (0 for what all branches share) and its position. Query token q
+attends to key token k when they are of one group, k's branch is 0 or q's own, and k's position is not after
+q's. A sliding window compares positions too.
 
     padded   a row an ordering:                          [prompt a b . .] [prompt b a . .]
     packed   one row, a group an ordering:               [prompt a b prompt b a prompt ...]
@@ -27,7 +27,7 @@ Number = TypeVar("Number", int, np.ndarray)
 
 @dataclass(frozen=True)
 class Layout:
-    """One forward pass.
+    """One micro-batch.
 
     tokens_BT: int64; positions_BT: int64, from 0 in each ordering; groups_BT: int32, -1 for padding;
     branches_BT: int32; last_S: int64, index into the flat B * T of each ordering's last token.
@@ -64,7 +64,7 @@ def lay_out(
     row_tokens: int = 0,
     alignment: int = 1,
 ) -> Layout:
-    """The pass that holds `pairs` (int [P]), each with one ordering a member of `suffixes`.
+    """The micro-batch that holds `pairs` (int [P]), each with one ordering a member of `suffixes`.
 
     Args:
         prefix: what a pair's orderings share, a list a pair.
@@ -73,9 +73,9 @@ def lay_out(
         row_tokens: pad each row to at least so many tokens.
         alignment: groups begin at multiples of it, with padding between them, and rows end there.
     """
-    placed: list[tuple[int, int, np.ndarray, int, int, int]] = []  # row, place, ids, position, group, branch
-    filled: list[int] = [] if layout == "padded" else [0]  # places of each row so far
-    last: list[tuple[int, int]] = []  # row and place
+    placed: list[tuple[int, int, np.ndarray, int, int, int]] = []  # row, start, ids, position, group, branch
+    filled: list[int] = [] if layout == "padded" else [0]  # tokens of each row so far
+    last: list[tuple[int, int]] = []  # row and index in it
 
     def put(ids: np.ndarray, first: int, group: int, branch: int) -> None:
         placed.append((len(filled) - 1, filled[-1], ids, first, group, branch))
@@ -93,17 +93,18 @@ def lay_out(
             put(suffix[pair], len(head), group, branch)
             last.append((len(filled) - 1, filled[-1] - 1))
 
-    width = round_up(max([*filled, row_tokens, 1]), alignment)
-    shape = (len(filled), width)
+    row_tokens = round_up(max([*filled, row_tokens, 1]), alignment)
+    shape = (len(filled), row_tokens)
     tokens, positions = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
     groups, branches = np.full(shape, -1, np.int32), np.zeros(shape, np.int32)
-    for row, at, ids, first, group, branch in placed:
-        here = slice(at, at + len(ids))
+    for row, start, ids, first, group, branch in placed:
+        here = slice(start, start + len(ids))
         tokens[row, here] = ids
         positions[row, here] = np.arange(first, first + len(ids))
         groups[row, here] = group
         branches[row, here] = branch
-    return Layout(tokens, positions, groups, branches, np.asarray([row * width + at for row, at in last]))
+    last_S = np.asarray([row * row_tokens + index for row, index in last])
+    return Layout(tokens, positions, groups, branches, last_S)
 
 
 def round_up(number: Number, step: int) -> Number:

@@ -1,10 +1,10 @@
-"""Cut pairs into forward passes by a token budget.
+"""Cut pairs into micro-batches by a token budget.
 
-A plan is a list of int64 arrays of pair indices, one array a forward pass. Every pair stands in exactly one
-of them with all its orderings. Plans depend on lengths and options alone, so the same rows always give the
+A plan is a list of int64 arrays of pair indices, one array a micro-batch. Every pair is in exactly one of
+them with all its orderings. Plans depend on lengths and options alone, so the same rows always give the
 same plan.
 
-What a pass costs, in tokens, padding included:
+What a micro-batch costs, in tokens, padding included:
 
     padded   orderings x pairs x longest ordering
     packed   sum of all orderings
@@ -36,14 +36,14 @@ def pair_tokens(
 
 
 def batch_tokens(layout: str, tokens: np.ndarray) -> int:
-    """What a pass of pairs with these `pair_tokens` costs in `layout`."""
+    """What a micro-batch of pairs with these `pair_tokens` costs in `layout`."""
     if not len(tokens):
         return 0
     return int(len(tokens) * tokens.max() if layout == "padded" else tokens.sum())
 
 
 def plan_batches(layout: str, tokens_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """A plan whose passes each cost at most `token_budget`.
+    """A plan whose micro-batches each cost at most `token_budget`.
 
     Args:
         tokens_N: `pair_tokens` of each pair, int [N].
@@ -62,46 +62,46 @@ def plan_batches(layout: str, tokens_N: np.ndarray, token_budget: int) -> list[n
 
 
 def plan_sorted(tokens_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Longest first, cut where the next pair, padded to the pass's longest, would go over the budget."""
+    """Longest first, cut where the next pair, padded to the longest, would go over the budget."""
     order = np.argsort(-tokens_N, kind="stable")
-    passes, start = [], 0
+    batches, start = [], 0
     while start < len(order):
         count = max(int(token_budget // max(int(tokens_N[order[start]]), 1)), 1)
-        passes.append(order[start : start + count])
+        batches.append(order[start : start + count])
         start += count
-    return passes
+    return batches
 
 
 def plan_best_fit(tokens_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Best-fit decreasing bin packing: each pair, longest first, goes where it leaves the least room."""
-    passes: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens left, pass), sorted
+    """Best-fit decreasing bin packing: each pair, longest first, goes where the fewest tokens are left."""
+    batches: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # (tokens free, batch), sorted
     for pair in np.argsort(-tokens_N, kind="stable").tolist():
         need = int(tokens_N[pair])
-        found = bisect_left(room, (need, -1))
-        if found == len(room):
-            passes.append([pair])
-            insort(room, (token_budget - need, len(passes) - 1))
+        index = bisect_left(free, (need, -1))
+        if index == len(free):
+            batches.append([pair])
+            insort(free, (token_budget - need, len(batches) - 1))
         else:
-            left, number = room.pop(found)
-            passes[number].append(pair)
-            insort(room, (left - need, number))
-    return [np.asarray(pairs, np.int64) for pairs in passes]
+            tokens_free, number = free.pop(index)
+            batches[number].append(pair)
+            insort(free, (tokens_free - need, number))
+    return [np.asarray(pairs, np.int64) for pairs in batches]
 
 
 def plan_batches_at_least(
-    layout: str, tokens_N: np.ndarray, token_budget: int, least: int
+    layout: str, tokens_N: np.ndarray, token_budget: int, min_batches: int
 ) -> list[np.ndarray]:
-    """A plan within `token_budget` with `least` passes or more, so that each of several workers has one.
+    """A plan within `token_budget` of `min_batches` or more, so that each of several workers has one.
 
     There are fewer where there are fewer pairs. The budget is lowered by tenths until the count is reached.
     """
     budget, longest = token_budget, int(tokens_N.max(initial=1))
     plan = plan_batches(layout, tokens_N, budget)
-    while len(plan) < min(least, len(tokens_N)) and budget > longest:
+    while len(plan) < min(min_batches, len(tokens_N)) and budget > longest:
         budget = max(int(budget * 0.9), longest)
         plan = plan_batches(layout, tokens_N, budget)
-    while len(plan) < min(least, len(tokens_N)):  # pairs of one length
+    while len(plan) < min(min_batches, len(tokens_N)):  # pairs of one length
         largest = max(range(len(plan)), key=lambda index: len(plan[index]))
         half = len(plan[largest]) // 2
         plan[largest : largest + 1] = [plan[largest][:half], plan[largest][half:]]

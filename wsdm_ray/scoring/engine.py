@@ -1,18 +1,12 @@
-"""Encoded pairs to probabilities: plan, lay out, run, gather. Torch, no Ray and no file.
+"""Encoded pairs to log-odds: plan micro-batches, lay out, run, gather. Torch, no Ray and no file.
 
-Both orderings of a pair run in the same pass. Of the two, the one that `first_ordering` names stands first,
-whichever the input calls response_a; so a pair and its swapped twin are computed by the very same operations,
-and their probabilities add up to exactly 1.
+Both orderings of a pair run in the same micro-batch. The one that `first_ordering` names comes first,
+whichever response the input calls response_a. So a pair and its swapped twin are computed by the very same
+operations, and their probabilities add up to exactly 1.
 
-A stack on a GPU takes rows of a fixed number of tokens: all its passes are filled up to the token budget. It
-says what groups are to be aligned to there, so that a pair's result is the same to the bit in any pass.
-While a GPU runs a pass, the next is laid out and started, so that it need not wait for the host.
-
-What a pass may fail of, and what becomes of its pairs:
-
-    memory          the token budget is halved for all that follows; a pair alone loses only itself
-    anything else   its pairs run one by one; those that fail alone have an error in place of a value
-    a lost GPU      nothing more can run in this process: `DeviceLostError`
+A scorer with static shapes has its micro-batches filled up to the token budget. Groups begin at multiples of
+the scorer's alignment, so that a pair's result is bitwise identical in any micro-batch. While a GPU runs one
+micro-batch, the next is laid out and started. What follows from a failure is decided in `recovery`.
 """
 
 import gc
@@ -23,78 +17,39 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from wsdm_ray.errors import ModelError, WsdmRayError
-from wsdm_ray.modeling.attention import BLOCK
-from wsdm_ray.modeling.classifier import ordering_logits, preference_log_odds
-from wsdm_ray.modeling.scorers import FusedClassifier, in_one_row, round_up_to_block
-from wsdm_ray.packing.layouts import lay_out, round_up
-from wsdm_ray.packing.plan import batch_tokens, pair_tokens, plan_batches
+from wsdm_ray.errors import WsdmRayError
+from wsdm_ray.modeling.classifier import preference_log_odds
+from wsdm_ray.modeling.scorers import Scorer, in_one_row
+from wsdm_ray.packing.layouts import lay_out
+from wsdm_ray.packing.plan import batch_tokens, pair_tokens
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import Ordering
-from wsdm_ray.statistics import centered_sigmoid, round_to_grid
+from wsdm_ray.scoring.micro_batches import BatchShapes, plan_micro_batches
+from wsdm_ray.scoring.probabilities import NOT_FINITE
+from wsdm_ray.scoring.recovery import (
+    Action,
+    DeviceLostError,
+    FailedBatch,
+    Failure,
+    check_not_all_failed,
+    describe_error,
+    is_device_lost,
+    is_oom,
+    over_budget_error,
+    recover,
+    row_error,
+)
 from wsdm_ray.text.encoding import EncodedPairs
 
-__all__ = [
-    "NOT_FINITE",
-    "DeviceLostError",
-    "Scores",
-    "combine",
-    "combine_models",
-    "is_oom",
-    "log_odds",
-    "to_probability",
-]
-
-NOT_FINITE = "the model's output is not finite"
-
-OUT_OF_MEMORY = "out of memory"
-
-OVER_BUDGET = "over the token budget"
-
-MEMORY = (OUT_OF_MEMORY, "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-"""What errors of CUDA, cuBLAS and PyTorch's CPU allocator say when there is no memory left."""
-
-LOST = (
-    "device-side assert",
-    "illegal memory access",
-    "illegal instruction",
-    "misaligned address",
-    "unspecified launch failure",
-    "launch timed out",
-    "uncorrectable",
-    "device is lost",
-)
-"""What CUDA errors say after which every further call of the process fails."""
-
-SHOWN_CHARACTERS = 200
-"""Of a library's message."""
+__all__ = ["Scores", "log_odds"]
 
 Result = TypeVar("Result")
 
 
-class DeviceLostError(Exception):
-    """The GPU of this process can do nothing more.
-
-    pairs: indices of those in the passes that were started and not done.
-    """
-
-    def __init__(self, pairs: Sequence[int], reason: str):
-        super().__init__(reason)
-        self.pairs, self.reason = list(pairs), reason
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a pass has no logits: the first line of the reason."""
-
-    reason: str
-    of_memory: bool
-
-
 class PendingTensor:
-    """A tensor on its way to the host: it waits for what the GPU was given before it, and for no more."""
+    """A tensor on its way to the host. `wait` waits for it alone, not for what the GPU was given later."""
 
     def __init__(self, tensor: Tensor):
         self.tensor = tensor.to("cpu", non_blocking=True)
@@ -108,66 +63,83 @@ class PendingTensor:
 
 @dataclass(frozen=True)
 class InFlightBatch:
-    """A pass that was started: its pairs, its tokens (padding included), and what comes of it."""
+    """A micro-batch that was started: its pairs, its tokens (padding included), and its result."""
 
     pairs: np.ndarray
     size: int
-    found: PendingTensor | Failure
+    result: PendingTensor | Failure
+
+
+@dataclass(frozen=True)
+class PairRun:
+    """N pairs, each to be run once in the same number of orderings.
+
+    prefix: what a pair's orderings share. suffixes: the rest of each ordering.
+    tokens_N: tokens that each pair takes in a micro-batch, int64.
+    log_odds_NS: that the response that comes first wins, float32 [N, suffixes]; filled in as results arrive,
+    NaN until then.
+    """
+
+    prefix: Ragged
+    suffixes: Sequence[Ragged]
+    tokens_N: np.ndarray
+    log_odds_NS: np.ndarray
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the engine says of N pairs.
+    """The results of N pairs.
 
     log_odds_NO: float32 [N, orderings asked for], that the given response_a wins; NaN where that ordering was
     not wanted, or failed.
     errors_N: object [N], why a pair that was wanted has no value, else None.
     forward_tokens: tokens that went through the model, padding included.
-    token_budget: that of the last pass; `halved` says how often it was halved on the way.
+    token_budget: that of the last micro-batch, in tokens.
+    halvings: how many times memory ran out and the token budget was halved.
     """
 
     log_odds_NO: np.ndarray
     errors_N: np.ndarray
     forward_tokens: int
     token_budget: int
-    halved: int
+    halvings: int
 
 
 def log_odds(
-    network: nn.Module,
+    scorer: Scorer,
     pairs: EncodedPairs,
     orderings: tuple[Ordering, ...],
     *,
     layout: str,
     token_budget: int,
-    most_tokens: int | None = None,
+    initial_budget: int | None = None,
     wanted_NO: np.ndarray | None = None,
-    alone: Collection[int] = (),
+    suspects: Collection[int] = (),
 ) -> Scores:
-    """Run the pairs in the orderings asked for.
+    """The log-odds of the pairs in the orderings asked for.
 
-    A pair that takes more tokens than `most_tokens` has an error; one that takes more than the budget, which
-    memory may have lowered, has a pass of its own. Of two orderings of the same tokens one alone is run.
+    A pair that takes more tokens than the initial budget has an error; one that takes more than the budget,
+    which memory may have lowered, has a micro-batch of its own. Of two orderings with the same tokens, one is
+    run.
 
     Args:
-        most_tokens: the budget that was asked for; by default `token_budget`.
+        initial_budget: the token budget before memory lowered it; by default `token_budget`.
         wanted_NO: bool [N, orderings], which to run; by default all.
-        alone: indices of pairs that are to run in a pass of their own, after all others.
+        suspects: indices of pairs that run in a micro-batch of their own, after all others.
 
     Raises:
-        ModelError: several pairs were run, and all failed of the same reason.
+        ModelError: several pairs were run, and all failed for the same reason.
         DeviceLostError: the process must be replaced.
     """
     wanted_NO = np.ones((len(pairs), len(orderings)), bool) if wanted_NO is None else wanted_NO
-    runs = BatchRunner(
-        network=network,
+    initial_budget = token_budget if initial_budget is None else initial_budget
+    runner = BatchRunner(
+        scorer=scorer,
         layout=layout,
         token_budget=token_budget,
-        most_tokens=token_budget if most_tokens is None else most_tokens,
-        static_shapes=isinstance(network, FusedClassifier) and network.static_shapes,
-        alignment=network.alignment if isinstance(network, FusedClassifier) else 1,
-        at_once=max_in_flight(network) if not alone else 1,  # one that loses the GPU is to be known
-        alone=set(alone),
+        shapes=BatchShapes(static=scorer.static_shapes, initial_budget=initial_budget),
+        max_in_flight=1 if suspects else scorer.max_in_flight,  # so that the pair that loses a GPU is known
+        suspects=suspects,
         errors_N=np.full(len(pairs), None, object),
     )
     result_NO = np.full(wanted_NO.shape, np.nan, np.float32)
@@ -176,27 +148,22 @@ def log_odds(
     twice_N = wanted_NO.any(axis=1) & ~once_N
 
     column_N = np.argmax(wanted_NO, axis=1)  # the ordering of a pair that is run once
-    for rows, second in ((np.flatnonzero(once_N), False), (np.flatnonzero(twice_N), True)):
+    for rows, both in ((np.flatnonzero(once_N), False), (np.flatnonzero(twice_N), True)):
         if not len(rows):
             continue
-        ba_N = pairs.ba_first_N if second else np.asarray(orderings)[column_N] == Ordering.BA
-        sides = [choose(pairs, ba_N)] + ([choose(pairs, ~ba_N)] if second else [])
-        found_NS = runs.run(pairs.prefix, sides, rows)
+        ba_N = pairs.ba_first_N if both else np.asarray(orderings)[column_N] == Ordering.BA
+        suffixes = [choose(pairs, ba_N)] + ([choose(pairs, ~ba_N)] if both else [])
+        log_odds_NS = runner.run(pairs.prefix, suffixes, rows)
         for column, ordering in enumerate(orderings):
-            side_N = (ba_N != (ordering == Ordering.BA)).astype(int)
-            here = rows if second else rows[side_N[rows] == 0]
-            sign = 1 if ordering == Ordering.AB else -1  # of the response that stands first: b, in ba
-            result_NO[here, column] = sign * found_NS[here, side_N[here]]
-    if len(orderings) == 2:  # one sequence twice: no rounding may prefer a side
+            index_N = (ba_N != (ordering == Ordering.BA)).astype(int)  # of this ordering in `suffixes`
+            known = rows if both else rows[index_N[rows] == 0]
+            sign = 1 if ordering == Ordering.AB else -1  # of the response that comes first: b, in ba
+            result_NO[known, column] = sign * log_odds_NS[known, index_N[known]]
+    if len(orderings) == 2:  # one sequence twice: no rounding may prefer a response
         known = np.flatnonzero(once_N & same_N)
         result_NO[known, 1 - column_N[known]] = -result_NO[known, column_N[known]]
-    check_not_all_failed(runs.errors_N[wanted_NO.any(axis=1)])
-    return Scores(result_NO, runs.errors_N, runs.forward_tokens, runs.token_budget, runs.halved)
-
-
-def max_in_flight(network: nn.Module) -> int:
-    """How many passes may be started before the first is done."""
-    return 2 if any(parameter.is_cuda for parameter in network.parameters()) else 1
+    check_not_all_failed(runner.errors_N[wanted_NO.any(axis=1)])
+    return Scores(result_NO, runner.errors_N, runner.forward_tokens, runner.token_budget, runner.halvings)
 
 
 def identical(pairs: EncodedPairs) -> np.ndarray:
@@ -211,247 +178,171 @@ def choose(pairs: EncodedPairs, ba_N: np.ndarray) -> Ragged:
 
 @dataclass
 class BatchRunner:
-    """Passes of one network, and what came of them so far.
+    """Runs the micro-batches of one scorer, and keeps what became of them.
 
-    at_once: how many may be started and not done. started: those, the oldest first.
+    max_in_flight: micro-batches that may be started and not done.
+    in_flight: those that are, the oldest first.
     """
 
-    network: nn.Module
+    scorer: Scorer
     layout: str
     token_budget: int
-    most_tokens: int
-    static_shapes: bool
-    alignment: int
-    at_once: int
-    alone: set[int]
+    shapes: BatchShapes
+    max_in_flight: int
+    suspects: Collection[int]
     errors_N: np.ndarray
     forward_tokens: int = 0
-    halved: int = 0
-    started: deque[InFlightBatch] = field(default_factory=deque)
+    halvings: int = 0
+    in_flight: deque[InFlightBatch] = field(default_factory=deque)
 
-    def run(self, prefix: Ragged, sides: Sequence[Ragged], rows: np.ndarray) -> np.ndarray:
-        """Log-odds that the first response wins: float32 [N, sides], NaN but for `rows` (int [R])."""
-        found_NS = np.full((len(prefix), len(sides)), np.nan, np.float32)
-        lengths = prefix.lengths, sides[0].lengths, len(sides)
-        tokens_N = pair_tokens(self.layout, *lengths, self.alignment)
-        waiting = self.plan(tokens_N, self.within(pair_tokens(self.layout, *lengths), rows))
-        while waiting or self.started:
-            while waiting and len(self.started) < self.at_once and not self.fails():
-                indices = waiting.popleft()
-                tokens = batch_tokens(self.layout, tokens_N[indices])
-                self.started.append(self.start(prefix, sides, indices, self.size(tokens)))
-            first = self.started.popleft()
-            found, indices, size = self.finish(first), first.pairs, first.size
-            if isinstance(found, Failure):  # what follows from it may be for those after it too
-                waiting.extendleft(each.pairs for each in reversed(self.started))
-                self.started.clear()
-            tokens = batch_tokens(self.layout, tokens_N[indices])
-            least = self.least(tokens)
-            alone = len(indices) == 1 and (size <= least or not is_of_memory(found))
-            if is_of_memory(found) and alone and len(sides) > 1:
-                found = self.run_orderings_separately(prefix, sides, indices)
-            if isinstance(found, np.ndarray):
-                found_NS[indices] = found
-                bad = indices[~np.isfinite(found).all(axis=1)]
-                self.errors_N[bad] = NOT_FINITE
-                found_NS[bad] = np.nan
-            elif alone:
-                of_one = len(prefix[indices[0]]) + len(sides[0][indices[0]])
-                self.errors_N[indices] = error_of(found, of_one)
-            elif found.of_memory:
-                self.halve(size if size > least else tokens)
-                waiting = self.plan(tokens_N, np.sort(np.concatenate([indices, *waiting])))
+    def run(self, prefix: Ragged, suffixes: Sequence[Ragged], rows: np.ndarray) -> np.ndarray:
+        """Log-odds that the first response wins: float32 [N, suffixes], NaN except for `rows` (int [R])."""
+        lengths = prefix.lengths, suffixes[0].lengths, len(suffixes)
+        tokens_N = pair_tokens(self.layout, *lengths, self.scorer.alignment)
+        run = PairRun(prefix, suffixes, tokens_N, np.full((len(prefix), len(suffixes)), np.nan, np.float32))
+        waiting = self.plan(run, self.refuse_over_budget(pair_tokens(self.layout, *lengths), rows))
+        while waiting or self.in_flight:
+            self.start_waiting(run, waiting)
+            batch = self.in_flight.popleft()
+            result = self.finish(batch)
+            if isinstance(result, Failure):
+                waiting = self.recover(run, batch, result, waiting)
             else:
-                waiting.extendleft(np.asarray([index]) for index in indices[::-1])
-        return found_NS
+                self.record(run, batch.pairs, result)
+        return run.log_odds_NS
 
-    def fails(self) -> bool:
-        """Whether a pass that was started has failed already: what follows waits for what comes of it."""
-        return any(isinstance(each.found, Failure) for each in self.started)
-
-    def within(self, tokens_N: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Of `rows` those that the budget that was asked for allows; the others have their error."""
-        over_N = tokens_N > self.most_tokens
+    def refuse_over_budget(self, tokens_N: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The `rows` that the initial budget allows; the others get their error."""
+        over_N = tokens_N > self.shapes.initial_budget
         for row in rows[over_N[rows]].tolist():
-            self.errors_N[row] = (
-                f"takes {tokens_N[row]} tokens in the layout {self.layout}, {OVER_BUDGET} of "
-                f"{self.most_tokens}; score it with a higher --token-budget or a lower --max-tokens"
+            self.errors_N[row] = over_budget_error(
+                int(tokens_N[row]), self.layout, self.shapes.initial_budget
             )
         return rows[~over_N[rows]]
 
-    def least(self, tokens: int) -> int:
-        """The fewest tokens, padding included, that a pass of so many can have.
+    def plan(self, run: PairRun, rows: np.ndarray) -> deque[np.ndarray]:
+        return plan_micro_batches(self.layout, run.tokens_N, rows, self.token_budget, self.suspects)
 
-        Fixed rows have four sizes between powers of two, and that of the budget that was asked for: each is
-        compiled for itself.
+    def start_waiting(self, run: PairRun, waiting: deque[np.ndarray]) -> None:
+        """Start micro-batches as long as there is room. Nothing is started behind one that failed already."""
+        while (
+            waiting
+            and len(self.in_flight) < self.max_in_flight
+            and not any(isinstance(batch.result, Failure) for batch in self.in_flight)
+        ):
+            pairs = waiting.popleft()
+            size = self.shapes.size(batch_tokens(self.layout, run.tokens_N[pairs]), self.token_budget)
+            self.in_flight.append(self.start(run.prefix, run.suffixes, pairs, size))
+
+    def recover(
+        self, run: PairRun, batch: InFlightBatch, failure: Failure, waiting: deque[np.ndarray]
+    ) -> deque[np.ndarray]:
+        """Do what `recovery` decides; returns the micro-batches that are still to be run.
+
+        Those that were started behind the failed one are run again: the decision may concern them, too.
         """
-        if not self.static_shapes:
-            return tokens
-        size = round_up(tokens, max(BLOCK, (1 << tokens.bit_length()) // 8))
-        most = round_up_to_block(self.most_tokens)
-        return most if tokens <= most < size else size
+        waiting.extendleft(later.pairs for later in reversed(self.in_flight))
+        self.in_flight.clear()
+        num_tokens = batch_tokens(self.layout, run.tokens_N[batch.pairs])
+        failed = FailedBatch(
+            is_oom=failure.is_oom,
+            num_pairs=len(batch.pairs),
+            num_orderings=len(run.suffixes),
+            num_tokens=num_tokens,
+            size=batch.size,
+            least_size=self.shapes.least_size(num_tokens),
+        )
+        decision = recover(failed, self.token_budget, self.shapes.budget_step)
+        self.token_budget = decision.token_budget
+        self.halvings += decision.halvings
+        if decision.action is Action.HALVE_BUDGET:
+            return self.plan(run, np.sort(np.concatenate([batch.pairs, *waiting])))
+        if decision.action is Action.ISOLATE_PAIRS:
+            return deque([*batch.pairs[:, None], *waiting])
+        split = decision.action is Action.SPLIT_ORDERINGS
+        self.record(run, batch.pairs, self.run_orderings_separately(run, batch.pairs) if split else failure)
+        return waiting
 
-    def size(self, tokens: int) -> int:
-        """The tokens, padding included, of a pass of so many."""
-        if self.static_shapes and tokens <= self.token_budget:
-            return round_up_to_block(self.token_budget)
-        return self.least(tokens)
+    def record(self, run: PairRun, pairs: np.ndarray, result: np.ndarray | Failure) -> None:
+        """Keep the log-odds of a micro-batch, or the error of its only pair."""
+        if isinstance(result, Failure):
+            num_tokens = len(run.prefix[pairs[0]]) + len(run.suffixes[0][pairs[0]])
+            self.errors_N[pairs] = row_error(result, num_tokens)
+            return
+        not_finite = pairs[~np.isfinite(result).all(axis=1)]
+        run.log_odds_NS[pairs] = result
+        run.log_odds_NS[not_finite] = np.nan
+        self.errors_N[not_finite] = NOT_FINITE
 
-    def halve(self, below: int) -> None:
-        """Halve the budget, again where it is not less than `below` then."""
-        # Fixed rows are filled up to whole blocks: the rest of a budget would be padding always.
-        step = BLOCK if self.static_shapes else 1
-        while True:
-            half = self.token_budget // 2
-            self.token_budget, self.halved = half // step * step or half, self.halved + 1
-            if self.token_budget < below:
-                return
-
-    def plan(self, tokens_N: np.ndarray, rows: np.ndarray) -> deque[np.ndarray]:
-        """The passes of `rows`, those that must run alone last: what they break, breaks nothing else."""
-        suspect = np.isin(rows, list(self.alone))
-        over = ~suspect & (tokens_N[rows] > self.token_budget)
-        single, last, rest = rows[over], rows[suspect], rows[~over & ~suspect]
-        passes = [rest[indices] for indices in plan_batches(self.layout, tokens_N[rest], self.token_budget)]
-        return deque([*single[:, None], *passes, *last[:, None]])
-
-    def run_orderings_separately(
-        self, prefix: Ragged, sides: Sequence[Ragged], indices: np.ndarray
-    ) -> np.ndarray | Failure:
-        """One pair, a pass each ordering: what is left to try where both together take too much memory."""
+    def run_orderings_separately(self, run: PairRun, pairs: np.ndarray) -> np.ndarray | Failure:
+        """One pair in a micro-batch for each ordering: the least memory that it can take."""
         columns = []
-        for side in sides:
-            tokens_N = pair_tokens(self.layout, prefix.lengths, side.lengths, 1, self.alignment)
-            size = self.least(int(tokens_N[indices[0]]))
-            found = self.finish(self.start(prefix, [side], indices, size))
-            if isinstance(found, Failure):
-                return found
-            columns.append(found)
+        for suffix in run.suffixes:
+            tokens_N = pair_tokens(self.layout, run.prefix.lengths, suffix.lengths, 1, self.scorer.alignment)
+            size = self.shapes.least_size(int(tokens_N[pairs[0]]))
+            result = self.finish(self.start(run.prefix, [suffix], pairs, size))
+            if isinstance(result, Failure):
+                return result
+            columns.append(result)
         return np.concatenate(columns, axis=1)
 
-    def start(self, prefix: Ragged, sides: Sequence[Ragged], indices: np.ndarray, size: int) -> InFlightBatch:
-        """Have the pass of these pairs run, filled up to `size` tokens where rows are fixed."""
+    def start(
+        self, prefix: Ragged, suffixes: Sequence[Ragged], pairs: np.ndarray, size: int
+    ) -> InFlightBatch:
+        """Start the micro-batch of these pairs, filled up to `size` tokens where shapes are static."""
 
-        def run() -> InFlightBatch:
-            batch = lay_out(self.layout, prefix, sides, indices, alignment=self.alignment)
-            if self.static_shapes:
-                batch = in_one_row(batch, size)
-            found = PendingTensor(preference_log_odds(ordering_logits(self.network, batch)))
-            return InFlightBatch(indices, batch.tokens_BT.size, found)
+        def forward() -> InFlightBatch:
+            layout = lay_out(self.layout, prefix, suffixes, pairs, alignment=self.scorer.alignment)
+            if self.shapes.static:
+                layout = in_one_row(layout, size)
+            pending = PendingTensor(preference_log_odds(self.scorer(layout)))
+            return InFlightBatch(pairs, layout.tokens_BT.size, pending)
 
-        found = self.attempt(run, indices)
-        return InFlightBatch(indices, size, found) if isinstance(found, Failure) else found
+        started = self.attempt(forward, pairs)
+        return InFlightBatch(pairs, size, started) if isinstance(started, Failure) else started
 
-    def finish(self, started: InFlightBatch) -> np.ndarray | Failure:
-        """Log-odds that the first response wins: float32 [pairs, sides], or why there are none."""
-        if isinstance(started.found, Failure):
-            return started.found
-        found = self.attempt(started.found.wait, started.pairs)
-        if isinstance(found, Failure):
-            return found
-        self.forward_tokens += started.size
-        return found.reshape(len(started.pairs), -1)
+    def finish(self, batch: InFlightBatch) -> np.ndarray | Failure:
+        """Log-odds that the first response wins: float32 [pairs, suffixes], or why there are none."""
+        if isinstance(batch.result, Failure):
+            return batch.result
+        result = self.attempt(batch.result.wait, batch.pairs)
+        if isinstance(result, Failure):
+            return result
+        self.forward_tokens += batch.size
+        return result.reshape(len(batch.pairs), -1)
 
-    def attempt(self, run: Callable[[], Result], pairs: np.ndarray) -> Result | Failure:
-        """What `run`, of these pairs, returns, or why it failed."""
+    def attempt(self, step: Callable[[], Result], pairs: np.ndarray) -> Result | Failure:
+        """What `step`, of the micro-batch of these pairs, returns, or why it failed."""
         try:
             with torch.inference_mode():
-                return run()
+                return step()
         except WsdmRayError:
             raise
         # A token that is not in the vocabulary is an IndexError on a CPU.
         except (MemoryError, RuntimeError, IndexError, ValueError) as error:
             failure = self.failure(error, pairs)
-        # Only here is the traceback gone, and with it what it held.
+        # Only here is the traceback gone, and with it the tensors that it held.
         try:
             free_memory()
-        except RuntimeError as error:  # of the pass that still ran
+        except RuntimeError as error:  # of a micro-batch that still ran
             failure = self.failure(error, pairs)
         return failure
 
     def failure(self, error: Exception, pairs: np.ndarray) -> Failure:
-        """What an error says of the pass of these pairs.
+        """Why the micro-batch of these pairs has no logits.
 
         Raises:
-            DeviceLostError: the GPU is lost, by this pass or another that was started.
+            DeviceLostError: the GPU is lost, by this micro-batch or another that was started.
         """
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:SHOWN_CHARACTERS]
-        of_memory = is_oom(error)
-        if not of_memory and is_any_of(LOST, error):
-            lost = np.concatenate([pairs, *(each.pairs for each in self.started)])
-            raise DeviceLostError(np.sort(lost).tolist(), reason) from None
-        return Failure(reason, of_memory)
-
-
-def is_of_memory(found: np.ndarray | Failure) -> bool:
-    return isinstance(found, Failure) and found.of_memory
-
-
-def error_of(failure: Failure, tokens: int) -> str:
-    """What a row says that failed alone, with so many tokens of one ordering."""
-    if failure.of_memory:
-        return f"{OUT_OF_MEMORY} at {tokens} tokens; score it with a lower --max-tokens"
-    return f"the model fails on this row ({failure.reason})"
-
-
-def check_not_all_failed(errors_N: np.ndarray) -> None:
-    """Raise `ModelError` where several pairs were run and all failed alike: that is no row's fault."""
-    errors_N = np.array([error for error in errors_N if OVER_BUDGET not in (error or "")], object)
-    if len(errors_N) < 2 or any(error is None for error in errors_N):
-        return
-    of_memory = all(error.startswith(OUT_OF_MEMORY) for error in errors_N)
-    if of_memory or len(set(errors_N)) == 1:
-        remedy = "choose a --precision that takes less memory" if of_memory else "try --precision fp32"
-        raise ModelError(f"all {len(errors_N)} pairs of a unit fail, each alone: {errors_N[0]}; {remedy}")
-
-
-def is_oom(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left."""
-    return is_any_of(MEMORY, error) or isinstance(error, MemoryError | torch.OutOfMemoryError)
-
-
-def is_any_of(marks: Sequence[str], error: BaseException) -> bool:
-    return any(mark.lower() in str(error).lower() for mark in marks)
+        reason = describe_error(error)
+        if is_device_lost(error):
+            started = np.concatenate([pairs, *(batch.pairs for batch in self.in_flight)])
+            raise DeviceLostError(np.sort(started).tolist(), reason) from None
+        return Failure(reason, is_oom(error))
 
 
 def free_memory() -> None:
-    """Give back what the GPU's memory holds for no tensor."""
+    """Give back what PyTorch holds of the GPU's memory for no tensor."""
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()
-
-
-def to_probability(log_odds: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Sigmoid of log-odds over a temperature: float64, same shape. sigmoid(-x) is 1 - sigmoid(x) exactly."""
-    return round_to_grid(centered_sigmoid(log_odds, temperature))
-
-
-def combine(probabilities: np.ndarray) -> np.ndarray:
-    """The mean over orderings: float32 [N], on the grid on which 1 - p is exact.
-
-    Args:
-        probabilities: float64 [N, orderings], of the given response_a.
-    """
-    return combine_models(probabilities[None], np.ones((1, *probabilities.shape), bool), [1.0])
-
-
-def combine_models(
-    probabilities_MNO: np.ndarray, ran_MNO: np.ndarray, weights: Sequence[float]
-) -> np.ndarray:
-    """The mean over the orderings that a model ran, and over models by their weights: float32 [N].
-
-    It is on the grid on which 1 - p is exact. NaN where one that ran is not finite, or where none ran.
-
-    Args:
-        probabilities_MNO: float64 [models, N, orderings], of the given response_a.
-        ran_MNO: bool [models, N, orderings].
-        weights: one a model, above 0.
-    """
-    half_MN = np.where(ran_MNO, probabilities_MNO - 0.5, 0).sum(axis=2) / np.maximum(ran_MNO.sum(axis=2), 1)
-    # Orderings first: a sum of two is the same either way round, and exchanging responses exchanges them.
-    weights_MN = ran_MNO.any(axis=2) * np.asarray(weights, np.float64)[:, None]
-    total_N = weights_MN.sum(axis=0)
-    half_N = np.divide(
-        (half_MN * weights_MN).sum(axis=0), total_N, out=np.full(len(total_N), np.nan), where=total_N > 0
-    )
-    return round_to_grid(half_N).astype(np.float32)

@@ -14,7 +14,6 @@ from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling import quantized_linear
 from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.checkpoint_writer import write_checkpoint
-from wsdm_ray.modeling.classifier import ordering_logits
 from wsdm_ray.modeling.families import FAMILIES
 from wsdm_ray.modeling.loading import load_classifier, load_fused_classifier, load_scorer
 from wsdm_ray.modeling.manifest import folder_digest
@@ -22,7 +21,7 @@ from wsdm_ray.modeling.merging import Merged, read_base
 from wsdm_ray.modeling.precision import W8A8, uses_fused_decoder
 from wsdm_ray.modeling.quantization import merge, quantize
 from wsdm_ray.modeling.quantization_config import stored_quantization
-from wsdm_ray.modeling.scorers import FusedClassifier
+from wsdm_ray.modeling.scorers import FusedClassifier, Scorer, TransformersScorer
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.text.encoding import PairEncoder
 
@@ -56,10 +55,10 @@ def written(output: str, base: Path, adapter: str, precision: str) -> None:
 
 
 @torch.no_grad()
-def logits(network: torch.nn.Module, folder: str, text) -> np.ndarray:
+def logits(scorer: Scorer, folder: str, text) -> np.ndarray:
     pairs = PairEncoder(folder, text).encode(*PAIRS)
     layout = lay_out("shared", pairs.prefix, [pairs.suffix_ab, pairs.suffix_ba], np.arange(2))
-    return ordering_logits(network, layout).numpy()
+    return scorer(layout).numpy()
 
 
 @pytest.mark.parametrize("kind", ["adapter", "adapter_int8", "full_bnb-int8"])
@@ -67,7 +66,7 @@ def test_as_the_merged_network(folders, kind):
     network, manifest = load_classifier(folders[kind], precision="fp32")
     made, found = load_fused_classifier(folders[kind], precision="fp32")
     assert found == manifest
-    expected = logits(network, folders[kind], manifest.text)
+    expected = logits(TransformersScorer(network), folders[kind], manifest.text)
     np.testing.assert_allclose(logits(made, folders[kind], manifest.text), expected, atol=1e-5)
     for precision, near in (("w8a8-int8", 0.1), ("w8a8-fp8", 0.5)):
         made, _ = load_fused_classifier(folders[kind], precision=precision)
@@ -129,11 +128,11 @@ def test_what_runs_what(folders):
         ("full_w8a8-int8", "w8a8-fp8", torch.float8_e4m3fn),
         ("full_w8a8-int8", "w8a8-int8", torch.int8),
     ):
-        network, manifest = load_scorer(folders[kind], precision=precision)
-        assert isinstance(network, FusedClassifier) == (expected is not None), (kind, precision)
-        if isinstance(network, FusedClassifier):
-            assert network.stack.layers[0].qkv.values.dtype == expected
-        assert np.isfinite(logits(network, folders[kind], manifest.text)).all()
+        scorer, manifest = load_scorer(folders[kind], precision=precision)
+        assert isinstance(scorer, FusedClassifier) == (expected is not None), (kind, precision)
+        if isinstance(scorer, FusedClassifier):
+            assert scorer.stack.layers[0].qkv.values.dtype == expected
+        assert np.isfinite(logits(scorer, folders[kind], manifest.text)).all()
     assert uses_fused_decoder("bf16", "cuda", manifest)
     plain = dataclasses.replace(manifest, quantization="none")
     assert not any(uses_fused_decoder(precision, "cuda", plain) for precision in ("fp32", "bnb-int8", "nf4"))

@@ -15,7 +15,7 @@ PAD = 99
 
 @st.composite
 def batches(draw) -> tuple[Ragged, list[Ragged], np.ndarray]:
-    """Pairs of distinct tokens, one or two orderings, and which pairs a pass holds, in which order."""
+    """Pairs of distinct tokens, one or two orderings, and which pairs a micro-batch holds, in which order."""
     rows, orderings = draw(st.integers(1, 6)), draw(st.integers(1, 2))
     counts = iter(range(1_000, 100_000))
 

@@ -5,17 +5,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from wsdm_ray.config import HeadConfig, TextConfig
+from wsdm_ray.config import Columns, HeadConfig, TextConfig
 from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.classifier import load_network
+from wsdm_ray.modeling.loading import load_scorer
 from wsdm_ray.modeling.manifest import Manifest
+from wsdm_ray.modeling.scorers import Scorer
+from wsdm_ray.scoring.encode import encode_unit, table_from_bytes, table_to_bytes
 from wsdm_ray.scoring.models import ModelSpec
+from wsdm_ray.scoring.parts import UnitReport
+from wsdm_ray.scoring.plan import make_plan
 from wsdm_ray.scoring.replica import Replica, ReplicaOptions
+from wsdm_ray.text.encoding import PairEncoder
 
 WORDS = (
     "sum",
@@ -88,17 +95,74 @@ def classifiers(
 
 
 @pytest.fixture(scope="session")
-def replica_of(classifiers: tuple[ModelSpec, ModelSpec]) -> Callable[..., Replica]:
-    """A replica of the first classifier, unless `models` names others; keywords are options."""
+def scorer(classifiers: tuple[ModelSpec, ModelSpec]) -> Scorer:
+    """The first classifier, in float32."""
+    return load_scorer(classifiers[0].folder, precision="fp32")[0]
 
-    def make(models: tuple[ModelSpec, ...] = classifiers[:1], **options: Any) -> Replica:
+
+@pytest.fixture(scope="session")
+def encoder(classifiers: tuple[ModelSpec, ModelSpec]) -> PairEncoder:
+    """The encoder of the first classifier."""
+    return PairEncoder(classifiers[0].folder, classifiers[0].manifest.text)
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[list[str]]:
+    """Prompts, responses a and responses b of 60 pairs."""
+    return [random_texts(60, seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="session")
+def replica_of(classifiers: tuple[ModelSpec, ModelSpec]) -> Callable[..., Replica]:
+    """A replica of the first classifier, unless `models` names others; keywords are options.
+
+    `change`, if given, is applied to each scorer that is loaded.
+    """
+
+    def make(
+        models: tuple[ModelSpec, ...] = classifiers[:1],
+        change: Callable[[Scorer], Scorer] = lambda scorer: scorer,
+        **options: Any,
+    ) -> Replica:
         values: dict[str, Any] = {
             "output": "unused", "id_type": pa.int64(), "orders": "both", "layout": "padded",
             "token_budget": 600, "logits": False, "threads": None,
         }  # fmt: skip
-        return Replica(ReplicaOptions(models=models, **(values | options)))
+
+        def load(folder: str, **options: Any) -> tuple[Scorer, Manifest]:
+            scorer, manifest = load_scorer(folder, **options)
+            return change(scorer), manifest
+
+        return Replica(ReplicaOptions(models=models, **(values | options)), load)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def score(classifiers: tuple[ModelSpec, ModelSpec], replica_of: Callable[..., Replica], tmp_path_factory):
+    """Score a table as one unit, or as units of `unit_rows`: predictions and the report of each unit.
+
+    The keywords are those of `replica_of`.
+    """
+
+    def run(table: pa.Table, unit_rows: int = 1_000, **options: Any) -> tuple[pa.Table, list[UnitReport]]:
+        path = str(tmp_path_factory.mktemp("rows") / "rows.parquet")
+        pq.write_table(table, path)
+        plan = make_plan([path], unit_rows, Columns())
+        models = options.pop("models", classifiers[:1])
+        replica = replica_of(models, id_type=plan.id_type, **options)
+        # Through the bytes that travel between the two halves.
+        encoded = [
+            table_from_bytes(table_to_bytes(encode_unit(unit, models, Columns()))) for unit in plan.units
+        ]
+        scored = [replica.score(unit) for unit in encoded]
+        return pa.concat_tables([table for table, _ in scored]), [report for _, report in scored]
+
+    return run
+
+
+def column(table: pa.Table, name: str) -> np.ndarray:
+    return table.column(name).to_numpy()
 
 
 @pytest.fixture

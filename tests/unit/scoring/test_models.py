@@ -1,7 +1,8 @@
-"""Models of one process: adapters beside one base say what each says alone; memory is asked for first."""
+"""Models of one process: adapters that share a base give what each gives alone; memory is checked first."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from tests.unit.scoring.fakes import FakeScorer
 from wsdm_ray.config import HeadConfig, LoraConfig, TextConfig
 from wsdm_ray.errors import ClusterError, ModelError
 from wsdm_ray.modeling.attention import BLOCK
 from wsdm_ray.modeling.checkpoint import save_classifier
-from wsdm_ray.modeling.classifier import add_lora, load_network, ordering_logits, trainable_parameters
-from wsdm_ray.modeling.loading import load_classifier, load_fused_classifier
+from wsdm_ray.modeling.classifier import add_lora, load_network, trainable_parameters
+from wsdm_ray.modeling.loading import load_fused_classifier, load_scorer
 from wsdm_ray.modeling.manifest import Manifest, folder_digest
-from wsdm_ray.modeling.scorers import FusedClassifier
+from wsdm_ray.modeling.scorers import BatchMemory, Scorer
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.scoring import models
 from wsdm_ray.scoring.models import (
-    BatchMemory,
     Models,
     ModelSpec,
     budget_within,
@@ -62,33 +63,31 @@ def specs(
     return found
 
 
-def logits_of(network: torch.nn.Module, spec: ModelSpec) -> torch.Tensor:
+def logits_of(scorer: Scorer, spec: ModelSpec) -> torch.Tensor:
     """Of both orderings of three pairs: float32 [6, 2]."""
     texts = ["What is the sum?", "天气", ""], ["42, of course.", "sorry", "a b c"], ["Nein.", "дела", "x"]
     pairs = PairEncoder(spec.folder, TEXT).encode(*texts)
     with torch.inference_mode():
-        return ordering_logits(
-            network, lay_out("padded", pairs.prefix, [pairs.suffix_ab, pairs.suffix_ba], np.arange(3))
-        )
+        return scorer(lay_out("padded", pairs.prefix, [pairs.suffix_ab, pairs.suffix_ba], np.arange(3)))
 
 
 def test_adapters_beside_one_base_say_what_each_says_alone(specs):
     several = [specs[name] for name in ("first", "second", "linear", "first")]
-    held = Models(several)
-    networks = [network for network, _ in held.held]
+    scorers = Models(several).scorers
+    networks = [scorer.network for scorer in scorers]
     assert networks[0] is networks[1] is networks[3]
     assert networks[2] is not networks[0], "its head has another shape"
-    alone = [logits_of(load_classifier(spec.folder, precision="bnb-int8")[0], spec) for spec in several]
+    alone = [logits_of(load_scorer(spec.folder, precision="bnb-int8")[0], spec) for spec in several]
     assert (alone[0] - alone[1]).abs().max() > 0.1
     for number in (0, 1, 0, 3, 2, 1):
-        found = logits_of(held.select(number), several[number])
+        found = logits_of(scorers[number], several[number])
         torch.testing.assert_close(found, alone[number], rtol=0, atol=0)
 
 
-def test_merged_models_stand_each_for_itself(specs):
+def test_merged_models_share_nothing(specs):
     held = Models([ModelSpec(specs[name].folder, None, specs[name].manifest, "fp32") for name in HEADS])
-    assert len({id(network) for network, _ in held.held}) == 3
-    assert {name for _, name in held.held} == {None}
+    assert len({id(scorer.network) for scorer in held.scorers}) == 3
+    assert {scorer.adapter for scorer in held.scorers} == {None}
 
 
 def test_an_adapter_that_does_not_fit_beside_another(specs, tmp_path):
@@ -139,10 +138,8 @@ def test_bytes_of_weights_that_stream_into_a_stack(tmp_path):
         "model.layers.0.k_proj.weight": torch.zeros(2, 4, dtype=torch.bfloat16),
     }
     save_file(tensors, tmp_path / "plain")
-    found = {
-        name: streamed_bytes([f"{tmp_path}/plain"], name)
-        for name in ("fp32", "bf16", "w8a8-int8", "w8a8-fp8")
-    }
+    names = ("fp32", "bf16", "w8a8-int8", "w8a8-fp8")
+    found = {name: streamed_bytes([f"{tmp_path}/plain"], name) for name in names}
     # 40 of the embedding, 4 of the norm, 24 + 8 in 8 rows; 24 in float32, three times.
     assert found == {
         "fp32": 4 * 76 + 32 + 288, "bf16": 2 * 72 + 16 + 32 + 288, "w8a8-int8": 80 + 16 + 32 + 32 + 288,
@@ -157,16 +154,14 @@ def test_bytes_of_weights_that_stream_into_a_stack(tmp_path):
 def test_a_model_that_does_not_fit_the_gpu_is_refused_before_it_is_loaded(specs, monkeypatch):
     pair = [specs["first"], specs["linear"]]
     loaded = []
-    real = models.load_scorer
 
     def load(folder, **options):
         loaded.append(folder)
-        return real(folder, **options)
+        return load_scorer(folder, **options)
 
-    monkeypatch.setattr(models, "load_scorer", load)
     monkeypatch.setattr(models, "free_bytes", lambda: 10e9 if not loaded else 1_000.0)
     with pytest.raises(ClusterError) as caught:
-        Models(pair)
+        Models(pair, load)
     assert loaded == [pair[0].folder]
     assert str(caught.value) == (
         f"{pair[1].folder}: model 2 of 2 needs 0.0 GB of GPU memory as bnb-int8, and 0.0 GB are free; give "
@@ -177,7 +172,7 @@ def test_a_model_that_does_not_fit_the_gpu_is_refused_before_it_is_loaded(specs,
         Models(pair[:1])
 
 
-def test_memory_that_runs_out_while_a_model_is_loaded(specs, monkeypatch):
+def test_memory_that_runs_out_while_a_model_is_loaded(specs):
     def load(error):
         def fail(folder, **options):
             try:
@@ -185,8 +180,7 @@ def test_memory_that_runs_out_while_a_model_is_loaded(specs, monkeypatch):
             except RuntimeError as inner:
                 raise ModelError(f"{folder}: cannot be loaded") from inner
 
-        monkeypatch.setattr(models, "load_scorer", fail)
-        return Models([specs["first"]])
+        return Models([specs["first"]], fail)
 
     for error in (torch.OutOfMemoryError("CUDA out of memory."), MemoryError()):
         with pytest.raises(ClusterError, match=r"first: memory ran out while it was loaded; choose a --prec"):
@@ -203,20 +197,20 @@ def test_an_adapter_beside_a_base_needs_no_second_base(specs, monkeypatch):
         models.check_memory([specs["first"], specs["second"]], 1, "cpu", whole=True)
 
 
-def test_what_a_pass_takes(specs):
+def test_what_a_batch_takes(specs):
     held = Models([specs["first"]])
     # Width 32, two heads of 16, 64 within the MLP, float32; eager attention, layers of two kinds.
     expected = BatchMemory(token=4 * 4 * (32 + 32 + 64) + 8 * 32, key=2 * 4 + 6 + 2 * (2 * 4 + 4))
-    assert BatchMemory.of(held.select(0), "packed") == expected
+    assert held.scorers[0].memory("packed") == expected
 
 
 @pytest.mark.parametrize(("precision", "sums"), [("fp32", 0), ("w8a8-fp8", 0), ("w8a8-int8", 4)])
-def test_what_a_pass_of_a_stack_takes(specs, precision, sums):
+def test_what_a_batch_of_the_fused_decoder_takes(specs, precision, sums):
     spec = specs["first"]
     network, _ = load_fused_classifier(spec.folder, precision=precision)
     # Width 32, two heads of 16 and one key head, 64 within the MLP, float32: the MLP is the widest.
     copies = 64 if precision != "fp32" else 0
-    assert BatchMemory.of(network, "shared") == BatchMemory(
+    assert network.memory("shared") == BatchMemory(
         token=(2 * 4 + 4) * 32 + 4 * (32 + 128 + 64) + copies + sums * 128, key=0
     )
 
@@ -226,36 +220,47 @@ def test_kernels_write_out_less(specs):
     first = network.stack.layers[0]
     first.qkv.fused = first.gate_up.fused = True
     # Neither sums in int32 nor gate and up: attention, whose product has 64 rows, is the widest.
-    assert BatchMemory.of(network, "shared").token == (2 * 4 + 4) * 32 + 4 * (32 + 2 * 64 + 32) + 32
+    assert network.memory("shared").token == (2 * 4 + 4) * 32 + 4 * (32 + 2 * 64 + 32) + 32
 
 
-def test_stacks_are_compiled_when_they_are_loaded_if_at_all(specs, monkeypatch):
-    spec = specs["first"]
-    held = Models([ModelSpec(spec.folder, None, spec.manifest, "w8a8-int8")])
-    network = held.select(0)
-    assert isinstance(network, FusedClassifier)
-    passes: list[int] = []
-    monkeypatch.setattr(network, "warm_up", passes.append)
-    assert held.warm_up(1_000) == 0.0
-    assert not passes
-    network.static_shapes = True
-    assert held.warm_up(1_000) > 0
-    assert passes == [1_024]
+@dataclass
+class Compiled(FakeScorer):
+    """A scorer whose first micro-batch fails, if at all, with `error`."""
 
-    def fail(tokens):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+    error: Exception | None = None
+    warmed_up: list[int] = field(default_factory=list)
 
-    monkeypatch.setattr(network, "warm_up", fail)
-    assert held.warm_up(1_000) > 0
+    def warm_up(self, token_budget: int) -> None:
+        self.warmed_up.append(token_budget)
+        if self.error:
+            raise self.error
 
-    def break_down(tokens):
-        raise RuntimeError("No valid triton configs.\nmore")
 
-    monkeypatch.setattr(network, "warm_up", break_down)
+def test_only_static_shapes_are_compiled_when_a_model_is_loaded(specs):
+    def models_of(scorer: Scorer) -> Models:
+        return Models([specs["first"]], lambda folder, **options: (scorer, specs["first"].manifest))
+
+    plain, static = Compiled(), Compiled(static_shapes=True)
+    assert models_of(plain).warm_up(1_000) == 0.0
+    assert not plain.warmed_up
+    assert models_of(static).warm_up(1_000) > 0
+    assert static.warmed_up == [1_000]
+    oom = torch.OutOfMemoryError("CUDA out of memory.")
+    assert models_of(Compiled(static_shapes=True, error=oom)).warm_up(1_000) > 0
+    broken = models_of(Compiled(static_shapes=True, error=RuntimeError("No valid triton configs.\nmore")))
     with pytest.raises(
-        ModelError, match=r"a first pass of 1000 tokens fails \(RuntimeError: No valid .*--precision bnb"
+        ModelError,
+        match=r"a first micro-batch of 1000 tokens fails \(RuntimeError: No valid .*--precision bnb",
     ):
-        held.warm_up(1_000)
+        broken.warm_up(1_000)
+
+
+def test_the_fused_decoder_is_warmed_up_in_whole_blocks(specs):
+    network, _ = load_fused_classifier(specs["first"].folder, precision="w8a8-int8")
+    sizes: list[int] = []
+    network.register_forward_pre_hook(lambda _, layouts: sizes.append(layouts[0].tokens_BT.size))
+    network.warm_up(1_000)
+    assert sizes == [1_024]
 
 
 def test_the_budget_of_free_memory_by_hand():

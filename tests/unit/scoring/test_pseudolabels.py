@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,15 @@ from wsdm_ray.data.prepare import prepare
 from wsdm_ray.data.splitting import digests
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.errors import ConfigError, DataError, RunMismatchError
+from wsdm_ray.runs import file_versions
 from wsdm_ray.schema import predictions_schema
-from wsdm_ray.scoring import pseudolabels
+from wsdm_ray.scoring.check import Cluster, ScoreRun
+from wsdm_ray.scoring.label_counts import REASONS, Distribution
+from wsdm_ray.scoring.models import ModelSpec
 from wsdm_ray.scoring.plan import make_plan, part_name, read_unit
-from wsdm_ray.scoring.pseudolabels import REASONS, Distribution, drop_codes, pseudolabel
+from wsdm_ray.scoring.pseudolabels import drop_codes, pseudolabel
+from wsdm_ray.scoring.replica import ReplicaOptions
+from wsdm_ray.storage import list_files
 
 NONE = np.empty(0, "S16")
 
@@ -86,34 +92,57 @@ def test_distribution():
     assert Distribution().summary()["mean_confidence"] is None
 
 
-@pytest.fixture(autouse=True)
-def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that needs no cluster: response_a of `p7` wins with probability 0.07, and so on."""
+class FakeScoring:
+    """Scoring without a cluster or a model: response_a of `p7` wins with probability 0.07, and so on."""
 
-    def score(config: ScoreConfig) -> dict[str, Any]:
-        plan = make_plan(list(config.input), config.unit_rows, config.columns)
-        for unit in plan.units:
-            rows = read_unit(unit, config.columns).to_pylist()
-            errors = ["a text is null" if None in row.values() else None for row in rows]
-            prob = [
-                None if error else int(str(row["id"]).lstrip("p")) / 100
-                for row, error in zip(rows, errors, strict=True)
-            ]
+    def __init__(self, models: tuple[ModelSpec, ...] = ()) -> None:
+        self.models = models
+        self.checked: list[ScoreConfig] = []
+        self.executed: list[str] = []
+        self.stop = False
+
+    def check(self, config: ScoreConfig) -> ScoreRun:
+        self.checked.append(config)
+        files = list_files(config.input)
+        plan = make_plan(files, config.unit_rows, config.columns)
+        replica = ReplicaOptions(
+            self.models, config.output, plan.id_type, config.orders, "padded", None, False, None
+        )
+        return ScoreRun(
+            output=config.output, restart=config.restart, files=tuple(files), plan=plan,
+            columns=config.columns, replica=replica, cluster=Cluster(replicas=1, on_gpu=False, threads=1),
+            fingerprint={"models": [{"digest": "d"}], "inputs": file_versions(files)}, config={}, started=0.0,
+        )  # fmt: skip
+
+    def execute(self, run: ScoreRun) -> dict[str, Any]:
+        if self.stop:
+            raise KeyboardInterrupt
+        self.executed.append(run.output)
+        for unit in run.plan.units:
+            rows = read_unit(unit, run.columns).to_pylist()
             table = pa.Table.from_pylist(
-                [
-                    {"id": row["id"], "prob_a": p, "error": error}
-                    for row, p, error in zip(rows, prob, errors, strict=True)
-                ],
-                schema=predictions_schema(plan.id_type),
+                [self.prediction(row) for row in rows], schema=predictions_schema(run.plan.id_type)
             )
-            Path(config.output).mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, Path(config.output) / part_name(unit.number))
+            Path(run.output).mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, Path(run.output) / part_name(unit.number))
         return {}
 
-    monkeypatch.setattr(pseudolabels, "score", score)
-    monkeypatch.setattr(pseudolabels, "fit_cluster", lambda replicas: (1, False))
-    monkeypatch.setattr(pseudolabels, "check_models", lambda config, device: ((), [{"digest": "d"}]))
+    def prediction(self, row: dict[str, Any]) -> dict[str, Any]:
+        failed = None in row.values()
+        prob = None if failed else int(str(row["id"]).lstrip("p")) / 100
+        return {"id": row["id"], "prob_a": prob, "error": "a text is null" if failed else None}
+
+
+@pytest.fixture
+def scoring(monkeypatch: pytest.MonkeyPatch) -> FakeScoring:
     monkeypatch.setattr(logging.getLogger("wsdm_ray"), "propagate", True)
+    return FakeScoring()
+
+
+@pytest.fixture
+def label(scoring: FakeScoring) -> Callable[[PseudolabelConfig], dict[str, Any]]:
+    """`pseudolabel` with the fake scoring."""
+    return lambda config: pseudolabel(config, scoring)
 
 
 def config(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> PseudolabelConfig:
@@ -129,12 +158,12 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [row for path in sorted(folder.glob("part-*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
-def test_soft_labels_are_on_their_own_rows_and_train_and_prepare_read_them(tmp_path):
+def test_soft_labels_are_on_their_own_rows_and_train_and_prepare_read_them(tmp_path, label):
     rows = [pair(number, language="Hindi", winner="model_a", note="x") for number in range(1, 36)]
     np.random.default_rng(0).shuffle(rows)
     rows[3]["response_b"] = None
     rows[5]["prompt"] = "  "
-    run = pseudolabel(config(tmp_path, rows))
+    run = label(config(tmp_path, rows))
     found = read(tmp_path / "out/train")
     kept = [row for number, row in enumerate(rows) if number not in (3, 5)]
     assert [list(row) for row in found] == [
@@ -160,9 +189,9 @@ def test_soft_labels_are_on_their_own_rows_and_train_and_prepare_read_them(tmp_p
     assert sum(prepared["counts"]["kept"].values()) == 33
 
 
-def test_hard_labels(tmp_path):
+def test_hard_labels(tmp_path, label):
     rows = [pair(number) for number in (3, 5, 6, 50, 94, 95, 97)]
-    run = pseudolabel(config(tmp_path, rows, hard_threshold=0.945, source="teacher"))
+    run = label(config(tmp_path, rows, hard_threshold=0.945, source="teacher"))
     assert [(row["id"], row["winner"], row["source"]) for row in read(tmp_path / "out/train")] == [
         ("p3", "model_b", "teacher"), ("p5", "model_b", "teacher"), ("p95", "model_a", "teacher"),
         ("p97", "model_a", "teacher"),
@@ -171,7 +200,7 @@ def test_hard_labels(tmp_path):
     assert run["counts"]["dropped"]["below_threshold"] == 3
 
 
-def test_names_types_and_files_that_differ(tmp_path):
+def test_names_types_and_files_that_differ(tmp_path, label):
     first = [{"key": number, "q": "x", "response_a": "1", "response_b": "2"} for number in (1, 2)]
     second = [{**row, "key": row["key"] + 10, "lang": "Thai"} for row in first]
     for name, rows in (("a", first), ("b", second)):
@@ -185,20 +214,20 @@ def test_names_types_and_files_that_differ(tmp_path):
         input=(str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")),
         columns=Columns(id="key", prompt="q", language="lang"),
     )
-    pseudolabel(given)
+    label(given)
     assert [(row["id"], row["language"]) for row in read(tmp_path / "out/train")] == [
         (1, None), (2, None), (11, "Thai"), (12, "Thai")
     ]  # fmt: skip
     assert pq.read_schema(tmp_path / "out/train/part-000000.parquet").field("id").type == pa.int64()
     with pytest.raises(DataError, match=r"no column 'tongue' in any .*--columns.language"):
-        pseudolabel(dataclasses.replace(given, columns=Columns(id="key", prompt="q", language="tongue")))
+        label(dataclasses.replace(given, columns=Columns(id="key", prompt="q", language="tongue")))
 
 
-def test_excluded_prompts(tmp_path, caplog):
+def test_excluded_prompts(tmp_path, caplog, label):
     pq.write_table(pa.table({"prompt": ["PROMPT  4", "other"]}), tmp_path / "seen.parquet")
     rows = [pair(number) for number in range(3, 6)]
     with caplog.at_level(logging.INFO, logger="wsdm_ray"):
-        run = pseudolabel(config(tmp_path, rows, exclude=(str(tmp_path / "seen.parquet"),)))
+        run = label(config(tmp_path, rows, exclude=(str(tmp_path / "seen.parquet"),)))
     assert [row["id"] for row in read(tmp_path / "out/train")] == ["p3", "p5"]
     assert run["counts"]["dropped"]["excluded_prompt"] == 1
     lines = [" ".join(record.getMessage().split()) for record in caplog.records]
@@ -207,73 +236,103 @@ def test_excluded_prompts(tmp_path, caplog):
     assert "2 kept in train/" in lines
     pq.write_table(pa.table({"text": ["x"]}), tmp_path / "seen.parquet")
     with pytest.raises(DataError, match=r"seen.parquet: no column 'prompt'"):
-        pseudolabel(config(tmp_path, rows, exclude=(str(tmp_path / "seen.parquet"),)))
+        label(config(tmp_path, rows, exclude=(str(tmp_path / "seen.parquet"),)))
 
 
 @pytest.mark.parametrize(("taken", "row"), [([0, 1, 2, 4, 3, *range(5, 10)], 3), (list(range(9)), 9)])
-def test_predictions_of_other_rows_are_refused(tmp_path, monkeypatch, taken, row):
-    score = pseudolabels.score
+def test_predictions_of_other_rows_are_refused(tmp_path, scoring, taken, row):
+    class Spoiling(FakeScoring):
+        def execute(self, run: ScoreRun) -> dict[str, Any]:
+            super().execute(run)
+            part = Path(run.output) / part_name(1)
+            pq.write_table(pq.read_table(part).take(taken), part)
+            return {}
 
-    def spoil(config: ScoreConfig) -> dict[str, Any]:
-        score(config)
-        part = Path(config.output) / part_name(1)
-        pq.write_table(pq.read_table(part).take(taken), part)
-        return {}
-
-    monkeypatch.setattr(pseudolabels, "score", spoil)
     with pytest.raises(DataError, match=rf"part-000001.*from row 10, first in row {row}; delete"):
-        pseudolabel(config(tmp_path, [pair(number) for number in range(20)]))
+        pseudolabel(config(tmp_path, [pair(number) for number in range(20)]), Spoiling())
     assert not (tmp_path / "out/run.json").exists()
 
 
-def test_the_same_command_again_finishes_the_work(tmp_path, monkeypatch):
+def test_the_same_command_again_finishes_the_work(tmp_path, scoring, label):
     given = config(tmp_path, [pair(number) for number in range(25)])
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pseudolabels, "read_unit", stop)
-        with pytest.raises(KeyboardInterrupt):
-            pseudolabel(given)
+    scoring.stop = True
+    with pytest.raises(KeyboardInterrupt):
+        label(given)
     assert not (tmp_path / "out/run.json").exists()
-    run = pseudolabel(dataclasses.replace(given, token_budget=1_024, replicas=2))  # they decide nothing
+    scoring.stop = False
+    run = label(dataclasses.replace(given, token_budget=1_024, replicas=2))  # they decide nothing
     assert run["counts"]["kept"] == 25
-    monkeypatch.setattr(pseudolabels, "score", stop)
-    assert pseudolabel(given) == run
+    scoring.stop = True
+    assert label(given) == run
     with pytest.raises(RunMismatchError, match=r"hard_threshold: null -> 0.9"):
-        pseudolabel(dataclasses.replace(given, hard_threshold=0.9))
+        label(dataclasses.replace(given, hard_threshold=0.9))
 
 
-def test_predictions_that_are_there_make_other_shards(tmp_path):
+def test_other_models_or_inputs_are_refused_by_name(tmp_path, scoring, label):
+    given = config(tmp_path, [pair(number) for number in range(5)])
+    label(given)
+
+    class Retrained(FakeScoring):
+        def check(self, config: ScoreConfig) -> ScoreRun:
+            run = super().check(config)
+            return dataclasses.replace(run, fingerprint={**run.fingerprint, "models": [{"digest": "e"}]})
+
+    with pytest.raises(RunMismatchError, match=r'models\[0\].digest: "d" -> "e"'):
+        pseudolabel(given, Retrained())
+    pq.write_table(pa.Table.from_pylist([pair(1)]), tmp_path / "pairs.parquet")
+    with pytest.raises(RunMismatchError, match=r"inputs.*pairs.parquet.*bytes"):
+        label(given)
+
+
+def test_the_run_is_checked_once_and_scored_once(tmp_path, scoring, label):
+    given = config(tmp_path, [pair(number) for number in range(5)])
+    label(given)
+    assert [config.output for config in scoring.checked] == [f"{given.output}/predictions"]
+    assert scoring.executed == [f"{given.output}/predictions"]
+    label(
+        dataclasses.replace(given, predictions=f"{given.output}/predictions", output=str(tmp_path / "again"))
+    )
+    assert len(scoring.checked) == len(scoring.executed) == 2
+    assert not any(config.restart for config in scoring.checked)
+
+
+def test_a_dry_run_scores_nothing(tmp_path, classifiers):
+    scoring = FakeScoring(classifiers[:1])
+    figures = pseudolabel(config(tmp_path, [pair(1)], dry_run=True), scoring)
+    assert figures["rows"] == 1
+    assert not scoring.executed
+    assert not (tmp_path / "out").exists()
+
+
+def test_predictions_that_are_there_make_other_shards(tmp_path, label):
     given = config(tmp_path, [pair(number) for number in range(90, 100)])
-    pseudolabel(given)
+    label(given)
     hard = dataclasses.replace(
         given, predictions=f"{given.output}/predictions", output=str(tmp_path / "hard"), hard_threshold=0.955
     )
-    pseudolabel(hard)
+    label(hard)
     assert [row["id"] for row in read(tmp_path / "hard/train")] == ["p96", "p97", "p98", "p99"]
     assert not (tmp_path / "hard/predictions").exists()
     for output in (f"{given.output}/predictions", f"{given.output}/predictions/hard"):
         with pytest.raises(ConfigError, match="predictions"):
-            pseudolabel(dataclasses.replace(hard, output=output))
+            label(dataclasses.replace(hard, output=output))
 
 
-def test_nothing_left_says_why(tmp_path):
+def test_nothing_left_says_why(tmp_path, label):
     rows = [pair(60), pair(61), pair(62, prompt=None)]
     message = (
         r"all 3 input rows were dropped \(null_text 1, below_threshold 2\); lower --hard-threshold 0.95 "
     )
     with pytest.raises(DataError, match=message + r"\(the surest row has 0.6100\), with --predictions .*out"):
-        pseudolabel(config(tmp_path, rows, hard_threshold=0.95))
+        label(config(tmp_path, rows, hard_threshold=0.95))
     assert not (tmp_path / "out/run.json").exists()
 
 
-def test_inputs_are_safe(tmp_path):
+def test_inputs_are_safe(tmp_path, label):
     given = config(tmp_path, [pair(1)])
     for output in (str(tmp_path), f"{given.model[0]}/out"):
         with pytest.raises(ConfigError, match="--output"):
-            pseudolabel(dataclasses.replace(given, output=output))
+            label(dataclasses.replace(given, output=output))
 
 
 TEXT = st.sampled_from(["x", "X ", "y", "", " ", "\n", None])

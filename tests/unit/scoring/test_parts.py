@@ -1,0 +1,88 @@
+"""Parts: which units are done, what their footers keep, and that every row is in exactly one."""
+
+import json
+import logging
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from wsdm_ray.errors import DataError
+from wsdm_ray.scoring.parts import (
+    COUNTS_KEY,
+    Totals,
+    UnitReport,
+    add_up,
+    completed_units,
+    list_parts,
+    write_part,
+)
+from wsdm_ray.scoring.plan import ScorePlan, WorkUnit
+
+PLAN = ScorePlan((WorkUnit(0, "a", 0, 3), WorkUnit(1, "a", 3, 2), WorkUnit(2, "b", 0, 3)), id_type=pa.int64())
+REPORTS = (
+    UnitReport(unit=0, rows=3, errors=1, cut=2, tokens=30, rerun=0, forward_tokens=70, token_budget=512),
+    UnitReport(unit=1, rows=2, tokens=20, rerun=1, halvings=2, token_budget=128, seconds=0.5, process=7),
+    UnitReport(unit=2, rows=3, tokens=30, halvings=1, token_budget=256),
+)
+
+
+@pytest.fixture
+def output(tmp_path) -> str:
+    """A folder with the parts of all units."""
+    for report in REPORTS:
+        write_part(str(tmp_path), pa.table({"id": [*range(report.rows)]}), report)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("report", [*REPORTS, UnitReport(unit=4, error='["DataError", "a: b"]')])
+def test_a_report_travels_as_a_row(report):
+    row = {name: values[0] for name, values in report.to_row().items()}
+    again = UnitReport.from_row(row)
+    assert again == report
+    assert json.dumps(again.rows) == str(report.rows), "numbers of Python, as run.json needs them"
+
+
+def test_footers_keep_what_they_always_kept(output):
+    footers = [pq.read_metadata(f"{output}/part-00000{number}.parquet").metadata for number in (0, 1)]
+    # Parts of earlier versions are read, and the same rows give the same bytes as then.
+    assert footers[0][COUNTS_KEY] == (
+        b'{"unit": 0, "rows": 3, "errors": 1, "cut": 2, "tokens": 30, "rerun": 0}'
+    )
+    assert footers[1][COUNTS_KEY] == (
+        b'{"unit": 1, "rows": 2, "errors": 0, "cut": 0, "tokens": 20, "rerun": 1, "halved": 2, '
+        b'"token_budget": 128}'
+    )
+
+
+def test_completed_units_are_those_whose_parts_are_theirs(output, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("wsdm_ray"), "propagate", True)
+    completed = completed_units(PLAN, output)
+    assert {number: report.rows for number, report in completed.items()} == {0: 3, 1: 2, 2: 3}
+    assert (completed[1].halvings, completed[1].token_budget) == (2, 128)
+    assert not caplog.text
+    (tmp_path / "part-000000.parquet").write_bytes((tmp_path / "part-000002.parquet").read_bytes())
+    (tmp_path / "part-000001.parquet").write_bytes(b"PAR1")
+    pq.write_table(pa.table({"id": [1]}), tmp_path / "part-000009.parquet")
+    assert set(completed_units(PLAN, output)) == {2}
+    assert "part-000000.parquet: is not the part of that number; its rows are scored again" in caplog.text
+    assert "part-000001.parquet: not a parquet file" in caplog.text
+    assert "part-000009.parquet: is not the part of that number" in caplog.text
+
+
+def test_totals(output):
+    totals = add_up(PLAN, output, {0: REPORTS[0]}, REPORTS[1:])
+    assert totals == Totals(
+        rows=8, errors=1, cut=2, tokens=80, rerun=1, units=3, resumed_units=1, halvings=3, smallest_budget=128
+    )
+    assert list(totals.counts) == ["rows", "errors", "cut", "tokens", "rerun", "units", "resumed_units"]
+    assert add_up(PLAN, output, {}, REPORTS).resumed_units == 0
+
+
+def test_a_part_that_is_missing_is_an_error(output, tmp_path):
+    with pytest.raises(DataError, match=r"part-000002.parquet: missing or not of 3 rows; delete it"):
+        add_up(PLAN, output, {}, REPORTS[:2])
+    (tmp_path / "part-000001.parquet").unlink()
+    assert set(list_parts(output)) == {0, 2}
+    with pytest.raises(DataError, match=r"part-000001.parquet: missing or not of 2 rows"):
+        add_up(PLAN, output, {}, REPORTS)

@@ -1,0 +1,151 @@
+"""What a replica makes of failures: of memory, of the model, of its GPU."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from tests.unit.scoring.conftest import column, random_rows
+from tests.unit.scoring.fakes import with_memory_for, wrapped
+from wsdm_ray.config import Columns
+from wsdm_ray.modeling.scorers import Scorer
+from wsdm_ray.packing.layouts import Layout
+from wsdm_ray.scoring.crash_records import crash_record_path
+from wsdm_ray.scoring.encode import encode_unit, encoded_pairs, table_to_bytes
+from wsdm_ray.scoring.parts import COUNTS_KEY
+from wsdm_ray.scoring.plan import make_plan
+
+COLUMNS = Columns()
+
+
+def batch_of(number: int, encoded: pa.Table) -> dict[str, np.ndarray]:
+    return {
+        "unit": np.array([number]),
+        "encoded": np.array([table_to_bytes(encoded)], object),
+        "error": np.array([""]),
+    }
+
+
+def test_a_lowered_budget_stays_lowered_and_is_reported(write, tmp_path, classifiers, replica_of):
+    plan = make_plan([write(random_rows(40, seed=2))], 20, COLUMNS)
+    encoded = [encode_unit(unit, classifiers[:1], COLUMNS) for unit in plan.units]
+    expected = [replica_of().score(table)[0] for table in encoded]
+    sizes: list[int] = []
+
+    def short_of_memory(scorer: Scorer) -> Scorer:
+        return wrapped(scorer, with_memory_for(700, sizes, real=scorer))
+
+    replica = replica_of(output=str(tmp_path / "out"), token_budget=2_048, change=short_of_memory)
+    reports = []
+    for number, table in enumerate(encoded):
+        sizes.clear()
+        reports.append({name: value[0] for name, value in replica(batch_of(number, table)).items()})
+        assert (max(sizes) > 700) == (number == 0), "the next unit begins with what the first one found"
+        with pq.ParquetFile(tmp_path / "out" / f"part-00000{number}.parquet") as file:
+            kept = json.loads(file.metadata.metadata[COUNTS_KEY])
+            found = file.read()
+        assert kept.get("halved") == (2 if number == 0 else None)
+        assert kept.get("token_budget") == (512 if number == 0 else None)
+        np.testing.assert_allclose(
+            column(found, "prob_a"), column(expected[number], "prob_a"), rtol=0, atol=1e-5
+        )
+    assert [(report["halvings"], report["token_budget"], report["error"]) for report in reports] == [
+        (2, 512, ""),
+        (0, 512, ""),
+    ]
+
+
+def test_a_budget_of_the_replicas_own(replica_of):
+    assert replica_of(token_budget=None).token_budget == 2_048
+
+
+def test_a_model_that_fails_on_every_row_fails_the_run(write, classifiers, replica_of):
+    def fail(layout: Layout) -> torch.Tensor:
+        raise RuntimeError("no kernel image is available")
+
+    [unit] = make_plan([write(random_rows(5))], 10, COLUMNS).units
+    report = replica_of(change=lambda scorer: wrapped(scorer, fail))(
+        batch_of(0, encode_unit(unit, classifiers[:1], COLUMNS))
+    )
+    kind, text = json.loads(report["error"][0])
+    assert kind == "ModelError"
+    assert text.startswith(
+        f"{classifiers[0].folder}: all 5 pairs of a unit fail, each alone: the model fails"
+    )
+
+
+class Died(BaseException):
+    """In place of the end of the process."""
+
+
+def test_a_row_that_kills_its_process_is_found_and_left_out(
+    monkeypatch, write, tmp_path, classifiers, replica_of, capsys
+):
+    """Each process is a new replica; the row that the GPU does not survive is known by its text."""
+    rows = random_rows(12, seed=4)
+    texts = rows["prompt"].to_pylist()
+    texts[5] = "help"
+    rows = rows.set_column(1, "prompt", pa.array(texts))
+    [unit] = make_plan([write(rows)], 20, COLUMNS).units
+    encoded = encode_unit(unit, classifiers[:1], COLUMNS)
+    expected, _ = replica_of().score(encoded)
+    row = encoded_pairs(encoded, 0).prefix[5]
+    hits: list[int] = []
+
+    def losing_the_gpu(scorer: Scorer) -> Scorer:
+        def logits(layout: Layout) -> torch.Tensor:
+            if any(np.array_equal(ids[: len(row)], row) for ids in layout.tokens_BT):
+                hits.append(layout.tokens_BT.shape[0] // 2)
+                raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+            return scorer(layout)
+
+        return wrapped(scorer, logits)
+
+    def die(status):
+        raise Died(status)
+
+    monkeypatch.setattr(os, "_exit", die)
+    deaths = 0
+    while True:
+        try:
+            report = replica_of(output=str(tmp_path / "out"), change=losing_the_gpu)(batch_of(0, encoded))
+            break
+        except Died:
+            deaths += 1
+            assert deaths < 4
+    assert deaths == 2
+    assert hits[0] > hits[1] == 1, "first among others, then alone"
+    assert report["error"].tolist() == [""]
+    assert report["errors"].tolist() == [1]
+    found = pq.read_table(tmp_path / "out" / "part-000000.parquet")
+    assert found["error"].to_pylist()[5] == (
+        "the GPU is lost on this row (CUDA error: device-side assert triggered)"
+    )
+    good = np.arange(12) != 5
+    np.testing.assert_allclose(
+        column(found, "prob_a")[good], column(expected, "prob_a")[good], rtol=0, atol=1e-5
+    )
+    assert capsys.readouterr().err.count("lost its GPU (CUDA error: device-side assert triggered)") == 2
+    crashes = json.loads(Path(crash_record_path(str(tmp_path / "out"), 0)).read_text())
+    assert crashes[1] == {"rows": [5], "reason": "CUDA error: device-side assert triggered"}
+    assert len(crashes) == 2
+
+
+def test_a_unit_may_not_cost_processes_without_end(write, tmp_path, classifiers, replica_of):
+    [unit] = make_plan([write(random_rows(3))], 10, COLUMNS).units
+    path = Path(crash_record_path(str(tmp_path / "out"), 0))
+    path.parent.mkdir()
+    path.write_text(json.dumps([{"rows": [i % 3, 7], "reason": "illegal memory access"} for i in range(8)]))
+    report = replica_of(output=str(tmp_path / "out"))(
+        batch_of(0, encode_unit(unit, classifiers[:1], COLUMNS))
+    )
+    kind, text = json.loads(report["error"][0])
+    assert kind == "ClusterError"
+    assert text == (
+        f"{path}: 8 processes lost their GPU over this unit, the last by 'illegal memory access'; check the "
+        "GPU and the model, then delete this file"
+    )

@@ -1,0 +1,91 @@
+"""The CPU half of scoring a work unit: texts to token ids, as one Arrow table.
+
+A unit travels to its replica as the bytes of that table in one cell, so that Ray Data can neither split nor
+join it.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from wsdm_ray.config import Columns, TextConfig
+from wsdm_ray.packing.ragged import Ragged
+from wsdm_ray.schema import RESPONSES
+from wsdm_ray.scoring.models import ModelSpec
+from wsdm_ray.scoring.plan import WorkUnit, read_unit
+from wsdm_ray.storage import local_copy
+from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
+
+__all__ = ["encode_unit", "encoded_pairs", "encoder_of", "table_from_bytes", "table_to_bytes"]
+
+
+@functools.lru_cache(maxsize=4)
+def encoder_of(folder: str, text: TextConfig) -> PairEncoder:
+    """The encoder of a model: one in each process, kept for the units that follow."""
+    return PairEncoder(local_copy(folder), text)
+
+
+def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec], columns: Columns) -> pa.Table:
+    """The unit's rows as an Arrow table of ids, errors and, for each model, token ids.
+
+    A row with a null text has an `error` and the token ids of empty texts.
+    """
+    rows = read_unit(unit, columns)
+    texts, errors = {}, np.full(len(rows), None, object)
+    for name in ("prompt", *RESPONSES):
+        texts[name], unreadable = text_values(rows.column(name))
+        for row, why in unreadable:
+            errors[row] = errors[row] or f"{name} {why}"
+    encoded = {"id": rows.column("id"), "error": pa.array(errors, pa.string())}
+    for number, model in enumerate(models):
+        pairs = encoder_of(model.folder, model.manifest.text).encode(
+            texts["prompt"], *(texts[name] for name in RESPONSES)
+        )
+        encoded |= {
+            f"prefix_{number}": pairs.prefix.to_arrow(),
+            f"suffix_ab_{number}": pairs.suffix_ab.to_arrow(),
+            f"suffix_ba_{number}": pairs.suffix_ba.to_arrow(),
+            f"cut_{number}": pa.array(pairs.cut_tokens_N),
+            "ba_first": pa.array(pairs.ba_first_N),  # the same for every model
+        }
+    return pa.table(encoded)
+
+
+def text_values(column: pa.ChunkedArray) -> tuple[list[str], list[tuple[int, str]]]:
+    """The texts of a column, with "" for those that cannot be read, and (row, why) of these."""
+    unreadable = [(row, "is null") for row in np.flatnonzero(column.is_null().to_numpy()).tolist()]
+    try:
+        return [value or "" for value in column.to_pylist()], unreadable
+    except UnicodeDecodeError:
+        values = []
+        for row, data in enumerate(column.cast(pa.large_binary()).to_pylist()):
+            try:
+                values.append((data or b"").decode())
+            except UnicodeDecodeError:
+                values.append("")
+                unreadable.append((row, "is not UTF-8"))
+        return values, unreadable
+
+
+def encoded_pairs(encoded: pa.Table, number: int) -> EncodedPairs:
+    """The pairs of a table of `encode_unit`, as model `number` reads them."""
+    prefix, suffix_ab, suffix_ba = (
+        Ragged.from_arrow(encoded.column(f"{name}_{number}")) for name in ("prefix", "suffix_ab", "suffix_ba")
+    )
+    cut, ba_first = (encoded.column(name).to_numpy() for name in (f"cut_{number}", "ba_first"))
+    return EncodedPairs(prefix, suffix_ab, suffix_ba, cut, ba_first)
+
+
+def table_to_bytes(table: pa.Table) -> bytes:
+    """The table as an Arrow stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def table_from_bytes(data: bytes) -> pa.Table:
+    """The table of an Arrow stream."""
+    return pa.ipc.open_stream(data).read_all()
