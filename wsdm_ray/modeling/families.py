@@ -16,7 +16,6 @@ __all__ = [
     "Family",
     "Shape",
     "head_dim_of",
-    "head_width",
     "layer_types_of",
     "shape_of",
     "softcap_of",
@@ -114,9 +113,6 @@ class Shape:
 def head_dim_of(config: Any) -> int:
     """Columns of one attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
-head_width = head_dim_of
 
 
 def layer_types_of(config: Any) -> list[str] | None:

@@ -55,18 +55,18 @@ def make_tiny_model(
     quiet()
     Path(folder).mkdir(parents=True, exist_ok=True)
     make_tokenizer(folder, texts, vocabulary)
-    heads, head_width = 2, width // 2
+    heads, head_dim = 2, width // 2
     common: dict[str, Any] = {
         "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": 2 * width,
         "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": 1,
-        "head_dim": head_width, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
+        "head_dim": head_dim, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
         "max_position_embeddings": 8192,
     }  # fmt: skip
     special: dict[str, dict[str, Any]] = {
-        "gemma2": {"sliding_window": window, "query_pre_attn_scalar": head_width},
+        "gemma2": {"sliding_window": window, "query_pre_attn_scalar": head_dim},
         "gemma3_text": {
             "sliding_window": window,
-            "query_pre_attn_scalar": head_width,
+            "query_pre_attn_scalar": head_dim,
             "layer_types": [("sliding_attention", "full_attention")[i % 2] for i in range(layers)],
         },
         "llama": {},
