@@ -17,6 +17,7 @@ from tests.gpu.models import (
     random_scorer,
     scorer_of,
 )
+from wsdm_ray.modeling.attention import scoring_backend
 from wsdm_ray.modeling.fused_layer import FUSED_LINEARS
 from wsdm_ray.modeling.quantized_linear import on_hopper
 from wsdm_ray.modeling.scorers import FusedClassifier, in_one_row
