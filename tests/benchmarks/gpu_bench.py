@@ -22,8 +22,8 @@ from wsdm_ray.scoring.engine import Scores, log_odds
 __all__ = ["BOTH", "PRECISIONS", "Bench"]
 
 BOTH = (Ordering.AB, Ordering.BA)
-PRECISIONS = {"bf16": "none", "int8": "w8a8-int8", "fp8": "w8a8-fp8"}
-"""Our ways by the names in results, and the precision of `FusedDecoder` for each."""
+PRECISIONS = {"bf16": "none", "w8a8-int8": "w8a8-int8", "w8a8-fp8": "w8a8-fp8"}
+"""The precisions of `score` that are compared, and what `FusedDecoder` calls them."""
 
 
 class Bench:

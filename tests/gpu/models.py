@@ -11,8 +11,9 @@ import transformers
 from torch import Tensor, nn
 
 from wsdm_ray.config import HeadConfig
-from wsdm_ray.modeling.classifier import make_head, meta_model
+from wsdm_ray.modeling.classifier import meta_model
 from wsdm_ray.modeling.fused_decoder import FusedDecoder
+from wsdm_ray.modeling.head import make_head
 from wsdm_ray.modeling.scorers import FusedClassifier
 from wsdm_ray.packing.ragged import Ragged
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
 from wsdm_ray.config import HeadConfig, LoraConfig
 from wsdm_ray.errors import ConfigError, ModelError
-from wsdm_ray.modeling.attention import attention_arguments, attention_implementation
-from wsdm_ray.modeling.families import FAMILIES, head_width
+from wsdm_ray.modeling.attention import training_backend
+from wsdm_ray.modeling.families import head_dim_of, shape_of
 from wsdm_ray.modeling.head import make_head
 from wsdm_ray.modeling.quantization_config import bitsandbytes_config
 from wsdm_ray.packing.layouts import Layout
@@ -69,7 +70,7 @@ def load_network(
     place = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
     with loading(folder):
         network, found = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=2, dtype=dtype, attn_implementation=attention_implementation(config),
+            folder, num_labels=2, dtype=dtype, attn_implementation=training_backend(config).implementation,
             device_map={"": place}, local_files_only=True, trust_remote_code=False, use_safetensors=True,
             output_loading_info=True, ignore_mismatched_sizes=True, **options,
         )  # fmt: skip  # a head of another number of labels gives way to ours
@@ -85,16 +86,19 @@ def load_network(
 
 
 def model_config(folder: str) -> Any:
-    """The config of a model folder. Raises `ModelError` where it is no model of a supported family."""
+    """The config of a model folder. Raises `ModelError` where `shape_of` refuses the model."""
     quiet()
     try:
         config = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder}: no usable config.json ({error})") from error
-    if config.model_type not in FAMILIES:
-        raise ModelError(f"{folder}: model type {config.model_type} is not one of {', '.join(FAMILIES)}")
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        said = " ".join(str(error).split())
+        raise ModelError(f"{folder}: no usable config.json ({said})") from error
+    try:
+        shape_of(config)
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from error
     return config
 
 
@@ -104,7 +108,7 @@ def meta_model(config: Any) -> nn.Module:
 
     with init_empty_weights(include_buffers=False):
         network = transformers.AutoModelForSequenceClassification.from_config(
-            config, dtype=torch.float32, attn_implementation=attention_implementation(config)
+            config, dtype=torch.float32, attn_implementation=training_backend(config).implementation
         )
     return network.requires_grad_(False).eval()
 
@@ -133,7 +137,7 @@ def check_complete(folder: str, found: dict[str, Any]) -> None:
 
 def check_widths(folder: str, config: Any) -> None:
     """Raise `ModelError` where bitsandbytes has no products on a CPU with such weights in nf4."""
-    heads = config.num_attention_heads * head_width(config)
+    heads = config.num_attention_heads * head_dim_of(config)
     odd = [each for each in (config.hidden_size, heads, config.intermediate_size) if each % NF4_BLOCK]
     if odd:
         raise ModelError(
@@ -210,7 +214,7 @@ def ordering_logits(network: nn.Module, layout: Layout) -> torch.Tensor:
             input_ids=torch.from_numpy(layout.tokens_BT).to(device),
             position_ids=torch.from_numpy(layout.positions_BT).to(device),
             use_cache=False,
-            **attention_arguments(layout, model.config, dtype, device),
+            **training_backend(model.config).arguments(layout, dtype, device),
         ).last_hidden_state
     last = hidden.flatten(0, 1)[torch.from_numpy(layout.last_S).to(device)]
     with torch.autocast(device.type, enabled=False):

@@ -193,7 +193,7 @@ class FusedDecoder(nn.Module):
         shape, layers = self.shape, self.fused_layers()
         x_TD = self.embed(tokens_T)
         rotations = {name: self.rotation(x_TD, positions_T, name) for name in set(shape.layer_types)}
-        rotate_in_attention = attention.rotates
+        rotate_in_attention = attention.rotates_queries
 
         def attend(
             q: Tensor, k: Tensor, v: Tensor, layer: FusedLayer, layer_type: str

@@ -181,8 +181,7 @@ def attention_out_and_mlp(
     x_TD, normed_TD = add_rms_norm(
         x_TD, linear(a_TD, layer.o), norms.get("attention_out"), norms["mlp_in"], shape.norm_epsilon, weight
     )
-    activation = "gelu_pytorch_tanh" if shape.family.gelu else "silu"
-    return x_TD, linear(gated_linear(normed_TD, weight, activation=activation), layer.down)
+    return x_TD, linear(gated_linear(normed_TD, weight, activation=shape.activation), layer.down)
 
 
 def mlp_block(x_TD: Tensor, a_TD: Tensor | QuantizedTensor, layer: FusedLayer, shape: Shape) -> Tensor:

@@ -144,15 +144,14 @@ def run_layer(
 
     shape, norms, layer_type = decoder.shape, layer.norms, decoder.shape.layer_types[number]
     epsilon = shape.norm_epsilon
-    attention = DenseAttention(batch, {layer_type}, shape.window, x_TD.device)
+    attention = DenseAttention({layer_type}, shape.sliding_window, x_TD.device).update(batch)
     rotation = decoder.rotation(x_TD, to_device(batch.positions_BT.reshape(-1), x_TD.device), layer_type)
     normed_TD = observe("qkv", rms_norm(x_TD, norms["attention_in"], epsilon))
     q, k, v = qkv_heads(normed_TD, layer, rotation, shape, rotate_in_attention=False)
     a_TD = attention.attend(Heads(q, k, v, shape.query_scale, shape.softcap), layer_type)
     x_TD = add_residual(x_TD, linear(observe("o", a_TD), layer.o), norms.get("attention_out"), epsilon)
     normed_TD = observe("gate_up", rms_norm(x_TD, norms["mlp_in"], epsilon))
-    activation = "gelu_pytorch_tanh" if shape.family.gelu else "silu"
-    inner_TF = observe("down", gated_linear(normed_TD, layer.gate_up, activation=activation))
+    inner_TF = observe("down", gated_linear(normed_TD, layer.gate_up, activation=shape.activation))
     return add_residual(x_TD, linear(inner_TF, layer.down), norms.get("mlp_out"), epsilon)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from wsdm_ray.config import HeadConfig
 from wsdm_ray.errors import ModelError
-from wsdm_ray.modeling.attention import DenseAttention, dense_masks
+from wsdm_ray.modeling.attention import dense_masks, scoring_backend
 from wsdm_ray.modeling.classifier import load_network, meta_model
 from wsdm_ray.modeling.head import load_head, stored_head
 from wsdm_ray.modeling.loading import make_fused_decoder
@@ -137,7 +137,7 @@ def fused_states(
     tokens_T, positions_T = (
         torch.from_numpy(each.reshape(-1)).to(device) for each in (layout.tokens_BT, layout.positions_BT)
     )
-    attention = DenseAttention(layout, set(decoder.shape.layer_types), decoder.shape.window, device)
+    attention = scoring_backend(decoder.shape, device, decoder.tiling).update(layout)
     found_TD = (
         decoder(tokens_T, positions_T, attention, torch.arange(len(tokens_T), device=device)).float().cpu()
     )

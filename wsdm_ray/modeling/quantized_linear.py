@@ -53,7 +53,7 @@ SIZE_MULTIPLES = {torch.float8_e4m3fn: 16, torch.int8: 8}
 """Both sizes of a weight must be multiples of this on GPUs."""
 
 HOPPER = (9, 0)
-"""The compute capability that `gemm_kernel` and `attention_kernel` are written for: H100, H200."""
+"""The compute capability that `gemm_kernel` and `softcapped_kernel` are written for: H100, H200."""
 
 HADAMARD_BLOCK = 128
 """Columns that one Hadamard block mixes at most; larger blocks gain little accuracy."""

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from wsdm_ray.modeling.attention import (
     BLOCK,
     AttentionBackend,
-    BlockSparseAttention,
-    DenseAttention,
-    supports_varlen,
+    scoring_backend,
     to_device,
+    training_backend,
 )
 from wsdm_ray.modeling.classifier import ordering_logits, unwrap_peft
-from wsdm_ray.modeling.families import head_width
+from wsdm_ray.modeling.families import head_dim_of
 from wsdm_ray.modeling.fused_decoder import FusedDecoder
 from wsdm_ray.modeling.quantized_linear import LinearWeight
 from wsdm_ray.packing.layouts import Layout, round_up
@@ -117,7 +116,7 @@ class TransformersScorer:
         config = model.config.get_text_config()
         itemsize = model.get_input_embeddings().weight.element_size()
         num_heads = config.num_attention_heads
-        heads = num_heads * head_width(config)
+        heads = num_heads * head_dim_of(config)
         token = (
             4 * itemsize * (config.hidden_size + heads + config.intermediate_size) + 8 * config.hidden_size
         )
@@ -125,7 +124,8 @@ class TransformersScorer:
         key = masks * itemsize + 6  # distances of positions, and booleans, while a mask is made
         if model.config._attn_implementation == "eager":
             key += num_heads * (2 * itemsize + 4)  # scores, their softmax in float32, and that in their type
-        return BatchMemory(token, 0 if layout == "packed" and supports_varlen(model.config) else key)
+        maskless = layout == "packed" and training_backend(model.config).supports_varlen
+        return BatchMemory(token, 0 if maskless else key)
 
     def warm_up(self, token_budget: int) -> None:
         """Nothing: a network of transformers is not compiled."""
@@ -145,7 +145,7 @@ class FusedClassifier(nn.Module):
         self.stack = stack
         self.score = head.to(stack.embedding_VD.device)
         self.static_shapes = self.sparse = stack.embedding_VD.is_cuda
-        self.attention_backends: dict[int, BlockSparseAttention] = {}
+        self.attention_backends: dict[int, AttentionBackend] = {}
         """By the tokens of a micro-batch: one compilation each."""
 
     def forward(self, layout: Layout) -> Tensor:
@@ -192,16 +192,13 @@ class FusedClassifier(nn.Module):
         return BatchMemory(token=(2 * itemsize + 4) * shape.hidden_size + max(attention, mlp), key=0)
 
     def attention_backend(self, layout: Layout) -> AttentionBackend:
-        layer_types, window = set(self.stack.shape.layer_types), self.stack.shape.window
-        device = self.stack.embedding_VD.device
+        shape, device, tiling = self.stack.shape, self.stack.embedding_VD.device, self.stack.tiling
         tokens = layout.tokens_BT.size
         if not self.sparse or tokens % BLOCK:
-            return DenseAttention(layout, layer_types, window, device)
+            return scoring_backend(shape, device, tiling).update(layout)
         if tokens not in self.attention_backends:
             with torch.inference_mode(False):  # tensors made in inference can be overwritten there alone
-                self.attention_backends[tokens] = BlockSparseAttention(
-                    tokens, layer_types, window, device, self.stack.tiling
-                )
+                self.attention_backends[tokens] = scoring_backend(shape, device, tiling, tokens)
         return self.attention_backends[tokens].update(in_one_row(layout))
 
     def warm_up(self, token_budget: int) -> None:
@@ -213,7 +210,7 @@ class FusedClassifier(nn.Module):
         one = np.zeros((1, 1), np.int64)
         near, far = (
             in_one_row(Layout(one, one + at, one.astype(np.int32), one.astype(np.int32), one[0]), row_tokens)
-            for at in (0, min(row_tokens - 1, self.stack.shape.window or 0))
+            for at in (0, min(row_tokens - 1, self.stack.shape.sliding_window or 0))
         )
         with torch.inference_mode():
             self.attention_backend(far)

@@ -150,11 +150,10 @@ def check_models(config: ScoreConfig, cluster: Cluster) -> tuple[ModelSpec, ...]
 
 
 def fastest_layout(models: Sequence[ModelSpec], on_gpu: bool) -> str:
-    """`shared` for the fused decoder on GPUs; elsewhere dense masks of long rows cost more than padding."""
+    """The layout that all models of a run share."""
     device = "cuda" if on_gpu else "cpu"
-    return scoring_layout(
-        [uses_fused_decoder(model.precision, device, model.manifest) for model in models], device
-    )
+    fused = [uses_fused_decoder(model.precision, device, model.manifest) for model in models]
+    return scoring_layout(fused, device)
 
 
 def describe(run: ScoreRun) -> dict[str, Any]:

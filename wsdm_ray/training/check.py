@@ -11,6 +11,7 @@ from wsdm_ray.config import TrainConfig
 from wsdm_ray.data.mixing import apply_mixture, check_leakage, read_teachers, sample_weights
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.errors import ClusterError, ConfigError
+from wsdm_ray.modeling.classifier import model_config
 from wsdm_ray.modeling.manifest import Manifest, folder_digest
 from wsdm_ray.modeling.quantization_config import stored_quantization
 from wsdm_ray.runs import check_no_overlap, file_versions, options
@@ -110,6 +111,7 @@ def check(config: TrainConfig, cluster: ClusterResources) -> CheckedTraining:
 def check_base(config: TrainConfig) -> Manifest:
     """What the checkpoints will say of themselves, but metrics."""
     base = local_copy(config.base)
+    model_config(base)  # refuses a model that cannot be trained or scored
     manifest = Manifest(
         kind="adapter",
         base=absolute(config.base),

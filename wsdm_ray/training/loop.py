@@ -22,7 +22,7 @@ from wsdm_ray.config import TrainConfig
 from wsdm_ray.data.mixing import read_teachers, sample_weights
 from wsdm_ray.data.votes import Votes
 from wsdm_ray.modeling.adapter_io import load_adapter_weights
-from wsdm_ray.modeling.attention import supports_varlen
+from wsdm_ray.modeling.attention import training_backend
 from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.classifier import (
     model_config,
@@ -104,7 +104,7 @@ class Trainer:
             quantization=manifest.quantization,
             device=self.device,
             precision="bf16" if dtype == torch.bfloat16 else "fp32",
-            has_varlen=supports_varlen(model_config(base)),
+            has_varlen=training_backend(model_config(base)).supports_varlen,
             total_steps=self.total_steps,
         )
         self.layout = self.resolved.layout

@@ -21,7 +21,7 @@ __all__ = ["AsWritten", "compiled_for_hopper", "rows_type"]
 def compiled_for_hopper(
     name: str, types: dict[str, str], options: dict[str, Any], warps: int
 ) -> dict[str, Any]:
-    """Of a kernel that its module is named after: `shared` memory in bytes, `ptx`, what the `assembler` says.
+    """Of a kernel with the name of its module: `shared` memory in bytes, `ptx`, what the `assembler` says.
 
     Args:
         types: of what it is given, but for `options`; pointers, and integers that start with `=`, are
@@ -47,7 +47,7 @@ def compile_for_hopper(
     from triton.backends.compiler import GPUTarget
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    kernel = getattr(import_module(f"wsdm_ray.modeling.{name}"), name)
+    kernel = getattr(import_module(f"wsdm_ray.modeling.{name}"), name.split(".")[-1])
     signature = {each: kind.removeprefix("=") for each, kind in types.items()}
     aligned = [number for number, kind in enumerate(types.values()) if kind[0] in "*="]
     hints: Any = {(number,): [["tt.divisibility", 16]] for number in aligned}

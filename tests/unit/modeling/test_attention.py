@@ -1,8 +1,7 @@
-"""Masks: who sees whom, by hand and by a loop that follows the rule word for word."""
+"""Masks by hand and by a loop that follows the rule word for word; backends against each other."""
 
 import dataclasses
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,47 +9,25 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.unit.modeling.attention_layouts import Config, layout_of
 from wsdm_ray.modeling.attention import (
     BLOCK,
-    BOUNDS,
-    MOST_CAP,
-    NARROW,
-    SOFTCAPPED,
-    TILINGS,
-    WIDE,
     BlockSparseAttention,
     DenseAttention,
     Heads,
+    SoftcappedAttention,
     Tiling,
-    attend,
-    attention_arguments,
-    attention_implementation,
     attention_mask,
     dense_masks,
-    key_blocks,
+    scoring_backend,
     tiling_of,
 )
+from wsdm_ray.modeling.attention.block_sparse import key_blocks
+from wsdm_ray.modeling.attention.tiling import MAX_KERNEL_SOFTCAP, NARROW, SOFTCAPPED, TILINGS, WIDE
+from wsdm_ray.modeling.families import Family, Shape
 from wsdm_ray.modeling.fused_layer import rotate
-from wsdm_ray.packing.layouts import Layout, lay_out
+from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.ragged import Ragged
-
-
-class Config:
-    """As much of a model's config as masks need."""
-
-    def __init__(self, **values):
-        vars(self).update(values)
-
-
-def layout_of(
-    kind: str, prefixes: list[int], suffixes: list[int], row_tokens: int = 0, alignment: int = 1
-) -> Layout:
-    """A layout of both orderings of pairs with prefixes and suffixes of these lengths."""
-    prefix, suffix = (
-        Ragged.from_lists([np.ones(size, np.int32) for size in sizes]) for sizes in (prefixes, suffixes)
-    )
-    pairs = np.arange(len(prefixes))
-    return lay_out(kind, prefix, [suffix, suffix], pairs, row_tokens=row_tokens, alignment=alignment)
 
 
 def rows(seen: torch.Tensor) -> list[str]:
@@ -133,7 +110,9 @@ def test_one_mask_for_layers_that_attend_alike():
 
 
 def test_a_mask_for_each_kind_of_layer():
-    config = Config(layer_types=["sliding_attention", "full_attention"] * 2, sliding_window=2)
+    config = Config(
+        model_type="qwen2", layer_types=["sliding_attention", "full_attention"] * 2, sliding_window=2
+    )
     layout = layout_of("shared", [3], [2])
     masks = dense_masks(layout, config, torch.bfloat16, "cpu")
     assert isinstance(masks, dict)
@@ -144,16 +123,35 @@ def test_a_mask_for_each_kind_of_layer():
 
 
 def test_an_unknown_kind_of_layer():
-    with pytest.raises(ValueError, match=r"layers of kind \['linear_attention'\] have no mask here"):
-        dense_masks(
-            layout_of("packed", [1], [1]), Config(layer_types=["linear_attention"]), torch.float32, "cpu"
-        )
+    config = Config(model_type="qwen2", layer_types=["linear_attention"])
+    with pytest.raises(ValueError, match=r"no mask for layers of type \['linear_attention'\]"):
+        dense_masks(layout_of("packed", [1], [1]), config, torch.float32, "cpu")
 
 
-def test_soft_capped_scores_are_computed_eagerly():
-    assert attention_implementation(Config(attn_logit_softcapping=50.0)) == "eager"
-    assert attention_implementation(Config(attn_logit_softcapping=None)) == BOUNDS
-    assert attention_implementation(Config()) == BOUNDS
+def test_layer_types_that_a_family_does_not_read_are_ignored():
+    config = Config(layer_types=["sliding_attention"], sliding_window=1)
+    assert isinstance(dense_masks(layout_of("packed", [1], [1]), config, torch.float32, "cpu"), torch.Tensor)
+
+
+def test_what_scores_is_chosen_by_the_device_and_by_the_scores():
+    shape = Shape(
+        family=Family(), hidden_size=8, num_heads=2, num_kv_heads=1, head_dim=4, query_scale=0.5,
+        softcap=50.0, norm_epsilon=0.0, layer_types=("full_attention",), sliding_window=None,
+        activation="silu",
+    )  # fmt: skip
+    for tiling, row_tokens, expected, rotates, alignment in (
+        (Tiling(), None, DenseAttention, False, 1),
+        (SOFTCAPPED, None, DenseAttention, False, 1),
+        (Tiling(), BLOCK, BlockSparseAttention, False, BLOCK),
+        (WIDE, BLOCK, BlockSparseAttention, False, 64),
+        (SOFTCAPPED, BLOCK, SoftcappedAttention, True, 32),
+    ):
+        backend = scoring_backend(shape, "cpu", tiling, row_tokens)
+        assert type(backend) is expected
+        assert backend.supports_softcap
+        assert backend.rotates_queries == rotates
+        assert backend.alignment == alignment
+        assert backend.supports_backward == (row_tokens is None)
 
 
 KINDS = {"full_attention", "sliding_attention"}
@@ -162,7 +160,7 @@ EVERY_TILING = [Tiling(), WIDE, NARROW, SOFTCAPPED]
 
 def blocks_of(attention: BlockSparseAttention, kind: str) -> np.ndarray:
     """What a block mask says of each block: 0 unseen, 1 seen in part, 2 seen in whole."""
-    mask = attention.masks[kind]
+    mask = attention.block_masks[kind]
     found = np.zeros(mask.kv_indices.shape[2:], int)
     for value, counts, places in (
         (1, mask.kv_num_blocks, mask.kv_indices),
@@ -190,7 +188,7 @@ def test_blocks_say_what_the_rule_says(layout, window, tiling):
             tiles = tiles.reshape(queries, keys, -1)
             whole = tiles.all(-1) & (tiling.queries <= tiling.keys)
             assert (blocks_of(attention, kind) == tiles.any(-1) * 1 + whole * 1).all()
-            rule = attention.sees(attention.windows[kind])
+            rule = attention.mask_mod(attention.windows[kind])
             places = torch.arange(6 * BLOCK)
             assert (rule(places[0], places[0], places[:, None], places[None]).numpy() == seen).all()
 
@@ -202,8 +200,8 @@ def keys_in_turn(
     `first`, whether the rule is asked, and what it says of their keys.
     """
     keys, row, found = attention.tiling.keys, query // attention.tiling.queries, []
-    part, part_places, whole, whole_places = (each[0, 0] for each in key_blocks(attention.masks[kind]))
-    rule = attention.sees(attention.windows[kind])
+    part, part_places, whole, whole_places = (each[0, 0] for each in key_blocks(attention.block_masks[kind]))
+    rule = attention.mask_mod(attention.windows[kind])
     for asked, count, places in ((True, part, part_places), (False, whole, whole_places)):
         for block in places[row, : int(count[row])].tolist():
             at = torch.arange(block * keys, block * keys + keys)
@@ -245,11 +243,15 @@ def test_a_window_that_takes_nothing_away_is_none(window, looks, monkeypatch):
     attention = BlockSparseAttention(6 * BLOCK, KINDS, window, "cpu")
     asked = []
     monkeypatch.setattr(
-        attention, "blocks", lambda each: asked.append(each) or BlockSparseAttention.blocks(attention, each)
+        attention,
+        "find_key_blocks",
+        lambda window: asked.append(window) or BlockSparseAttention.find_key_blocks(attention, window),
     )
     attention.update(layout_of("shared", [200], [150], row_tokens=6 * BLOCK))
     assert sorted(asked, key=str) == looks
-    sliding, full = (key_blocks(attention.masks[kind]) for kind in ("sliding_attention", "full_attention"))
+    sliding, full = (
+        key_blocks(attention.block_masks[kind]) for kind in ("sliding_attention", "full_attention")
+    )
     same = all(torch.equal(*each) for each in zip(sliding, full, strict=True))
     assert same == (looks == [None])
 
@@ -275,50 +277,10 @@ def test_sparse_and_dense_attention_agree(kind, softcap):
     torch.manual_seed(0)
     q, k, v = torch.randn(4, 256, 16), torch.randn(2, 256, 16), torch.randn(2, 256, 16)
     heads = Heads(q, k, v, 0.25, softcap)
-    dense = DenseAttention(given, KINDS, 16, "cpu").attend(heads, kind)
+    dense = DenseAttention(KINDS, 16, "cpu").update(given).attend(heads, kind)
     sparse = BlockSparseAttention(2 * BLOCK, KINDS, 16, "cpu").update(given).attend(heads, kind)
     torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-5)
     assert dense.shape == (256, 64)
-
-
-@pytest.mark.parametrize("window", [None, 3])
-@given(
-    sizes=st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), min_size=1, max_size=4),
-    padding=st.integers(0, 5),
-)
-def test_attention_by_bounds_is_attention_by_masks(window, sizes, padding):
-    prefixes, suffixes = zip(*sizes, strict=True)
-    used = 2 * sum(prefixes) + 2 * sum(suffixes)
-    layout = layout_of("packed", list(prefixes), list(suffixes), row_tokens=used + padding)
-    arguments = attention_arguments(layout, Config(), torch.float32, "cpu")
-    assert arguments.pop("attention_mask").numel() == 1
-    random = torch.Generator().manual_seed(0)
-    tokens = used + padding
-    q, k, v = (torch.randn(1, heads, tokens, 8, generator=random, requires_grad=True) for heads in (4, 2, 2))
-    module: Any = torch.nn.Identity()
-    module.num_key_value_groups = 2
-    mask = torch.where(attention_mask(layout, window, "cpu"), 0.0, torch.finfo(torch.float32).min)[:, None]
-    expected, _ = attend(module, q, k, v, mask, scaling=0.3)
-    found, _ = attend(module, q, k, v, None, scaling=0.3, sliding_window=window, **arguments)
-    real = torch.from_numpy(layout.groups_BT[0] >= 0)
-    # Sums in another order.
-    torch.testing.assert_close(found[:, real], expected[:, real], atol=1e-6, rtol=1e-5)
-    weights = torch.randn(expected.shape, generator=random) * real[:, None, None]
-    for one, other in zip(
-        torch.autograd.grad((found * weights).sum(), (q, k, v)),
-        torch.autograd.grad((expected * weights).sum(), (q, k, v)),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-
-
-def test_attention_goes_by_masks_where_bounds_do_not_tell():
-    for layout, config in (
-        (layout_of("shared", [2], [2]), Config()),
-        (layout_of("padded", [2], [2]), Config()),
-        (layout_of("packed", [2], [2]), Config(attn_logit_softcapping=50.0)),
-    ):
-        assert set(attention_arguments(layout, config, torch.float32, "cpu")) == {"attention_mask"}
 
 
 @pytest.mark.parametrize(
@@ -338,20 +300,20 @@ def test_tilings_are_for_gpus_like_those_they_were_measured_on(monkeypatch, capa
         assert BLOCK % tiling.queries == BLOCK % tiling.keys == 0
     assert tiling_of(80, 2, None, dtype, gpu) == Tiling()
     assert tiling_of(256, 2, 50.0, torch.bfloat16, torch.device("cpu")) == Tiling()
-    assert tiling_of(256, 2, MOST_CAP, dtype, gpu) == tiling_of(256, 2, 50.0, dtype, gpu)
+    assert tiling_of(256, 2, MAX_KERNEL_SOFTCAP, dtype, gpu) == tiling_of(256, 2, 50.0, dtype, gpu)
     by_flex = WIDE if known else Tiling()
-    assert tiling_of(256, 2, MOST_CAP + 1, dtype, gpu) == by_flex
+    assert tiling_of(256, 2, MAX_KERNEL_SOFTCAP + 1, dtype, gpu) == by_flex
     assert tiling_of(256, 3, 50.0, dtype, gpu) == by_flex, "heads go two by two"
 
 
 def test_exponentials_of_capped_scores_are_in_range():
-    largest = torch.tensor(MOST_CAP).exp()
+    largest = torch.tensor(MAX_KERNEL_SOFTCAP).exp()
     assert (largest * 2**31).isfinite()
-    assert (-torch.tensor(MOST_CAP)).exp() > torch.finfo(torch.float32).tiny
-    assert not (torch.tensor(MOST_CAP + 4).exp() * 2**31).isfinite()
+    assert (-torch.tensor(MAX_KERNEL_SOFTCAP)).exp() > torch.finfo(torch.float32).tiny
+    assert not (torch.tensor(MAX_KERNEL_SOFTCAP + 4).exp() * 2**31).isfinite()
 
 
-def test_more_branches_than_marks_tell_apart():
+def test_more_branches_than_fit_in_a_segment():
     prefix, suffix = (Ragged.from_lists([np.ones(2, np.int32)] * 2) for _ in range(2))
     layout = lay_out("shared", prefix, [suffix] * 4, np.arange(2))
     with pytest.raises(ValueError, match="more than 3 branches"):
@@ -375,14 +337,15 @@ def test_tilings_agree_with_dense_attention(width, capped, kind):
     real = torch.from_numpy(given.groups_BT[0] >= 0).to(device)
     assert not real.all(), "padding is among them"
     scores = (width**-0.5, 50.0 if capped else None)
-    sparse = BlockSparseAttention(9 * BLOCK, KINDS, 100, device, tiling).update(given)
+    backend = SoftcappedAttention if tiling.softcapped else BlockSparseAttention
+    sparse = backend(9 * BLOCK, KINDS, 100, device, tiling).update(given)
     angles = (torch.arange(9 * BLOCK)[:, None] / torch.arange(1, width // 2 + 1)).repeat(1, 2).to(device)
     rotation = (angles.cos().to(dtype), angles.sin().to(dtype))
-    rotated = q if sparse.rotates else rotate(q, *rotation)
-    late = rotation if sparse.rotates else None
+    rotated = q if sparse.rotates_queries else rotate(q, *rotation)
+    late = rotation if sparse.rotates_queries else None
     attended = sparse.attend(Heads(rotated, k, v, *scores, late), kind)
     assert isinstance(attended, torch.Tensor)
     found = attended[real].float()
     q, k, v = rotate(q.float(), *(each.float() for each in rotation)), k.float(), v.float()
-    expected = DenseAttention(given, KINDS, 100, device).attend(Heads(q, k, v, *scores), kind)[real]
+    expected = DenseAttention(KINDS, 100, device).update(given).attend(Heads(q, k, v, *scores), kind)[real]
     torch.testing.assert_close(found, expected, atol=near, rtol=near)

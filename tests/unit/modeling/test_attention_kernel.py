@@ -11,8 +11,9 @@ import torch
 
 from tests.unit.modeling.hopper import AsWritten, compiled_for_hopper, rows_type
 from wsdm_ray.config import HeadConfig
-from wsdm_ray.modeling import attention
-from wsdm_ray.modeling.attention import BLOCK, SOFTCAPPED, BlockSparseAttention, DenseAttention, Heads, Tiling
+from wsdm_ray.modeling.attention import BLOCK, DenseAttention, Heads, SoftcappedAttention, Tiling
+from wsdm_ray.modeling.attention.mask_rule import MAX_BRANCHES
+from wsdm_ray.modeling.attention.tiling import SOFTCAPPED
 from wsdm_ray.modeling.classifier import load_network
 from wsdm_ray.modeling.fused_decoder import FusedDecoder
 from wsdm_ray.modeling.fused_layer import rotate
@@ -31,63 +32,65 @@ def device(monkeypatch: pytest.MonkeyPatch) -> str:
     """Where the kernel runs, or, on a CPU, what its docstring says in its place."""
     if torch.cuda.is_available() and on_hopper(torch.device("cuda")):
         return "cuda"
-    from wsdm_ray.modeling import attention_kernel as module
+    from wsdm_ray.modeling.attention import softcapped_kernel as module
 
-    monkeypatch.setattr(module, "attention_kernel", AsWritten(module.attention_kernel, attention_as_written))
+    kernel = AsWritten(module.softcapped_kernel, attention_as_written)
+    monkeypatch.setattr(module, "softcapped_kernel", kernel)
     return "cpu"
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp8e4nv"])
 def test_it_compiles_for_hopper(kind):
-    from wsdm_ray.modeling import attention_kernel as module
+    from wsdm_ray.modeling.attention import softcapped_kernel as module
 
     options = {
-        "KEYS": SOFTCAPPED.keys, "WIDTH": 256, "HEADS": 16, "GROUP": 2,
-        "TOGETHER": module.ROWS // SOFTCAPPED.queries,
-        "BRANCHES": attention.BRANCHES, "ROWS": module.ROWS, "STAGES": module.STAGES,
+        "BLOCK_N": SOFTCAPPED.keys, "HEAD_DIM": 256, "NUM_HEADS": 16, "GROUP_SIZE": 2,
+        "HEADS_PER_PROGRAM": module.BLOCK_M // SOFTCAPPED.queries,
+        "MAX_BRANCHES": MAX_BRANCHES, "BLOCK_M": module.BLOCK_M, "NUM_STAGES": module.NUM_STAGES,
     }  # fmt: skip
     rows = rows_type("bf16", SOFTCAPPED.keys, 256)
-    integers = ("marks", "positions", "part_number", "part_blocks", "whole_number", "whole_blocks")
+    integers = ("segments", "positions", "partial_counts", "partial_blocks", "full_counts", "full_blocks")
     types = {
         **dict.fromkeys(("q", "cos", "sin"), "*bf16"), "k_desc": rows, "v_desc": rows, "out": f"*{kind}",
-        "scales": "*fp32", **dict.fromkeys(integers, "*i32"), "most_blocks": "i32",
-        **dict.fromkeys(("q_head", "q_token"), "=i32"), **dict.fromkeys(("slope", "cap"), "fp32"),
+        "out_scales": "*fp32", **dict.fromkeys(integers, "*i32"), "max_blocks": "i32",
+        **dict.fromkeys(("q_head_stride", "q_token_stride"), "=i32"),
+        **dict.fromkeys(("logit_scale", "cap"), "fp32"),
         "window": "i32", "out_scale": "fp32",
     }  # fmt: skip
-    found = compiled_for_hopper("attention_kernel", types, options, module.WARPS)
+    found = compiled_for_hopper("attention.softcapped_kernel", types, options, module.NUM_WARPS)
     assert "0 bytes spill stores, 0 bytes spill loads" in found["assembler"]
     assert "serialized" not in found["assembler"], "products and exponentials overlap"
     registers = int(found["assembler"].split(" registers")[0].split()[-1])
     assert 2 * (found["shared"] + 1024) <= 228 * 1024, "two programs share a processor"
-    assert 2 * 32 * module.WARPS * registers <= 64 * 1024
+    assert 2 * 32 * module.NUM_WARPS * registers <= 64 * 1024
 
 
 def attention_as_written(grid: tuple[int, ...], a: Any) -> None:
     """A block of queries at a time."""
-    queries = a.ROWS // a.TOGETHER
-    assert grid == (len(a.part_number), a.HEADS // a.TOGETHER)
-    assert (a.q_head, a.q_token) == a.q.stride()[:2]
-    assert a.most_blocks == a.part_blocks.shape[1] == a.whole_blocks.shape[1]
-    k, v = (each.base.float().unflatten(1, (-1, a.WIDTH)).transpose(0, 1) for each in (a.k_desc, a.v_desc))
-    assert list(a.k_desc.block_shape) == list(a.v_desc.block_shape) == [a.KEYS, a.WIDTH]
-    q = a.slope * rotate(a.q.float(), a.cos.float(), a.sin.float())
+    queries = a.BLOCK_M // a.HEADS_PER_PROGRAM
+    assert grid == (len(a.partial_counts), a.NUM_HEADS // a.HEADS_PER_PROGRAM)
+    assert (a.q_head_stride, a.q_token_stride) == a.q.stride()[:2]
+    assert a.max_blocks == a.partial_blocks.shape[1] == a.full_blocks.shape[1]
+    k, v = (each.base.float().unflatten(1, (-1, a.HEAD_DIM)).transpose(0, 1) for each in (a.k_desc, a.v_desc))
+    assert list(a.k_desc.block_shape) == list(a.v_desc.block_shape) == [a.BLOCK_N, a.HEAD_DIM]
+    q = a.logit_scale * rotate(a.q.float(), a.cos.float(), a.sin.float())
     for block in range(grid[0]):
         at = slice(queries * block, queries * (block + 1))
-        parts, wholes = int(a.part_number[block]), int(a.whole_number[block])
-        assert parts > 0
-        firsts = [*a.part_blocks[block, :parts].tolist(), *a.whole_blocks[block, :wholes].tolist()]
-        keys = (torch.tensor(firsts)[:, None] * a.KEYS + torch.arange(a.KEYS)).flatten()
+        partial, full = int(a.partial_counts[block]), int(a.full_counts[block])
+        assert partial > 0
+        firsts = [*a.partial_blocks[block, :partial].tolist(), *a.full_blocks[block, :full].tolist()]
+        keys = (torch.tensor(firsts)[:, None] * a.BLOCK_N + torch.arange(a.BLOCK_N)).flatten()
         token = torch.arange(*at.indices(a.q.shape[1]))[:, None]
-        mark = a.marks[at][:, None]
-        seen = (mark == a.marks[keys]) | ((mark & -a.BRANCHES) == a.marks[keys])
-        seen &= (token >= keys) & (a.positions[at][:, None] - a.positions[keys] < a.window)
-        seen |= torch.arange(len(keys)) >= parts * a.KEYS
-        wide_k, wide_v = (each[:, keys].repeat_interleave(a.GROUP, 0) for each in (k, v))
-        powers = 2 ** (a.cap * torch.tanh(q[:, at] @ wide_k.transpose(1, 2))) * seen
-        sums = powers @ wide_v / powers.sum(-1, keepdim=True) / a.out_scale
+        segment = a.segments[at][:, None]
+        allowed = (segment == a.segments[keys]) | ((segment & -a.MAX_BRANCHES) == a.segments[keys])
+        allowed &= (token >= keys) & (a.positions[at][:, None] - a.positions[keys] < a.window)
+        allowed |= torch.arange(len(keys)) >= partial * a.BLOCK_N
+        wide_k, wide_v = (each[:, keys].repeat_interleave(a.GROUP_SIZE, 0) for each in (k, v))
+        exp_scores = 2 ** (a.cap * torch.tanh(q[:, at] @ wide_k.transpose(1, 2))) * allowed
+        sums = exp_scores @ wide_v / exp_scores.sum(-1, keepdim=True) / a.out_scale
         a.out[at] = sums.transpose(0, 1).flatten(1).to(a.out.dtype)
         if a.out.dtype == torch.float8_e4m3fn:
-            a.scales[at] = a.out_scale
+            a.out_scales[at] = a.out_scale
 
 
 @pytest.mark.parametrize("float8", [False, True])
@@ -102,7 +105,7 @@ def test_any_even_number_of_heads(groups, float8, device):
     rotation = (angles.cos().bfloat16(), angles.sin().bfloat16())
     wide = rotate(q.float(), *(each.float() for each in rotation))
     most = 1.01 * float(v.abs().max()) / 448
-    sparse = BlockSparseAttention(tokens, KINDS, window, device, SOFTCAPPED)
+    sparse = SoftcappedAttention(tokens, KINDS, window, device, SOFTCAPPED)
     for sizes in (([9], [4]), ([100, 0], [61, 115]), ([512], [0])):  # also longer than the window
         prefix, suffix = (Ragged.from_lists([np.ones(size, np.int32) for size in each]) for each in sizes)
         given = lay_out("shared", prefix, [suffix, suffix], np.arange(len(sizes[0])), row_tokens=tokens)
@@ -110,7 +113,7 @@ def test_any_even_number_of_heads(groups, float8, device):
         sparse.update(given)
         for kind in sorted(KINDS):
             found = sparse.attend(Heads(q, k, v, 0.06, 20.0, rotation, most if float8 else None), kind)
-            exact = DenseAttention(given, KINDS, window, device)
+            exact = DenseAttention(KINDS, window, device).update(given)
             expected = exact.attend(Heads(wide, k.float(), v.float(), 0.06, 20.0), kind)
             if float8:
                 assert isinstance(found, QuantizedTensor)
@@ -142,7 +145,7 @@ def test_neighbours_change_no_bit(device):
         q, k, v = rows.unflatten(1, (4, 256)).transpose(0, 1).split([2, 1, 1])
         angles = torch.from_numpy(given.positions_BT[0])[:, None] / torch.arange(1, 129)
         rotation = tuple(each.repeat(1, 2).to(device).bfloat16() for each in (angles.cos(), angles.sin()))
-        attention = BlockSparseAttention(tokens, KINDS, 100, device, SOFTCAPPED).update(given)
+        attention = SoftcappedAttention(tokens, KINDS, 100, device, SOFTCAPPED).update(given)
         heads = Heads(q, k, v, 0.06, 20.0, (rotation[0], rotation[1]))
         out = [attention.attend(heads, kind) for kind in sorted(KINDS)]
         found.append(torch.stack([each[at] for each in out if isinstance(each, torch.Tensor)]))

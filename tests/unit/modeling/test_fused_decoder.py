@@ -15,10 +15,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from wsdm_ray.config import HeadConfig
-from wsdm_ray.errors import ModelError
 from wsdm_ray.modeling.attention import AttentionBackend, Heads
 from wsdm_ray.modeling.classifier import load_network
-from wsdm_ray.modeling.families import FAMILIES, shape_of
+from wsdm_ray.modeling.families import FAMILIES
 from wsdm_ray.modeling.fused_decoder import FusedDecoder
 from wsdm_ray.modeling.fused_layer import rotate
 from wsdm_ray.modeling.quantized_linear import (
@@ -249,7 +248,7 @@ def test_one_compilation_serves_all_layers_and_passes(precision, family_model):
 class Rotating:
     """Attention that rotates queries itself, as the kernel on GPUs does; its output in 8 bits if wanted."""
 
-    rotates = True
+    rotates_queries = True
 
     def __init__(self, exact: AttentionBackend, float8: bool):
         self.exact, self.float8 = exact, float8
@@ -305,26 +304,10 @@ def test_warm_up_compiles_what_passes_run(network, monkeypatch):
     )
     stack.warm_up(384)
     assert counter.frame_count == 3
-    assert looked == {0, stack.stack.shape.window or 0}, "with masks of a window and without"
+    assert looked == {0, stack.stack.shape.sliding_window or 0}, "with masks of a window and without"
     with torch.inference_mode():
         stack(in_one_row(lay_out("shared", *passed(LENGTHS[:2])), 384))
     assert counter.frame_count == 3
-
-
-def test_an_unknown_family_or_kind_of_layer(network):
-    config = copy.deepcopy(network.config)
-    config.layer_types = ["full_attention", "chunked_attention"]
-    with pytest.raises(ModelError, match="layers of kind chunked_attention"):
-        shape_of(config)
-    config.layer_types, config.sliding_window, config.use_sliding_window = None, 24, True
-    with pytest.raises(ModelError, match="has a window, but no layer_types"):
-        shape_of(config)
-    config.sliding_window, config.attention_bias = None, True
-    with pytest.raises(ModelError, match="with biases in attention or MLP is not supported"):
-        shape_of(config)
-    config.model_type = "mamba"
-    with pytest.raises(ModelError, match="model type mamba is not one of gemma2, gemma3_text, llama"):
-        shape_of(config)
 
 
 def test_rows_in_8_bit_by_hand():

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from wsdm_ray.config import HeadConfig, LoraConfig, QuantizeConfig, TextConfig
 from wsdm_ray.errors import DataError, ModelError, RunMismatchError
-from wsdm_ray.modeling.attention import DenseAttention
+from wsdm_ray.modeling.attention import scoring_backend
 from wsdm_ray.modeling.classifier import add_lora, load_network
 from wsdm_ray.modeling.families import FAMILIES
 from wsdm_ray.modeling.gptq import (
@@ -58,11 +58,10 @@ def one_pass(pairs: EncodedPairs) -> Layout:
     return lay_out("shared", pairs.prefix, [pairs.suffix_ab, pairs.suffix_ba], np.arange(len(pairs)))
 
 
-def uneven(base: Path, folder: Path) -> Path:
-    """A random model with the tokenizer of `base`, of the same family.
+def grouped(base: Path, folder: Path) -> Path:
+    """A random model of the family of `base`, with two key-value heads and an MLP of 256 columns.
 
-    Two query heads share each of two key-value heads, and the MLP has 256 columns, two blocks of
-    `COLUMNS_AT_ONCE`. Some columns of its hidden states are far larger than others, as in trained models.
+    Each key-value head serves two query heads; the columns are two blocks of `COLUMNS_AT_ONCE`.
     """
     shutil.copytree(base, folder)
     config = transformers.AutoConfig.from_pretrained(folder)
@@ -72,6 +71,12 @@ def uneven(base: Path, folder: Path) -> Path:
         torch.manual_seed(0)
         network = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     network.save_pretrained(folder)
+    return folder
+
+
+def uneven(base: Path, folder: Path) -> Path:
+    """The model with some columns of its hidden states far larger than others, as trained models have."""
+    shutil.copytree(base, folder)
     tensors = load_file(folder / "model.safetensors")
     generator = torch.Generator().manual_seed(5)
     for name, tensor in tensors.items():
@@ -91,7 +96,7 @@ def uneven(base: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_a_smoothed_layer_is_the_same_function(family_model, tmp_path, family):
-    base = uneven(family_model(family, 64), tmp_path / "base")
+    base = uneven(grouped(family_model(family, 64), tmp_path / "grouped"), tmp_path / "base")
     stack = make_fused_decoder(Merged(base=read_base(str(base))), "none", "cpu", torch.float32)
     batch = one_pass(encoded(base, 1, 3))
     layer, before = stack.fused_layers()[0], {}
@@ -111,8 +116,8 @@ def test_a_smoothed_layer_is_the_same_function(family_model, tmp_path, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_run_layer_is_the_stacks_layer(family_model, family):
-    base = family_model(family)
+def test_run_layer_is_the_decoders_layer(family_model, tmp_path, family):
+    base = grouped(family_model(family), tmp_path / "grouped")
     stack = make_fused_decoder(Merged(base=read_base(str(base))), "none", "cpu", torch.float32)
     batch = one_pass(encoded(base, 2, 3))
     tokens_T, positions_T = (
@@ -121,7 +126,7 @@ def test_run_layer_is_the_stacks_layer(family_model, family):
     x_TD = stack.embed(tokens_T)
     for number, layer in enumerate(stack.fused_layers()):
         x_TD = run_layer(x_TD, batch, stack, layer, number, {})
-    attention = DenseAttention(batch, set(stack.shape.layer_types), stack.shape.window, "cpu")
+    attention = scoring_backend(stack.shape, "cpu", stack.tiling).update(batch)
     expected = stack(tokens_T, positions_T, attention, torch.arange(len(tokens_T)))
     wide = x_TD * torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + stack.shape.norm_epsilon) * stack.norm_D
     torch.testing.assert_close(wide, expected, rtol=1e-5, atol=1e-5)
@@ -246,7 +251,7 @@ def states_of(folder: Path, batch: Layout, precision: str) -> torch.Tensor:
     tokens_T, positions_T = (
         torch.from_numpy(each.reshape(-1)) for each in (batch.tokens_BT, batch.positions_BT)
     )
-    attention = DenseAttention(batch, set(stack.shape.layer_types), stack.shape.window, "cpu")
+    attention = scoring_backend(stack.shape, "cpu", stack.tiling).update(batch)
     return stack(tokens_T, positions_T, attention, torch.from_numpy(batch.last_S))
 
 
