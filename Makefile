@@ -28,9 +28,6 @@ quickstart: $(STAMP)  ## Votes, a trained classifier, every pair scored, a repor
 test: $(STAMP)  ## Run every test that this machine can run; print the ten slowest
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10
 
-test-gpu: $(STAMP)  ## Run the tests that need a GPU
-	$(BIN)/python -m pytest tests/gpu --durations=10
-
 # With any Python that has torch, Triton, transformers and pytest: PYTHON=... names it; no .venv is made.
 # The files outside tests/gpu compile or interpret kernels where there is no GPU, and run them on one here.
 test-gpu:  ## Run the tests that need a GPU, with PYTHON
