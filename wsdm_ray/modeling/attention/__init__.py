@@ -13,9 +13,6 @@ from wsdm_ray.modeling.attention.protocol import AttentionBackend, Heads, Traini
 from wsdm_ray.modeling.attention.scoring import scoring_backend
 from wsdm_ray.modeling.attention.tiling import BLOCK, Tiling, tiling_of
 from wsdm_ray.modeling.attention.training import (
-    attention_arguments,
-    attention_implementation,
-    supports_varlen,
     training_backend,
 )
 
@@ -28,12 +25,9 @@ __all__ = [
     "SoftcappedAttention",
     "Tiling",
     "TrainingBackend",
-    "attention_arguments",
-    "attention_implementation",
     "attention_mask",
     "dense_masks",
     "scoring_backend",
-    "supports_varlen",
     "tiling_of",
     "to_device",
     "training_backend",

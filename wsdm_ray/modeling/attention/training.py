@@ -27,9 +27,6 @@ __all__ = [
     "VARLEN",
     "EagerAttention",
     "VarlenAttention",
-    "attention_arguments",
-    "attention_implementation",
-    "supports_varlen",
     "training_backend",
     "varlen_attention",
 ]
@@ -91,23 +88,6 @@ def training_backend(config: Any) -> TrainingBackend:
         for backend in TRAINING_BACKENDS
         if (backend.supports_softcap or not softcapped) and (backend.supports_dropout or not dropout)
     )
-
-
-def attention_implementation(config: Any) -> str:
-    """The `implementation` of a config's training backend."""
-    return training_backend(config).implementation
-
-
-def attention_arguments(
-    layout: Layout, config: Any, dtype: torch.dtype, device: torch.device | str
-) -> dict[str, Any]:
-    """The `arguments` of a config's training backend."""
-    return training_backend(config).arguments(layout, dtype, device)
-
-
-def supports_varlen(config: Any) -> bool:
-    """The `supports_varlen` of a config's training backend."""
-    return training_backend(config).supports_varlen
 
 
 @functools.cache
