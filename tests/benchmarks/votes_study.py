@@ -34,32 +34,25 @@ from queue import Queue
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from common import HERE, ROOT, differences, write_result
+from votes_baselines import REGRESSION, baselines, evaluated
+from votes_splits import fold_folder, split, split_folds
 
 from wsdm_ray.config import (
     Columns,
     EnsembleConfig,
-    EvaluateConfig,
-    PrepareConfig,
     QuantizeConfig,
     TrainConfig,
 )
-from wsdm_ray.data.prepare import prepare
-from wsdm_ray.data.splitting import group_digests
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.evaluation.ensemble import ensemble
-from wsdm_ray.evaluation.evaluate import evaluate
 from wsdm_ray.presets import PRESETS
 from wsdm_ray.storage import write_parquet
 
 VARIANTS = ("ours", "bf16", "one_order", "shorter", "recipe")
-REGRESSION = "logistic_regression"
 COMPARED = (*(("ours", other) for other in VARIANTS[1:]), *((way, REGRESSION) for way in VARIANTS))
 """A way and what it is compared with."""
-KEPT = ("rows", "accuracy", "accuracy_ci95", "log_loss", "log_loss_ci95", "auc", "brier", "ece",
-        "position_bias", "flip_rate", "calibration", "baselines")  # fmt: skip
 
 
 def main() -> None:
@@ -114,44 +107,6 @@ def main() -> None:
     }
     write_result(given.json, __doc__.splitlines()[0], settings | {"presets": list(bases)}, results)
     show(results)
-
-
-def split(votes: str, work: Path) -> None:
-    """A fifth to judge by, by prompt; of the rest a tenth to choose by, by prompt and by row number."""
-    prepare(PrepareConfig(input=(votes,), output=f"{work}/outer", valid_fraction=0.2))
-    choose_by_prompt(work)
-    rest = (f"{work}/outer/train",)
-    prepare(PrepareConfig(input=rest, output=f"{work}/by_row", valid_fraction=0.1, split="modulo"))
-
-
-def choose_by_prompt(work: Path) -> None:
-    rest = (f"{work}/outer/train",)
-    prepare(PrepareConfig(input=rest, output=f"{work}/by_prompt", valid_fraction=0.1))
-
-
-def split_folds(work: Path, folds: int) -> None:
-    """For each fold but the first (`split`), the votes that it holds out and a split of the rest, by prompt.
-
-    What is there already stays, as a run knows its inputs by when they were written, too.
-    """
-    from sklearn.model_selection import GroupKFold
-
-    if folds == 1 or (fold_folder(work, folds - 1) / "by_prompt" / "run.json").exists():
-        return
-    judged, rest = (pq.read_table(f"{work}/outer/{name}") for name in ("valid", "train"))
-    groups = np.unique(group_digests(rest["prompt"].to_pylist()), return_inverse=True)[1]
-    parts = GroupKFold(folds - 1).split(groups, groups=groups)
-    for number, (others, held_out) in enumerate(parts, 1):
-        folder = fold_folder(work, number)
-        tables = {"train": pa.concat_tables([judged, rest.take(others)]), "valid": rest.take(held_out)}
-        for name, table in tables.items():
-            write_parquet(f"{folder}/outer/{name}/part-000000.parquet", table)
-        choose_by_prompt(folder)
-
-
-def fold_folder(work: Path, number: int) -> Path:
-    """Where the votes and runs of a fold are; those of the first are the study's own."""
-    return work / "folds" / str(number) if number else work
 
 
 def quantize_base(folder: str, work: Path) -> None:
@@ -343,13 +298,6 @@ def run_one(base: str, run: Run, work: Path, overrides: list[str]) -> None:
     (folder / "result.json").write_text(json.dumps(result, default=float))
 
 
-def evaluated(predictions: str, work: Path, output: str, votes: str = "valid") -> dict[str, Any]:
-    """Metrics on the votes in `outer/VOTES`, a glob."""
-    inputs = (f"{work}/outer/{votes}/*.parquet",)
-    metrics = evaluate(EvaluateConfig(predictions=predictions, votes=inputs, output=output))
-    return {name: metrics[name] for name in KEPT}
-
-
 def in_one_order(folder: Path) -> str:
     """Predictions as they would be of (prompt, a, b) alone, made of those in both orders."""
     table = pq.read_table(folder / "predictions")
@@ -417,59 +365,6 @@ def score_one(config: TrainConfig, work: Path, folder: Path, variant: str) -> fl
         seconds += time.monotonic() - started
         write_parquet(f"{folder}/predictions/{part_name(unit.number)}", table)
     return plan.rows / seconds
-
-
-def baselines(work: Path) -> dict[str, Any]:
-    """Logistic regression on TF-IDF and lengths, and the longer answer, on the same test votes.
-
-    The former's probabilities are written as predictions.
-    """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GroupKFold
-
-    train, test = (pq.read_table(f"{work}/outer/{name}") for name in ("train", "valid"))
-    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=3, max_features=50_000)
-    vectorizer.fit(train["response_a"].to_pylist() + train["response_b"].to_pylist())
-
-    def features(table: Any) -> Any:
-        import scipy.sparse
-
-        a, b = (table[name].to_pylist() for name in ("response_a", "response_b"))
-        lengths = np.array([[np.log1p(len(x)) - np.log1p(len(y))] for x, y in zip(a, b, strict=True)])
-        return scipy.sparse.hstack([vectorizer.transform(a) - vectorizer.transform(b), lengths]).tocsr()
-
-    def votes(table: Any) -> np.ndarray:
-        return np.array([winner == "model_a" for winner in table["winner"].to_pylist()])
-
-    X, y = features(train), votes(train)
-    groups = np.unique(train["prompt"].to_pylist(), return_inverse=True)[1]
-
-    def fitted(rows: np.ndarray, strength: float) -> LogisticRegression:
-        # Differences without an intercept: swapping the two answers gives 1 - p.
-        return LogisticRegression(C=strength, fit_intercept=False, max_iter=500).fit(X[rows], y[rows])
-
-    def loss(p: np.ndarray, truth: np.ndarray) -> float:
-        p = np.clip(p, 1e-7, 1 - 1e-7)
-        return float(-np.mean(truth * np.log(p) + (1 - truth) * np.log(1 - p)))
-
-    choices = {}
-    for strength in (0.03, 0.1, 0.3, 1.0, 3.0):
-        found = np.zeros(len(y))
-        for fit, judge in GroupKFold(4).split(X, y, groups):
-            found[judge] = fitted(fit, strength).predict_proba(X[judge])[:, 1]
-        choices[strength] = loss(found, y)
-    best = min(choices, key=lambda strength: choices[strength])
-    p = fitted(np.arange(len(y)), best).predict_proba(features(test))[:, 1]
-    write_parquet(
-        f"{work}/{REGRESSION}/predictions/part-000000.parquet", pa.table({"id": test["id"], "prob_a": p})
-    )
-    metrics = evaluated(f"{work}/{REGRESSION}/predictions", work, f"{work}/{REGRESSION}/report")
-    names = ("rows", "accuracy", "accuracy_ci95", "log_loss", "log_loss_ci95", "calibration")
-    return {
-        REGRESSION: {name: metrics[name] for name in names} | {"C": best, "log_loss_by_C": choices},
-        "longer_answer": {"rows": metrics["rows"]} | metrics["baselines"]["longer_answer"],
-    }
 
 
 def show(results: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from wsdm_ray.config import Columns, ScoreConfig, to_dict
 from wsdm_ray.errors import ConfigError
+from wsdm_ray.modeling.classifier import model_config
 from wsdm_ray.modeling.loading import local_base
 from wsdm_ray.modeling.manifest import folder_digest, read_manifest
 from wsdm_ray.modeling.precision import resolve_precision, scoring_layout, uses_fused_decoder
@@ -120,7 +121,7 @@ def options_of_the_output(config: ScoreConfig) -> dict[str, Any]:
 
 
 def check_models(config: ScoreConfig, cluster: Cluster) -> tuple[ModelSpec, ...]:
-    """The models, with digests of their files. Every part is checked to be there and to fit."""
+    """The models, with digests of their files. Every part is checked to be there, to fit and to be supported."""
     models = []
     bases = config.base if len(config.base) > 1 else (config.base or (None,)) * len(config.model)
     for folder, base in zip(config.model, bases, strict=True):
@@ -134,8 +135,8 @@ def check_models(config: ScoreConfig, cluster: Cluster) -> tuple[ModelSpec, ...]
                 f"--token-budget {config.token_budget}: must be at least twice the "
                 f"{manifest.text.max_tokens} tokens that one ordering may have in {folder}"
             )
-        if manifest.kind == "adapter":
-            local_base(local, manifest, base, verify=True)
+        weights = local_base(local, manifest, base, verify=True) if manifest.kind == "adapter" else local
+        model_config(weights)
         device = "cuda" if cluster.on_gpu else "cpu"
         models.append(
             ModelSpec(

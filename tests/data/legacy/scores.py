@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsdm_ray.modeling.classifier import ordering_logits
 from wsdm_ray.modeling.loading import load_scorer
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.ragged import Ragged
@@ -34,13 +33,19 @@ def log_odds(folder: Path, name: str, precision: str) -> list[float]:
     """
     torch.set_num_threads(1)  # more would take sums in another order
     base = str(folder / BASE) if name == "adapter" else None
-    network, _ = load_scorer(str(folder / name), precision=precision, device="cpu", base=base)
+    scorer, _ = load_scorer(str(folder / name), precision=precision, device="cpu", base=base)
     random = np.random.default_rng(0)
     prefix, ab, ba = (
         Ragged.from_lists([random.integers(4, 260, length, np.int32) for length in lengths])
         for lengths in ((5, 1, 20), (9, 3, 11), (9, 3, 11))
     )
-    logits = ordering_logits(network, lay_out("shared", prefix, [ab, ba], np.arange(3)))
+    layout = lay_out("shared", prefix, [ab, ba], np.arange(3))
+    if isinstance(scorer, torch.nn.Module) and not hasattr(scorer, "memory"):  # a network, in version 0.1.0
+        from wsdm_ray.modeling.classifier import ordering_logits
+
+        logits = ordering_logits(scorer, layout)
+    else:
+        logits = scorer(layout)
     return (logits[:, 0] - logits[:, 1]).tolist()
 
 
