@@ -1,4 +1,4 @@
-"""The splits of `votes_study.py`: held-out votes, votes to choose a checkpoint by, and folds, all by prompt."""
+"""The splits of `votes_study.py` by prompt: held-out votes, votes to choose a checkpoint by, and folds."""
 
 from pathlib import Path
 

@@ -121,7 +121,7 @@ def options_of_the_output(config: ScoreConfig) -> dict[str, Any]:
 
 
 def check_models(config: ScoreConfig, cluster: Cluster) -> tuple[ModelSpec, ...]:
-    """The models, with digests of their files. Every part is checked to be there, to fit and to be supported."""
+    """The models, with digests of their files. Every part is checked to be there, to fit, to be supported."""
     models = []
     bases = config.base if len(config.base) > 1 else (config.base or (None,)) * len(config.model)
     for folder, base in zip(config.model, bases, strict=True):
