@@ -22,10 +22,12 @@ from wsdm_ray.modeling.fused_layer import FUSED_LINEARS
 from wsdm_ray.modeling.quantized_linear import on_hopper
 from wsdm_ray.modeling.scorers import FusedClassifier, in_one_row
 from wsdm_ray.packing.layouts import Layout, lay_out
+from wsdm_ray.scoring.models import USABLE_SHARE
 
 PRECISIONS = {"none": 0.03, "w8a8-int8": 0.1, "w8a8-fp8": 0.25}
 """The largest distance of last hidden states from float32 ones, relative to their norm."""
-ROW_TOKENS = 1024
+ROW_TOKENS = 2048
+"""Tokens of every micro-batch, of which all pairs take fewer in any layout: bits depend on this number."""
 
 every_precision = pytest.mark.parametrize("precision", PRECISIONS)
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -33,8 +35,11 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 def laid_out(scorer: FusedClassifier, kind: str, rows: list[int], row_tokens: int = ROW_TOKENS) -> Layout:
     prompts, *suffixes = random_pairs(LENGTHS)
-    layout = lay_out(kind, prompts, suffixes, np.array(rows), alignment=scorer.alignment)
-    return in_one_row(layout, row_tokens)
+    layout = in_one_row(
+        lay_out(kind, prompts, suffixes, np.array(rows), alignment=scorer.alignment), row_tokens
+    )
+    assert layout.tokens_BT.size == row_tokens
+    return layout
 
 
 @torch.inference_mode()
@@ -134,7 +139,7 @@ def test_moved_to_a_cpu_and_back(family, precision):
 
 
 @every_precision
-def test_a_batch_takes_no_more_memory_than_estimated(precision):
+def test_a_batch_takes_about_as_much_memory_as_estimated(precision):
     """Two layers as wide as those of Gemma-2-9B, and as many tokens as a micro-batch of `score` has."""
     config = make_config(
         "gemma2", hidden_size=3584, intermediate_size=14336, num_hidden_layers=2, num_attention_heads=16,
@@ -151,4 +156,5 @@ def test_a_batch_takes_no_more_memory_than_estimated(precision):
         scorer(layout).cpu()
     peak = torch.cuda.max_memory_allocated() - held
     estimate = row_tokens * scorer.memory("shared").token
-    assert 0.2 * estimate < peak <= estimate
+    # A micro-batch is planned to fill that share of the free memory; the rest is for what is not estimated.
+    assert 0.5 * estimate < peak <= estimate / USABLE_SHARE
