@@ -2,11 +2,11 @@
 
     T tokens of a batch, D hidden size, V vocabulary, W head dimension, S orderings
 
-All layers run the functions of `fused_layer`, each of which is compiled once. The last layer continues with
-the last token of each ordering alone. On a GPU every batch is one row of a fixed number of tokens in any
-layout, and the last tokens are processed a fixed number at a time, so nothing is compiled again after the
-first batch. What sets families apart is in `families`; the attention masks are in `attention`. Not covered:
-training, dropout, unmerged adapters.
+All layers run the functions of `fused_layer`, which are compiled once for each number of tokens of a batch.
+After its attention, the last layer continues with the last token of each ordering alone. On a GPU a batch is
+one row in any layout, padded to one of a few numbers of tokens; last tokens are processed a fixed number at a
+time. So nothing is compiled again for a number of tokens that has run. What sets families apart is in
+`families`; the attention masks are in `attention`. Not covered: training, dropout, unmerged adapters.
 """
 
 import functools

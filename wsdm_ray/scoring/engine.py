@@ -1,12 +1,13 @@
 """Encoded pairs to log-odds: plan micro-batches, lay out, run, gather. Torch, no Ray and no file.
 
-Both orderings of a pair run in the same micro-batch. The one that `first_ordering` names comes first,
-whichever response the input calls response_a. So a pair and its swapped twin are computed by the very same
-operations, and their probabilities add up to exactly 1.
+Both orderings of a pair run in the same micro-batch, unless one alone is wanted or memory forces a split. The
+one that `first_ordering` names comes first, whichever response the input calls response_a. So a pair and its
+swapped twin are computed by the very same operations, and their probabilities add up to exactly 1.
 
 A scorer with static shapes has its micro-batches filled up to the token budget. Groups begin at multiples of
-the scorer's alignment, so that a pair's result is bitwise identical in any micro-batch. While a GPU runs one
-micro-batch, the next is laid out and started. What follows from a failure is decided in `recovery`.
+the scorer's alignment, so that a pair's result is bitwise identical in any micro-batch of as many tokens.
+While a GPU runs one micro-batch, the next is laid out and started. What follows from a failure is decided in
+`recovery`.
 """
 
 import gc

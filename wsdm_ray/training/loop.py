@@ -2,8 +2,8 @@
 
 A step: encode its rows, cut them into micro-batches, run this worker's share of them, add up all workers'
 gradients, update the weights. Every worker holds the same weights and takes the same step. Dropout is seeded
-by (seed, step, micro-batch), so neither a restart nor another number of workers changes it, as long as the
-micro-batches are the same.
+by (seed, step, micro-batch). So neither a restart nor, with the same `--micro-batches`, another number of
+workers changes it.
 """
 
 import dataclasses
