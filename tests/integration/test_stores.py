@@ -16,6 +16,7 @@ import pytest
 from tests.integration.servers import ACCESS_KEY, SECRET_KEY, free_ports
 from wsdm_ray import storage
 from wsdm_ray.errors import DataError, StorageError
+from wsdm_ray.storage import files
 
 ROOT = Path(__file__).parents[2]
 
@@ -185,7 +186,7 @@ def test_gcs_endpoint_that_is_down_is_one_line(store_ports, monkeypatch, caplog)
     (port,) = free_ports(1)
     monkeypatch.setattr(gcsfs.retry.asyncio, "sleep", at_once)  # six attempts, half a minute in all
     fs = gcsfs.GCSFileSystem(endpoint_url=f"http://127.0.0.1:{port}", token="anon", skip_instance_cache=True)
-    monkeypatch.setattr(storage, "filesystem", lambda path: (fs, path.removeprefix("gs://")))
+    monkeypatch.setattr(files, "filesystem", lambda path: (fs, path.removeprefix("gs://")))
     with pytest.raises(
         StorageError, match=r"gs://bucket/f: .*check the bucket, the credentials and the endp"
     ):

@@ -111,12 +111,13 @@ def check(config: TrainConfig, cluster: ClusterResources) -> CheckedTraining:
 def check_base(config: TrainConfig) -> Manifest:
     """What the checkpoints will say of themselves, but metrics."""
     base = local_copy(config.base)
+    quantization = stored_quantization(base, config.quantization)
     model_config(base)  # refuses a model that cannot be trained or scored
     manifest = Manifest(
         kind="adapter",
         base=absolute(config.base),
         base_digest=folder_digest(base),
-        quantization=stored_quantization(base, config.quantization),
+        quantization=quantization,
         head=config.head,
         text=config.text,
         orders=config.orders,
