@@ -21,6 +21,7 @@ LAYERS = (
     ("runs",),
     ("packing",),
     ("text",),
+    ("inputs",),
     ("data", "modeling"),
     ("scoring", "training", "evaluation"),
     ("jobs",),

@@ -18,13 +18,10 @@ import pyarrow as pa
 from wsdm_ray import storage
 from wsdm_ray.config import Columns, PrepareConfig
 from wsdm_ray.data.cleaning import REASONS, clean_texts, drop_reasons, labels
-from wsdm_ray.data.published import read_published
 from wsdm_ray.data.shards import write_shards
-from wsdm_ray.data.sources import list_inputs, read_rows
 from wsdm_ray.data.splitting import (
     among,
     choose_valid,
-    digests,
     duplicate_reasons,
     every_nth,
     first_repeated,
@@ -32,9 +29,13 @@ from wsdm_ray.data.splitting import (
     prompt_digests,
 )
 from wsdm_ray.errors import ConfigError, DataError
+from wsdm_ray.inputs.files import list_inputs
+from wsdm_ray.inputs.published import read_published
+from wsdm_ray.inputs.rows import read_rows
 from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, names_in, open_run, options
 from wsdm_ray.schema import MODEL_A
 from wsdm_ray.telemetry import logger
+from wsdm_ray.text.digests import digests
 
 __all__ = ["prepare"]
 
@@ -67,7 +68,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 def check(config: PrepareConfig) -> tuple[list[str], dict[str, Any]]:
     """The input files, and the fingerprint of the run. Nothing is written."""
     check_columns_of_format(config)
-    files = list_inputs(config.input)
+    files = [file.path for file in list_inputs(config.input)]
     excluded = storage.list_files(config.exclude)
     check_no_overlap(config.output, [*config.input, *files, *config.exclude, *excluded])
     return files, {

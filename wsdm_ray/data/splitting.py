@@ -13,13 +13,12 @@ import pyarrow as pa
 from wsdm_ray import storage
 from wsdm_ray.data.cleaning import REASONS
 from wsdm_ray.errors import DataError
+from wsdm_ray.text.digests import DIGEST, digest, digests
 from wsdm_ray.text.groups import prompt_group_key
 
 __all__ = [
-    "DIGEST",
     "among",
     "choose_valid",
-    "digests",
     "duplicate_reasons",
     "every_nth",
     "first_repeated",
@@ -28,24 +27,8 @@ __all__ = [
     "prompt_digests",
 ]
 
-DIGEST = np.dtype("S16")
-
 SAME_LABEL = 1e-9
 """Soft labels that differ by less are the same: 1 - (1 - p) is not p to the last bit."""
-
-
-def digests(values: Iterable[str | int]) -> np.ndarray:
-    """Digests of strings or integers (N,)."""
-    return np.array([digest(str(value)) for value in values], DIGEST)
-
-
-def digest(*texts: str) -> bytes:
-    total = hashlib.blake2b(digest_size=16)
-    for text in texts:
-        data = text.encode()
-        total.update(len(data).to_bytes(8, "little"))
-        total.update(data)
-    return total.digest()
 
 
 def group_digests(prompts: Iterable[str]) -> np.ndarray:

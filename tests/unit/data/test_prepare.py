@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from tests.unit.data.prepare_rows import both, config, read, vote, write
 from wsdm_ray.config import Columns, PrepareConfig
-from wsdm_ray.data import sources
 from wsdm_ray.data.arena import arena_batches
 from wsdm_ray.data.prepare import prepare
 from wsdm_ray.errors import ConfigError, DataError, RunMismatchError, StorageError
+from wsdm_ray.inputs import tables
 from wsdm_ray.text.groups import prompt_group_key
 
 
@@ -211,7 +211,7 @@ def test_bad_rows(tmp_path, rows, message):
 
 
 def test_the_same_id_in_two_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BATCH_ROWS", 2)
+    monkeypatch.setattr(tables, "BATCH_ROWS", 2)
     inputs = [
         write(tmp_path / "a.parquet", [vote(number) for number in range(5)]),
         write(tmp_path / "b.parquet", [vote(number) for number in (5, 6, 3)]),

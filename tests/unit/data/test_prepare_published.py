@@ -6,9 +6,9 @@ import pytest
 
 from tests.unit.data.prepare_rows import both, config, vote, write, write_57k
 from wsdm_ray.config import Columns
-from wsdm_ray.data import sources
 from wsdm_ray.data.prepare import prepare
 from wsdm_ray.errors import ConfigError, DataError
+from wsdm_ray.inputs import tables
 
 
 def test_lmsys_57k_to_shards(tmp_path):
@@ -90,7 +90,7 @@ def test_sides_do_not_depend_on_the_order_of_files(tmp_path):
 
 
 def test_nested_columns_pass_through_from_batches_that_differ(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BATCH_ROWS", 1)
+    monkeypatch.setattr(tables, "BATCH_ROWS", 1)
     tags = [{"t5": {"flagged": True}}, None, {"t5": {"flagged": False, "probability": 0.5}}]
     asked = {"role": "user", "content": "p"}
     rows = [

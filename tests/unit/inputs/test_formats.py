@@ -5,10 +5,10 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.data.published_rows import (
+from tests.unit.inputs.published_rows import (
     LMSYS_57K,
 )
-from wsdm_ray.data.formats import FORMATS
+from wsdm_ray.inputs.formats import FORMATS
 
 TEXT = st.none() | st.sampled_from(["", " ", "a", "[turn 1]", "Human: x", "naïve", "x\n\ny"])
 

@@ -38,7 +38,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from wsdm_ray.data.messages import (
+from wsdm_ray.errors import DataError
+from wsdm_ray.inputs.messages import (
     Message,
     begins_with,
     brief,
@@ -51,7 +52,6 @@ from wsdm_ray.data.messages import (
     transcript_messages,
     turns_text,
 )
-from wsdm_ray.errors import DataError
 from wsdm_ray.schema import MODEL_A, MODEL_B, TEXTS
 
 __all__ = ["FORMATS", "NO_TEXTS", "PublishedFormat", "Vote"]

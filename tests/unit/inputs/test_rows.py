@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from wsdm_ray.config import Columns
-from wsdm_ray.data import sources
-from wsdm_ray.data.sources import list_inputs, read_rows
 from wsdm_ray.errors import DataError, StorageError
+from wsdm_ray.inputs import tables
+from wsdm_ray.inputs.files import list_inputs
+from wsdm_ray.inputs.rows import read_rows
 
 ROW = {"id": "1", "prompt": "p", "response_a": "a", "response_b": "b", "winner": "model_a"}
 
@@ -88,7 +89,7 @@ def test_columns_can_be_mapped(tmp_path):
 
 
 def test_made_ids_count_from_the_first_row_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BATCH_ROWS", 2)
+    monkeypatch.setattr(tables, "BATCH_ROWS", 2)
     rows = [{name: ROW[name] for name in ROW if name != "id"}] * 5
     path = write_lines(tmp_path / "votes.2024.jsonl", *rows)
     assert read(path, make_ids=True)["id"].to_pylist() == [f"votes.2024-{row}" for row in range(5)]
@@ -118,14 +119,14 @@ def test_numbers_of_csv(tmp_path):
 
 
 def test_missing_keys_are_null(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BATCH_ROWS", 1)
+    monkeypatch.setattr(tables, "BATCH_ROWS", 1)
     path = write_lines(tmp_path / "x.jsonl", ROW, {"id": "2", "response_a": "a", "extra": 1})
     assert read(path)["prompt"].to_pylist() == ["p", None]
     assert read(path)["extra"].to_pylist() == [None, 1]
 
 
 def test_ids_that_a_later_batch_lacks(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BATCH_ROWS", 1)
+    monkeypatch.setattr(tables, "BATCH_ROWS", 1)
     path = write_lines(tmp_path / "x.jsonl", ROW, {name: ROW[name] for name in ROW if name != "id"})
     with pytest.raises(DataError, match=r"x.jsonl: row 1 \(counted from 0\) has no id"):
         read(path)
@@ -144,7 +145,7 @@ def test_folders_hold_no_run_json(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     write_lines(tmp_path / "b.jsonl", ROW)
     write_parquet(tmp_path / "a.parquet", [ROW])
-    assert [Path(path).name for path in list_inputs([str(tmp_path)])] == ["a.parquet", "b.jsonl"]
+    assert [Path(file.path).name for file in list_inputs([str(tmp_path)])] == ["a.parquet", "b.jsonl"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(StorageError, match="holds no file that ends with"):
         list_inputs([str(tmp_path / "empty")])

@@ -26,11 +26,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from wsdm_ray.config import Columns
-from wsdm_ray.data.formats import FORMATS, NO_TEXTS, PublishedFormat, Vote
-from wsdm_ray.data.sources import canonical, ids_of, made_ids, read_tables
-from wsdm_ray.data.splitting import digests
 from wsdm_ray.errors import DataError
+from wsdm_ray.inputs.formats import FORMATS, NO_TEXTS, PublishedFormat, Vote
+from wsdm_ray.inputs.rows import canonical, made_ids
+from wsdm_ray.inputs.tables import read_tables
+from wsdm_ray.inputs.values import ids_of
 from wsdm_ray.schema import CANONICAL_TYPES, MODEL_A, MODEL_B, PAIR_COLUMNS, TEXTS
+from wsdm_ray.text.digests import digests
 
 __all__ = ["chosen_is_a", "read_published"]
 

@@ -14,8 +14,8 @@ import json
 import re
 from typing import Any, NamedTuple
 
-from wsdm_ray.data.sources import whole_characters
 from wsdm_ray.errors import DataError
+from wsdm_ray.inputs.tables import whole_characters
 
 __all__ = [
     "Message",

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.unit.data.published_rows import (
+from tests.unit.inputs.published_rows import (
     DPO,
     HH,
     LMSYS_33K,
@@ -18,8 +18,8 @@ from tests.unit.data.published_rows import (
     user,
     write,
 )
-from wsdm_ray.data import sources
 from wsdm_ray.errors import DataError
+from wsdm_ray.inputs import tables
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_malformed_rows(tmp_path, form, row, message):
 
 
 def test_the_row_is_counted_over_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BATCH_ROWS", 2)
+    monkeypatch.setattr(tables, "BATCH_ROWS", 2)
     bad = {**HH, "chosen": "Hello"}
     with pytest.raises(
         DataError, match=r"rows.jsonl: row 5 \(counted from 0; id rows-5\): chosen is 'Hello'"
@@ -204,7 +204,7 @@ def test_the_row_is_counted_over_batches(tmp_path, monkeypatch):
 
 
 def test_an_id_that_a_later_batch_lacks(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BATCH_ROWS", 1)
+    monkeypatch.setattr(tables, "BATCH_ROWS", 1)
     nameless = {name: value for name, value in WSDM.items() if name != "id"}
     with pytest.raises(DataError, match=r"rows.jsonl: row 1 \(counted from 0\) has no id"):
         read(write(tmp_path, [WSDM, nameless], "jsonl"), "wsdm")

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wsdm_ray.data.published import read_published
+from wsdm_ray.inputs.published import read_published
 
 
 def user(text: str | None) -> dict:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.data.published_rows import (
+from tests.unit.inputs.published_rows import (
     DPO,
     HH,
     HH_PROMPT,
@@ -22,9 +22,9 @@ from tests.unit.data.published_rows import (
     user,
     write,
 )
-from wsdm_ray.data import sources
-from wsdm_ray.data.formats import FORMATS
-from wsdm_ray.data.published import chosen_is_a, read_published
+from wsdm_ray.inputs import tables
+from wsdm_ray.inputs.formats import FORMATS
+from wsdm_ray.inputs.published import chosen_is_a, read_published
 
 
 def test_wsdm(tmp_path):
@@ -256,7 +256,7 @@ def test_about_half_of_the_chosen_stand_on_each_side():
 
 
 def test_the_label_follows_the_chosen_response(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BATCH_ROWS", 7)
+    monkeypatch.setattr(tables, "BATCH_ROWS", 7)
     rows = [{"prompt": f"p{row}", "chosen": f"good {row}", "rejected": f"bad {row}"} for row in range(100)]
     found, _ = read(write(tmp_path, rows, "jsonl"), "dpo")
     assert [row["id"] for row in found] == [f"rows-{row}" for row in range(100)]
