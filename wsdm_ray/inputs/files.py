@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from wsdm_ray import storage
 
-__all__ = ["InputFile", "list_inputs"]
+__all__ = ["InputFile", "list_inputs", "with_partitions"]
 
 FOLDER_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv")
 """What a folder is searched for. Not .json: folders of runs hold run.json."""
@@ -35,3 +37,11 @@ def list_inputs(paths: Sequence[str]) -> list[InputFile]:
         InputFile(path, path.rsplit("/", 1)[-1].rsplit(".", 1)[0])
         for path in storage.list_files(paths, FOLDER_SUFFIXES)
     ]
+
+
+def with_partitions(table: pa.Table, file: InputFile) -> pa.Table:
+    """The table with the columns that the file's folders name after its own, where it lacks them."""
+    for name, value in file.partitions:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.array([value] * len(table), pa.string()))
+    return table

@@ -8,7 +8,7 @@ names the file, the line where there are lines, and the column. Not covered: wha
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import IO, Any
 
 import pyarrow as pa
@@ -25,8 +25,12 @@ BATCH_ROWS = 1_000
 BATCH_BYTES = 32 << 20
 
 
-def read_tables(path: str) -> Iterator[pa.Table]:
-    """The rows of one file as it is, in tables of bounded size that are never empty."""
+def read_tables(path: str, needed: Collection[str] | None = None) -> Iterator[pa.Table]:
+    """The rows of one file as it is, in tables of bounded size that are never empty.
+
+    Args:
+        needed: columns whose values the caller judges itself; None: all.
+    """
     name = path.lower()
     read = (
         read_lines if name.endswith(LINES_SUFFIXES) else read_csv if name.endswith(".csv") else read_parquet
