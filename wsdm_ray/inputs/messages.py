@@ -12,6 +12,7 @@ a list is its JSON text.
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from wsdm_ray.errors import DataError
@@ -22,11 +23,13 @@ __all__ = [
     "begins_with",
     "brief",
     "dialogue_text",
+    "looks_like_lists",
     "messages_before_answer",
     "parsed_messages",
     "required_messages",
     "required_turns",
     "same_messages",
+    "text_of",
     "transcript_messages",
     "turns_text",
 ]
@@ -88,6 +91,19 @@ def required_turns(value: Any, name: str) -> list[str | None] | None:
     if not isinstance(turns, list) or not all(isinstance(turn, str | None) for turn in turns):
         raise DataError(f"{name} is {brief(value)}, but a list of texts is needed, one a turn (JSON in CSV)")
     return turns
+
+
+def looks_like_lists(texts: Sequence[str | None]) -> bool:
+    """Whether all texts that are not null are JSON lists of texts or of messages."""
+    some = [text for text in texts if text is not None]
+    return bool(some) and all(
+        text.lstrip().startswith("[") and isinstance(parsed_json(text), list) for text in some
+    )
+
+
+def text_of(value: Any) -> str | None:
+    """The text of a list of turns, which may be JSON text."""
+    return turns_text(required_turns(value, "the cell"))
 
 
 def parsed_json(text: str) -> Any:
