@@ -145,8 +145,9 @@ def find_run(output: str) -> EarlierRun | None:
         finished = RUN_FILE in names
         marker = RUN_FILE if finished else STARTED_FILE
         record = storage.read_json(storage.join(place, marker)) if marker in names else None
-        known = isinstance(record, dict) and {"job", "fingerprint"} <= record.keys()
-        if known and (place == output or record["job"] in TABLE_JOBS):
+        if not isinstance(record, dict) or not {"job", "fingerprint"} <= record.keys():
+            continue
+        if place == output or record["job"] in TABLE_JOBS:
             return EarlierRun(place, finished, modernize_run(record))
     return None
 
