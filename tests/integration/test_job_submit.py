@@ -82,7 +82,7 @@ def test_a_submitted_job_scores_on_the_cluster_it_was_submitted_to(head, classif
     assert run.returncode == 0, run.stdout
     assert "succeeded" in run.stdout
     assert "rows" in run.stdout, "the job's own lines come back"
-    counts = read_json(f"{output}/run.json")["counts"]
+    counts = read_json(f"{output}.run/run.json")["counts"]
     assert counts["rows"] == read_json(f"{prepared}/run.json")["counts"]["kept"]["valid"]
 
 

@@ -32,7 +32,7 @@ def read(folder: Path) -> pa.Table:
 def test_every_row_once_and_in_input_order(scored, pairs):
     found = read(scored)
     assert found["id"].to_pylist() == pairs["id"].to_pylist()
-    run = json.loads((scored / "run.json").read_text())
+    run = json.loads((scored.with_name(scored.name + ".run") / "run.json").read_text())
     assert run["counts"]["rows"] == 120
     assert run["counts"]["units"] == len(list(scored.glob("part-*.parquet"))) == 4 + 5
     assert found.schema.field("prob_a").type == pa.float32()
@@ -147,9 +147,9 @@ def test_scoring_goes_on_whatever_a_batch_fails_of(ray_session, scored, classifi
     assert run["budget_halved"]["smallest"] == 512
     assert run["budget_halved"]["times"] >= 2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        *(f"part-{number:06d}.parquet" for number in range(9)),
-        "run.json",
+        f"part-{number:06d}.parquet" for number in range(9)
     ]
+    assert [path.name for path in (tmp_path / "out.run").iterdir()] == ["run.json"]
 
 
 def test_fewer_tokens_than_in_training(ray_session, classifier, source, tmp_path):
@@ -165,9 +165,9 @@ def test_a_run_goes_on_with_the_units_that_are_missing(scored, classifier, sourc
     output = tmp_path / "out"
     shutil.copytree(scored, output)
     whole = {path.name: path.read_bytes() for path in output.glob("part-*")}
-    # As a run leaves it that died after some units: its marker, and no run.json.
-    run = json.loads((output / "run.json").read_text())
-    (output / "run.json").unlink()
+    # As a run of an earlier version leaves it that died after some units: its marker within, and no run.json.
+    run = json.loads((tmp_path / "out.run" / "run.json").read_text())
+    shutil.rmtree(tmp_path / "out.run")
     (output / "_run.json").write_text(json.dumps({"job": "score", "fingerprint": run["fingerprint"]}))
     for number in (1, 4):
         (output / f"part-{number:06d}.parquet").unlink()
@@ -183,6 +183,7 @@ def test_a_part_that_is_lost_spoilt_or_of_another_unit_is_scored_again(
 ):
     output = tmp_path / "out"
     shutil.copytree(scored, output)
+    shutil.copytree(f"{scored}.run", f"{output}.run")
     whole = {path.name: path.read_bytes() for path in output.glob("part-*")}
     (output / "part-000001.parquet").unlink()
     (output / "part-000003.parquet").write_bytes(whole["part-000003.parquet"][:500])
