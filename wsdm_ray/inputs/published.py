@@ -18,7 +18,7 @@ rows are the same (`splitting`).
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,8 @@ class Batch:
     first_row: int
     """Number of the first row in the file, from 0."""
     ids: list[Any]
+    rows: list[dict[str, Any]]
+    """What the votes are made of, in the columns that the format reads."""
 
 
 def read_published(path: str, name: str, *, make_ids: bool = False) -> Iterator[tuple[pa.Table, np.ndarray]]:
@@ -74,7 +76,9 @@ def read_published(path: str, name: str, *, make_ids: bool = False) -> Iterator[
         ids = made_ids(path, done, len(table)) if ids_made else ids_in_file(table, path, form.id, done)
         if form.id_of_prompt and not ids_made:
             ids = [numbered_id(id, seen) for id in ids]
-        batch = Batch(table=table, path=path, first_row=done, ids=ids)
+        names = [name for name in (*form.read, *form.passed) if name in table.column_names]
+        rows = table.select(names).to_pylist()
+        batch = paired(Batch(table=table, path=path, first_row=done, ids=ids, rows=rows), form)
         votes = votes_of(batch, form)
         canonical_table = canonical_votes(batch, votes, form, id_column="" if ids_made else form.id)
         yield with_source(canonical_table, name), np.array([vote is None for vote in votes], bool)
@@ -87,7 +91,8 @@ def check_columns(names: list[str], path: str, form_name: str, make_ids: bool) -
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{path}: has the column {twice!r} {names.count(twice)} times")
-    wanted = (form.id, *form.needed) if form.id_needed and not make_ids else form.needed
+    wanted = (*form.needed, *form.labels)
+    wanted = (form.id, *wanted) if form.id_needed and not make_ids else wanted
     missing = [name for name in wanted if name not in names]
     if missing:
         hint = "; --make-ids makes ids" if missing == [form.id] else ""
@@ -113,11 +118,25 @@ def numbered_id(id: int | str, seen: Counter[str]) -> str:
     return f"{id}-{number}" if number else id
 
 
+def paired(batch: Batch, form: PublishedFormat) -> Batch:
+    """The batch with one row a pair: the pairs of a row that has several get the ids ID-1, ID-2, ..."""
+    pairs = [form.pairs(row) for row in batch.rows]
+    if all(len(several) == 1 for several in pairs):
+        return replace(batch, rows=[row for several in pairs for row in several])
+    places = [place for place, several in enumerate(pairs) for _ in several]
+    ids = [
+        f"{id}-{number}" if len(several) > 1 else str(id)
+        for id, several in zip(batch.ids, pairs, strict=True)
+        for number in range(1, len(several) + 1)
+    ]
+    rows = [row for several in pairs for row in several]
+    return replace(batch, table=batch.table.take(places), ids=ids, rows=rows)
+
+
 def votes_of(batch: Batch, form: PublishedFormat) -> list[Vote | None]:
     """The vote of each row, None where its two sides have different prompts, with its sides decided."""
-    columns = [name for name in (*form.read, *form.passed) if name in batch.table.column_names]
     votes: list[Vote | None] = []
-    for place, row in enumerate(batch.table.select(columns).to_pylist()):
+    for place, row in enumerate(batch.rows):
         try:
             votes.append(form.vote(row))
         except DataError as error:
