@@ -152,7 +152,7 @@ def canonical(table: pa.Table, path: str, columns: Columns, first_row: int, list
             out[name], bad = joined(column, own)
         else:
             out[name], bad = texts_of(column, own, path)
-        faults = {row: Fault(MALFORMED, f"{own} {why}") for row, why in bad} | faults
+        faults = {row: Fault(MALFORMED, f"{own} {why}", why) for row, why in bad} | faults
     for name in CANONICAL_TYPES:
         if name not in TEXTS and name in given:
             out[name] = typed(given[name], name, path)
@@ -165,10 +165,10 @@ def canonical(table: pa.Table, path: str, columns: Columns, first_row: int, list
     return Rows(without_texts(pa.table(out), faults), faults)
 
 
-def joined(column: pa.ChunkedArray, name: str) -> tuple[pa.ChunkedArray, list[tuple[int, str]]]:
+def joined(column: pa.ChunkedArray, name: str) -> tuple[pa.ChunkedArray, Unreadable]:
     """The text of each list of turns or messages, and the rows that hold something else."""
     texts: list[str | None] = []
-    bad: list[tuple[int, str]] = []
+    bad: Unreadable = []
     for row, value in enumerate(column.to_pylist()):
         try:
             texts.append(text_of(value))
@@ -178,10 +178,10 @@ def joined(column: pa.ChunkedArray, name: str) -> tuple[pa.ChunkedArray, list[tu
     return pa.chunked_array([pa.array(texts, pa.string())]), bad
 
 
-def one_hot_winners(table: pa.Table) -> tuple[pa.ChunkedArray, list[tuple[int, str]]]:
+def one_hot_winners(table: pa.Table) -> tuple[pa.ChunkedArray, Unreadable]:
     """The winner of each row by the columns `LABELS`, and the rows where they name none or several."""
     winners: list[str | None] = []
-    bad: list[tuple[int, str]] = []
+    bad: Unreadable = []
     marks: list[dict[str, Any]] = table.select(list(LABELS)).to_pylist()
     for row, mark in enumerate(marks):
         try:
