@@ -12,17 +12,23 @@ from typing import Any
 import numpy as np
 
 from wsdm_ray.config import Columns, ScoreConfig, to_dict
-from wsdm_ray.errors import ConfigError
-from wsdm_ray.modeling.classifier import model_config
+from wsdm_ray.errors import ConfigError, ModelError, StorageError
+from wsdm_ray.modeling.folder_check import (
+    ADAPTER_CONFIG,
+    about,
+    as_given,
+    check_adapter_folder,
+    check_model_folder,
+)
 from wsdm_ray.modeling.loading import local_base
-from wsdm_ray.modeling.manifest import folder_digest, read_manifest
+from wsdm_ray.modeling.manifest import Manifest, folder_digest, read_manifest
 from wsdm_ray.modeling.precision import resolve_precision, scoring_layout, uses_fused_decoder
 from wsdm_ray.runs import check_no_overlap, file_versions, options
 from wsdm_ray.scoring.encode import encode_unit
 from wsdm_ray.scoring.models import ModelSpec
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan
 from wsdm_ray.scoring.replica import ReplicaOptions
-from wsdm_ray.storage import absolute, is_remote, list_files, local_copy
+from wsdm_ray.storage import absolute, hub_name, list_files, local_copy, model_location, names_in_folder
 
 __all__ = ["NOT_OF_THE_OUTPUT", "Cluster", "ScoreRun", "check_models", "check_run", "describe"]
 
@@ -125,8 +131,7 @@ def check_models(config: ScoreConfig, cluster: Cluster) -> tuple[ModelSpec, ...]
     models = []
     bases = config.base if len(config.base) > 1 else (config.base or (None,)) * len(config.model)
     for folder, base in zip(config.model, bases, strict=True):
-        local = local_copy(folder)
-        manifest = read_manifest(local)
+        location, local, manifest = find_model(folder, base)
         if config.max_tokens:
             text = dataclasses.replace(manifest.text, max_tokens=config.max_tokens)
             manifest = dataclasses.replace(manifest, text=text)
@@ -135,19 +140,60 @@ def check_models(config: ScoreConfig, cluster: Cluster) -> tuple[ModelSpec, ...]
                 f"--token-budget {config.token_budget}: must be at least twice the "
                 f"{manifest.text.max_tokens} tokens that one ordering may have in {folder}"
             )
-        weights = local_base(local, manifest, base, verify=True) if manifest.kind == "adapter" else local
-        model_config(weights)
         device = "cuda" if cluster.on_gpu else "cpu"
         models.append(
             ModelSpec(
-                folder=folder if is_remote(folder) else local,
-                base=absolute(base) if base else None,
+                folder=location,
+                base=model_location(base) if base else None,
                 manifest=manifest,
                 precision=resolve_precision(config.precision, device, manifest, cluster.capability),
                 digest=folder_digest(local),
             )
         )
     return tuple(models)
+
+
+def find_model(folder: str, base: str | None) -> tuple[str, str, Manifest]:
+    """Where a model is for every process, its local folder and its manifest. All parts are there and fit.
+
+    Args:
+        base: where the base is, if not where the manifest says.
+    """
+    with about("--model", folder):
+        location = model_location(folder)
+        names = names_in_folder(location)
+    if "config.json" in names:
+        check_model_folder(folder, "--model")
+    elif ADAPTER_CONFIG in names:
+        check_adapter_folder(folder, "--model")
+    local = local_copy(location)
+    with as_given((folder, local)):
+        with about("--model", folder):
+            manifest = read_manifest(local)
+        if manifest.kind == "adapter":
+            check_base(folder, local, manifest, base)
+            local_base(local, manifest, base, verify=True)  # reads all weights
+    return location, local, manifest
+
+
+def check_base(folder: str, local: str, manifest: Manifest, base: str | None) -> None:
+    """Raise unless the base of an adapter is there and fits its tokenizer; no weights are read.
+
+    Args:
+        folder: of the adapter, as it was given. local: where its files are.
+    """
+    where = base or manifest.base
+    assert where is not None
+    if base is None and hub_name(where):  # nobody asked to fetch it
+        where = local_base(local, manifest, None, verify=False)
+    try:
+        check_model_folder(where, "--base" if base else f"--model {folder}: its base", tokenizer=local)
+    except StorageError as error:
+        if base:
+            raise
+        raise ModelError(
+            f"--model {folder}: its base {where} cannot be had ({error}); use --base FOLDER"
+        ) from error
 
 
 def fastest_layout(models: Sequence[ModelSpec], on_gpu: bool) -> str:
