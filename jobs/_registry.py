@@ -40,8 +40,8 @@ class Job:
         """The class of the options."""
         return getattr(wsdm_ray.config, self.config)
 
-    def run(self, config: Any) -> object:
-        """Import the job and run it."""
+    def run(self, config: Any) -> Any:
+        """Import the job and run it; returns what its function does."""
         module, _, name = self.function.partition(":")
         function = getattr(importlib.import_module(module), name)
         if self.needs_ray:
