@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,22 @@ from safetensors.torch import load_file, save_file
 from tests.unit.modeling.checkpoints import manifest_of, trained
 from tests.unit.scoring.conftest import random_rows
 from wsdm_ray.config import ScoreConfig
-from wsdm_ray.errors import ConfigError, ModelError, RunMismatchError
+from wsdm_ray.errors import ConfigError, ModelError, RunMismatchError, WsdmRayError
 from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.families import FAMILIES
 from wsdm_ray.modeling.manifest import Manifest, read_manifest
 from wsdm_ray.runs import open_run
-from wsdm_ray.scoring.check import Cluster, ScoreRun, check_models, check_run, describe, fastest_layout
+from wsdm_ray.scoring.check import (
+    Cluster,
+    ScoreRun,
+    check_inputs,
+    check_models,
+    check_run,
+    describe,
+    fastest_layout,
+)
 from wsdm_ray.scoring.models import Models, ModelSpec
+from wsdm_ray.scoring.pipeline import score
 from wsdm_ray.storage import read_json, write_json
 
 ONE_CPU = Cluster(replicas=1, on_gpu=False, threads=1)
@@ -197,3 +207,36 @@ def test_a_dry_run_counts_tokens(run_of, capsys):
     assert figures["tokens"] == pytest.approx(2 * 20 * figures["tokens_per_ordering"], rel=0.01)
     assert f"{figures['tokens']:,}" in capsys.readouterr().out
     assert describe(run_of(orders="ab"))["orderings"] == 1
+
+
+# In which order
+
+
+def test_paths_are_checked_before_torch_is_imported(adapter, tmp_path, monkeypatch):
+    """An import takes seconds; where its module is None it raises."""
+    monkeypatch.setitem(sys.modules, "wsdm_ray.modeling.classifier", None)
+    pq.write_table(random_rows(3), tmp_path / "rows.parquet")
+    given = ScoreConfig(model=(str(adapter[0]),), input=(str(tmp_path / "rows.parquet"),), output="o")
+    for changes, message in (
+        ({"input": (str(tmp_path / "none"),)}, "none: not found"),
+        ({"model": (str(tmp_path / "none"),)}, "none: no such folder"),
+        ({"output": str(tmp_path)}, "holds the input"),
+    ):
+        with pytest.raises(WsdmRayError, match=message):
+            check_inputs(dataclasses.replace(given, **changes))
+    with pytest.raises(ImportError):
+        check_inputs(given)
+
+
+def test_a_dry_run_asks_no_cluster(adapter, tmp_path, monkeypatch, capsys):
+    for module in ("wsdm_ray.scoring.cluster", "wsdm_ray.scoring.ray_data", "wsdm_ray.session"):
+        monkeypatch.setitem(sys.modules, module, None)
+    pq.write_table(random_rows(20), tmp_path / "rows.parquet")
+    given = ScoreConfig(
+        model=(str(adapter[0]),), input=(str(tmp_path / "rows.parquet"),), output="o", dry_run=True
+    )
+    assert score(given)["rows"] == 20
+    shown = capsys.readouterr().out
+    assert "cluster  not asked; with no GPU, like this machine: fp32, padded layout" in shown
+    with pytest.raises(ImportError):
+        score(dataclasses.replace(given, dry_run=False))
