@@ -17,7 +17,7 @@ from wsdm_ray.schema import CANONICAL_TYPES
 from wsdm_ray.storage import errors_for
 from wsdm_ray.telemetry import logger
 
-__all__ = ["ParquetInput", "faults_in", "parquet_inputs"]
+__all__ = ["FAULT", "ParquetInput", "faults_in", "parquet_inputs"]
 
 FAULT = "_wsdm_ray_fault"
 """Column of converted files: why a row cannot be scored, or null."""

@@ -22,7 +22,7 @@ from wsdm_ray.config import Columns, ScoreConfig
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, WsdmRayError
 from wsdm_ray.modeling.precision import default_device
 from wsdm_ray.schema import TEXTS, predictions_schema
-from wsdm_ray.scoring.check import Cluster, check_models, fastest_layout
+from wsdm_ray.scoring.model_check import check_models, fastest_layout
 from wsdm_ray.scoring.encode import encode_texts
 from wsdm_ray.scoring.pair_rows import PairRows, read_pair_rows
 from wsdm_ray.scoring.recovery import DeviceLostError
@@ -203,7 +203,7 @@ class Judge:
 def load_replica(config: ScoreConfig, device: str) -> Replica:
     """The models of a config, ready to score on a device."""
     on_gpu = device == "cuda"
-    models = check_models(config, Cluster(replicas=1, on_gpu=on_gpu, threads=None))
+    models = check_models(config, on_gpu, None)
     replica = Replica(
         ReplicaOptions(
             models=models,
