@@ -21,7 +21,7 @@ from wsdm_ray.inputs.faults import DIFFERENT_PROMPTS, MALFORMED, Fault
 from wsdm_ray.schema import MODEL_A, MODEL_B, TEXTS
 from wsdm_ray.text.normalize import fix_text
 
-__all__ = ["REASONS", "WINNERS", "Labelled", "clean_texts", "drop_reasons", "labels"]
+__all__ = ["REASONS", "WINNERS", "Labelled", "clean_texts", "drop_reasons", "labels", "probability_of_a"]
 
 REASONS = (
     "malformed",
@@ -103,6 +103,19 @@ def labels(table: pa.Table, path: str, ties: Literal["drop", "soft"]) -> Labelle
     if has_soft.any() or (ties == "soft" and tie.any()):
         table = put(table, "prob_a", pa.array(np.where(tie, 0.5, prob), mask=~(has_soft | tie)))
     return Labelled(table, ~has_soft & np.isnan(voted), tie & (ties == "drop"))
+
+
+def probability_of_a(table: pa.Table) -> np.ndarray:
+    """The label of each row as a probability that response_a wins: float64 [N].
+
+    Args:
+        table: of `labels`, without rows that have no label.
+    """
+    won = np.array([winner == MODEL_A for winner in table["winner"].to_pylist()], float)
+    if "prob_a" not in table.column_names:
+        return won
+    soft = table["prob_a"].to_numpy()
+    return np.where(np.isnan(soft), won, soft)
 
 
 def put(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
