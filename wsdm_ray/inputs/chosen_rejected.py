@@ -6,7 +6,7 @@ The vote is for response_a, which is the chosen or best one; the id decides whic
 import math
 from typing import Any, TypeGuard
 
-from wsdm_ray.inputs.cells import MalformedRowError, brief, cell, parsed_list
+from wsdm_ray.inputs.cells import MalformedRowError, brief, cell, is_numpy_text, list_hint, parsed_list
 from wsdm_ray.inputs.messages import (
     ANSWER_ROLES,
     Message,
@@ -133,6 +133,8 @@ def dpo_vote(row: Row) -> Vote | None:
     chosen, rejected = (cell(row, name) for name in SIDES)
     if chosen is None or rejected is None:
         return NO_TEXTS
+    if all(isinstance(value, str) and is_numpy_text(value) and "{" in value for value in (chosen, rejected)):
+        raise MalformedRowError(f"chosen is {brief(chosen)}{list_hint(chosen)}", "a numpy array as text")
     before = messages_before(row)
     sides = [holds_messages(value) for value in (chosen, rejected)]
     if all(sides):

@@ -8,7 +8,8 @@ list of one.
 - Content: a text, or a list of parts. The texts of parts are joined, each on a line of its own; an image,
   audio, video or file is `[image]`, `[audio]`, `[video]`, `[file]` in its place, so that they are counted;
   other parts (calls and results of tools) are their JSON text.
-- Calls of tools (`tool_calls`, `function_call`) are their JSON text, after the content if there is any.
+- Calls of tools (`tool_calls`, `function_call`) are their JSON text, on a line after the content if there is
+  any. JSON text has its keys in alphabetical order, and none that are null.
 
 As one text:
 
@@ -153,8 +154,8 @@ def part_text(part: Any) -> str | None:
 
 
 def json_text(value: Any) -> str:
-    """JSON of a value without the keys whose value is null, which Arrow adds."""
-    return json.dumps(without_nulls(value), ensure_ascii=False, default=str)
+    """JSON of a value, the same whatever other rows a file has: Arrow orders keys and adds null ones."""
+    return json.dumps(without_nulls(value), ensure_ascii=False, sort_keys=True, default=str)
 
 
 def without_nulls(value: Any) -> Any:
