@@ -46,8 +46,9 @@ __all__ = [
 
 ROLE_NAMES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "ai", "bot"), "assistant"),
-    "system": "system",
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "claude", "llm"), "assistant"),
+    **dict.fromkeys(("model", "ai", "bot", "chatbot"), "assistant"),
+    **{name: name for name in ("system", "developer", "tool", "function", "function_call", "observation")},
 }
 """Roles by what sets call them, in lower case. Any other keeps its name."""
 ANSWER_ROLES = ("assistant", "function_call")
@@ -83,8 +84,14 @@ def required_messages(value: Any, name: str) -> list[Message] | None:
 
 
 def holds_messages(value: Any) -> bool:
-    """Whether a cell is a list of messages, or one message."""
-    return message_items(value) is not None
+    """Whether a cell is a list of messages, or one message.
+
+    Text is only if a role is one of `ROLE_NAMES`: `{"from": "EUR", "value": "5"}` may be an answer in JSON.
+    """
+    items = message_items(value)
+    if items is None or not isinstance(value, str):
+        return items is not None
+    return any(str(first_of(item, ROLE_KEYS)).strip().casefold() in ROLE_NAMES for item in items)
 
 
 def message_items(value: Any) -> list[dict[str, Any]] | None:

@@ -65,7 +65,7 @@ def test_what_is_no_list_of_completions(completions):
 
 REWARD_BENCH_2 = {
     "id": "12", "prompt": "Sky?", "chosen": ["Blue."], "rejected": ["Green.", "Red.", "[1]"],
-    "num_correct": 1, "num_incorrect": 3, "models": ["m"] * 4, "subset": "Factuality",
+    "num_correct": 1, "num_incorrect": 3, "total_completions": 4, "models": ["m"] * 4, "subset": "Factuality",
 }  # fmt: skip
 
 
@@ -90,6 +90,18 @@ def test_one_chosen_text_and_a_list_of_rejected_ones(tmp_path):
     row = {**REWARD_BENCH_2, "chosen": "Blue."}
     rows, _ = read(write(tmp_path, [row], "jsonl"), "dpo")
     assert [pair_of(row)[1:] for row in rows] == [("Blue.", "Green."), ("Blue.", "Red."), ("Blue.", "[1]")]
+
+
+def test_answers_that_are_json_stay_as_they_are():
+    lists = {"prompt": "Two names?", "chosen": '["Ann", "Bo"]', "rejected": '["x"]'}
+    objects = {
+        "prompt": '{"from": "EUR", "to": "USD"}',
+        "chosen": '{"from": "EUR", "value": "5"}',
+        "rejected": "{}",
+    }
+    for row in (lists, objects):
+        assert FORMATS["dpo"].pairs(row) == [row]
+        assert FORMATS["dpo"].vote(row) == (row["prompt"], row["chosen"], row["rejected"], "model_a")
 
 
 def test_no_answers_are_no_pair():

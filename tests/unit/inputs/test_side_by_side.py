@@ -38,7 +38,7 @@ def test_winner_of_three_columns(marks, winner):
     assert winner_of_labels(dict(zip(LABELS, marks, strict=True))) == winner
 
 
-def arena(a: list, b: list, form: str = "lmsys-33k"):
+def arena(a: list | str, b: list | str, form: str = "lmsys-33k"):
     return FORMATS[form].vote({"conversation_a": a, "conversation_b": b, "winner": "model_a"})
 
 
