@@ -16,22 +16,38 @@ from wsdm_ray.storage.files import (
     write_parquet,
 )
 from wsdm_ray.storage.folders import delete_folder, local_copy, sha256_of_files, upload_folder
-from wsdm_ray.storage.listing import exists, file_identity, list_files
+from wsdm_ray.storage.listing import (
+    Found,
+    each_once,
+    exists,
+    file_identity,
+    find_files,
+    is_hidden,
+    is_partition,
+    list_files,
+    looks_like_data,
+)
 from wsdm_ray.storage.stores import absolute, errors_for, filesystem, is_remote, join, reason
 
 __all__ = [
+    "Found",
     "absolute",
     "delete_file",
     "delete_folder",
+    "each_once",
     "errors_for",
     "exists",
     "file_identity",
     "filesystem",
+    "find_files",
+    "is_hidden",
     "is_leftover",
+    "is_partition",
     "is_remote",
     "join",
     "list_files",
     "local_copy",
+    "looks_like_data",
     "open_parquet",
     "open_read",
     "read_json",
