@@ -50,7 +50,7 @@ def test_spellings_of_winners():
     ],
 )  # fmt: skip
 def test_spellings_of_published_sets(winner, spellings):
-    table, tie = labels(votes(winner=spellings), "f", "drop")
+    table, _, tie = labels(votes(winner=spellings), "f", "drop")
     assert tie.tolist() == [winner == "tie"] * len(spellings)
     assert table["winner"].to_pylist() == [None if winner == "tie" else winner] * len(spellings)
 
