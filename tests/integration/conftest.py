@@ -1,7 +1,8 @@
 """What integration tests share, made when first asked for. Use these before making another.
 
 A classifier or predictions cost half a minute, so each is made once for all processes that run tests (by
-`made_once`); a Ray is started once a process. Tests change a copy.
+`made_once`); a Ray is started once a process. Tests change a copy. A test that needs Ray itself
+asks for `ray_session`; the others start none.
 
 ray_session         one local Ray with two CPUs
 classifier          a folder: what `train_config` makes of `int8_base` and `prepared` (see tests/conftest.py)
@@ -71,11 +72,15 @@ def ray_session(store_ports: tuple[int, int]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def classifier(ray_session, int8_base: Path, prepared: Path, made_once) -> Path:
-    """What `train_config` makes on one worker that nothing disturbs."""
+def classifier(request: pytest.FixtureRequest, int8_base: Path, prepared: Path, made_once) -> Path:
+    """What `train_config` makes on one worker that nothing disturbs. Ray starts only if it must be made."""
     from wsdm_ray.training.runner import train
 
-    return made_once("classifier", lambda folder: train(train_config(int8_base, prepared, folder)))
+    def make(folder: Path) -> None:
+        request.getfixturevalue("ray_session")
+        train(train_config(int8_base, prepared, folder))
+
+    return made_once("classifier", make)
 
 
 def train_config(base: Path, prepared: Path, output: Path, **changes: Any) -> TrainConfig:
@@ -114,11 +119,15 @@ def source(pairs: pa.Table, made_once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def scored(ray_session, classifier: Path, source: Path, made_once) -> Path:
+def scored(request: pytest.FixtureRequest, classifier: Path, source: Path, made_once) -> Path:
     """The predictions of `classifier` on `source`: nine parts and run.json."""
     from wsdm_ray.scoring.pipeline import score
 
-    return made_once("scored", lambda folder: score(score_config(classifier, source, folder)))
+    def make(folder: Path) -> None:
+        request.getfixturevalue("ray_session")
+        score(score_config(classifier, source, folder))
+
+    return made_once("scored", make)
 
 
 def score_config(classifier: Path, source: Path, output: Path, **changes: Any) -> ScoreConfig:

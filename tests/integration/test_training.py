@@ -23,7 +23,10 @@ from wsdm_ray.errors import ClusterError, ModelError, RunMismatchError, StorageE
 from wsdm_ray.training import progress, runner
 from wsdm_ray.training.runner import train
 
-pytestmark = pytest.mark.timeout(1800)  # ends a test that hangs; a busy machine takes minutes a test
+pytestmark = [
+    pytest.mark.usefixtures("ray_session"),
+    pytest.mark.timeout(1800),  # ends a test that hangs; a busy machine takes minutes a test
+]
 
 ROOT = Path(__file__).parents[2]
 GATED_JOB = """
@@ -200,9 +203,7 @@ def test_a_killed_job_goes_on_where_it_was(classifier, int8_base, prepared, tmp_
     assert "<svg" in (output / "training.html").read_text()
 
 
-def test_what_cannot_be_done_is_refused_before_anything_starts(
-    ray_session, int8_base, tiny_model, prepared, tmp_path
-):
+def test_what_cannot_be_done_is_refused_before_anything_starts(int8_base, tiny_model, prepared, tmp_path):
     given = train_config(int8_base, prepared, tmp_path / "model")
     for changes, kind, message in (
         ({"num_workers": 99}, ClusterError, r"2 CPUs and 0 GPUs: too small for 99 workers.*--num-workers"),
@@ -221,7 +222,7 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(
     assert not (tmp_path / "model").exists()
 
 
-def test_an_injected_nan_stops_the_run_with_the_step_and_the_ids(ray_session, int8_base, prepared, tmp_path):
+def test_an_injected_nan_stops_the_run_with_the_step_and_the_ids(int8_base, prepared, tmp_path):
     given = train_config(int8_base, prepared, tmp_path / "model")
     wild = dataclasses.replace(given.optimizer, learning_rate=1e30, warmup_fraction=0.0)
     with pytest.raises(
@@ -230,7 +231,7 @@ def test_an_injected_nan_stops_the_run_with_the_step_and_the_ids(ray_session, in
         train(dataclasses.replace(given, optimizer=wild))
 
 
-def test_the_bar_follows_the_first_worker(ray_session, monkeypatch):
+def test_the_bar_follows_the_first_worker(monkeypatch):
     seen: list[tuple[int, int]] = []
 
     @contextlib.contextmanager
