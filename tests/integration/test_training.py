@@ -15,9 +15,8 @@ from types import SimpleNamespace
 
 import pytest
 import ray
-from safetensors.torch import load_file
 
-from tests.integration.conftest import train_config
+from tests.integration.conftest import metrics_of, train_config
 from tests.integration.gates import gated_work, pids_of, wait_for
 from wsdm_ray.errors import ClusterError, ModelError, RunMismatchError, StorageError, WsdmRayError
 from wsdm_ray.training import progress, runner
@@ -115,24 +114,6 @@ def test_a_finished_run_is_not_done_again_and_a_changed_one_is_refused(classifie
     assert (classifier / "adapter_model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(RunMismatchError, match=r"options\.seed: 0 -> 1.*--restart"):
         train(train_config(int8_base, prepared, classifier, seed=1))
-
-
-def test_two_workers_agree_with_one(classifier, int8_base, prepared, tmp_path):
-    """Steps of the same pairs: only the order in which gradients are added up differs."""
-    two = train(train_config(int8_base, prepared, tmp_path / "two", num_workers=2))
-    of = [metrics_of(folder) for folder in (classifier, tmp_path / "two")]
-    files = (folder / "adapter_model.safetensors" for folder in (classifier, tmp_path / "two"))
-    one, other = map(load_file, files)
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():  # a step moves them by up to 3e-3
-        apart = (other[name] - tensor).abs()
-        assert float(apart.max()) <= 1e-4, name
-        assert float(apart.mean()) <= 1e-6, name
-    assert [row["pairs"] for row in of[0]] == [row["pairs"] for row in of[1]]
-    assert [row["loss"] for row in of[0]] == pytest.approx([row["loss"] for row in of[1]], abs=1e-6)
-    assert json.loads((classifier / "run.json").read_text())["metrics"]["valid_log_loss"] == pytest.approx(
-        two["metrics"]["valid_log_loss"], abs=1e-4
-    )
 
 
 def test_killed_processes_change_nothing(classifier, monkeypatch, int8_base, prepared, tmp_path):
@@ -247,10 +228,6 @@ def test_the_bar_follows_the_first_worker(monkeypatch):
         ray.get(actor.update.remote(30, 900))
         wait_for(lambda: len(seen) == 2)
     assert seen == [(10, 500), (20, 400)]
-
-
-def metrics_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def steps_kept(folder: Path, beyond: list[dict]) -> list[dict]:
