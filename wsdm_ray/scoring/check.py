@@ -13,13 +13,7 @@ import numpy as np
 
 from wsdm_ray.config import Columns, ScoreConfig, to_dict
 from wsdm_ray.errors import ConfigError, ModelError, StorageError
-from wsdm_ray.modeling.folder_check import (
-    ADAPTER_CONFIG,
-    about,
-    as_given,
-    check_adapter_folder,
-    check_model_folder,
-)
+from wsdm_ray.modeling.folder_check import about, as_given, check_classifier_folder, check_model_folder
 from wsdm_ray.modeling.loading import local_base
 from wsdm_ray.modeling.manifest import Manifest, folder_digest, read_manifest
 from wsdm_ray.modeling.precision import resolve_precision, scoring_layout, uses_fused_decoder
@@ -28,7 +22,7 @@ from wsdm_ray.scoring.encode import encode_unit
 from wsdm_ray.scoring.models import ModelSpec
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan
 from wsdm_ray.scoring.replica import ReplicaOptions
-from wsdm_ray.storage import absolute, hub_name, list_files, local_copy, model_location, names_in_folder
+from wsdm_ray.storage import absolute, hub_name, list_files, local_copy, model_location
 
 __all__ = ["NOT_OF_THE_OUTPUT", "Cluster", "ScoreRun", "check_models", "check_run", "describe"]
 
@@ -159,13 +153,8 @@ def find_model(folder: str, base: str | None) -> tuple[str, str, Manifest]:
     Args:
         base: where the base is, if not where the manifest says.
     """
-    with about("--model", folder):
-        location = model_location(folder)
-        names = names_in_folder(location)
-    if "config.json" in names:
-        check_model_folder(folder, "--model")
-    elif ADAPTER_CONFIG in names:
-        check_adapter_folder(folder, "--model")
+    check_classifier_folder(folder, "--model")
+    location = model_location(folder)
     local = local_copy(location)
     with as_given((folder, local)):
         with about("--model", folder):
