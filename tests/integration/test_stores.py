@@ -157,7 +157,7 @@ def test_wrong_key_is_named_and_no_secret_shown(s3_bucket):
             [sys.executable, "-c", code, path], env=environment, capture_output=True, text=True, timeout=60
         )
         last = run.stderr.splitlines()[-1]
-        assert last.endswith(f"StorageError: {path}: permission denied; check the credentials")
+        assert f"StorageError: {path}: permission denied; check the credentials; FSSPEC_S3_ANON=true" in last
         assert secret not in run.stderr
 
 
@@ -172,6 +172,7 @@ def test_endpoint_that_is_down_is_one_line(store_ports):
     assert run.returncode == 1
     (line,) = run.stderr.splitlines()
     assert line.startswith("error: s3://bucket/")
+    assert "AWS_ENDPOINT_URL is the endpoint" in line
     assert line.endswith("check the bucket, the credentials and the endpoint")
     assert SECRET_KEY not in line
 
