@@ -5,10 +5,8 @@ fitted on. Shape suffixes: N rows, S sets of predictions. Not covered: averaging
 which takes several models and averages them alike.
 """
 
-import csv
-import io
 from collections.abc import Sequence
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from wsdm_ray import storage
-from wsdm_ray.config import EnsembleConfig
+from wsdm_ray.config import SUBMISSION_OPTIONS, EnsembleConfig
 from wsdm_ray.data.shards import write_shards
+from wsdm_ray.data.submission import TieVotes, check_submission, submit
 from wsdm_ray.errors import DataError
 from wsdm_ray.evaluation.join import join_by_id, read_predictions, read_votes, shown
 from wsdm_ray.evaluation.report import decimals, percent
 from wsdm_ray.evaluation.weights import combine_sets, cross_fit, fit
-from wsdm_ray.runs import check_no_overlap, check_no_overwrite, file_versions, finish_run, open_run, options
+from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, open_run, options
 from wsdm_ray.schema import MODEL_A, MODEL_B
 from wsdm_ray.statistics import (
     Floats,
@@ -74,18 +73,18 @@ def ensemble(config: EnsembleConfig) -> dict[str, Any]:
         StorageError: a path is missing or unreadable.
         RunMismatchError: the output folder belongs to another run.
     """
-    sets, fingerprint = check(config)
+    sets, ties, fingerprint = check(config)
     run = open_run(config.output, "ensemble", fingerprint, config.restart, resumes=False)
     if run:
         logger.info("ensemble: %s is finished already", config.output)
     else:
         run = finish_run(config.output, "ensemble", fingerprint, write_mean(config, sets))
-    report(config, run)
-    return run
+    print_weights(run, config)
+    return run | {"submission": submit(config, config.output, ties)} if config.submission else run
 
 
-def check(config: EnsembleConfig) -> tuple[PredictionSets, dict[str, Any]]:
-    """The sets of predictions, and the fingerprint of the run. Nothing is written."""
+def check(config: EnsembleConfig) -> tuple[PredictionSets, TieVotes | None, dict[str, Any]]:
+    """The sets of predictions, votes with ties, and the fingerprint of the run. Nothing is written."""
     set_files = [storage.list_files(folder) for folder in config.predictions]
     vote_files = storage.list_files(config.votes) if config.votes else []
     inputs = [
@@ -95,17 +94,18 @@ def check(config: EnsembleConfig) -> tuple[PredictionSets, dict[str, Any]]:
         *(file for files in set_files for file in files),
     ]
     check_no_overlap(config.output, inputs)
-    if config.submission:
-        check_no_overwrite("--submission", config.submission, config.output, inputs)
+    ties = check_submission(config, config.output, inputs)
     fingerprint = {
-        "options": options(config, leave_out=("predictions", "votes", "output", "submission", "restart")),
+        "options": options(
+            config, leave_out=("predictions", "votes", "output", "restart", *SUBMISSION_OPTIONS)
+        ),
         "predictions": {str(place): file_versions(files) for place, files in enumerate(set_files)},
         "votes": file_versions(vote_files),
     }
     sets = read_sets(config.predictions)
     if config.submission:
         check_complete(sets, config.submission)
-    return sets, fingerprint
+    return sets, ties, fingerprint
 
 
 def write_mean(config: EnsembleConfig, sets: PredictionSets) -> dict[str, Any]:
@@ -121,14 +121,6 @@ def write_mean(config: EnsembleConfig, sets: PredictionSets) -> dict[str, Any]:
         "counts": {"rows": len(table), "errors": len(table) - sets.errors.null_count},
         "metrics": combination.metrics,
     }
-
-
-def report(config: EnsembleConfig, run: dict[str, Any]) -> None:
-    """Print the weights and the metrics, and write the submission."""
-    print_weights(run, config)
-    if config.submission:
-        write_submission(read_predictions(config.output), config.submission)
-        logger.info("ensemble: %s rows in %s", f"{run['counts']['rows']:,}", config.submission)
 
 
 def fitted(config: EnsembleConfig) -> list[str]:
@@ -259,21 +251,6 @@ def mean_predictions(sets: PredictionSets, weights_S: Floats, temperature: float
             winners = np.where(mean_N >= 0.5, MODEL_A, MODEL_B)
             columns["winner"] = pa.array(winners, pa.string(), mask=null_N)
     return pa.table(columns, schema=first.schema)
-
-
-def write_submission(table: pa.Table, path: str) -> None:
-    """Write `id,winner` as CSV, one line a row in the order of the rows, quoted where an id needs it."""
-
-    def write(file: IO[bytes]) -> None:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(("id", "winner"))
-        for batch in table.select(["id", "winner"]).to_batches(PART_ROWS):
-            lines.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
-        text.flush()
-        text.detach()  # the file is not ours to close
-
-    storage.write_atomic(path, write)
 
 
 def print_weights(run: dict[str, Any], config: EnsembleConfig) -> None:

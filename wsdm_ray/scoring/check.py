@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from wsdm_ray.config import Columns, ScoreConfig, to_dict
+from wsdm_ray.config import SUBMISSION_OPTIONS, Columns, ScoreConfig, to_dict
 from wsdm_ray.errors import ConfigError
 from wsdm_ray.modeling.classifier import model_config
 from wsdm_ray.modeling.loading import local_base
@@ -19,6 +20,7 @@ from wsdm_ray.modeling.manifest import folder_digest, read_manifest
 from wsdm_ray.modeling.precision import resolve_precision, scoring_layout, uses_fused_decoder
 from wsdm_ray.runs import check_no_overlap, file_versions, options
 from wsdm_ray.scoring.encode import encode_unit
+from wsdm_ray.scoring.kept_columns import kept_schema
 from wsdm_ray.scoring.models import ModelSpec
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan
 from wsdm_ray.scoring.replica import ReplicaOptions
@@ -31,6 +33,7 @@ SAMPLED_ROWS = 200
 
 NOT_OF_THE_OUTPUT = (
     *("output", "restart", "dry_run", "replicas", "base", "model", "input", "precision"),
+    *SUBMISSION_OPTIONS,
     "token_budget",  # decides what shares a micro-batch, which changes roundings alone
 )
 """Options that may change when a run is resumed, or whose effect the fingerprint holds in another form."""
@@ -55,7 +58,8 @@ class ScoreRun:
     """All that executing a run needs.
 
     output: the folder, as it was given. restart: delete what it holds.
-    files, plan, columns: what is scored. replica: how, in every replica. cluster: where.
+    files, plan, columns: what is scored. keep: columns of the input that the output has, too.
+    replica: how, in every replica. cluster: where.
     fingerprint: all that decides the output.
     config: every option as it was given, for run.json.
     started: `time.monotonic()` when the checks began, in seconds.
@@ -66,6 +70,7 @@ class ScoreRun:
     files: tuple[str, ...]
     plan: ScorePlan
     columns: Columns
+    keep: pa.Schema
     replica: ReplicaOptions
     cluster: Cluster
     fingerprint: Mapping[str, Any]
@@ -102,6 +107,7 @@ def check_run(config: ScoreConfig, cluster: Cluster) -> ScoreRun:
         files=tuple(files),
         plan=plan,
         columns=config.columns,
+        keep=kept_schema(plan, config.keep_columns),
         replica=replica,
         cluster=cluster,
         fingerprint={
@@ -116,7 +122,9 @@ def check_run(config: ScoreConfig, cluster: Cluster) -> ScoreRun:
 
 def options_of_the_output(config: ScoreConfig) -> dict[str, Any]:
     """The options that decide the output."""
-    unused = () if config.orders == "adaptive" else ("adaptive_threshold",)
+    unused = [] if config.orders == "adaptive" else ["adaptive_threshold"]
+    if not config.keep_columns:  # runs of earlier versions do not name it
+        unused.append("keep_columns")
     return options(config, leave_out=(*NOT_OF_THE_OUTPUT, *unused))
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from wsdm_ray.config import Columns, TextConfig
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import RESPONSES
+from wsdm_ray.scoring.kept_columns import NO_COLUMNS, encoded_kept
 from wsdm_ray.scoring.models import ModelSpec
 from wsdm_ray.scoring.plan import WorkUnit, read_unit
 from wsdm_ray.storage import local_copy
@@ -27,8 +28,10 @@ def encoder_of(folder: str, text: TextConfig) -> PairEncoder:
     return PairEncoder(local_copy(folder), text)
 
 
-def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec], columns: Columns) -> pa.Table:
-    """The unit's rows as an Arrow table of ids, errors and, for each model, token ids.
+def encode_unit(
+    unit: WorkUnit, models: Sequence[ModelSpec], columns: Columns, keep: pa.Schema = NO_COLUMNS
+) -> pa.Table:
+    """The unit's rows as an Arrow table of ids, errors, columns to keep and, for each model, token ids.
 
     A row with a null text has an `error` and the token ids of empty texts.
     """
@@ -50,7 +53,7 @@ def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec], columns: Columns) -
             f"cut_{number}": pa.array(pairs.cut_tokens_N),
             "ba_first": pa.array(pairs.ba_first_N),  # the same for every model
         }
-    return pa.table(encoded)
+    return pa.table(encoded | dict(encoded_kept(unit, keep)))
 
 
 def text_values(column: pa.ChunkedArray) -> tuple[list[str], list[tuple[int, str]]]:

@@ -16,6 +16,7 @@ import ray.data
 
 from wsdm_ray import errors
 from wsdm_ray.config import ScoreConfig
+from wsdm_ray.data.submission import check_submission, submit
 from wsdm_ray.errors import WsdmRayError
 from wsdm_ray.runs import finish_run, open_run
 from wsdm_ray.scoring.check import ScoreRun, check_run, describe
@@ -40,7 +41,11 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         ClusterError: one replica does not fit the cluster beside one reader.
     """
     run = check(config)
-    return describe(run) if config.dry_run else execute(run)
+    ties = check_submission(config, run.output, [*config.input, *run.files, *config.model, *config.base])
+    if config.dry_run:
+        return describe(run)
+    written = execute(run)
+    return written | {"submission": submit(config, run.output, ties)} if config.submission else written
 
 
 def check(config: ScoreConfig) -> ScoreRun:
@@ -78,12 +83,12 @@ def unit_reports(
     if not units:
         return
     quiet_ray_data()
-    models, columns = run.replica.models, run.columns
+    models, columns, keep = run.replica.models, run.columns, run.keep
 
     def encode(batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         unit = units[int(batch["index"][0])]
         try:
-            encoded, error = table_to_bytes(encode_unit(unit, models, columns)), ""
+            encoded, error = table_to_bytes(encode_unit(unit, models, columns, keep)), ""
         except WsdmRayError as failure:
             encoded, error = b"", pack_error(failure)
         return {"unit": [unit.number], "encoded": [encoded], "error": [error]}

@@ -20,7 +20,7 @@ from wsdm_ray.errors import DataError
 from wsdm_ray.schema import PAIR_COLUMNS
 from wsdm_ray.storage import open_parquet
 
-__all__ = ["ScorePlan", "WorkUnit", "make_plan", "part_name", "read_unit"]
+__all__ = ["ScorePlan", "WorkUnit", "make_plan", "part_name", "read_columns", "read_unit"]
 
 READ_ROWS = 2_000
 
@@ -120,13 +120,21 @@ def check_ids(files: Sequence[str], ids: Sequence[pa.ChunkedArray]) -> pa.DataTy
 def read_unit(unit: WorkUnit, columns: Columns, wanted: Sequence[str] = PAIR_COLUMNS) -> pa.Table:
     """The rows of a unit under their canonical names: id, prompt, response_a, response_b, or those `wanted`.
 
+    Raises:
+        DataError: the file has fewer rows than when the plan was made.
+    """
+    return read_columns(unit, [getattr(columns, name) for name in wanted]).rename_columns(list(wanted))
+
+
+def read_columns(unit: WorkUnit, names: Sequence[str]) -> pa.Table:
+    """The rows of a unit, with at least one column of its file.
+
     Only the row groups that hold them are read, a few thousand rows at a time, so that a file with one large
     row group takes time to skip through, but no memory.
 
     Raises:
         DataError: the file has fewer rows than when the plan was made.
     """
-    names = [getattr(columns, name) for name in wanted]
     with open_parquet(unit.path) as file:
         groups, skip = row_groups_of(file.metadata, unit.start, unit.rows)
         found: list[pa.RecordBatch] = []
@@ -140,7 +148,7 @@ def read_unit(unit: WorkUnit, columns: Columns, wanted: Sequence[str] = PAIR_COL
                 break
     if missing:
         raise DataError(f"{unit.path}: {missing} rows fewer than when the run was planned; restore the file")
-    return pa.Table.from_batches(found).select(names).rename_columns(list(wanted))
+    return pa.Table.from_batches(found).select(list(names))
 
 
 def row_groups_of(metadata: pq.FileMetaData, start: int, rows: int) -> tuple[list[int], int]:
