@@ -26,6 +26,8 @@ class EnsembleConfig(SubmissionConfig):
     Example: --votes data/valid"""
     temperature: float | None = None
     """Divisor of the log-odds of the mean; by default 1, or fitted if --votes is given."""
+    keep_columns: tuple[str, ...] = ()
+    """Other columns of the first set to copy to the result. Example: --keep-columns language"""
     columns: Columns = field(default_factory=Columns)
     """The votes' own column names. Example: --columns.winner label"""
     restart: bool = False
