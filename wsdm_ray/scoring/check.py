@@ -20,7 +20,7 @@ from wsdm_ray.modeling.manifest import folder_digest, read_manifest
 from wsdm_ray.modeling.precision import resolve_precision, scoring_layout, uses_fused_decoder
 from wsdm_ray.runs import check_no_overlap, file_versions, options
 from wsdm_ray.scoring.encode import encode_unit
-from wsdm_ray.scoring.kept_columns import kept_schema
+from wsdm_ray.scoring.kept_columns import NO_COLUMNS, kept_schema
 from wsdm_ray.scoring.models import ModelSpec
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan
 from wsdm_ray.scoring.replica import ReplicaOptions
@@ -70,7 +70,7 @@ class ScoreRun:
     files: tuple[str, ...]
     plan: ScorePlan
     columns: Columns
-    keep: pa.Schema
+    keep: pa.Schema = NO_COLUMNS
     replica: ReplicaOptions
     cluster: Cluster
     fingerprint: Mapping[str, Any]
