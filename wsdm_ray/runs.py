@@ -31,9 +31,11 @@ __all__ = [
     "PRIVATE_FOLDER",
     "RUN_FILE",
     "STARTED_FILE",
+    "amend_run",
     "changes",
     "check_no_overlap",
     "check_no_overwrite",
+    "comparable",
     "file_versions",
     "finish_run",
     "names_in",
@@ -220,6 +222,16 @@ def finish_run(
         storage.delete_folder(storage.join(place, PRIVATE_FOLDER))
         delete_leftovers(output)
     return run
+
+
+def amend_run(output: str, content: Mapping[str, Any]) -> None:
+    """Add to run.json of a finished run, in place of what it has under the same names."""
+    earlier = find_run(output)
+    assert earlier is not None
+    assert earlier.finished
+    run = {**earlier.record, **plain(content)}
+    if run != earlier.record:
+        storage.write_json(storage.join(earlier.place, RUN_FILE), run)
 
 
 def delete_leftovers(folder: str) -> None:

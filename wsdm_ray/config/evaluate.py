@@ -5,18 +5,19 @@ from dataclasses import dataclass, field
 
 from wsdm_ray.config.checks import check, check_paths, check_positive, check_seed, expand_home
 from wsdm_ray.config.data import Columns
+from wsdm_ray.config.submission import SubmissionConfig
 
 __all__ = ["EnsembleConfig", "EvaluateConfig", "QuickstartConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnsembleConfig:
+class EnsembleConfig(SubmissionConfig):
     """One set of predictions from several, joined by id."""
 
     predictions: tuple[str, ...]
     """Output folders of `score`, each with the same ids. Example: --predictions gemma qwen"""
     output: str
-    """Folder for part-NNNNNN.parquet and run.json. Example: --output mean"""
+    """Folder for part-NNNNNN.parquet; run.json is in OUTPUT.run. Example: --output mean"""
     weights: tuple[float, ...] = ()
     """Weight of each set in the mean probability; by default equal, or fitted if --votes is given.
     Example: --weights 2 1"""
@@ -25,8 +26,8 @@ class EnsembleConfig:
     Example: --votes data/valid"""
     temperature: float | None = None
     """Divisor of the log-odds of the mean; by default 1, or fitted if --votes is given."""
-    submission: str | None = None
-    """CSV file to write as well, with the columns id and winner. Example: --submission submission.csv"""
+    keep_columns: tuple[str, ...] = ()
+    """Other columns of the first set to copy to the result. Example: --keep-columns language"""
     columns: Columns = field(default_factory=Columns)
     """The votes' own column names. Example: --columns.winner label"""
     restart: bool = False
@@ -48,6 +49,7 @@ class EnsembleConfig:
             "0 or more, and not all 0",
         )
         check_positive("temperature", self.temperature)
+        self.check_submission()
 
 
 @dataclass(frozen=True, kw_only=True)

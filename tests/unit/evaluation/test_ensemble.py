@@ -75,6 +75,28 @@ def test_the_mean_is_joined_by_id_in_the_order_of_the_first(tmp_path, two):
     assert pq.read_schema(tmp_path / "out/part-000000.parquet") == predictions_schema(pa.string())
 
 
+def test_other_columns_of_the_first_set_are_kept_and_the_schema_says_where_from(tmp_path, two):
+    part = tmp_path / "first" / "part-000000.parquet"
+    rows = pq.read_table(part).append_column("language", pa.array(["en", "de", None]))
+    models = [{"digest": "d", "precision": "fp32"}]
+    pq.write_table(rows.replace_schema_metadata({"wsdm_ray.models": json.dumps(models)}), part)
+    ensemble(config(tmp_path, two, keep_columns=("language",)))
+    assert [(row["id"], row["language"]) for row in read(tmp_path / "out")] == [
+        ("x", "en"), ("y", "de"), ("z", None)
+    ]  # fmt: skip
+    schema = pq.read_schema(tmp_path / "out/part-000000.parquet")
+    assert json.loads(schema.metadata[b"wsdm_ray.models"]) == models
+    assert json.loads(schema.metadata[b"wsdm_ray.ensemble"])["weights"] == [0.5, 0.5]
+    assert b"probability" in schema.field("prob_a").metadata[b"description"]
+    with pytest.raises(DataError, match="model_a"):
+        ensemble(config(tmp_path, two, keep_columns=("model_a",)))
+    for name in ("winner", "logit_ab"):
+        with pytest.raises(ConfigError, match=f"--keep-columns {name}: is not copied"):
+            ensemble(config(tmp_path, two, keep_columns=(name,)))
+    with pytest.raises(RunMismatchError, match="keep_columns: gone"):
+        ensemble(config(tmp_path, two))
+
+
 def test_given_weights_and_temperature(tmp_path, two):
     run = ensemble(config(tmp_path, two, weights=(3, 1), temperature=2.0))
     assert run["weights"] == [0.75, 0.25]
