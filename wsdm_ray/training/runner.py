@@ -17,12 +17,15 @@ from ray.exceptions import RayActorError
 from wsdm_ray import errors
 from wsdm_ray.config import TrainConfig, to_dict
 from wsdm_ray.errors import ClusterError, WsdmRayError
+from wsdm_ray.modeling.manifest import read_manifest
 from wsdm_ray.runs import finish_run, open_run
 from wsdm_ray.storage import filesystem, is_remote, join
 from wsdm_ray.telemetry import logger
+from wsdm_ray.text.encoding import PairEncoder
 from wsdm_ray.training.batches import pairs_in_steps
 from wsdm_ray.training.check import CheckedTraining, ClusterResources, check
 from wsdm_ray.training.health import TrainingDivergedError
+from wsdm_ray.training.model_card import model_card
 from wsdm_ray.training.progress import show_progress
 from wsdm_ray.training.publish import best_checkpoint, check_published, publish, published_files
 from wsdm_ray.training.worker import (
@@ -89,7 +92,7 @@ def report(checked: CheckedTraining, result: ray.train.Result) -> dict[str, Any]
     assert result.best_checkpoints
     best, metrics = best_checkpoint(result.best_checkpoints, bool(config.valid))
     with best.as_directory() as folder:
-        published = publish(folder, config.output)
+        published = publish(folder, config.output, card_of(folder, checked, metrics))
     worker: WorkerResult = result.return_value  # pyright: ignore[reportAssignmentType]
     assert worker.resolved
     content = {
@@ -104,6 +107,13 @@ def report(checked: CheckedTraining, result: ray.train.Result) -> dict[str, Any]
         "train: %s holds the classifier of step %d%s", config.output, metrics["step"], format_metrics(metrics)
     )
     return run
+
+
+def card_of(checkpoint: str, checked: CheckedTraining, metrics: dict[str, Any]) -> str:
+    """The model card of the classifier in a checkpoint folder."""
+    manifest = read_manifest(checkpoint)
+    begins_with_bos = bool(len(PairEncoder(checkpoint, manifest.text).bos))
+    return model_card(checked.config, manifest, checked.counts, metrics, begins_with_bos=begins_with_bos)
 
 
 def trainer_of(task: WorkerTask, on_gpu: bool) -> ray.train.torch.TorchTrainer:
