@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from wsdm_ray.config import Columns, TextConfig
+from wsdm_ray.config import TextConfig
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import TEXTS
 from wsdm_ray.scoring.models import ModelSpec
@@ -27,14 +27,17 @@ def encoder_of(folder: str, text: TextConfig) -> PairEncoder:
     return PairEncoder(local_copy(folder), text)
 
 
-def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec], columns: Columns) -> pa.Table:
+def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec]) -> pa.Table:
     """The unit's rows as an Arrow table of ids, errors and, for each model, token ids.
 
-    A row with a null text has an `error` and the token ids of empty texts.
+    A row with a fault or a null text has an `error` and the token ids of empty texts.
     """
-    rows = read_unit(unit, columns)
-    texts, errors_N = readable_texts(rows)
-    return encode_texts(rows.column("id"), texts, errors_N, models)
+    rows, faults = read_unit(unit)
+    errors_N = np.full(len(rows), None, object)
+    for row, fault in faults.items():
+        errors_N[row] = str(fault)
+    texts, unreadable_N = readable_texts(rows)
+    return encode_texts(rows.column("id"), texts, np.where(errors_N == None, unreadable_N, errors_N), models)  # noqa: E711
 
 
 def readable_texts(rows: pa.Table) -> tuple[dict[str, list[str]], np.ndarray]:

@@ -8,15 +8,23 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from wsdm_ray.config import TrainConfig
-from wsdm_ray.modeling.manifest import Manifest
+from wsdm_ray.modeling.manifest import Manifest, read_manifest
 from wsdm_ray.modeling.plain_lines import plain_lines
-from wsdm_ray.training.check import TrainingCounts
+from wsdm_ray.text.encoding import PairEncoder
+from wsdm_ray.training.check import CheckedTraining, TrainingCounts
 
-__all__ = ["CARD_FILE", "model_card"]
+__all__ = ["CARD_FILE", "card_of", "model_card"]
 
 CARD_FILE = "README.md"
 
 LICENCE = "Fill in: the licence of this classifier. The base and the votes have licences that bind it."
+
+
+def card_of(checkpoint: str, checked: CheckedTraining, metrics: Mapping[str, Any]) -> str:
+    """The card of the classifier in a checkpoint folder of a run; `metrics` are those of the checkpoint."""
+    manifest = read_manifest(checkpoint)
+    begins_with_bos = bool(len(PairEncoder(checkpoint, manifest.text).bos))
+    return model_card(checked.config, manifest, checked.counts, metrics, begins_with_bos=begins_with_bos)
 
 
 def model_card(
