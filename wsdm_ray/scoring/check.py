@@ -83,7 +83,8 @@ class ScoreRun:
     """All that executing a run needs.
 
     output: the folder, as it was given. restart: delete what it holds.
-    files, plan: what is scored. keep: columns of the input that the output has, too. replica: how, in every replica. cluster: where.
+    files, plan: what is scored. keep: columns of the input that the output has, too.
+    replica: how, in every replica. cluster: where.
     fingerprint: all that decides the output.
     config: every option as it was given, for run.json.
     started: `time.monotonic()` when the checks began, in seconds.
