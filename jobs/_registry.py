@@ -39,8 +39,8 @@ class Job:
         """The class of the options."""
         return getattr(wsdm_ray.config, self.config)
 
-    def run(self, config: Any) -> object:
-        """Import the job and run it."""
+    def run(self, config: Any) -> Any:
+        """Import the job and run it; returns what its function does."""
         module, _, name = self.function.partition(":")
         return getattr(importlib.import_module(module), name)(config)
 

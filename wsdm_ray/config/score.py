@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from wsdm_ray.config.checks import check, check_paths
+from wsdm_ray.config.checks import check, check_paths, expand_home
 from wsdm_ray.config.data import Columns
 from wsdm_ray.config.train import Layout
 
@@ -61,6 +61,7 @@ class ScoreConfig:
     """Delete what the output folder holds and start over."""
 
     def __post_init__(self) -> None:
+        expand_home(self)
         check_paths(model=self.model, input=self.input, output=self.output)
         check(
             len(self.base) in (0, 1, len(self.model)) and all(self.base),

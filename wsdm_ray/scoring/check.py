@@ -5,20 +5,18 @@ seconds: a wrong path is found at once. So modules with torch are imported where
 what the cluster has (`cluster`), and executing the run (`pipeline`).
 """
 
-import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsdm_ray.config import Columns, ScoreConfig, to_dict
-from wsdm_ray.errors import ConfigError
-from wsdm_ray.modeling.manifest import Manifest, folder_digest, read_manifest
+from wsdm_ray.modeling.manifest import read_manifest
 from wsdm_ray.runs import check_no_overlap, file_versions, options
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan
-from wsdm_ray.storage import absolute, is_remote, list_files, local_copy
+from wsdm_ray.storage import absolute, list_files, local_copy, model_location
 
 if TYPE_CHECKING:
     from wsdm_ray.scoring.models import ModelSpec
@@ -30,7 +28,6 @@ __all__ = [
     "Cluster",
     "ScoreRun",
     "check_inputs",
-    "check_models",
     "check_run",
     "describe",
 ]
@@ -108,8 +105,10 @@ def check_inputs(config: ScoreConfig) -> CheckedInputs:
     files = list_files(config.input)
     check_no_overlap(config.output, [*config.input, *files, *config.model, *config.base])
     for folder in config.model:
-        read_manifest(local_copy(folder))
+        read_manifest(local_copy(model_location(folder)))
     plan = make_plan(files, config.unit_rows, config.columns)
+    from wsdm_ray.scoring.model_check import check_folders
+
     return CheckedInputs(files=tuple(files), plan=plan, models=check_folders(config), started=started)
 
 
@@ -122,11 +121,12 @@ def check_run(config: ScoreConfig, cluster: Cluster, inputs: CheckedInputs | Non
     Raises:
         DataError, ModelError, ConfigError, StorageError: what was asked for cannot be done.
     """
+    from wsdm_ray.scoring.model_check import fastest_layout, with_precision
     from wsdm_ray.scoring.replica import ReplicaOptions
 
     inputs = inputs or check_inputs(config)
     files, plan = inputs.files, inputs.plan
-    models = with_precision(inputs.models, config.precision, cluster)
+    models = with_precision(inputs.models, config.precision, cluster.on_gpu, cluster.capability)
     replica = ReplicaOptions(
         models=models,
         output=absolute(config.output),
@@ -163,73 +163,6 @@ def options_of_the_output(config: ScoreConfig) -> dict[str, Any]:
     return options(config, leave_out=(*NOT_OF_THE_OUTPUT, *unused))
 
 
-def check_models(config: ScoreConfig, cluster: Cluster) -> "tuple[ModelSpec, ...]":
-    """The models, with digests of their files. Every part is checked to be there, to fit, to be supported."""
-    return with_precision(check_folders(config), config.precision, cluster)
-
-
-def check_folders(config: ScoreConfig) -> "tuple[ModelSpec, ...]":
-    """The models, but for the precision. Every part is checked to be there and to fit."""
-    from wsdm_ray.modeling.classifier import model_config
-    from wsdm_ray.modeling.loading import local_base
-    from wsdm_ray.scoring.models import ModelSpec
-
-    models = []
-    bases = config.base if len(config.base) > 1 else (config.base or (None,)) * len(config.model)
-    for folder, base in zip(config.model, bases, strict=True):
-        local = local_copy(folder)
-        manifest = read_manifest(local)
-        if config.max_tokens:
-            text = dataclasses.replace(manifest.text, max_tokens=config.max_tokens)
-            manifest = dataclasses.replace(manifest, text=text)
-        check_token_budget(config.token_budget, manifest, folder)
-        weights = local_base(local, manifest, base, verify=True) if manifest.kind == "adapter" else local
-        model_config(weights)
-        models.append(
-            ModelSpec(
-                folder=folder if is_remote(folder) else local,
-                base=absolute(base) if base else None,
-                manifest=manifest,
-                precision=config.precision,
-                digest=folder_digest(local),
-            )
-        )
-    return tuple(models)
-
-
-def check_token_budget(token_budget: int | None, manifest: Manifest, folder: str) -> None:
-    """Raise `ConfigError` where two orderings of a pair may not fit a micro-batch."""
-    if token_budget is not None and token_budget < 2 * manifest.text.max_tokens:
-        raise ConfigError(
-            f"--token-budget {token_budget}: must be at least twice the {manifest.text.max_tokens} tokens "
-            f"that one ordering may have in {folder}"
-        )
-
-
-def with_precision(
-    models: "Sequence[ModelSpec]", precision: str, cluster: Cluster
-) -> "tuple[ModelSpec, ...]":
-    """The models in the precision that the option means on the cluster. Raises where it has none."""
-    from wsdm_ray.modeling.precision import resolve_precision
-
-    device = "cuda" if cluster.on_gpu else "cpu"
-    return tuple(
-        dataclasses.replace(
-            model, precision=resolve_precision(precision, device, model.manifest, cluster.capability)
-        )
-        for model in models
-    )
-
-
-def fastest_layout(models: "Sequence[ModelSpec]", on_gpu: bool) -> str:
-    """The layout that all models of a run share."""
-    from wsdm_ray.modeling.precision import scoring_layout, uses_fused_decoder
-
-    device = "cuda" if on_gpu else "cpu"
-    fused = [uses_fused_decoder(model.precision, device, model.manifest) for model in models]
-    return scoring_layout(fused, device)
-
-
 def describe(run: ScoreRun) -> dict[str, Any]:
     """The plan in figures, which are printed too; tokens by a sample of rows."""
     from wsdm_ray.scoring.encode import encode_unit
@@ -238,8 +171,8 @@ def describe(run: ScoreRun) -> dict[str, Any]:
     step = max(len(plan.units) // 4, 1)
     sampled = []
     for unit in plan.units[::step][:4]:
-        few = WorkUnit(unit.number, unit.path, unit.start, min(unit.rows, SAMPLED_ROWS // 4))
-        table = encode_unit(few, models[:1], run.columns)
+        few = WorkUnit(unit.number, unit.source, unit.start, min(unit.rows, SAMPLED_ROWS // 4))
+        table = encode_unit(few, models[:1])
         prefix, suffix = (table.column(name).combine_chunks() for name in ("prefix_0", "suffix_ab_0"))
         lengths = np.diff(prefix.offsets.to_numpy()) + np.diff(suffix.offsets.to_numpy())
         sampled.append(np.stack([lengths, table.column("cut_0").to_numpy() > 0]))

@@ -253,7 +253,7 @@ def drop_codes(
         codes_N[rows.column(name).is_null().to_numpy()] = REASONS.index("null_text")
     left = np.flatnonzero(codes_N < 0)  # the others may hold bytes that are no text
     pairs = pa.table({name: rows.column(name).take(pa.array(left)).cast(pa.string()) for name in TEXTS})
-    for_itself = cleaning.drop_reasons(pairs, np.zeros(len(left), bool))
+    for_itself = cleaning.drop_reasons(pairs)
     for code in np.unique(for_itself[for_itself >= 0]).tolist():
         codes_N[left[for_itself == code]] = REASONS.index(cleaning.REASONS[code])
     # Canonical shards have mended texts.

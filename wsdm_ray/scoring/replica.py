@@ -46,6 +46,8 @@ class ReplicaOptions:
     adaptive_threshold: float = 0.2
     model_weights: tuple[float, ...] = ()
     """One a model; none: all alike."""
+    device: str | None = None
+    """`cuda` or `cpu`; None: the GPU if there is one."""
     report_progress: ReportProgress | None = None
     """Is called as micro-batches are done."""
 
@@ -95,7 +97,7 @@ class Replica:
         self.token_budget = options.token_budget or 0
         try:
             started = time.monotonic()
-            self.models = Models(options.models, load)
+            self.models = Models(options.models, load, options.device)
             load_seconds = time.monotonic() - started
             if options.token_budget is None:
                 self.token_budget = self.models.token_budget(options.layout)

@@ -17,7 +17,7 @@ from wsdm_ray.data.votes import read_votes
 from wsdm_ray.errors import ClusterError, ConfigError
 from wsdm_ray.modeling.manifest import Manifest, folder_digest
 from wsdm_ray.runs import check_no_overlap, file_versions, options
-from wsdm_ray.storage import absolute, list_files, local_copy
+from wsdm_ray.storage import absolute, list_files, local_copy, model_location
 from wsdm_ray.telemetry import logger
 from wsdm_ray.training.batches import num_steps
 from wsdm_ray.training.sinks import check_sinks
@@ -113,7 +113,7 @@ def check_inputs(config: TrainConfig) -> CheckedInputs:
     sources = (*config.train, *config.valid, config.base, *config.objective.teachers)
     check_no_overlap(config.output, [*sources, *files.train, *files.valid])
     check_sinks(config)
-    local_copy(config.base)
+    local_copy(model_location(config.base))
     counts = check_data(config, files)
     return CheckedInputs(files=files, counts=counts, manifest=check_base(config))
 
@@ -134,7 +134,7 @@ def check(
     on_gpu = fit_cluster(config.num_workers, cluster)
     return CheckedTraining(
         config=config,
-        worker_config=with_absolute_paths(config, inputs.files),
+        worker_config=with_absolute_paths(config, inputs.files, inputs.manifest),
         manifest=inputs.manifest,
         counts=inputs.counts,
         on_gpu=on_gpu,
@@ -144,21 +144,23 @@ def check(
 
 def check_base(config: TrainConfig) -> Manifest:
     """What the checkpoints will say of themselves, but metrics."""
-    from wsdm_ray.modeling.classifier import model_config
+    from wsdm_ray.modeling.folder_check import as_given, check_model_folder
     from wsdm_ray.modeling.quantization_config import stored_quantization
 
-    base = local_copy(config.base)
-    quantization = stored_quantization(base, config.quantization)
-    model_config(base)  # refuses a model that cannot be trained or scored
-    manifest = Manifest(
-        kind="adapter",
-        base=absolute(config.base),
-        base_digest=folder_digest(base),
-        quantization=quantization,
-        head=config.head,
-        text=config.text,
-        orders=config.orders,
-    )
+    check_model_folder(config.base, "--base")
+    location = model_location(config.base)
+    base = local_copy(location)
+    with as_given((config.base, base)):
+        quantization = stored_quantization(base, config.quantization)
+        manifest = Manifest(
+            kind="adapter",
+            base=location,
+            base_digest=folder_digest(base),
+            quantization=quantization,
+            head=config.head,
+            text=config.text,
+            orders=config.orders,
+        )
     if config.int8_activations and manifest.quantization != "bnb-int8":
         raise ConfigError(
             f"--int8-activations: the base is held as {manifest.quantization}; leave it out, or give "
@@ -206,12 +208,13 @@ def fit_cluster(num_workers: int, cluster: ClusterResources) -> bool:
     return cluster.gpus > 0
 
 
-def with_absolute_paths(config: TrainConfig, files: TrainingFiles) -> TrainConfig:
+def with_absolute_paths(config: TrainConfig, files: TrainingFiles, manifest: Manifest) -> TrainConfig:
     """`config` as it means the same in any folder and on any machine that has the files."""
     teachers = tuple(map(absolute, config.objective.teachers))
+    assert manifest.base is not None
     return dataclasses.replace(
         config,
-        base=absolute(config.base),
+        base=manifest.base,
         train=tuple(files.train),
         valid=tuple(files.valid),
         output=absolute(config.output),

@@ -22,11 +22,10 @@ from wsdm_ray.scoring.check import (
     Cluster,
     ScoreRun,
     check_inputs,
-    check_models,
     check_run,
     describe,
-    fastest_layout,
 )
+from wsdm_ray.scoring.model_check import check_models, fastest_layout
 from wsdm_ray.scoring.models import Models, ModelSpec
 from wsdm_ray.scoring.pipeline import score
 from wsdm_ray.storage import read_json, write_json
@@ -69,7 +68,7 @@ def test_precisions_are_resolved_before_replicas_are_made(classifiers, asked, de
     folder = classifiers[0].folder
     config = ScoreConfig(model=(folder,), input=("i",), output="o", precision=asked)
     cluster = Cluster(replicas=1, on_gpu=device == "cuda", threads=None, capability=capability)
-    [spec] = check_models(config, cluster)
+    [spec] = check_models(config, cluster.on_gpu, cluster.capability)
     assert spec.precision == spec.fingerprint["precision"] == found
 
 
@@ -82,15 +81,15 @@ def test_each_model_has_a_base_of_its_own(family_model, tmp_path):
         save_classifier(trained(there, "none"), str(there), models[-1], manifest_of(there, "none"))
         bases.append(str(there.rename(tmp_path / f"{family}-moved")))
     given = ScoreConfig(model=tuple(models), input=("i",), output="o", base=tuple(bases))
-    specs = check_models(given, ONE_CPU)
+    specs = check_models(given, False, None)
     assert [spec.base for spec in specs] == bases
     scorers = Models([dataclasses.replace(spec, precision="w8a8-int8") for spec in specs]).scorers
     assert [scorer.stack.shape.family for scorer in scorers] == [FAMILIES["gemma2"], FAMILIES["llama"]]
     only_one = dataclasses.replace(given, base=(bases[0],))
     with pytest.raises(ModelError, match=r"llama: was trained on a base with digest .*gemma2-moved has"):
-        check_models(only_one, ONE_CPU)
+        check_models(only_one, False, None)
     with pytest.raises(ModelError, match=r"gemma2: its base .*gemma2-base cannot be had .*use --base FOLDER"):
-        check_models(dataclasses.replace(given, base=()), ONE_CPU)
+        check_models(dataclasses.replace(given, base=()), False, None)
 
 
 # What decides the output
