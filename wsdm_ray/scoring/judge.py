@@ -22,8 +22,8 @@ from wsdm_ray.config import Columns, ScoreConfig
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, WsdmRayError
 from wsdm_ray.modeling.precision import default_device
 from wsdm_ray.schema import TEXTS, predictions_schema
-from wsdm_ray.scoring.model_check import check_models, fastest_layout
 from wsdm_ray.scoring.encode import encode_texts
+from wsdm_ray.scoring.model_check import check_models, fastest_layout
 from wsdm_ray.scoring.pair_rows import PairRows, read_pair_rows
 from wsdm_ray.scoring.recovery import DeviceLostError
 from wsdm_ray.scoring.replica import Replica, ReplicaOptions

@@ -112,9 +112,7 @@ def with_precision(
     """The models in the precision that the option means on the cluster. Raises where it has none."""
     device = "cuda" if on_gpu else "cpu"
     return tuple(
-        dataclasses.replace(
-            model, precision=resolve_precision(precision, device, model.manifest, capability)
-        )
+        dataclasses.replace(model, precision=resolve_precision(precision, device, model.manifest, capability))
         for model in models
     )
 

@@ -15,6 +15,7 @@ from wsdm_ray.runs import finish_run, open_run
 from wsdm_ray.scoring.check import Cluster, ScoreRun, check_inputs, check_run, describe
 from wsdm_ray.scoring.crash_records import list_crash_records
 from wsdm_ray.scoring.parts import Totals, UnitReport, add_up, completed_units
+from wsdm_ray.scoring.shared_inputs import shared_units
 from wsdm_ray.storage import delete_file, read_json
 from wsdm_ray.telemetry import human, logger
 
@@ -76,7 +77,7 @@ def execute(run: ScoreRun, replica_class: "type[Replica] | None" = None) -> dict
         from wsdm_ray.scoring.ray_data import score_units
         from wsdm_ray.scoring.replica import Replica
 
-        fresh = score_units(run, units, replica_class or Replica)
+        fresh = score_units(run, shared_units(units, run.output), replica_class or Replica)
     totals = add_up(run.plan, run.output, completed, fresh)
     return report(run, totals, fresh)
 
