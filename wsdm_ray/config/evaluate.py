@@ -56,8 +56,9 @@ class EnsembleConfig(SubmissionConfig):
 class EvaluateConfig:
     """Compare predictions with votes."""
 
-    predictions: str
-    """Output folder of `score`. Example: --predictions predictions"""
+    predictions: tuple[str, ...]
+    """Output folders of `score` or `ensemble`; further ones are compared with the first, row by row.
+    Example: --predictions predictions"""
     votes: tuple[str, ...]
     """Canonical shards with the votes: files, folders or globs. Example: --votes data/valid"""
     output: str
@@ -75,6 +76,12 @@ class EvaluateConfig:
         expand_home(self)
         check_paths(predictions=self.predictions, votes=self.votes, output=self.output)
         check_seed(self.seed)
+        check(
+            len(set(self.predictions)) == len(self.predictions),
+            "predictions",
+            " ".join(self.predictions),
+            "different folders",
+        )
         check(self.bootstrap >= 20, "bootstrap", self.bootstrap, "at least 20")
         check(self.adaptive_tolerance >= 0, "adaptive_tolerance", self.adaptive_tolerance, "0 or more")
 

@@ -23,8 +23,10 @@ from wsdm_ray.config import SUBMISSION_OPTIONS, EnsembleConfig
 from wsdm_ray.data.shards import write_shards
 from wsdm_ray.data.submission import TieVotes, check_submission, submit
 from wsdm_ray.errors import ConfigError, DataError
+from wsdm_ray.evaluation.fitting import shortage
 from wsdm_ray.evaluation.join import check_columns, join_by_id, read_predictions, read_votes, shown
-from wsdm_ray.evaluation.report import decimals, percent
+from wsdm_ray.evaluation.metrics import bootstrap_intervals
+from wsdm_ray.evaluation.pages import decimals, percent
 from wsdm_ray.evaluation.weights import combine_sets, cross_fit, fit
 from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, open_run, options
 from wsdm_ray.schema import LOGIT_COLUMNS, MODEL_A, MODEL_B, predictions_schema
@@ -40,6 +42,9 @@ __all__ = ["ensemble"]
 pc: Any = pyarrow.compute  # its functions are made at import, unseen by type checkers
 
 PART_ROWS = 20_000
+EQUAL_MEAN = "the equal mean"
+LEAST_DIFFERENCE = 1e-6
+"""Differences of log loss up to this, in nats, are rounding."""
 PROBABILITIES = ("prob_a", "prob_a_ab", "prob_a_ba")
 
 
@@ -84,6 +89,7 @@ def ensemble(config: EnsembleConfig) -> dict[str, Any]:
     else:
         run = finish_run(config.output, "ensemble", fingerprint, write_mean(config, sets))
     print_weights(run, config)
+    warn_of_worse(run)
     return run | {"submission": submit(config, config.output, ties)} if config.submission else run
 
 
@@ -238,6 +244,7 @@ def choose_combination(config: EnsembleConfig, sets: PredictionSets) -> Combinat
     if not config.votes:
         return Combination(equal_S if option_S is None else option_S, config.temperature or 1.0, None)
     prob_NS, label_N, groups_N = voted_rows(config, sets)
+    check_enough(config, groups_N)
     weights_S, temperature = fit(prob_NS, label_N, option_S, config.temperature)
     metrics: dict[str, Any] = {
         "rows": len(label_N),
@@ -248,6 +255,7 @@ def choose_combination(config: EnsembleConfig, sets: PredictionSets) -> Combinat
         "equal_mean": scores(combine_sets(prob_NS, equal_S, 1.0), label_N),
         "result": None,
         "cross_fitted": None,
+        "worse_than": [],
     }
     if fitted(config):
         result_N, halves = cross_fit(prob_NS, label_N, groups_N, option_S, config.temperature)
@@ -256,7 +264,52 @@ def choose_combination(config: EnsembleConfig, sets: PredictionSets) -> Combinat
         result_N = combine_sets(prob_NS, weights_S, temperature)
     if result_N is not None:
         metrics["result"] = scores(result_N, label_N)
+        alternatives = dict(zip(config.predictions, prob_NS.T, strict=True))
+        alternatives[EQUAL_MEAN] = combine_sets(prob_NS, equal_S, 1.0)
+        metrics["worse_than"] = worse_than(result_N, alternatives, label_N, groups_N)
     return Combination(weights_S, temperature, metrics)
+
+
+def check_enough(config: EnsembleConfig, groups_N: NDArray[np.uint64]) -> None:
+    """Raise `DataError` where weights or a temperature would be fitted on too few votes."""
+    too_few = shortage(groups_N)
+    if too_few and (free := fitted(config)):
+        options = " and ".join(f"--{name}" for name in free)
+        raise DataError(
+            f"{', '.join(config.votes)}: {too_few} to fit {' and '.join(free)}; give {options} yourself, or"
+            " leave out --votes"
+        )
+
+
+def worse_than(
+    result_N: Floats, alternatives: dict[str, Floats], label_N: Floats, groups_N: NDArray[np.uint64]
+) -> list[dict[str, Any]]:
+    """The alternatives whose log loss is lower than that of the result on these votes, the lowest first.
+
+    Returns:
+        `name`, and `difference` of the log losses with its `ci95` by prompt, of each.
+    """
+    found = []
+    for name, prob_N in alternatives.items():
+        more_N = cross_entropy(result_N, label_N) - cross_entropy(prob_N, label_N)
+        if more_N.mean() > LEAST_DIFFERENCE:
+            (interval,) = bootstrap_intervals(more_N[:, None], groups_N, resamples=1_000, seed=0)
+            found.append({"name": name, "difference": float(more_N.mean()), "ci95": interval})
+    return sorted(found, key=lambda one: -one["difference"])
+
+
+def warn_of_worse(run: dict[str, Any]) -> None:
+    """Say where the result is worse than doing without it."""
+    metrics = run["metrics"] or {}
+    for one in (metrics.get("worse_than") or [])[:1]:
+        fitted_on = " on prompts that it was not fitted on" if run["fitted"] else " on these votes"
+        ends = f" (95 %% interval {one['ci95'][0]:+.4f} to {one['ci95'][1]:+.4f})" if one["ci95"] else ""
+        logger.warning(
+            f"ensemble: the log loss of the result is higher than that of %s by %.4f{ends},{fitted_on};"
+            " it is written all the same: give other --weights and --temperature to write another",
+            one["name"],
+            one["difference"],
+        )
 
 
 def voted_rows(config: EnsembleConfig, sets: PredictionSets) -> tuple[Floats, Floats, NDArray[np.uint64]]:

@@ -29,11 +29,16 @@ BATCH_ROWS = 2_000
 SHOWN = 5
 """A message names at most so many ids."""
 
+NAMES = ("language", "source", "model_a", "model_b")
+"""Columns of the votes by which metrics are grouped."""
+
 VOTES_SCHEMA = [
     ("label", pa.float64()),
     ("best_prob_a", pa.float64()),
     ("language", pa.string()),
     ("source", pa.string()),
+    ("model_a", pa.string()),
+    ("model_b", pa.string()),
     ("characters_a", pa.int64()),
     ("characters_b", pa.int64()),
     ("group", pa.uint64()),
@@ -60,6 +65,9 @@ class Joined(NamedTuple):
     cut_tokens: Floats
     language: NDArray[np.object_]
     source: NDArray[np.object_]
+    model_a: NDArray[np.object_]
+    """The name of the model that wrote response_a."""
+    model_b: NDArray[np.object_]
     characters_a: NDArray[np.int64]
     """Length of response_a in characters."""
     characters_b: NDArray[np.int64]
@@ -128,7 +136,7 @@ def batches(paths: Sequence[str], columns: Columns) -> Iterator[tuple[str, pa.Ta
                     f"{path}: no column {columns.winner!r} nor {columns.prob_a!r}, so no votes (it has"
                     f" {', '.join(names)}); name one with --columns.winner or --columns.prob-a"
                 )
-            optional = {name: getattr(columns, name) for name in ("winner", "prob_a", "language", "source")}
+            optional = {name: getattr(columns, name) for name in ("winner", "prob_a", *NAMES)}
             wanted = {name: getattr(columns, name) for name in ("id", *texts)} | {
                 name: own for name, own in (optional | {"best_prob_a": "best_prob_a"}).items() if own in names
             }
@@ -153,7 +161,7 @@ def digest(path: str, table: pa.Table, columns: Columns) -> pa.Table:
             [first_ordering(*pair) is Ordering.BA for pair in zip(answers_a, answers_b, strict=True)],
             pa.bool_(),
         ),
-    } | {name: table[name] for name in ("best_prob_a", "language", "source") if name in table.column_names}
+    } | {name: table[name] for name in ("best_prob_a", *NAMES) if name in table.column_names}
     return conform(path, pa.table(columns_out), pa.schema([("id", ids.type), *VOTES_SCHEMA]))
 
 
@@ -235,6 +243,8 @@ def join_by_id(predictions: pa.Table, votes: pa.Table) -> Joined:
         cut_tokens=floats(both["cut_tokens"]),
         language=both["language"].to_numpy(),
         source=both["source"].to_numpy(),
+        model_a=both["model_a"].to_numpy(),
+        model_b=both["model_b"].to_numpy(),
         characters_a=both["characters_a"].to_numpy(),
         characters_b=both["characters_b"].to_numpy(),
         group=both["group"].to_numpy(),
