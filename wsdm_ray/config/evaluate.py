@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from wsdm_ray.config.checks import check, check_paths, check_positive, check_seed, expand_home
-from wsdm_ray.config.data import Columns
+from wsdm_ray.config.data import Columns, VoteFormat
 from wsdm_ray.config.submission import SubmissionConfig
 
 __all__ = ["EnsembleConfig", "EvaluateConfig", "QuickstartConfig"]
@@ -28,8 +28,12 @@ class EnsembleConfig(SubmissionConfig):
     """Divisor of the log-odds of the mean; by default 1, or fitted if --votes is given."""
     keep_columns: tuple[str, ...] = ()
     """Other columns of the first set to copy to the result. Example: --keep-columns language"""
+    format: VoteFormat = "canonical"
+    """The published data set whose columns and conventions the votes have; canonical takes `--columns`."""
     columns: Columns = field(default_factory=Columns)
     """The votes' own column names. Example: --columns.winner label"""
+    make_ids: bool = False
+    """Make ids from file name and row number for votes without ids, as `score --make-ids` does."""
     restart: bool = False
     """Delete what the output folder holds and start over."""
 
@@ -69,8 +73,12 @@ class EvaluateConfig:
     """The most log loss, in nats, that the threshold recommended for `score --orders adaptive` may cost."""
     seed: int = 0
     """Seed of the bootstrap."""
+    format: VoteFormat = "canonical"
+    """The published data set whose columns and conventions the votes have; canonical takes `--columns`."""
     columns: Columns = field(default_factory=Columns)
     """The votes' own column names. Example: --columns.winner label"""
+    make_ids: bool = False
+    """Make ids from file name and row number for votes without ids, as `score --make-ids` does."""
 
     def __post_init__(self) -> None:
         expand_home(self)

@@ -24,10 +24,18 @@ from wsdm_ray.data.shards import write_shards
 from wsdm_ray.data.submission import TieVotes, check_submission, submit
 from wsdm_ray.errors import ConfigError, DataError
 from wsdm_ray.evaluation.fitting import shortage
-from wsdm_ray.evaluation.join import check_columns, join_by_id, read_predictions, read_votes, shown
+from wsdm_ray.evaluation.join import (
+    check_columns,
+    join_by_id,
+    read_predictions,
+    shown,
+    with_ids_of_one_type,
+)
 from wsdm_ray.evaluation.metrics import bootstrap_intervals
 from wsdm_ray.evaluation.pages import decimals, percent
+from wsdm_ray.evaluation.votes import read_votes
 from wsdm_ray.evaluation.weights import combine_sets, cross_fit, fit
+from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, open_run, options
 from wsdm_ray.schema import LOGIT_COLUMNS, MODEL_A, MODEL_B, predictions_schema
 from wsdm_ray.statistics import (
@@ -106,8 +114,9 @@ def check(config: EnsembleConfig) -> tuple[PredictionSets, TieVotes | None, dict
     check_no_overlap(config.output, inputs)
     ties = check_submission(config, config.output, inputs)
     unused = ("predictions", "votes", "output", "restart", *SUBMISSION_OPTIONS)
-    if not config.keep_columns:  # runs of earlier versions do not name it
-        unused = (*unused, "keep_columns")
+    unused += () if config.keep_columns else ("keep_columns",)  # runs of earlier versions do not name these
+    unused += () if config.format != "canonical" else ("format",)
+    unused += () if config.make_ids else ("make_ids",)
     fingerprint = {
         "options": options(config, leave_out=unused),
         "predictions": {str(place): file_versions(files) for place, files in enumerate(set_files)},
@@ -191,14 +200,9 @@ def in_order_of(first: pa.Table, other: pa.Table, first_name: str, other_name: s
     """The rows of `other` in the order of the ids of `first`; ids are unique in both.
 
     Raises:
-        DataError: ids of different types, or ids that only one of the two has.
+        DataError: ids that only one of the two has.
     """
-    type_first, type_other = (table.schema.field("id").type for table in (first, other))
-    if type_first != type_other:
-        raise DataError(
-            f"ids are {type_first} in {first_name} ({shown(first['id'])}) and {type_other} in {other_name}"
-            f" ({shown(other['id'])}), so they cannot be joined; score inputs whose ids have one type"
-        )
+    first, other = with_ids_of_one_type([first, other])
     places = pc.index_in(first["id"], value_set=other["id"])
     missing = first["id"].filter(pc.is_null(places))
     extra = other["id"].filter(pc.invert(pc.is_in(other["id"], value_set=first["id"])))
@@ -314,15 +318,16 @@ def warn_of_worse(run: dict[str, Any]) -> None:
 
 def voted_rows(config: EnsembleConfig, sets: PredictionSets) -> tuple[Floats, Floats, NDArray[np.uint64]]:
     """Of the rows with a vote and no error: probabilities (N, S), labels (N,), hashes of the prompts (N,)."""
-    votes = read_votes(config.votes, config.columns)
+    votes = read_votes(
+        config.votes, Reading(format=config.format, columns=config.columns, make_ids=config.make_ids)
+    )
     joined = []
     for table in sets.tables:
         index = table.column_names.index("error")
         table = table.set_column(index, "error", sets.errors)
-        # Ids of other types, and votes that no set has, are errors of the join.
-        if table.schema.field("id").type == votes.schema.field("id").type:
-            table = table.filter(pc.is_in(table["id"], value_set=votes["id"]))
-        joined.append(join_by_id(table, votes))
+        table, of_votes = with_ids_of_one_type([table, votes])
+        # Votes that no set has are an error of the join.
+        joined.append(join_by_id(table.filter(pc.is_in(table["id"], value_set=of_votes["id"])), of_votes))
     return np.stack([rows.prob for rows in joined], axis=1), joined[0].label, joined[0].group
 
 

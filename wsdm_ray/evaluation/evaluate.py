@@ -18,7 +18,7 @@ from wsdm_ray.evaluation.adaptive import adaptive
 from wsdm_ray.evaluation.compare import common_rows, paired_differences, short_names
 from wsdm_ray.evaluation.fitting import shortage
 from wsdm_ray.evaluation.headline import print_headline
-from wsdm_ray.evaluation.join import Joined, join_by_id, read_pairs, read_predictions, read_votes
+from wsdm_ray.evaluation.join import Joined, join_by_id, read_predictions
 from wsdm_ray.evaluation.length import length_control, length_difference_bins
 from wsdm_ray.evaluation.metrics import (
     confusion,
@@ -32,6 +32,8 @@ from wsdm_ray.evaluation.provenance import provenance
 from wsdm_ray.evaluation.ratings import model_ratings
 from wsdm_ray.evaluation.report import render_report
 from wsdm_ray.evaluation.temperature import cross_fit
+from wsdm_ray.evaluation.votes import read_pairs, read_votes
+from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.runs import read_run
 from wsdm_ray.statistics import Floats, agreement, cross_entropy
 from wsdm_ray.storage import join, write_atomic, write_json
@@ -81,7 +83,7 @@ class Measured(NamedTuple):
 
 def read_inputs(config: EvaluateConfig) -> Inputs:
     """The rows that have a prediction in every set and a vote. A warning counts those with an error."""
-    votes = read_votes(config.votes, config.columns)
+    votes = read_votes(config.votes, reading_of(config))
     names = short_names(config.predictions)
     sets = {}
     for name, folder in zip(names, config.predictions, strict=True):
@@ -93,6 +95,11 @@ def read_inputs(config: EvaluateConfig) -> Inputs:
     inputs = Inputs(sets, dict(zip(names, map(read_run, config.predictions), strict=True)))
     warn_of_errors(inputs.first)
     return inputs
+
+
+def reading_of(config: EvaluateConfig) -> Reading:
+    """How the votes are read."""
+    return Reading(format=config.format, columns=config.columns, make_ids=config.make_ids)
 
 
 def measure_inputs(inputs: Inputs, config: EvaluateConfig) -> Measured:
@@ -228,7 +235,7 @@ def adaptive_of(inputs: Inputs, config: EvaluateConfig) -> dict[str, Any] | None
 def mistakes_to_show(joined: Joined, config: EvaluateConfig) -> list[Mistake]:
     """The most confident mistakes, with their texts."""
     rows = confident_mistakes(joined.prob, joined.label)
-    pairs = read_pairs(config.votes, config.columns, [joined.ids[row] for row in rows])
+    pairs = read_pairs(config.votes, reading_of(config), [joined.ids[row] for row in rows])
     return [
         Mistake(
             id=joined.ids[row],

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from wsdm_ray.storage import exists, filesystem, join, list_files, read_json
+from wsdm_ray.storage import filesystem, list_files
 
 __all__ = ["facts", "provenance"]
 
