@@ -182,6 +182,7 @@ def measure_all(joined: Joined, config: EvaluateConfig) -> dict[str, Any]:
         "errors": joined.errors.total(),
         "rows_in_both_orders": int(np.count_nonzero(~np.isnan(joined.prob_ab + joined.prob_ba))),
         "error_reasons": dict(joined.errors.most_common(MOST_REASONS)),
+        "left_out": dict(joined.left_out),
         "best_accuracy": best_accuracy if best_known else None,
         "best_log_loss": best_log_loss if best_known else None,
         "share_of_best": (overall["accuracy"] - 0.5) / (best_accuracy - 0.5)
@@ -261,6 +262,9 @@ def to_json(value: Any) -> Any:
 
 
 def warn_of_errors(joined: Joined) -> None:
+    if joined.left_out:
+        why = ", ".join(f"{reason} {count:,}" for reason, count in joined.left_out.most_common())
+        logger.warning("evaluate: %d votes name no winner: left out (%s)", joined.left_out.total(), why)
     if joined.errors:
         reason, count = joined.errors.most_common(1)[0]
         logger.warning(
