@@ -19,7 +19,6 @@ from wsdm_ray.config import Columns
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, RunMismatchError, StorageError
 from wsdm_ray.scoring.encode import encode_unit
 from wsdm_ray.scoring.pipeline import check, execute, score
-from wsdm_ray.scoring.plan import WorkUnit
 from wsdm_ray.scoring.replica import Replica
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -102,7 +101,7 @@ def test_scoring_goes_on_whatever_a_batch_fails_of(scored, classifier, source, p
     """Too little memory for most passes, a row that fails alone, and one that takes its GPU with it."""
     given = score_config(classifier, source, tmp_path / "out")
     checked = check(given)
-    table = encode_unit(WorkUnit(0, str(source / "a.parquet"), 0, 50), checked.replica.models, given.columns)
+    table = encode_unit(dataclasses.replace(checked.plan.units[0], rows=50), checked.replica.models)
     fails, kills = (table["prefix_0"][row].values.to_numpy() for row in (20, 30))
 
     class Breaking(Replica):
@@ -154,8 +153,8 @@ def test_scoring_goes_on_whatever_a_batch_fails_of(scored, classifier, source, p
 
 def test_fewer_tokens_than_in_training(classifier, source, tmp_path):
     asked = score_config(classifier, source, tmp_path / "out", max_tokens=64)
-    models = check(asked).replica.models
-    table = encode_unit(WorkUnit(0, str(source / "a.parquet"), 0, 50), models, asked.columns)
+    checked = check(asked)
+    table = encode_unit(dataclasses.replace(checked.plan.units[0], rows=50), checked.replica.models)
     lengths = [len(a) + len(b) for a, b in zip(table["prefix_0"], table["suffix_ab_0"], strict=True)]
     assert max(lengths) == 64
     assert max(table["cut_0"].to_pylist()) > 0

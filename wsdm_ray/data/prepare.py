@@ -95,7 +95,7 @@ def write_splits(files: list[InputFile], config: PrepareConfig) -> dict[str, Any
         for split, mask in (("train", kept & ~valid), ("valid", valid)):
             if mask.any():
                 tables = spill.rows(mask)
-                write_shards(storage.join(config.output, split), spill.schema(), tables, config.shard_rows)
+                write_shards(storage.join(config.output, split), spill.schema, tables, config.shard_rows)
         return count(survey, kept, valid)
 
 

@@ -1,5 +1,6 @@
 """Rows on the local disk between the two passes of `prepare`, and the one schema that they are written in."""
 
+import functools
 import io
 import json
 from collections.abc import Iterable, Iterator
@@ -35,8 +36,9 @@ class Spill:
             with pa.ipc.new_stream(file, table.schema) as writer:
                 writer.write_table(table)
 
+    @functools.cached_property
     def schema(self) -> pa.Schema:
-        """One schema for all rows. A column of types that do not go together is text, with a warning."""
+        """One schema for all rows that were added; a column of types that do not go together is text."""
         types: dict[str, dict[pa.DataType, str]] = {}
         for schema, source in self.schemas.items():
             for field in schema:
@@ -51,7 +53,7 @@ class Spill:
 
     def rows(self, mask: np.ndarray) -> Iterator[pa.Table]:
         """The rows where `mask` (one value for each row that was added) is true, in order, in one schema."""
-        schema = self.schema()
+        schema = self.schema
         start = 0
         with pa.OSFile(str(self.path), "rb") as file:
             for place, rows in self.places:

@@ -89,7 +89,7 @@ def digest(path: str, rows: Rows) -> pa.Table:
 
 
 def label_of(path: str, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """The label of each row, float64 [N], NaN where it has none; and why, object [N], None where it has one."""
+    """The label of each row, float64 [N], NaN where it has none; and why it has none: object [N], or None."""
     labelled = labels(rows.table, path, "drop")
     left_out_N = np.full(len(rows.table), None, object)
     left_out_N[labelled.no_label] = "no winner"

@@ -11,7 +11,6 @@ import pyarrow as pa
 from wsdm_ray.errors import ConfigError, DataError
 from wsdm_ray.inputs.conversion import ParquetInput
 from wsdm_ray.inputs.files import with_partitions
-from wsdm_ray.inputs.values import plain, plain_type
 from wsdm_ray.schema import LOGIT_COLUMNS, predictions_schema
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, read_columns
 from wsdm_ray.storage import open_parquet
@@ -52,7 +51,7 @@ def schema_of(source: ParquetInput) -> pa.Schema:
 def type_in_all(schemas: dict[str, pa.Schema], name: str) -> pa.DataType:
     """The type of a column over all files. Raises `DataError` where there is none."""
     types = {
-        path: plain_type(schema.field(name).type) for path, schema in schemas.items() if name in schema.names
+        path: stored_type(schema.field(name).type) for path, schema in schemas.items() if name in schema.names
     }
     if not types:
         path, schema = next(iter(schemas.items()))
@@ -73,6 +72,15 @@ def type_in_all(schemas: dict[str, pa.Schema], name: str) -> pa.DataType:
             first = path
         shared = unified
     return shared
+
+
+def stored_type(kind: pa.DataType) -> pa.DataType:
+    """The type without what parquet has no word for: dictionaries and views."""
+    if pa.types.is_dictionary(kind):
+        return stored_type(kind.value_type)
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
 
 
 def unify(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
@@ -105,7 +113,8 @@ def encoded_kept(unit: WorkUnit, keep: pa.Schema) -> Iterator[tuple[str, pa.Chun
     table = read_columns(unit, keep.names)
     for field in keep:
         if field.name in table.column_names:
-            yield PREFIX + field.name, plain(table[field.name]).cast(field.type)
+            column = table[field.name]
+            yield PREFIX + field.name, column.cast(stored_type(column.type)).cast(field.type)
         else:
             yield PREFIX + field.name, pa.nulls(unit.rows, field.type)
 

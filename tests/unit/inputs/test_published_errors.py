@@ -209,7 +209,7 @@ def test_a_few_malformed_rows_have_no_texts_and_a_warning(tmp_path, caplog):
     rows, different = read(write(tmp_path, [HH, bad, HH], "jsonl"), "hh-rlhf")
     assert [row["prompt"] is None for row in rows] == [False, True, False]
     assert different == [False] * 3
-    assert "1 of 3 rows are malformed and are left out, first" in caplog.text
+    assert "1 of 3 rows are malformed (not a dialogue 1), first" in caplog.text
 
 
 def test_an_id_that_a_later_batch_lacks(tmp_path, monkeypatch):
