@@ -55,7 +55,7 @@ Two equal scores (ultrafeedback, ultrafeedback-raw) and a strength of 0 (helpste
 A row without a label has no winner. Not covered: how messages, parts and lists become one text (`messages`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from wsdm_ray.inputs.chosen_rejected import (
@@ -83,7 +83,15 @@ from wsdm_ray.inputs.side_by_side import (
 )
 from wsdm_ray.schema import TEXTS
 
-__all__ = ["FORMATS", "LABELS", "NO_TEXTS", "PublishedFormat", "Vote", "winner_of_labels"]
+__all__ = [
+    "FORMATS",
+    "LABELS",
+    "NO_TEXTS",
+    "PublishedFormat",
+    "Vote",
+    "formats_that_fit",
+    "winner_of_labels",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,3 +206,13 @@ FORMATS = {
     ),
 }
 """Formats by the names of `--format`."""
+
+
+def formats_that_fit(names: Sequence[str]) -> str:
+    """`; --format NAME fits these columns` for a file with the columns `names`; empty where none fits."""
+    fitting = [
+        name
+        for name, form in FORMATS.items()
+        if {*form.needed, *form.labels, *((form.id,) if form.id_needed else ())} <= set(names)
+    ]
+    return f"; --format {' or '.join(fitting)} fits these columns" if fitting else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from wsdm_ray.config import VoteFormat
 from wsdm_ray.inputs.faults import DIFFERENT_PROMPTS, FaultCounts
 from wsdm_ray.inputs.files import list_inputs
 from wsdm_ray.inputs.rows import Reading, read_rows
@@ -143,7 +144,7 @@ def write(folder: Path, rows: list[dict], ending: str = "parquet") -> str:
     return str(path)
 
 
-def read(path: str, form: str, **options) -> tuple[list[dict], list[bool]]:
+def read(path: str, form: VoteFormat, **options) -> tuple[list[dict], list[bool]]:
     """The rows, and which of them have different prompts; most rows malformed is an error, as in a job."""
     rows, different, counts = [], [], FaultCounts()
     for file in list_inputs([path]):

@@ -47,6 +47,17 @@ def test_a_missing_column_is_named(tmp_path, form, column, extra):
         read(write(tmp_path, [row], "jsonl"), form)
 
 
+def test_the_format_that_fits_is_named(tmp_path):
+    raw = write(tmp_path, [ROWS["ultrafeedback-raw"]], "jsonl")
+    fits = r"; there are: source, .*, incorrect_answers; --format ultrafeedback-raw fits these columns$"
+    for form in ("ultrafeedback", "dpo"):
+        with pytest.raises(DataError, match=rf"which --format {form} needs{fits}"):
+            read(raw, form)
+    arena = write(tmp_path, [ROWS["arena-140k"]], "jsonl")
+    with pytest.raises(DataError, match=r"no column 'prompt'.*; --format arena-140k fits these columns$"):
+        read(arena, "canonical")
+
+
 def two_turns(a: list, b: list) -> dict:
     return {**LMSYS_33K, "conversation_a": a, "conversation_b": b}
 
