@@ -2,10 +2,11 @@
 
 import atexit
 import dataclasses
+import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from wsdm_ray.config import Columns
 from wsdm_ray.inputs.faults import MALFORMED, Fault, FaultCounts
 from wsdm_ray.inputs.files import InputFile
-from wsdm_ray.inputs.rows import Reading, Rows, read_rows
+from wsdm_ray.inputs.rows import Reading, read_rows
 from wsdm_ray.inputs.tables import is_parquet
 from wsdm_ray.schema import CANONICAL_TYPES
 from wsdm_ray.storage import errors_for
@@ -56,7 +57,7 @@ def parquet_inputs(files: Sequence[InputFile], reading: Reading) -> list[Parquet
         folder = folder or scratch_folder()
         target = os.path.join(folder, f"{number:06d}.parquet")
         with errors_for(folder):
-            write(counted(read_rows(file, reading), file.path, counts), target)
+            convert(file, reading, target, counts)
         copy = dataclasses.replace(file, path=target, partitions=())
         inputs.append(ParquetInput(file=copy, columns=Columns(), converted=True))
     if counts.rows:
@@ -72,7 +73,25 @@ def scratch_folder() -> str:
     return folder
 
 
-def counted(tables: Iterator[Rows], path: str, counts: FaultCounts) -> Iterator[pa.Table]:
+def convert(file: InputFile, reading: Reading, target: str, counts: FaultCounts) -> None:
+    """Write the rows of one file as parquet; malformed rows are counted."""
+    try:
+        write(with_faults(read_rows(file, reading), file.path, counts), target)
+    except IdsChangeError:
+        as_text = (
+            (table.set_column(0, "id", table["id"].cast(pa.string())), faults)
+            for table, faults in read_rows(file, reading)
+        )
+        write(with_faults(as_text, file.path, FaultCounts()), target)
+
+
+class IdsChangeError(Exception):
+    """Ids are integers in one table of a file, and text in a later one: both are to be text."""
+
+
+def with_faults(
+    tables: Iterable[tuple[pa.Table, dict[int, Fault]]], path: str, counts: FaultCounts
+) -> Iterator[pa.Table]:
     """The tables of one file with the column `FAULT`; malformed rows are counted."""
     done = 0
     for table, faults in tables:
@@ -83,20 +102,19 @@ def counted(tables: Iterator[Rows], path: str, counts: FaultCounts) -> Iterator[
 
 
 def write(tables: Iterator[pa.Table], path: str) -> None:
-    """Write the tables of one file, whose other columns have the types of the first table."""
-    writer: pq.ParquetWriter | None = None
+    """Write the tables of one file, whose other columns have the types of the first table.
+
+    Raises:
+        IdsChangeError: the ids of a later table have another type.
+    """
     schema = pa.schema([("id", pa.string()), *CANONICAL_TYPES.items(), (FAULT, pa.string())])
-    try:
-        for table in tables:
-            if writer is None:
-                schema = schema_of(table)
-                writer = pq.ParquetWriter(path, schema, compression="zstd")
+    first = next(tables, schema.empty_table())
+    schema = schema_of(first)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for table in itertools.chain([first], tables):
+            if table.schema.field("id").type != schema.field("id").type:
+                raise IdsChangeError
             writer.write_table(in_schema(table, schema))
-        if writer is None:  # a file without rows
-            pq.write_table(schema.empty_table(), path)
-    finally:
-        if writer is not None:
-            writer.close()
 
 
 def schema_of(table: pa.Table) -> pa.Schema:

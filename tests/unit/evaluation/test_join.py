@@ -12,14 +12,18 @@ from hypothesis import strategies as st
 from wsdm_ray.config import Columns, EvaluateConfig
 from wsdm_ray.errors import DataError, StorageError
 from wsdm_ray.evaluation.evaluate import measure_all
-from wsdm_ray.evaluation.join import Joined, join_by_id, read_pairs, read_predictions, read_votes
+from wsdm_ray.evaluation.join import Joined, join_by_id, read_predictions
+from wsdm_ray.evaluation.votes import read_pairs, read_votes
+from wsdm_ray.inputs.rows import Reading
 
 Rows = dict[str, list[Any]]
 Write = Callable[..., EvaluateConfig]
 
 
 def joined(config: EvaluateConfig) -> Joined:
-    return join_by_id(read_predictions(config.predictions[0]), read_votes(config.votes, config.columns))
+    return join_by_id(
+        read_predictions(config.predictions[0]), read_votes(config.votes, Reading(columns=config.columns))
+    )
 
 
 def without(rows: Rows, *dropped: int) -> Rows:
@@ -107,12 +111,26 @@ def test_missing_and_extra_ids(
         joined(config)
 
 
-def test_ids_of_another_type(on_disk: Write, predictions: Rows, votes: Rows):
-    config = on_disk(predictions, votes | {"id": [str(row) for row in range(60)]})
-    with pytest.raises(
-        DataError, match=r"ids are int64 in the predictions \(first ids: 0, 1, .*string in the votes"
-    ):
-        joined(config)
+def test_ids_that_spell_the_same_numbers_are_the_same(on_disk: Write, predictions: Rows, votes: Rows):
+    numbers = joined(on_disk(predictions, votes))
+    texts = joined(on_disk(predictions, votes | {"id": [str(row) for row in range(60)]}))
+    assert sorted(texts.ids) == sorted(map(str, numbers.ids))
+    of_numbers = dict(zip(map(str, numbers.ids), zip(numbers.prob, numbers.label, strict=True), strict=True))
+    assert dict(zip(texts.ids, zip(texts.prob, texts.label, strict=True), strict=True)) == of_numbers
+    others = joined(on_disk(predictions | {"id": [str(row) for row in range(60)]}, votes))
+    assert others.ids == texts.ids
+    with pytest.raises(DataError, match=r"60 of 60 votes have no prediction \(first ids: 'v0'"):
+        joined(on_disk(predictions, votes | {"id": [f"v{row}" for row in range(60)]}))
+
+
+def test_votes_that_name_no_winner_are_left_out_and_counted(on_disk: Write, predictions: Rows, votes: Rows):
+    winner = ["tie", None, "Model_B ", "tie (bothbad)", *["a"] * 56]
+    rows = joined(on_disk(predictions, votes | {"winner": winner}))
+    assert rows.left_out == {"tie": 2, "no winner": 1}
+    assert rows.ids == [2, *range(4, 60)]
+    assert rows.label.tolist() == [0, *[1] * 56]
+    with pytest.raises(DataError, match=r"no vote names a winner \(tie 60\)"):
+        joined(on_disk(predictions, votes | {"winner": ["tie"] * 60}))
 
 
 @pytest.mark.parametrize("side", ["predictions", "votes"])
@@ -134,7 +152,7 @@ def test_duplicate_and_null_ids(on_disk: Write, predictions: Rows, votes: Rows, 
 
 def test_ids_that_are_neither_numbers_nor_text(on_disk: Write, predictions: Rows, votes: Rows):
     config = on_disk(predictions, votes | {"id": [row / 2 for row in range(60)]})
-    with pytest.raises(DataError, match=r"ids are double; must be integers or strings"):
+    with pytest.raises(DataError, match=r"ids are double .*write them as integers or text"):
         joined(config)
 
 
@@ -180,15 +198,11 @@ def test_a_soft_label_stands_for_a_missing_winner(on_disk: Write, predictions: R
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"winner": ["draw", *["model_a"] * 59]},
-            r"winner is 'draw' with no prob_a .*id 0\); must be model_a or",
-        ),
-        ({"winner": [None, *["model_a"] * 59]}, r"winner is None with no prob_a"),
-        ({"prob_a": [-0.1] * 60}, r"values of prob_a outside 0..1: 60 \(-0.1; first ids: 0, 1"),
-        ({"prob_a": ["high"] * 60}, r"column prob_a is string, not double"),
+        ({"winner": ["Ann", *["model_a"] * 59]}, r"unknown winner 'Ann' \(id 0\); give model_a, model_b or"),
+        ({"prob_a": [-0.1] * 60}, r"prob_a -0.1 \(id 0\) is not within 0..1"),
+        ({"prob_a": ["high"] * 60}, r"column 'prob_a' is not double"),
         ({"best_prob_a": [2.0] * 60}, r"values of best_prob_a outside 0..1: 60"),
-        ({"prompt": [["a"]] * 60}, r"column prompt is list.*not large_string"),
+        ({"prompt": [5] * 60}, r"column 'prompt' holds int64, but text is needed"),
     ],
 )
 def test_bad_votes(on_disk: Write, predictions: Rows, votes: Rows, change, message):
@@ -200,10 +214,12 @@ def test_missing_columns(on_disk: Write, predictions: Rows, votes: Rows):
     config = on_disk(
         predictions, {name: votes[name] for name in ("id", "prompt", "response_a", "response_b")}
     )
-    with pytest.raises(DataError, match=r"no column 'winner' nor 'prob_a', so no votes .*--columns.winner"):
+    with pytest.raises(
+        DataError, match=r"no column 'winner' or 'prob_a' with the votes; give --columns.winner"
+    ):
         joined(config)
-    with pytest.raises(DataError, match=r"no column 'question' \(it has id, prompt, .*--columns.NAME"):
-        read_votes(config.votes, Columns(prompt="question"))
+    with pytest.raises(DataError, match=r"no column 'question'; give --columns.prompt=NAME"):
+        read_votes(config.votes, Reading(columns=Columns(prompt="question")))
     with pytest.raises(DataError, match=r"no column 'prob_a' .*give the output folder of jobs.score"):
         read_predictions(config.votes[0])
 
@@ -214,7 +230,7 @@ def test_columns_by_other_names(on_disk: Write, predictions: Rows, votes: Rows):
     config = on_disk(predictions, renamed, columns=columns)
     assert joined(config).label.tolist() == joined(on_disk(predictions, votes)).label.tolist()
     on_disk(predictions, renamed)
-    pairs = read_pairs(config.votes, columns, [3])
+    pairs = read_pairs(config.votes, Reading(columns=columns), [3])
     assert pairs == {3: {name: votes[name][3] for name in ("prompt", "response_a", "response_b")}}
 
 
@@ -229,19 +245,21 @@ def test_missing_empty_and_foreign_files(tmp_path: Path, on_disk: Write, predict
         read_predictions(config.predictions[0])
 
 
-def test_null_and_broken_texts_count_as_text(tmp_path: Path):
-    broken = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xffok"]).buffers())
+def test_null_texts_count_as_empty_and_broken_ones_are_left_out(tmp_path: Path):
+    broken = pa.Array.from_buffers(pa.string(), 3, pa.array([b"\xffok", b"good", b"\0"]).buffers())
     table = pa.table(
         {
-            "id": [1],
-            "prompt": pa.nulls(1, pa.string()),
+            "id": [1, 2, 3],
+            "prompt": pa.nulls(3, pa.string()),
             "response_a": broken,
-            "response_b": ["\0"],
-            "prob_a": [0.5],
+            "response_b": ["x", "yy", "z"],
+            "prob_a": [0.5, 0.25, 1.0],
         }
     )
     pq.write_table(table, tmp_path / "votes.parquet")
-    votes = read_votes([f"{tmp_path}/votes.parquet"], Columns())
-    assert votes["characters_a"].to_pylist() == [3]
-    pair = read_pairs([f"{tmp_path}/votes.parquet"], Columns(), [1])[1]
-    assert pair == {"prompt": "", "response_a": "\N{REPLACEMENT CHARACTER}ok", "response_b": "\0"}
+    votes = read_votes([f"{tmp_path}/votes.parquet"], Reading())
+    assert votes["characters_a"].to_pylist() == [0, 4, 1]
+    assert votes["left_out"].to_pylist() == ["malformed", None, None]
+    assert votes["label"].to_pylist() == [None, 0.25, 1.0]
+    pair = read_pairs([f"{tmp_path}/votes.parquet"], Reading(), [2])[2]
+    assert pair == {"prompt": "", "response_a": "good", "response_b": "yy"}
