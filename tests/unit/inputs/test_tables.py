@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from wsdm_ray.errors import DataError
-from wsdm_ray.inputs import tables
+from wsdm_ray.inputs import objects, tables
 from wsdm_ray.inputs.tables import read_tables
 
 NEEDED = ("id", "prompt")
@@ -132,6 +132,22 @@ def test_needed_columns_are_given_to_be_judged(tmp_path, monkeypatch, values, ex
         for needed in (NEEDED, None):
             assert read(path, needed)["id"].to_pylist() == expected
             assert read(path, needed)["id"].type == kind
+
+
+def test_only_a_file_that_is_too_large_to_hold_is_parsed_twice(tmp_path, monkeypatch):
+    opened = []
+
+    def counted(path, open_text=objects.open_text):
+        opened.append(path)
+        return open_text(path)
+
+    monkeypatch.setattr(objects, "open_text", counted)
+    path = write_lines(tmp_path / "x.jsonl", *[{"id": row} for row in range(100)])
+    for limit, times in ((10_000, 1), (500, 2)):
+        monkeypatch.setattr(tables, "BATCH_BYTES", limit)
+        opened.clear()
+        assert read(path)["id"].to_pylist() == list(range(100))
+        assert len(opened) == times
 
 
 def test_objects_of_many_keys_are_kept_as_json(tmp_path):
