@@ -15,15 +15,17 @@ from types import SimpleNamespace
 
 import pytest
 import ray
-from safetensors.torch import load_file
 
-from tests.integration.conftest import train_config
+from tests.integration.conftest import metrics_of, train_config
 from tests.integration.gates import gated_work, pids_of, wait_for
 from wsdm_ray.errors import ClusterError, ModelError, RunMismatchError, StorageError, WsdmRayError
 from wsdm_ray.training import progress, runner
 from wsdm_ray.training.runner import train
 
-pytestmark = pytest.mark.timeout(1800)  # ends a test that hangs; a busy machine takes minutes a test
+pytestmark = [
+    pytest.mark.usefixtures("ray_session"),
+    pytest.mark.timeout(1800),  # ends a test that hangs; a busy machine takes minutes a test
+]
 
 ROOT = Path(__file__).parents[2]
 GATED_JOB = """
@@ -114,24 +116,6 @@ def test_a_finished_run_is_not_done_again_and_a_changed_one_is_refused(classifie
         train(train_config(int8_base, prepared, classifier, seed=1))
 
 
-def test_two_workers_agree_with_one(classifier, int8_base, prepared, tmp_path):
-    """Steps of the same pairs: only the order in which gradients are added up differs."""
-    two = train(train_config(int8_base, prepared, tmp_path / "two", num_workers=2))
-    of = [metrics_of(folder) for folder in (classifier, tmp_path / "two")]
-    files = (folder / "adapter_model.safetensors" for folder in (classifier, tmp_path / "two"))
-    one, other = map(load_file, files)
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():  # a step moves them by up to 3e-3
-        apart = (other[name] - tensor).abs()
-        assert float(apart.max()) <= 1e-4, name
-        assert float(apart.mean()) <= 1e-6, name
-    assert [row["pairs"] for row in of[0]] == [row["pairs"] for row in of[1]]
-    assert [row["loss"] for row in of[0]] == pytest.approx([row["loss"] for row in of[1]], abs=1e-6)
-    assert json.loads((classifier / "run.json").read_text())["metrics"]["valid_log_loss"] == pytest.approx(
-        two["metrics"]["valid_log_loss"], abs=1e-4
-    )
-
-
 def test_killed_processes_change_nothing(classifier, monkeypatch, int8_base, prepared, tmp_path):
     """A worker, then the controller, between two steps; what a checkpoint has is not done again.
 
@@ -200,9 +184,7 @@ def test_a_killed_job_goes_on_where_it_was(classifier, int8_base, prepared, tmp_
     assert "<svg" in (output / "training.html").read_text()
 
 
-def test_what_cannot_be_done_is_refused_before_anything_starts(
-    ray_session, int8_base, tiny_model, prepared, tmp_path
-):
+def test_what_cannot_be_done_is_refused_before_anything_starts(int8_base, tiny_model, prepared, tmp_path):
     given = train_config(int8_base, prepared, tmp_path / "model")
     for changes, kind, message in (
         ({"num_workers": 99}, ClusterError, r"2 CPUs and 0 GPUs: too small for 99 workers.*--num-workers"),
@@ -221,7 +203,7 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(
     assert not (tmp_path / "model").exists()
 
 
-def test_an_injected_nan_stops_the_run_with_the_step_and_the_ids(ray_session, int8_base, prepared, tmp_path):
+def test_an_injected_nan_stops_the_run_with_the_step_and_the_ids(int8_base, prepared, tmp_path):
     given = train_config(int8_base, prepared, tmp_path / "model")
     wild = dataclasses.replace(given.optimizer, learning_rate=1e30, warmup_fraction=0.0)
     with pytest.raises(
@@ -230,7 +212,7 @@ def test_an_injected_nan_stops_the_run_with_the_step_and_the_ids(ray_session, in
         train(dataclasses.replace(given, optimizer=wild))
 
 
-def test_the_bar_follows_the_first_worker(ray_session, monkeypatch):
+def test_the_bar_follows_the_first_worker(monkeypatch):
     seen: list[tuple[int, int]] = []
 
     @contextlib.contextmanager
@@ -246,10 +228,6 @@ def test_the_bar_follows_the_first_worker(ray_session, monkeypatch):
         ray.get(actor.update.remote(30, 900))
         wait_for(lambda: len(seen) == 2)
     assert seen == [(10, 500), (20, 400)]
-
-
-def metrics_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def steps_kept(folder: Path, beyond: list[dict]) -> list[dict]:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from wsdm_ray.config.checks import check, check_paths
-from wsdm_ray.config.data import Columns
+from wsdm_ray.config.checks import check, check_paths, expand_home
+from wsdm_ray.config.data import Columns, VoteFormat
 from wsdm_ray.config.train import Layout
 
 __all__ = ["PseudolabelConfig", "ScoreConfig"]
@@ -15,15 +15,19 @@ Precision = Literal["auto", "fp32", "bf16", "w8a8-int8", "w8a8-fp8", "bnb-int8",
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """Score every row of a parquet data set."""
+    """Score every row of a data set of pairs."""
 
     model: tuple[str, ...]
     """Checkpoint folder of `train` or `quantize`; several are averaged. Example: --model gemma qwen"""
     model_weights: tuple[float, ...] = ()
     """Weight of each model in the mean probability; by default equal. Example: --model-weights 2 1"""
     input: tuple[str, ...]
-    """Parquet files, folders or globs with the columns id, prompt, response_a, response_b.
-    Example: --input 'pairs/*.parquet'"""
+    """Parquet, Arrow, JSON or CSV files, folders or globs with the columns id, prompt, response_a,
+    response_b. Example: --input 'pairs/*.parquet'"""
+    format: VoteFormat = "canonical"
+    """The published data set whose columns and conventions the input has; canonical takes `--columns`."""
+    make_ids: bool = False
+    """Make ids from file name and row number for an input without ids."""
     output: str
     """Folder for part-NNNNNN.parquet and run.json. Example: --output predictions"""
     base: tuple[str, ...] = ()
@@ -61,6 +65,7 @@ class ScoreConfig:
     """Delete what the output folder holds and start over."""
 
     def __post_init__(self) -> None:
+        expand_home(self)
         check_paths(model=self.model, input=self.input, output=self.output)
         check(
             len(self.base) in (0, 1, len(self.model)) and all(self.base),

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from wsdm_ray import storage
 from wsdm_ray.config import Columns, PrepareConfig
-from wsdm_ray.data.cleaning import REASONS, clean_texts, drop_reasons, labels
+from wsdm_ray.data.cleaning import REASONS, clean_texts, drop_reasons, labels, probability_of_a
 from wsdm_ray.data.shards import write_shards
 from wsdm_ray.data.splitting import (
     among,
@@ -33,7 +33,6 @@ from wsdm_ray.inputs.faults import FaultCounts
 from wsdm_ray.inputs.files import InputFile, list_inputs
 from wsdm_ray.inputs.rows import Reading, read_rows
 from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, names_in, open_run, options
-from wsdm_ray.schema import MODEL_A
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.digests import digests
 
@@ -158,7 +157,7 @@ def first_pass(files: list[InputFile], config: PrepareConfig, spill: "Spill") ->
             reasons = drop_reasons(table, labelled, faults)
             survey.dropped.update(REASONS[code] for code in reasons[reasons >= 0])
             table = table.filter(pa.array(reasons < 0))
-            part = pair_digests(table, prob_of(table))
+            part = pair_digests(table, probability_of_a(table))
             excluded = among(part[0], known)
             survey.dropped["excluded_prompt"] += int(excluded.sum())
             survey.parts.append(tuple(column[~excluded] for column in part))
@@ -174,15 +173,6 @@ def first_pass(files: list[InputFile], config: PrepareConfig, spill: "Spill") ->
 def reading_of(config: PrepareConfig) -> Reading:
     """How the input is read."""
     return Reading(format=config.format, columns=config.columns, make_ids=config.make_ids)
-
-
-def prob_of(table: pa.Table) -> np.ndarray:
-    """The label of each row as a probability of response_a (N,)."""
-    won = np.array([winner == MODEL_A for winner in table["winner"].to_pylist()], float)
-    if "prob_a" not in table.column_names:
-        return won
-    soft = table["prob_a"].to_numpy()
-    return np.where(np.isnan(soft), won, soft)
 
 
 def check_ids(survey: Survey, files: list[InputFile], config: PrepareConfig) -> None:

@@ -72,7 +72,7 @@ def list_inputs(paths: Sequence[str]) -> list[InputFile]:
         DataError: a folder of `datasets` has several splits, or lacks a file that it lists.
     """
     roots = {}
-    for path in paths:
+    for path in storage.expand_hub(paths):
         found = storage.find_files(path)
         names = chosen(found)
         if not names and not (MARKERS.search(path) and len(paths) > 1):  # as `DIR/*` of a shell gives them

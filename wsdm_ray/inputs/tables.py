@@ -17,7 +17,7 @@ from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.objects import Limits, read_objects, whole_characters
 from wsdm_ray.inputs.streams import open_text, warn_once
 
-__all__ = ["is_json", "is_table", "read_tables", "whole_characters"]
+__all__ = ["is_json", "is_parquet", "is_table", "read_tables", "whole_characters"]
 
 TABLE = re.compile(
     r"\.(parquet|pq|arrow|feather|ipc|(jsonl|ndjson|csv|tsv)(\.(gz|bz2|xz|zst))?)$", re.IGNORECASE
@@ -49,6 +49,14 @@ def is_table(name: str) -> bool:
 def is_json(name: str) -> bool:
     """Whether it is a `.json` file, which may also hold something else than rows."""
     return JSON.search(name) is not None
+
+
+def is_parquet(path: str) -> bool:
+    """Whether `read_tables` reads a file as parquet: by its ending, or where that says nothing, its start."""
+    if is_table(path):
+        return path.lower().endswith((".parquet", ".pq"))
+    named_otherwise = is_json(path) or any(re.search(name, path, re.IGNORECASE) for name, _ in NOT_READ)
+    return not named_otherwise and not starts_as_arrow(path)
 
 
 def read_tables(path: str, needed: Collection[str] | None = None) -> Iterator[pa.Table]:

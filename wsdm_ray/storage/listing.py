@@ -15,6 +15,8 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from wsdm_ray.errors import StorageError
+from wsdm_ray.storage.hub import HUB, parse_repository
+from wsdm_ray.storage.hub_datasets import expand_hub
 from wsdm_ray.storage.stores import errors_for, filesystem, is_remote, join, with_scheme
 
 __all__ = [
@@ -177,7 +179,7 @@ def list_files(paths: Sequence[str] | str, suffixes: tuple[str, ...] = (".parque
         StorageError: a path that does not exist, or matches nothing.
     """
     files: list[str] = []
-    for path in [paths] if isinstance(paths, str) else paths:
+    for path in expand_hub([paths] if isinstance(paths, str) else paths):
         found = find_files(path)
         names = [join(found.root, name) for name in ending_with(found, suffixes)]
         if not names:
@@ -228,6 +230,8 @@ def file_identity(path: str) -> dict[str, Any]:
     fs, inner = filesystem(path)
     with errors_for(path):
         info = fs.info(inner)
+    if path.startswith(HUB):  # known by its commit, wherever and whenever it was fetched
+        return {"path": path, "bytes": info["size"], "version": parse_repository(path, path).revision}
     stamp = next(
         (info[key] for key in ("ETag", "etag", "md5Hash", "mtime", "created") if info.get(key)), None
     )
