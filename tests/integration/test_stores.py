@@ -64,7 +64,7 @@ def test_inputs_as_other_tools_write_them(bucket):
     rows = [with_partitions(table, files[0]).to_pylist() for table in read_tables(files[0].path)]
     assert rows == [[{"id": "1", "_split": "a b"}, {"id": "a", "_split": "a b"}]]
     storage.write_atomic(f"{bucket}/in/cut.csv.zst", lambda file: file.write(packed[:-5]))
-    with pytest.raises(DataError, match=r"/in/cut\.csv\.zst: cut short, damaged, or not \.zst"):
+    with pytest.raises(DataError, match=r"/in/cut\.csv\.zst: cut short or damaged"):
         list(read_tables(f"{bucket}/in/cut.csv.zst"))
 
 

@@ -220,7 +220,8 @@ def test_damaged_compressed_files(tmp_path, pack, damage):
     assert str(caught.value).startswith(f"{path}:")
     assert "\n" not in str(caught.value)
     if damage != "changed":  # what is changed may unpack to something else
-        assert f"cut short, damaged, or not .{pack} (" in str(caught.value)
+        reason = {"cut": "cut short or damaged (", "other": "is not compressed as its name says; rename it"}
+        assert reason[damage] in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -254,9 +255,13 @@ def test_files_that_are_not_what_is_read(tmp_path, name, data, message):
     assert str(tmp_path / name) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl", "x.json", "x.csv.gz"])
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl", "x.json", "x.csv.xz"])
 def test_an_empty_file_has_no_rows(tmp_path, caplog, name):
-    (tmp_path / name).write_bytes(gzip.compress(b"") if name.endswith("gz") else b"")
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b""))
+    assert list(read_tables(str(tmp_path / "x.jsonl.gz"))) == []
+    assert warnings_of(caplog) == [f"{tmp_path / 'x.jsonl.gz'}: is empty, so it has no rows"]
+    caplog.clear()
+    (tmp_path / name).write_bytes(b"")
     assert list(read_tables(str(tmp_path / name))) == []
     assert warnings_of(caplog) == [f"{tmp_path / name}: is empty, so it has no rows"]
 
