@@ -5,6 +5,7 @@ from typing import Literal
 
 from wsdm_ray.config.checks import check, check_paths, expand_home
 from wsdm_ray.config.data import Columns, VoteFormat
+from wsdm_ray.config.submission import SubmissionConfig
 from wsdm_ray.config.train import Layout
 
 __all__ = ["PseudolabelConfig", "ScoreConfig"]
@@ -14,8 +15,8 @@ Precision = Literal["auto", "fp32", "bf16", "w8a8-int8", "w8a8-fp8", "bnb-int8",
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
-    """Score every row of a data set of pairs."""
+class ScoringConfig:
+    """What `score` and `pseudolabel` share."""
 
     model: tuple[str, ...]
     """Checkpoint folder of `train` or `quantize`; several are averaged. Example: --model gemma qwen"""
@@ -29,7 +30,7 @@ class ScoreConfig:
     make_ids: bool = False
     """Make ids from file name and row number for an input without ids."""
     output: str
-    """Folder for part-NNNNNN.parquet and run.json. Example: --output predictions"""
+    """Folder for part-NNNNNN.parquet; run.json is in OUTPUT.run. Example: --output predictions"""
     base: tuple[str, ...] = ()
     """Folder of the base model, by default where it was in training: one for all models, or one for each (any
     folder for a model that needs none). Example: --base quantized"""
@@ -100,7 +101,20 @@ class ScoreConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PseudolabelConfig(ScoreConfig):
+class ScoreConfig(SubmissionConfig, ScoringConfig):
+    """Score every row of a parquet data set."""
+
+    keep_columns: tuple[str, ...] = ()
+    """Columns of the input to copy to the predictions. Example: --keep-columns language model_a"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_submission()
+        check("" not in self.keep_columns, "keep_columns", self.keep_columns, "names of columns")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudolabelConfig(ScoringConfig):
     """Score unlabelled pairs and make training shards of them, OUTPUT/train."""
 
     predictions: str | None = None

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
-from wsdm_ray.config import ScoreConfig, to_dict
+from wsdm_ray.config import SUBMISSION_OPTIONS, ScoreConfig, to_dict
 from wsdm_ray.inputs.conversion import parquet_inputs
 from wsdm_ray.inputs.files import list_inputs
 from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.modeling.manifest import read_manifest
 from wsdm_ray.runs import check_no_overlap, file_versions, options
+from wsdm_ray.scoring.kept_columns import kept_schema
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan
 from wsdm_ray.storage import absolute, local_copy, model_location
 
@@ -40,6 +42,7 @@ SAMPLED_ROWS = 200
 
 NOT_OF_THE_OUTPUT = (
     *("output", "restart", "dry_run", "replicas", "base", "model", "input", "precision"),
+    *SUBMISSION_OPTIONS,
     "token_budget",  # decides what shares a micro-batch, which changes roundings alone
 )
 """Options that may change when a run is resumed, or whose effect the fingerprint holds in another form."""
@@ -80,7 +83,8 @@ class ScoreRun:
     """All that executing a run needs.
 
     output: the folder, as it was given. restart: delete what it holds.
-    files, plan: what is scored. replica: how, in every replica. cluster: where.
+    files, plan: what is scored. keep: columns of the input that the output has, too.
+    replica: how, in every replica. cluster: where.
     fingerprint: all that decides the output.
     config: every option as it was given, for run.json.
     started: `time.monotonic()` when the checks began, in seconds.
@@ -90,6 +94,7 @@ class ScoreRun:
     restart: bool
     files: tuple[str, ...]
     plan: ScorePlan
+    keep: pa.Schema
     replica: "ReplicaOptions"
     cluster: Cluster
     fingerprint: Mapping[str, Any]
@@ -148,6 +153,7 @@ def check_run(config: ScoreConfig, cluster: Cluster, inputs: CheckedInputs | Non
         restart=config.restart,
         files=files,
         plan=plan,
+        keep=kept_schema(plan, config.keep_columns),
         replica=replica,
         cluster=cluster,
         fingerprint={
@@ -165,6 +171,7 @@ def options_of_the_output(config: ScoreConfig) -> dict[str, Any]:
     unused = [] if config.orders == "adaptive" else ["adaptive_threshold"]
     unused += [] if config.format != "canonical" else ["format"]  # runs of earlier versions do not name it
     unused += [] if config.make_ids else ["make_ids"]
+    unused += [] if config.keep_columns else ["keep_columns"]
     return options(config, leave_out=(*NOT_OF_THE_OUTPUT, *unused))
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from wsdm_ray.config import TextConfig
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import TEXTS
+from wsdm_ray.scoring.kept_columns import NO_COLUMNS, encoded_kept
 from wsdm_ray.scoring.models import ModelSpec
 from wsdm_ray.scoring.plan import WorkUnit, read_unit
 from wsdm_ray.storage import local_copy
@@ -27,8 +28,8 @@ def encoder_of(folder: str, text: TextConfig) -> PairEncoder:
     return PairEncoder(local_copy(folder), text)
 
 
-def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec]) -> pa.Table:
-    """The unit's rows as an Arrow table of ids, errors and, for each model, token ids.
+def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec], keep: pa.Schema = NO_COLUMNS) -> pa.Table:
+    """The unit's rows as an Arrow table of ids, errors, columns to keep and, for each model, token ids.
 
     A row with a fault or a null text has an `error` and the token ids of empty texts.
     """
@@ -36,7 +37,10 @@ def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec]) -> pa.Table:
     texts, errors_N = readable_texts(rows)
     for row, fault in faults.items():
         errors_N[row] = str(fault)
-    return encode_texts(rows.column("id"), texts, errors_N, models)
+    encoded = encode_texts(rows.column("id"), texts, errors_N, models)
+    for name, column in encoded_kept(unit, keep):
+        encoded = encoded.append_column(name, column)
+    return encoded
 
 
 def readable_texts(rows: pa.Table) -> tuple[dict[str, list[str]], np.ndarray]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wsdm_ray.config import ScoreConfig
+from wsdm_ray.data.submission import check_submission, submit
 from wsdm_ray.runs import finish_run, open_run
 from wsdm_ray.scoring.check import Cluster, ScoreRun, check_inputs, check_run, describe
 from wsdm_ray.scoring.crash_records import list_crash_records
@@ -34,7 +35,11 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         ClusterError: one replica does not fit the cluster beside one reader.
     """
     run = check(config)
-    return describe(run) if config.dry_run else execute(run)
+    ties = check_submission(config, run.output, [*config.input, *run.files, *config.model, *config.base])
+    if config.dry_run:
+        return describe(run)
+    written = execute(run)
+    return written | {"submission": submit(config, run.output, ties)} if config.submission else written
 
 
 def check(config: ScoreConfig) -> ScoreRun:

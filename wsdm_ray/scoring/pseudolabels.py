@@ -111,7 +111,8 @@ def pseudolabel(config: PseudolabelConfig, scoring: Scoring = pipeline) -> dict[
 
 def score_config(config: PseudolabelConfig) -> ScoreConfig:
     """The options of the run that makes the predictions."""
-    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(ScoreConfig)}
+    of_score, own = ({field.name for field in dataclasses.fields(kind)} for kind in (ScoreConfig, config))
+    shared = {name: getattr(config, name) for name in of_score & own}
     predictions = config.predictions or join(config.output, "predictions")
     # --restart deletes the output folder; predictions elsewhere are not this run's to delete.
     return ScoreConfig(**shared | {"output": predictions, "restart": False})
