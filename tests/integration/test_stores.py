@@ -17,6 +17,8 @@ from jobs import _main as main
 from tests.integration.servers import ACCESS_KEY, SECRET_KEY, free_ports
 from wsdm_ray import storage
 from wsdm_ray.errors import DataError, StorageError
+from wsdm_ray.inputs.files import list_inputs, with_partitions
+from wsdm_ray.inputs.tables import read_tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +49,23 @@ def test_write_list_read_delete(bucket):
     storage.delete_folder(folder)
     with pytest.raises(StorageError):
         storage.list_files(folder)
+
+
+def test_inputs_as_other_tools_write_them(bucket):
+    packed = pa.compress(b'{"id": 1}\n{"id": "a"}\n', codec="zstd", asbytes=True)
+    for name in ("_split=a%20b/x.jsonl.zst", "_split=c/x.jsonl.zst", "_SUCCESS", "_tmp/y.csv"):
+        storage.write_atomic(f"{bucket}/in/{name}", lambda file: file.write(packed))
+    for path in (f"{bucket}/in", f"{bucket}/in/", f"{bucket}/in/*", f"{bucket}/in/**/*.zst"):
+        files = list_inputs([path])
+        assert [(file.name, *file.partitions) for file in files] == [
+            ("_split=a%20b/x", ("_split", "a b")),
+            ("_split=c/x", ("_split", "c")),
+        ]
+    rows = [with_partitions(table, files[0]).to_pylist() for table in read_tables(files[0].path)]
+    assert rows == [[{"id": "1", "_split": "a b"}, {"id": "a", "_split": "a b"}]]
+    storage.write_atomic(f"{bucket}/in/cut.csv.zst", lambda file: file.write(packed[:-5]))
+    with pytest.raises(DataError, match=r"/in/cut\.csv\.zst: cut short or damaged"):
+        list(read_tables(f"{bucket}/in/cut.csv.zst"))
 
 
 def test_identity_changes_with_the_bytes(bucket):

@@ -23,12 +23,13 @@ logger = logging.getLogger(__name__)
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-UNPACK: dict[str, Callable[[Any], Any]] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zst": lambda file: pa.CompressedInputStream(file, "zstd"),
+UNPACK: dict[str, tuple[bytes, Callable[[Any], Any]]] = {
+    ".gz": (b"\x1f\x8b", gzip.open),
+    ".bz2": (b"BZh", bz2.open),
+    ".xz": (b"\xfd7zXZ\0", lzma.open),
+    ".zst": (b"\x28\xb5\x2f\xfd", lambda file: pa.CompressedInputStream(file, "zstd")),
 }
+"""How a compressed file begins, and what opens it."""
 
 OF_CODEC = re.compile("Truncated compressed|ZSTD decompress|Invalid data stream")
 """What an `OSError` of zstd or bzip2 says; others are the store's."""
@@ -57,7 +58,7 @@ def open_text(path: str) -> Iterator[IO[bytes]]:
     ending = next((ending for ending in UNPACK if path.lower().endswith(ending)), None)
     with storage.open_read(path) as file:
         try:
-            stream = UNPACK[ending](file) if ending else file
+            stream = unpacked(file, path, ending) if ending else file
             reader = io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20)
             check_start(reader.peek(16)[:16], path)
             yield reader
@@ -66,8 +67,18 @@ def open_text(path: str) -> Iterator[IO[bytes]]:
             if of_store and not OF_CODEC.match(str(error)):
                 raise
             raise DataError(
-                f"{path}: cut short, damaged, or not {ending} ({storage.reason(error)}); copy or make it anew"
+                f"{path}: cut short or damaged ({storage.reason(error)}); copy or make it anew"
             ) from error
+
+
+def unpacked(file: IO[bytes], path: str, ending: str) -> Any:
+    """The content of a compressed file; of an empty file, nothing."""
+    magic, unpack = UNPACK[ending]
+    start = file.read(len(magic))
+    file.seek(0)
+    if start and start != magic:
+        raise DataError(f"{path}: is not compressed as its name says; rename it without {ending}")
+    return unpack(file) if start else file
 
 
 def check_start(start: bytes, path: str) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from wsdm_ray import storage
 from wsdm_ray.errors import DataError
+from wsdm_ray.inputs.columns import mended, usual
 from wsdm_ray.inputs.objects import Limits, read_objects, whole_characters
 from wsdm_ray.inputs.streams import open_text, warn_once
 
@@ -145,7 +146,7 @@ def arrow_batches(file: IO[bytes], path: str) -> Iterator[pa.RecordBatch]:
 
 
 def sound(batch: pa.RecordBatch, needed: Collection[str] | None, path: str, done: int) -> pa.Table:
-    """The rows of a batch, of which every text is UTF-8: of a column that is not needed, after mending."""
+    """The rows of a batch in usual types, with every text in UTF-8: a column that is not needed is mended."""
     columns = []
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
@@ -157,24 +158,9 @@ def sound(batch: pa.RecordBatch, needed: Collection[str] | None, path: str, done
                 raise DataError(
                     f"{path}: cannot be read after row {done} in column {name!r} ({storage.reason(error)})"
                 ) from error
-            column = mended(column)
-            warn_once(
-                f"{path}: the column {name!r} holds text that is not UTF-8: "
-                f"{'left out' if column.null_count == len(column) else 'its wrong bytes are read as U+FFFD'}"
-            )
-        columns.append(column)
+            column = mended(column, name, path)
+        columns.append(usual(column, name, path))
     return pa.table(columns, names_once(batch.schema.names, needed, path))
-
-
-def mended(column: pa.Array) -> pa.Array:
-    """A column of texts with U+FFFD for bytes that are not UTF-8; of lists and the like, nulls."""
-    if isinstance(column, pa.DictionaryArray):
-        return pa.DictionaryArray.from_arrays(column.indices, mended(column.dictionary))
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        raw = column.cast(pa.large_binary()).to_pylist()
-        texts = [None if value is None else value.decode(errors="replace") for value in raw]
-        return pa.array(texts, column.type)
-    return pa.nulls(len(column), column.type)
 
 
 def names_once(names: list[str], needed: Collection[str] | None, path: str) -> list[str]:

@@ -195,6 +195,7 @@ def test_globs_go_through_links(tmp_path):
     assert listed(f"{tmp_path}/in/*/a.parquet") == listed(f"{tmp_path}/in/**/a.parquet") == ["day=1/a"]
     assert listed(f"{tmp_path}/in/d*") == ["day=1/a", "day=1/b"]
     assert listed(f"{tmp_path}/in/*.parquet") == ["one"]
+    assert listed(f"{tmp_path}/in/one.parquet", f"{tmp_path}/out") == ["a", "b"], "no link instead"
     assert listed(f"{tmp_path}/in/*") == ["day=1/a", "day=1/b"]
 
 
@@ -248,6 +249,9 @@ def test_a_saved_dataset_is_its_files_in_its_own_order(folder, caplog):
     for path in (folder, f"{folder}/set", f"{folder}/s*", f"{folder}/set/*"):
         assert endings(path) == names
     assert warnings_of(caplog) == []
+    fill(folder, "set/older.arrow")
+    assert endings(folder) == names
+    assert "it looks like data: set/older.arrow;" in warnings_of(caplog)[0]
     storage.delete_file(f"{folder}/set/{names[1]}")
     with pytest.raises(DataError, match=r"/set: state\.json lists data-00000-of-00002\.arrow, which is not"):
         list_inputs([folder])
