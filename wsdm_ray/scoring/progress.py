@@ -44,7 +44,7 @@ class Reporter:
     """Tells a `ProgressActor` how far this process is: of what comes faster than a second, a part."""
 
     def __init__(self, actor: Any, clock: Callable[[], float] = time.monotonic):
-        self.actor, self.clock, self.sent, self.unit = actor, clock, float("-inf"), -1
+        self.actor, self.clock, self.sent = actor, clock, float("-inf")
 
     def __call__(self, unit: int, share: float, tokens: int) -> None:
         now = self.clock()
@@ -99,5 +99,4 @@ def follow_replicas(
     finally:
         ended.set()
         thread.join(2 * ANSWER_SECONDS)
-        ray.kill(actor)
         progress.close()

@@ -13,6 +13,7 @@ from wsdm_ray.errors import ModelError, WsdmRayError
 from wsdm_ray.failures import is_deterministic, pack_error
 from wsdm_ray.modeling.classifier import set_threads
 from wsdm_ray.modeling.loading import load_scorer
+from wsdm_ray.noise import quiet_libraries
 from wsdm_ray.schema import Ordering, orderings_of
 from wsdm_ray.scoring.crash_records import crash_record_path, record_crash_and_exit, suspect_rows
 from wsdm_ray.scoring.encode import encoded_pairs, table_from_bytes
@@ -91,6 +92,7 @@ class Replica:
     """
 
     def __init__(self, options: ReplicaOptions, load: Load = load_scorer):
+        quiet_libraries()
         set_threads(options.threads)
         self.options = options
         self.failure = ""

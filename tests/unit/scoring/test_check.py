@@ -213,7 +213,7 @@ def test_a_dry_run_counts_tokens(run_of, capsys):
 
 def test_paths_are_checked_before_torch_is_imported(adapter, tmp_path, monkeypatch):
     """An import takes seconds; where its module is None it raises."""
-    monkeypatch.setitem(sys.modules, "wsdm_ray.modeling.classifier", None)
+    monkeypatch.setitem(sys.modules, "wsdm_ray.scoring.model_check", None)
     pq.write_table(random_rows(3), tmp_path / "rows.parquet")
     given = ScoreConfig(model=(str(adapter[0]),), input=(str(tmp_path / "rows.parquet"),), output="o")
     for changes, message in (
