@@ -1,61 +1,15 @@
-"""What tests of every kind share: one Ray, tiny votes, a tiny model. All are made when first asked for."""
+"""What tests of every kind share: tiny votes and models, made when first asked for; the order of files."""
 
-import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
 
-from tests.integration.servers import free_ports, store_environment
-
-if TYPE_CHECKING:
-    from wsdm_ray.config import TrainConfig
-
 if not (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()):  # before anything imports Triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
-
-
-@pytest.fixture(scope="session")
-def store_ports() -> Iterator[tuple[int, int]]:
-    """Ports for the S3 and the GCS server of this session, with the environment that leads clients to them.
-
-    The variables are set before the servers run and before Ray starts, as Ray's workers inherit them then.
-    """
-    s3, gcs = free_ports(2)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in store_environment(s3, gcs).items():
-            patch.setenv(name, value)
-        yield s3, gcs
-
-
-@pytest.fixture(scope="session")
-def ray_session(store_ports: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One local Ray for all tests, with two CPUs, whose workers reach the session's object stores."""
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about its future default
-            "RAY_AUTH_MODE": "disabled",  # else a machine's first Ray writes a token into the home folder
-            "RAY_DEDUP_LOGS": "0",
-            "RAY_TRAIN_V2_ENABLED": "1",
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }.items():
-            patch.setenv(name, value)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=200 * 1024**2,
-            configure_logging=False,
-        )
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -125,24 +79,6 @@ def int8_base(tiny_model: Path, made_once) -> Path:
     return made_once(
         "int8-base", lambda folder: quantize(QuantizeConfig(base=str(tiny_model), output=str(folder)))
     )
-
-
-@pytest.fixture(scope="session")
-def classifier(ray_session, int8_base: Path, prepared: Path, made_once) -> Path:
-    """What `train_config` makes on one worker that nothing disturbs."""
-    from wsdm_ray.training.runner import train
-
-    return made_once("classifier", lambda folder: train(train_config(int8_base, prepared, folder)))
-
-
-def train_config(base: Path, prepared: Path, output: Path, **changes: Any) -> "TrainConfig":
-    """Eight steps of two passes, a checkpoint every second; dropout is on: its seeds must survive."""
-    from wsdm_ray.presets import tiny
-
-    whole = tiny(str(base), (f"{prepared}/train",), str(output), (f"{prepared}/valid",))
-    lora = dataclasses.replace(whole.lora, dropout=0.1)
-    few = {"max_steps": 8, "checkpoint_steps": 2, "pairs_per_step": 8, "micro_batches": 2, "lora": lora}
-    return dataclasses.replace(whole, **(few | changes))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

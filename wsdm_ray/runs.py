@@ -2,11 +2,16 @@
 
     open_run    at the start: is the folder empty, this run's own (finished or not), or somebody else's?
     finish_run  at the end: write run.json, whose presence says that the run is finished
+    read_run    afterwards, by other jobs: what run.json holds
 
-During a run its folder holds `_run.json` (the job and its fingerprint): all other files there are known to be
-its own. A fingerprint is a dict of everything that decides the output: options, inputs, models. Runs of
-earlier versions are read under present names (`legacy`). Not covered: what a job does with an unfinished run
-of its own (resume it, or write it anew), and two processes that run the same command at the same time.
+During a run there is `_run.json` (the job and its fingerprint) where run.json will be: all other files of the
+output are known to be its own. Both are in the output folder, but for a job whose output folder is a table
+(`TABLE_JOBS`): polars and DuckDB read whatever such a folder holds, so both are in the folder `OUTPUT.run`
+beside it. There earlier versions had them in the folder itself; the same run moves them.
+
+A fingerprint is a dict of everything that decides the output: options, inputs, models. Runs of earlier
+versions are read under present names (`legacy`). Not covered: what a job does with an unfinished run of its
+own (resume it, or write it anew), and two processes that run the same command at the same time.
 """
 
 import importlib.metadata
@@ -14,14 +19,16 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from wsdm_ray import storage
 from wsdm_ray.config import to_dict
 from wsdm_ray.errors import ConfigError, RunMismatchError, StorageError
 from wsdm_ray.legacy import modernize_run
+from wsdm_ray.telemetry import logger
 
 __all__ = [
+    "PRIVATE_FOLDER",
     "RUN_FILE",
     "STARTED_FILE",
     "changes",
@@ -32,13 +39,53 @@ __all__ = [
     "names_in",
     "open_run",
     "options",
+    "read_run",
+    "run_folder",
     "versions",
 ]
 
 RUN_FILE = "run.json"
 STARTED_FILE = "_run.json"
 
+TABLE_JOBS = ("ensemble", "score")
+"""Jobs whose output folder is one table: it holds parquet files of one schema, and nothing else."""
+
+PRIVATE_FOLDER = "_private"
+"""Folder in `run_folder` for what a run needs only until it is finished; `finish_run` deletes it."""
+
 SHOWN_CHANGES = 5
+
+
+class EarlierRun(NamedTuple):
+    """The run that a folder belongs to. place: the folder of its record, which is run.json if it finished."""
+
+    place: str
+    finished: bool
+    record: dict[str, Any]
+
+
+def run_folder(output: str) -> str:
+    """The folder beside `output` for what a run of `TABLE_JOBS` writes besides its table.
+
+    Raises:
+        ConfigError: nothing can be beside `output`, a whole bucket.
+    """
+    whole = output if storage.is_remote(output) else storage.absolute(output)
+    scheme, _, inner = whole.rpartition("://")
+    if (scheme and "/" not in inner.rstrip("/")) or not inner.rstrip("/"):
+        raise ConfigError(
+            f"--output {output}: has no place for a folder beside it; choose a folder within it"
+        )
+    return whole.rstrip("/") + ".run"
+
+
+def read_run(output: str) -> dict[str, Any]:
+    """What run.json of an output folder holds; empty where there is none."""
+    earlier = find_run(output)
+    if earlier:
+        return earlier.record if earlier.finished else {}
+    path = storage.join(output, RUN_FILE)
+    return storage.read_json(path) if storage.exists(path) else {}
 
 
 def open_run(
@@ -59,40 +106,102 @@ def open_run(
         StorageError: the folder is a file, or cannot be read or written.
     """
     mine = plain({"job": job, "fingerprint": fingerprint})
-    names = names_in(output)
-    finished = RUN_FILE in names
-    marker = RUN_FILE if finished else STARTED_FILE
-    earlier = storage.read_json(storage.join(output, marker)) if marker in names else None
-    if isinstance(earlier, dict) and {"job", "fingerprint"} <= earlier.keys():
-        earlier = modernize_run(earlier)
-    else:
-        earlier = None
-    if names and earlier is None:
-        raise RunMismatchError(
-            f"{output}: holds {names[0]}, which no run of {job} left there; choose another --output, "
-            "or empty the folder"
+    place = place_of(output, job)
+    earlier = find_run(output)
+    if earlier is None:
+        check_empty(output, place, job)
+    elif is_gone(earlier, output, job):
+        logger.info(
+            "%s: has been deleted since a run of %s; %s begins it anew", output, earlier.record["job"], job
         )
-    if earlier is not None:
-        changed = changes({key: earlier[key] for key in ("job", "fingerprint")}, mine)
-        own = earlier["job"] == job
-        if restart and not own:
-            raise RunMismatchError(
-                f"{output}: holds a run of {earlier['job']}, which --restart of {job} does not delete; "
-                "choose another --output, or delete the folder yourself"
-            )
-        leftovers = own and not finished and not resumes
-        if restart or leftovers:
-            storage.delete_folder(output)
-        elif changed:
-            remedy = "add --restart to delete it and start over" if own else "delete the folder yourself"
-            raise RunMismatchError(
-                f"{output}: belongs to another run of {earlier['job']}; changed: {'; '.join(changed)}. "
-                f"Give the same options again, choose another --output, or {remedy}"
-            )
-        else:
-            return earlier if finished else None
-    storage.write_json(storage.join(output, STARTED_FILE), mine)
+        storage.delete_folder(earlier.place)
+    elif keeps(earlier, mine, output, restart, resumes):
+        move_records(output, place)
+        return earlier.record if earlier.finished else begin(place, mine)
+    else:
+        storage.delete_folder(output)
+        storage.delete_folder(earlier.place)
+    return begin(place, mine)
+
+
+def begin(place: str, mine: dict[str, Any]) -> None:
+    """Write the record of a run that is not finished."""
+    storage.write_json(storage.join(place, STARTED_FILE), mine)
+
+
+def place_of(output: str, job: str) -> str:
+    """The folder of a job's record."""
+    return run_folder(output) if job in TABLE_JOBS else output
+
+
+def find_run(output: str) -> EarlierRun | None:
+    """The run that a folder belongs to: its record lies beside the folder or within it."""
+    try:
+        places = (run_folder(output), output)
+    except ConfigError:
+        places = (output,)
+    for place in places:
+        names = names_in(place)
+        finished = RUN_FILE in names
+        marker = RUN_FILE if finished else STARTED_FILE
+        record = storage.read_json(storage.join(place, marker)) if marker in names else None
+        if not isinstance(record, dict) or not {"job", "fingerprint"} <= record.keys():
+            continue
+        if place == output or record["job"] in TABLE_JOBS:
+            return EarlierRun(place, finished, modernize_run(record))
     return None
+
+
+def check_empty(output: str, place: str, job: str) -> None:
+    """Raise `RunMismatchError` where a folder of no run holds a file."""
+    for folder in dict.fromkeys((output, place)):
+        for name in names_in(folder)[:1]:
+            raise RunMismatchError(
+                f"{folder}: holds {name}, which no run of {job} left there; choose another --output, "
+                "or empty the folder"
+            )
+
+
+def is_gone(earlier: EarlierRun, output: str, job: str) -> bool:
+    """Whether somebody deleted the table of a run, and left what lies beside it; an own unfinished run has
+    perhaps no part yet."""
+    may_be_empty = not earlier.finished and earlier.record["job"] == job
+    return earlier.place != output and not may_be_empty and not names_in(output)
+
+
+def keeps(earlier: EarlierRun, mine: Mapping[str, Any], output: str, restart: bool, resumes: bool) -> bool:
+    """Whether what an earlier run left is this run's to use; else it is this run's to delete.
+
+    Raises:
+        RunMismatchError: it is neither.
+    """
+    record, job = earlier.record, mine["job"]
+    changed = changes({key: record[key] for key in ("job", "fingerprint")}, dict(mine))
+    own = record["job"] == job
+    if restart and not own:
+        raise RunMismatchError(
+            f"{output}: holds a run of {record['job']}, which --restart of {job} does not delete; "
+            "choose another --output, or delete the folder yourself"
+        )
+    if restart or (own and not earlier.finished and not resumes):
+        return False
+    if changed:
+        remedy = "add --restart to delete it and start over" if own else "delete the folder yourself"
+        raise RunMismatchError(
+            f"{output}: belongs to another run of {record['job']}; changed: {'; '.join(changed)}. "
+            f"Give the same options again, choose another --output, or {remedy}"
+        )
+    return True
+
+
+def move_records(output: str, place: str) -> None:
+    """Move what an earlier version wrote into a table's folder to the folder beside it."""
+    records = [name for name in names_in(output) if name.endswith(".json")] if place != output else []
+    for name in records:
+        storage.write_json(storage.join(place, name), storage.read_json(storage.join(output, name)))
+        storage.delete_file(storage.join(output, name))
+    if records:
+        logger.info("%s: moved %s to %s, so that the folder reads as one table", output, records[-1], place)
 
 
 def finish_run(
@@ -104,9 +213,20 @@ def finish_run(
         content: the results of the run; they go beside `job`, `fingerprint` and `versions`.
     """
     run = plain({"job": job, **content, "versions": versions(), "fingerprint": fingerprint})
-    storage.write_json(storage.join(output, RUN_FILE), run)
-    storage.delete_file(storage.join(output, STARTED_FILE))
+    place = place_of(output, job)
+    storage.write_json(storage.join(place, RUN_FILE), run)
+    storage.delete_file(storage.join(place, STARTED_FILE))
+    if place != output:
+        storage.delete_folder(storage.join(place, PRIVATE_FOLDER))
+        delete_leftovers(output)
     return run
+
+
+def delete_leftovers(folder: str) -> None:
+    """Delete what a killed writer left, which readers of a table would stumble over."""
+    for name in listed(folder):
+        if storage.is_leftover(name):
+            storage.delete_file(storage.join(folder, name))
 
 
 def options(config: Any, *, leave_out: Sequence[str] = ("output", "restart")) -> dict[str, Any]:
@@ -142,6 +262,7 @@ def check_no_overwrite(option: str, path: str, output: str, inputs: Sequence[str
 
     Args:
         option: that named it.
+        output: of a job of `TABLE_JOBS`.
         inputs: files and folders.
     """
     place, folder = comparable(path), comparable(output)
@@ -152,7 +273,8 @@ def check_no_overwrite(option: str, path: str, output: str, inputs: Sequence[str
         if is_parquet and place.startswith(comparable(other)):
             raise ConfigError(f"{option} {path}: lies within the input {other}; choose another file")
     of_a_run = is_parquet or os.path.basename(path) in (RUN_FILE, STARTED_FILE)
-    if place == folder or (of_a_run and place.startswith(folder)):
+    beside = comparable(run_folder(output))
+    if place == folder or place.startswith(beside) or (of_a_run and place.startswith(folder)):
         raise ConfigError(f"{option} {path}: is of the output itself; choose another file")
 
 
@@ -198,6 +320,11 @@ def plain(value: Any) -> Any:
 
 def names_in(folder: str) -> list[str]:
     """Sorted names of what is in a folder, if there is one, without what a killed writer left."""
+    return sorted(name for name in listed(folder) if not storage.is_leftover(name))
+
+
+def listed(folder: str) -> list[str]:
+    """Names of all that is in a folder, if there is one."""
     fs, inner = storage.filesystem(folder)
     inner = inner.rstrip("/")
     with storage.errors_for(folder):
@@ -207,8 +334,7 @@ def names_in(folder: str) -> list[str]:
             found = [str(name).rstrip("/") for name in fs.ls(inner, detail=False)]
         except FileNotFoundError:
             return []
-    names = [os.path.basename(name) for name in found if name != inner]
-    return sorted(name for name in names if not storage.is_leftover(name))
+    return [os.path.basename(name) for name in found if name != inner]
 
 
 def versions() -> dict[str, str]:

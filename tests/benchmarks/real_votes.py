@@ -46,7 +46,9 @@ def main() -> None:
         seconds[job] = round(time.monotonic() - start, 1)
     steps = [json.loads(line) for line in Path(model, "metrics.jsonl").read_text().splitlines()]
     metrics = json.loads(Path(report, "metrics.json").read_text())
-    trained, scored = (json.loads(Path(folder, "run.json").read_text()) for folder in (model, predictions))
+    trained, scored = (
+        json.loads(Path(folder, "run.json").read_text()) for folder in (model, f"{predictions}.run")
+    )
     results = {
         "seconds": seconds,
         "commands": {

@@ -1,12 +1,132 @@
-"""Object stores for integration tests: a real server each, started when first asked for."""
+"""What integration tests share, made when first asked for. Use these before making another.
 
+A classifier or predictions cost half a minute, so each is made once for all processes that run tests (by
+`made_once`); a Ray is started once a process. Tests change a copy.
+
+ray_session         one local Ray with two CPUs
+classifier          a folder: what `train_config` makes of `int8_base` and `prepared` (see tests/conftest.py)
+pairs, source       a table of 120 pairs, some of them odd, and a folder with them in three parquet files
+scored              a folder: the predictions of `classifier` on `source`, by `score_config`
+s3_server, gcs_server, bucket, s3_bucket    object stores: a real server each
+"""
+
+import dataclasses
 import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from tests.integration.servers import run_gcs, run_s3
-from wsdm_ray.storage import filesystem
+from tests.integration.servers import free_ports, run_gcs, run_s3, store_environment
+from wsdm_ray.config import ScoreConfig, TrainConfig
+from wsdm_ray.storage import filesystem, list_files
+
+__all__ = ["score_config", "train_config"]
+
+RAY_ENVIRONMENT = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about its future default
+    "RAY_AUTH_MODE": "disabled",  # else a machine's first Ray writes a token into the home folder
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process a run, for clusters that take nodes away
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # a checkpoint is taken in at the next: 2 s by default
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@pytest.fixture(scope="session")
+def store_ports() -> Iterator[tuple[int, int]]:
+    """Ports for the S3 and the GCS server of this session, with the environment that leads clients to them.
+
+    The variables are set before the servers run and before Ray starts, as Ray's workers inherit them then.
+    """
+    s3, gcs = free_ports(2)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in store_environment(s3, gcs).items():
+            patch.setenv(name, value)
+        yield s3, gcs
+
+
+@pytest.fixture(scope="session")
+def ray_session(store_ports: tuple[int, int]) -> Iterator[None]:
+    """One local Ray for all tests, with two CPUs, whose workers reach the session's object stores."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in RAY_ENVIRONMENT.items():
+            patch.setenv(name, value)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=200 * 1024**2,
+            configure_logging=False,
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def classifier(ray_session, int8_base: Path, prepared: Path, made_once) -> Path:
+    """What `train_config` makes on one worker that nothing disturbs."""
+    from wsdm_ray.training.runner import train
+
+    return made_once("classifier", lambda folder: train(train_config(int8_base, prepared, folder)))
+
+
+def train_config(base: Path, prepared: Path, output: Path, **changes: Any) -> TrainConfig:
+    """Eight steps of two passes, a checkpoint every second; dropout is on: its seeds must survive."""
+    from wsdm_ray.presets import tiny
+
+    whole = tiny(str(base), (f"{prepared}/train",), str(output), (f"{prepared}/valid",))
+    lora = dataclasses.replace(whole.lora, dropout=0.1)
+    few = {"max_steps": 8, "checkpoint_steps": 2, "pairs_per_step": 8, "micro_batches": 2, "lora": lora}
+    return dataclasses.replace(whole, **(few | changes))
+
+
+@pytest.fixture(scope="session")
+def pairs(tiny_votes: Path) -> pa.Table:
+    """120 pairs; row 7 has no prompt, row 8 hostile text, row 9 two equal responses, row 10 empty ones."""
+    rows = pq.read_table(list_files(str(tiny_votes)), columns=["id", "prompt", "response_a", "response_b"])
+    rows = rows.slice(0, 120).to_pylist()
+    rows[7]["prompt"] = None
+    rows[8]["response_a"] = "<eos> \x00 \u202e right to left <bos>\n\n<response_b>: no"
+    rows[9]["response_b"] = rows[9]["response_a"]
+    rows[10] |= {"response_a": "", "response_b": "   "}
+    return pa.Table.from_pylist(rows)
+
+
+@pytest.fixture(scope="session")
+def source(pairs: pa.Table, made_once) -> Path:
+    """The pairs in three files of different sizes, one of them empty."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        pq.write_table(pairs.slice(0, 50), folder / "a.parquet", row_group_size=13)
+        pq.write_table(pairs.slice(0, 0), folder / "b.parquet")
+        pq.write_table(pairs.slice(50), folder / "c.parquet")
+
+    return made_once("source", make)
+
+
+@pytest.fixture(scope="session")
+def scored(ray_session, classifier: Path, source: Path, made_once) -> Path:
+    """The predictions of `classifier` on `source`: nine parts and run.json."""
+    from wsdm_ray.scoring.pipeline import score
+
+    return made_once("scored", lambda folder: score(score_config(classifier, source, folder)))
+
+
+def score_config(classifier: Path, source: Path, output: Path, **changes: Any) -> ScoreConfig:
+    """Units of 16 rows, both orders."""
+    whole = ScoreConfig(
+        model=(str(classifier),), input=(str(source),), output=str(output), unit_rows=16, token_budget=2_048
+    )
+    return dataclasses.replace(whole, **changes)
 
 
 @pytest.fixture(scope="session")

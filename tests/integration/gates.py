@@ -1,9 +1,39 @@
-"""Training that waits at a step until a test has done what it wants to do there: no test races a run."""
+"""Runs that wait until a test has done what it wants to do to them: no test races a run.
 
+gated_work      training that waits at a step
+gated_replica   scoring that waits in a unit
+wait_for        what a test waits by
+pids_of         the processes of Ray's actors, to kill one
+"""
+
+import contextlib
+import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["gated_work"]
+import psutil
+
+__all__ = ["gated_replica", "gated_work", "pids_of", "wait_for"]
+
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], T]) -> T:
+    """The first true value of `condition()`, however long it takes: pytest's own timeout ends a test."""
+    while not (value := condition()):
+        time.sleep(0.05)
+    return value
+
+
+def pids_of(name: str) -> list[int]:
+    """Processes below this one that hold Ray's actors of class `name`."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            words = " ".join(process.cmdline() or [process.name()])
+            if words.startswith("ray::") and name in words:
+                found.append(process.pid)
+    return found
 
 
 def gated_work(gates: Mapping[int, str]) -> Callable[[Any], Any]:
@@ -34,3 +64,25 @@ def gated_work(gates: Mapping[int, str]) -> Callable[[Any], Any]:
         return worker.work(arguments)
 
     return work
+
+
+def gated_replica(units: int, gate: str) -> type:
+    """Replicas that wait in every unit after the first `units` of theirs until the file `gate` exists.
+
+    Ray sends this class to the workers by value, too.
+    """
+    from wsdm_ray.scoring.replica import Replica
+
+    class GatedReplica(Replica):
+        done = 0
+
+        def __call__(self, batch: Any) -> Any:
+            import time
+            from pathlib import Path
+
+            while self.done >= units and not Path(gate).exists():
+                time.sleep(0.05)
+            self.done += 1
+            return super().__call__(batch)
+
+    return GatedReplica

@@ -82,24 +82,8 @@ def test_a_submitted_job_scores_on_the_cluster_it_was_submitted_to(head, classif
     assert run.returncode == 0, run.stdout
     assert "succeeded" in run.stdout
     assert "rows" in run.stdout, "the job's own lines come back"
-    counts = read_json(f"{output}/run.json")["counts"]
+    counts = read_json(f"{output}.run/run.json")["counts"]
     assert counts["rows"] == read_json(f"{prepared}/run.json")["counts"]["kept"]["valid"]
-
-
-def test_job_that_fails_says_why_on_one_line(head, tmp_path):
-    missing = tmp_path / "missing"
-    run = submit(
-        head, "python", "-m", "jobs.prepare", "--input", str(missing), "--output", str(tmp_path / "out")
-    )
-    assert run.returncode == 1
-    assert f"error: {missing}: not found; check the path\n" in run.stdout
-    assert "Traceback" not in run.stdout
-
-
-def test_client_with_another_token_is_refused(head):
-    run = submit(head | {"RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_TOKEN": "f" * 64}, "true")
-    assert run.returncode != 0
-    assert "authentication" in run.stdout.lower()
 
 
 LIST = """
@@ -111,10 +95,14 @@ for path in pathlib.Path().rglob("*"):
 """
 
 
-def test_upload_is_small(head):
+def test_upload_is_small_and_a_job_that_fails_says_why_on_one_line(head, tmp_path):
     """The job's working directory holds the two packages and nothing else."""
-    run = submit(head, "python", "-c", LIST)
-    assert run.returncode == 0, run.stdout
+    missing = tmp_path / "missing"
+    job = f"python -m jobs.prepare --input {missing} --output {tmp_path / 'out'}"
+    run = submit(head, "sh", "-c", f"python -c '{LIST}' && {job}")
+    assert run.returncode == 1
+    assert f"error: {missing}: not found; check the path\n" in run.stdout
+    assert "Traceback" not in run.stdout
     assert "FROM /" in run.stdout
     assert f"FROM {ROOT}" not in run.stdout, "the job runs what was uploaded"
     lines = [line.split(" ", 2) for line in run.stdout.splitlines() if line.startswith("FILE ")]
@@ -128,3 +116,9 @@ def test_upload_is_small(head):
     assert sum(sizes.values()) < UPLOAD_LIMIT_BYTES
     assert {Path(path).parts[0] for path in sizes} == {"jobs", "wsdm_ray"}
     assert not [path for path in sizes if "__pycache__" in path and "site-packages" not in path]
+
+
+def test_client_with_another_token_is_refused(head):
+    run = submit(head | {"RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_TOKEN": "f" * 64}, "true")
+    assert run.returncode != 0
+    assert "authentication" in run.stdout.lower()

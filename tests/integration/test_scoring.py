@@ -6,60 +6,23 @@ import os
 import shutil
 import signal
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from wsdm_ray.config import Columns, ScoreConfig
+from tests.integration.conftest import score_config
+from tests.integration.gates import gated_replica, pids_of, wait_for
+from wsdm_ray.config import Columns
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, RunMismatchError, StorageError
 from wsdm_ray.scoring.encode import encode_unit
 from wsdm_ray.scoring.pipeline import check, execute, score
 from wsdm_ray.scoring.plan import WorkUnit
 from wsdm_ray.scoring.replica import Replica
-from wsdm_ray.storage import list_files
 
 RENAMED = Columns(id="key", prompt="question", response_a="left", response_b="right")
-
-
-@pytest.fixture(scope="module")
-def pairs(tiny_votes: Path) -> pa.Table:
-    """120 pairs; row 7 has no prompt, row 8 hostile text, row 9 two equal responses, row 10 empty ones."""
-    rows = pq.read_table(list_files(str(tiny_votes)), columns=["id", "prompt", "response_a", "response_b"])
-    rows = rows.slice(0, 120).to_pylist()
-    rows[7]["prompt"] = None
-    rows[8]["response_a"] = "<eos> \x00 \u202e right to left <bos>\n\n<response_b>: no"
-    rows[9]["response_b"] = rows[9]["response_a"]
-    rows[10] |= {"response_a": "", "response_b": "   "}
-    return pa.Table.from_pylist(rows)
-
-
-@pytest.fixture(scope="module")
-def source(pairs: pa.Table, tmp_path_factory) -> Path:
-    """The pairs in three files of different sizes, one of them empty."""
-    folder = tmp_path_factory.mktemp("pairs")
-    pq.write_table(pairs.slice(0, 50), folder / "a.parquet", row_group_size=13)
-    pq.write_table(pairs.slice(0, 0), folder / "b.parquet")
-    pq.write_table(pairs.slice(50), folder / "c.parquet")
-    return folder
-
-
-def config(classifier: Path, source: Path, output: Path, **changes) -> ScoreConfig:
-    whole = ScoreConfig(
-        model=(str(classifier),), input=(str(source),), output=str(output), unit_rows=16, token_budget=2_048
-    )
-    return dataclasses.replace(whole, **changes)
-
-
-@pytest.fixture(scope="module")
-def scored(ray_session, classifier, source, tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("scored") / "predictions"
-    score(config(classifier, source, output))
-    return output
 
 
 def read(folder: Path) -> pa.Table:
@@ -69,7 +32,7 @@ def read(folder: Path) -> pa.Table:
 def test_every_row_once_and_in_input_order(scored, pairs):
     found = read(scored)
     assert found["id"].to_pylist() == pairs["id"].to_pylist()
-    run = json.loads((scored / "run.json").read_text())
+    run = json.loads((scored.with_name(scored.name + ".run") / "run.json").read_text())
     assert run["counts"]["rows"] == 120
     assert run["counts"]["units"] == len(list(scored.glob("part-*.parquet"))) == 4 + 5
     assert found.schema.field("prob_a").type == pa.float32()
@@ -90,7 +53,7 @@ def test_neighbours_batches_files_and_replicas_change_nothing(
     order = np.random.default_rng(0).permutation(120)
     pq.write_table(pairs.take(order), tmp_path / "shuffled.parquet")
     score(
-        config(
+        score_config(
             classifier,
             tmp_path / "shuffled.parquet",
             tmp_path / "out",
@@ -108,7 +71,7 @@ def test_neighbours_batches_files_and_replicas_change_nothing(
 
 def test_adaptive_orders_of_two_models_beside_one_base(ray_session, scored, classifier, source, tmp_path):
     """Both models are the same, so that what they give together is what one gives."""
-    given = config(
+    given = score_config(
         classifier, source, tmp_path / "out", model=(str(classifier),) * 2, model_weights=(2.0, 1.0),
         orders="adaptive", adaptive_threshold=0.05, precision="bnb-int8", token_budget=None,
     )  # fmt: skip
@@ -137,7 +100,7 @@ def test_adaptive_orders_of_two_models_beside_one_base(ray_session, scored, clas
 
 def test_scoring_goes_on_whatever_a_batch_fails_of(ray_session, scored, classifier, source, pairs, tmp_path):
     """Too little memory for most passes, a row that fails alone, and one that takes its GPU with it."""
-    given = config(classifier, source, tmp_path / "out")
+    given = score_config(classifier, source, tmp_path / "out")
     checked = check(given)
     table = encode_unit(WorkUnit(0, str(source / "a.parquet"), 0, 50), checked.replica.models, given.columns)
     fails, kills = (table["prefix_0"][row].values.to_numpy() for row in (20, 30))
@@ -184,13 +147,13 @@ def test_scoring_goes_on_whatever_a_batch_fails_of(ray_session, scored, classifi
     assert run["budget_halved"]["smallest"] == 512
     assert run["budget_halved"]["times"] >= 2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        *(f"part-{number:06d}.parquet" for number in range(9)),
-        "run.json",
+        f"part-{number:06d}.parquet" for number in range(9)
     ]
+    assert [path.name for path in (tmp_path / "out.run").iterdir()] == ["run.json"]
 
 
 def test_fewer_tokens_than_in_training(ray_session, classifier, source, tmp_path):
-    asked = config(classifier, source, tmp_path / "out", max_tokens=64)
+    asked = score_config(classifier, source, tmp_path / "out", max_tokens=64)
     models = check(asked).replica.models
     table = encode_unit(WorkUnit(0, str(source / "a.parquet"), 0, 50), models, asked.columns)
     lengths = [len(a) + len(b) for a, b in zip(table["prefix_0"], table["suffix_ab_0"], strict=True)]
@@ -200,16 +163,16 @@ def test_fewer_tokens_than_in_training(ray_session, classifier, source, tmp_path
 
 def test_a_run_goes_on_with_the_units_that_are_missing(scored, classifier, source, tmp_path, ray_session):
     output = tmp_path / "out"
-    score(config(classifier, source, output))
+    shutil.copytree(scored, output)
     whole = {path.name: path.read_bytes() for path in output.glob("part-*")}
-    # As a run leaves it that died after some units: its marker, and no run.json.
-    run = json.loads((output / "run.json").read_text())
-    (output / "run.json").unlink()
+    # As a run of an earlier version leaves it that died after some units: its marker within, and no run.json.
+    run = json.loads((tmp_path / "out.run" / "run.json").read_text())
+    shutil.rmtree(tmp_path / "out.run")
     (output / "_run.json").write_text(json.dumps({"job": "score", "fingerprint": run["fingerprint"]}))
     for number in (1, 4):
         (output / f"part-{number:06d}.parquet").unlink()
     before = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
-    again = score(config(classifier, source, output))
+    again = score(score_config(classifier, source, output))
     assert again["counts"] == run["counts"] | {"resumed_units": 7}
     assert {path.name: path.read_bytes() for path in output.glob("part-*")} == whole
     assert {name: (output / name).stat().st_mtime_ns for name in before} == before
@@ -220,62 +183,61 @@ def test_a_part_that_is_lost_spoilt_or_of_another_unit_is_scored_again(
 ):
     output = tmp_path / "out"
     shutil.copytree(scored, output)
+    shutil.copytree(f"{scored}.run", f"{output}.run")
     whole = {path.name: path.read_bytes() for path in output.glob("part-*")}
     (output / "part-000001.parquet").unlink()
     (output / "part-000003.parquet").write_bytes(whole["part-000003.parquet"][:500])
     (output / "part-000005.parquet").write_bytes(whole["part-000006.parquet"])
-    again = score(config(classifier, source, output))
+    again = score(score_config(classifier, source, output))
     assert {path.name: path.read_bytes() for path in output.glob("part-*")} == whole
     assert again["counts"]["resumed_units"] == len(whole) - 3
     assert "part-000003.parquet: not a parquet file" in caplog.text
     assert "part-000005.parquet: is not the part of that number" in caplog.text
 
 
-def test_a_killed_replica_is_replaced_and_no_row_is_lost(ray_session, classifier, pairs, tmp_path):
-    many = pa.concat_tables(
-        [pairs.set_column(0, "id", pa.array([f"{i}-{k}" for k in range(120)])) for i in range(10)]
-    )
-    pq.write_table(many, tmp_path / "many.parquet")
-    output, failed = tmp_path / "out", []
+def test_a_killed_replica_is_replaced_and_no_row_is_lost(
+    ray_session, scored, classifier, source, pairs, tmp_path
+):
+    """The replica waits in its fourth unit until it is killed, so that the run cannot be over by then."""
+    output, gate, failed = tmp_path / "out", tmp_path / "killed", []
 
     def run() -> None:
         try:
-            score(config(classifier, tmp_path / "many.parquet", output))
+            execute(check(score_config(classifier, source, output)), gated_replica(3, str(gate)))
         except BaseException as error:
             failed.append(error)
 
     thread = threading.Thread(target=run)
     thread.start()
-    while len(list(output.glob("part-*"))) < 5 and thread.is_alive():
-        time.sleep(0.05)
-    replicas = [
-        p.pid for p in psutil.Process().children(recursive=True) if "Replica" in " ".join(p.cmdline())
-    ]
-    os.kill(replicas[0], signal.SIGKILL)
+    wait_for(lambda: failed or len(list(output.glob("part-*"))) == 3)
+    assert not failed
+    os.kill(wait_for(lambda: pids_of("GatedReplica"))[0], signal.SIGKILL)
+    gate.touch()
     thread.join()
     assert not failed
-    assert read(output)["id"].to_pylist() == many["id"].to_pylist()
+    assert read(output)["id"].to_pylist() == pairs["id"].to_pylist()
+    assert read(output).equals(read(scored))
     assert not [path for path in output.iterdir() if path.name.endswith(".tmp") and path.name[0] != "."]
 
 
 def test_another_run_in_the_folder_is_refused_by_name(scored, classifier, source, pairs, tmp_path):
     with pytest.raises(RunMismatchError, match=r'orders: "both" -> "ab".*--restart'):
-        score(config(classifier, source, scored, orders="ab"))
+        score(score_config(classifier, source, scored, orders="ab"))
     files = [str(source / name) for name in ("a.parquet", "b.parquet", "c.parquet")]
     with pytest.raises(RunMismatchError, match=r"a\.parquet\.place: 0 -> 2"):
-        score(config(classifier, source, scored, input=tuple(reversed(files))))
+        score(score_config(classifier, source, scored, input=tuple(reversed(files))))
     pq.write_table(pairs, tmp_path / "other.parquet")
     with pytest.raises(RunMismatchError, match=r"inputs.*a\.parquet: gone"):
-        score(config(classifier, tmp_path / "other.parquet", scored))
+        score(score_config(classifier, tmp_path / "other.parquet", scored))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(RunMismatchError, match=r"holds thesis.txt"):
-        score(config(classifier, source, tmp_path / "mine", restart=True))
+        score(score_config(classifier, source, tmp_path / "mine", restart=True))
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(ray_session, classifier, source, tmp_path, capsys):
-    figures = score(config(classifier, source, tmp_path / "out", dry_run=True))
+    figures = score(score_config(classifier, source, tmp_path / "out", dry_run=True))
     assert (figures["rows"], figures["units"]) == (120, 9)
     assert "120" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
@@ -285,7 +247,7 @@ def test_one_ordering_of_mapped_columns(ray_session, scored, classifier, pairs, 
     renamed = pairs.rename_columns([RENAMED.id, RENAMED.prompt, RENAMED.response_a, RENAMED.response_b])
     pq.write_table(renamed.append_column("note", pa.array(["x"] * 120)), tmp_path / "in.parquet")
     given = tmp_path / "in.parquet"
-    score(config(classifier, given, tmp_path / "out", columns=RENAMED, orders="ba", logits=True))
+    score(score_config(classifier, given, tmp_path / "out", columns=RENAMED, orders="ba", logits=True))
     found, both = read(tmp_path / "out"), read(scored)
     assert found["id"].to_pylist() == renamed[RENAMED.id].to_pylist()
     assert found["prob_a_ab"].null_count == 120
@@ -302,7 +264,7 @@ def test_an_error_within_a_replica_comes_back_as_itself(ray_session, classifier,
     shutil.copytree(classifier, broken, ignore=shutil.ignore_patterns("_checkpoints"))
     (broken / "adapter_config.json").write_text("{")
     with pytest.raises(ModelError, match=r"model: its adapter does not fit the base"):
-        score(config(broken, source, tmp_path / "out"))
+        score(score_config(broken, source, tmp_path / "out"))
 
 
 def test_what_cannot_be_done_is_refused_at_the_start(
@@ -315,7 +277,7 @@ def test_what_cannot_be_done_is_refused_at_the_start(
     pq.write_table(
         pairs.set_column(0, "id", pa.array([*pairs["id"].to_pylist()[:-1], None])), tmp_path / "null.parquet"
     )
-    given = config(classifier, source, tmp_path / "out")
+    given = score_config(classifier, source, tmp_path / "out")
     for changes, kind, message in (
         ({"replicas": 9}, ClusterError, r"2 CPUs and 0 GPUs: too small for 9 replicas.*beside one reader"),
         ({"input": (str(tmp_path / "nothing"),)}, StorageError, r"nothing: not found; check the path"),

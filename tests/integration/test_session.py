@@ -26,22 +26,22 @@ def test_workers_reach_the_stores(ray_session, bucket):
 
 
 def test_a_terminated_job_removes_its_temporary_files(ray_session, tmp_path):
-    """Also within Ray, which has a handler of its own."""
+    """Also within Ray, which has a handler of its own. The job's own task ends it."""
     code = f"""
-import os, ray, signal, sys, tempfile, threading, time
+import os, ray, signal, sys, tempfile, threading
 from jobs._main import main
 from jobs._ray import connect
 from wsdm_ray.config import ArenaConfig
 
 @ray.remote(num_cpus=0)
-def wait():
-    time.sleep(30)
+def terminate(pid):
+    os.kill(pid, signal.SIGTERM)
+    threading.Event().wait()
 
 def run(config):
     connect()
     with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):
-        threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
-        ray.get(wait.remote())
+        ray.get(terminate.remote(os.getpid()))
 
 sys.exit(main(run, ArenaConfig, ["--output", "x"]))
 """

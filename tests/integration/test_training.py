@@ -10,17 +10,15 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import ray
 from safetensors.torch import load_file
 
-from tests.conftest import train_config
-from tests.integration.gates import gated_work
+from tests.integration.conftest import train_config
+from tests.integration.gates import gated_work, pids_of, wait_for
 from wsdm_ray.errors import ClusterError, ModelError, RunMismatchError, StorageError, WsdmRayError
 from wsdm_ray.training import progress, runner
 from wsdm_ray.training.runner import train
@@ -250,14 +248,6 @@ def test_the_bar_follows_the_first_worker(ray_session, monkeypatch):
     assert seen == [(10, 500), (20, 400)]
 
 
-def pids_of(name: str) -> list[int]:
-    """Processes below this one that hold Ray's actors of class `name`."""
-    below = psutil.Process().children(recursive=True)
-    return [
-        process.pid for process in below if f"ray::{name}" in " ".join(process.cmdline() or [process.name()])
-    ]
-
-
 def metrics_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -273,10 +263,3 @@ def steps_kept(folder: Path, beyond: list[dict]) -> list[dict]:
             assert found[: len(beyond)] == beyond
             return found
     return []
-
-
-def wait_for(condition):
-    """The first true value of `condition()`, however long it takes: pytest's own timeout ends a test."""
-    while not (value := condition()):
-        time.sleep(0.1)
-    return value

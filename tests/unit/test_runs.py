@@ -1,12 +1,24 @@
 """An output folder belongs to one run."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from wsdm_ray.config import ArenaConfig
 from wsdm_ray.errors import ConfigError, RunMismatchError, StorageError
-from wsdm_ray.runs import changes, check_no_overlap, file_versions, finish_run, open_run, options
+from wsdm_ray.runs import (
+    PRIVATE_FOLDER,
+    changes,
+    check_no_overlap,
+    check_no_overwrite,
+    file_versions,
+    finish_run,
+    open_run,
+    options,
+    read_run,
+    run_folder,
+)
 
 OPTIONS = {"options": {"seed": 0, "columns": {"id": "id"}}, "inputs": {"a.parquet": {"bytes": 1}}}
 
@@ -125,3 +137,87 @@ def test_memory_file_system(tmp_path):
     run = finish_run(folder, "arena", {"seed": 1}, {})
     assert open_run(folder, "arena", {"seed": 1}, restart=False) == run
     assert open_run(folder, "arena", {"seed": 2}, restart=True) is None
+
+
+PART = "part-000000.parquet"
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def begun(tmp_path: Path, job: str = "score") -> str:
+    """A run of `job` with one part."""
+    output = str(tmp_path / "out")
+    assert open_run(output, job, OPTIONS, restart=False) is None
+    Path(output).mkdir(exist_ok=True)
+    (tmp_path / "out" / PART).write_bytes(b"rows")
+    return output
+
+
+def test_a_table_has_its_run_beside_it(tmp_path):
+    output = begun(tmp_path)
+    (tmp_path / "out" / f".{PART}.{'0' * 32}.tmp").write_bytes(b"half")
+    private = Path(run_folder(output), PRIVATE_FOLDER)
+    private.mkdir()
+    (private / "input.parquet").write_bytes(b"rows")
+    assert read_run(output) == {}, "not finished"
+    assert open_run(output, "score", OPTIONS, restart=False) is None, "its own"
+    assert (private / "input.parquet").exists()
+    run = finish_run(output, "score", OPTIONS, {})
+    assert tree(tmp_path) == ["out.run/run.json", f"out/{PART}"]
+    assert read_run(output) == open_run(output, "score", OPTIONS, restart=False) == run
+    with pytest.raises(RunMismatchError, match="seed: 0 -> 1"):
+        open_run(output, "score", {"options": {"seed": 1, **OPTIONS}}, restart=False)
+    with pytest.raises(RunMismatchError, match='job: "score" -> "prepare"'):
+        open_run(output, "prepare", OPTIONS, restart=False)
+    assert open_run(output, "score", {"seed": 2}, restart=True) is None
+    assert tree(tmp_path) == ["out.run/_run.json"]
+
+
+@pytest.mark.parametrize("names", [("run.json",), ("_run.json", "_lost-000001.json")])
+def test_a_table_of_an_earlier_version_is_known_and_its_record_moved(tmp_path, names, caplog):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / PART).write_bytes(b"rows")
+    for name in names:
+        (output / name).write_text(json.dumps({"job": "score", "fingerprint": OPTIONS}))
+    with pytest.raises(RunMismatchError, match="belongs to another run of score"):
+        open_run(str(output), "score", {"options": {"seed": 1}}, restart=False)
+    assert len(tree(tmp_path / "out")) == 1 + len(names), "another run moves nothing"
+    with caplog.at_level("INFO"):
+        found = open_run(str(output), "score", OPTIONS, restart=False)
+    assert (found is not None) == (names == ("run.json",))
+    assert tree(tmp_path) == sorted([f"out/{PART}", *(f"out.run/{name}" for name in names)])
+    assert f"moved {names[0]}" in caplog.text
+
+
+def test_a_table_that_was_deleted_is_made_anew(tmp_path):
+    output = begun(tmp_path)
+    finish_run(output, "score", OPTIONS, {})
+    (tmp_path / "out" / PART).unlink()
+    assert open_run(output, "score", {"options": {"seed": 1}}, restart=False) is None
+    assert tree(tmp_path) == ["out.run/_run.json"]
+    with pytest.raises(RunMismatchError, match="changed"):  # it may be at work on its first part
+        open_run(output, "score", OPTIONS, restart=False)
+    assert open_run(output, "ensemble", OPTIONS, restart=False) is None
+
+
+def test_a_folder_beside_a_table_is_of_its_run_or_refused(tmp_path):
+    finish_run(str(tmp_path / "out.run"), "train", OPTIONS, {})
+    with pytest.raises(
+        RunMismatchError, match=r"out\.run: holds run\.json, which no run of score left there"
+    ):
+        open_run(str(tmp_path / "out"), "score", OPTIONS, restart=True)
+    assert run_folder("s3://bucket/a/b/") == "s3://bucket/a/b.run"
+    assert run_folder(str(tmp_path / "x" / "..")) == f"{tmp_path}.run"
+    for whole in ("s3://bucket", "gs://bucket/", "/"):
+        with pytest.raises(ConfigError, match="no place for a folder beside it"):
+            run_folder(whole)
+
+
+def test_nothing_is_written_into_the_folder_beside_a_table(tmp_path):
+    output = str(tmp_path / "out")
+    check_no_overwrite("--submission", str(tmp_path / "s.csv"), output, [])
+    with pytest.raises(ConfigError, match="is of the output itself"):
+        check_no_overwrite("--submission", str(tmp_path / "out.run" / "s.csv"), output, [])

@@ -4,7 +4,7 @@ The resolved config of a run is written beside its output. A field's docstring i
 """
 
 from wsdm_ray.config.checks import to_dict
-from wsdm_ray.config.data import ArenaConfig, Columns, PrepareConfig
+from wsdm_ray.config.data import ArenaConfig, Columns, PrepareConfig, VoteFormat
 from wsdm_ray.config.evaluate import EnsembleConfig, EvaluateConfig, QuickstartConfig
 from wsdm_ray.config.model import HeadConfig, LoraConfig, QuantizeConfig, TextConfig
 from wsdm_ray.config.score import PseudolabelConfig, ScoreConfig
@@ -26,5 +26,6 @@ __all__ = [
     "ScoreConfig",
     "TextConfig",
     "TrainConfig",
+    "VoteFormat",
     "to_dict",
 ]

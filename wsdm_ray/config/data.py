@@ -8,8 +8,9 @@ from wsdm_ray.config.checks import check, check_paths, check_seed, expand_home
 __all__ = ["ArenaConfig", "Columns", "PrepareConfig", "VoteFormat"]
 
 VoteFormat = Literal[
-    "canonical", "wsdm", "lmsys-57k", "lmsys-33k", "ultrafeedback", "orpo-dpo-mix", "hh-rlhf", "dpo"
-]
+    "canonical", "wsdm", "lmsys-57k", "lmsys-33k", "arena-140k", "ultrafeedback", "ultrafeedback-raw",
+    "orpo-dpo-mix", "hh-rlhf", "helpsteer2", "helpsteer3", "dpo",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,23 +9,27 @@ scripts stay. Not covered: rows that are duplicates of other rows, or whose prom
 (`splitting`).
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from wsdm_ray.errors import DataError
+from wsdm_ray.inputs.faults import DIFFERENT_PROMPTS, MALFORMED, Fault
 from wsdm_ray.schema import MODEL_A, MODEL_B, TEXTS
 from wsdm_ray.text.normalize import fix_text
 
-__all__ = ["REASONS", "WINNERS", "clean_texts", "drop_reasons", "labels"]
+__all__ = ["REASONS", "WINNERS", "Labelled", "clean_texts", "drop_reasons", "labels"]
 
 REASONS = (
+    "malformed",
     "different_prompts",
     "null_text",
     "empty_prompt",
     "empty_response",
+    "no_label",
     "tie",
     "identical_responses",
     "excluded_prompt",
@@ -48,18 +52,24 @@ NOT_PLAIN = "[^\t\n\x0c\x20-\x25\x27-\x7e]"
 """What ftfy might change in ASCII: control characters, line ends with CR, escapes, `&` of HTML entities."""
 
 
-def labels(table: pa.Table, path: str, ties: Literal["drop", "soft"]) -> tuple[pa.Table, np.ndarray]:
-    """The table with canonical `winner` and `prob_a`, and which of its rows are ties to drop.
+class Labelled(NamedTuple):
+    """Rows with canonical labels, and which of them have none, or are ties to leave out (N, bool each)."""
+
+    table: pa.Table
+    no_label: np.ndarray
+    tie: np.ndarray
+
+
+def labels(table: pa.Table, path: str, ties: Literal["drop", "soft"]) -> Labelled:
+    """The table with canonical `winner` and `prob_a`.
 
     A soft label wins over a winner. With `ties="soft"` a tie becomes `prob_a` 0.5.
 
     Returns:
-        The table, whose `winner` is model_a, model_b or null and whose `prob_a` is there if any row needs it;
-        and a bool array of one value a row.
+        The table, whose `winner` is model_a, model_b or null and whose `prob_a` is there if any row needs it.
 
     Raises:
-        DataError: a winner of unknown spelling, a soft label outside 0..1, a row with neither; it names the
-            first id.
+        DataError: a winner of unknown spelling, or a soft label outside 0..1; it names the first id.
     """
     rows = len(table)
     no_winner, no_prob = pa.nulls(rows, pa.string()), pa.nulls(rows, pa.float64())
@@ -67,7 +77,7 @@ def labels(table: pa.Table, path: str, ties: Literal["drop", "soft"]) -> tuple[p
     soft = table["prob_a"].combine_chunks() if "prob_a" in table.column_names else no_prob
 
     prob = soft.to_numpy(zero_copy_only=False)
-    has_soft = soft.is_valid().to_numpy(zero_copy_only=False)
+    has_soft = ~np.isnan(prob)  # in a table of pandas a missing number is NaN
     bad = has_soft & ~((prob >= 0) & (prob <= 1))
     if bad.any():
         row = int(bad.argmax())
@@ -84,10 +94,6 @@ def labels(table: pa.Table, path: str, ties: Literal["drop", "soft"]) -> tuple[p
             "give model_a, model_b or tie (or one of their usual spellings)"
         )
     voted = np.array([np.nan if name is None else WINNERS[name] for name in spelled.to_pylist()])
-    if (~has_soft & np.isnan(voted)).any():
-        row = int((~has_soft & np.isnan(voted)).argmax())
-        raise DataError(f"{path}: neither winner nor prob_a (id {table['id'][row]}); every row needs a label")
-
     tie = ~has_soft & (voted == 0.5)
     table = put(
         table,
@@ -96,7 +102,7 @@ def labels(table: pa.Table, path: str, ties: Literal["drop", "soft"]) -> tuple[p
     )
     if has_soft.any() or (ties == "soft" and tie.any()):
         table = put(table, "prob_a", pa.array(np.where(tie, 0.5, prob), mask=~(has_soft | tie)))
-    return table, tie & (ties == "drop")
+    return Labelled(table, ~has_soft & np.isnan(voted), tie & (ties == "drop"))
 
 
 def put(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
@@ -123,24 +129,31 @@ def clean_texts(table: pa.Table) -> tuple[pa.Table, int]:
     return table, changed
 
 
-def drop_reasons(table: pa.Table, tie: np.ndarray, different_prompts: np.ndarray | None = None) -> np.ndarray:
+def drop_reasons(
+    table: pa.Table, labelled: Labelled | None = None, faults: Mapping[int, Fault] | None = None
+) -> np.ndarray:
     """Index into `REASONS` of the first reason to drop each row for itself, -1 where there is none (int8).
 
     Args:
         table: N rows with cleaned texts.
-        tie: which rows are ties to drop, from `labels` (N, bool).
-        different_prompts: rows whose two responses answer different prompts (N, bool); by default none.
+        labelled: what `labels` gave for these rows; None where they need no label.
+        faults: of the rows that have one, by row.
     """
+    none = np.zeros(len(table), bool)
+    faulty = {name: np.zeros(len(table), bool) for name in (MALFORMED, DIFFERENT_PROMPTS)}
+    for row, fault in (faults or {}).items():
+        faulty[fault.reason][row] = True
     null, blank = {}, {}
     for name in TEXTS:
         null[name] = table[name].is_null().to_numpy()
         blank[name] = pc.equal(pc.utf8_trim_whitespace(table[name]), "").fill_null(False).to_numpy()
     applies = {
-        "different_prompts": np.zeros(len(table), bool) if different_prompts is None else different_prompts,
+        **faulty,
         "null_text": null["prompt"] | null["response_a"] | null["response_b"],
         "empty_prompt": blank["prompt"],
         "empty_response": blank["response_a"] | blank["response_b"],
-        "tie": tie,
+        "no_label": labelled.no_label if labelled else none,
+        "tie": labelled.tie if labelled else none,
         "identical_responses": pc.equal(table["response_a"], table["response_b"]).fill_null(False).to_numpy(),
     }
     codes = [REASONS.index(name) for name in applies]

@@ -29,9 +29,9 @@ from wsdm_ray.data.splitting import (
     prompt_digests,
 )
 from wsdm_ray.errors import ConfigError, DataError
-from wsdm_ray.inputs.files import list_inputs
-from wsdm_ray.inputs.published import read_published
-from wsdm_ray.inputs.rows import read_rows
+from wsdm_ray.inputs.faults import FaultCounts
+from wsdm_ray.inputs.files import InputFile, list_inputs
+from wsdm_ray.inputs.rows import Reading, read_rows
 from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, names_in, open_run, options
 from wsdm_ray.schema import MODEL_A
 from wsdm_ray.telemetry import logger
@@ -65,20 +65,21 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     return run
 
 
-def check(config: PrepareConfig) -> tuple[list[str], dict[str, Any]]:
+def check(config: PrepareConfig) -> tuple[list[InputFile], dict[str, Any]]:
     """The input files, and the fingerprint of the run. Nothing is written."""
     check_columns_of_format(config)
-    files = [file.path for file in list_inputs(config.input)]
+    files = list_inputs(config.input)
+    paths = [file.path for file in files]
     excluded = storage.list_files(config.exclude)
-    check_no_overlap(config.output, [*config.input, *files, *config.exclude, *excluded])
+    check_no_overlap(config.output, [*config.input, *paths, *config.exclude, *excluded])
     return files, {
         "options": options(config, leave_out=("input", "exclude", "output", "restart")),
-        "inputs": file_versions(files),
+        "inputs": file_versions(paths),
         "exclude": file_versions(excluded),
     }
 
 
-def write_splits(files: list[str], config: PrepareConfig) -> dict[str, Any]:
+def write_splits(files: list[InputFile], config: PrepareConfig) -> dict[str, Any]:
     """Write DIR/train and DIR/valid; returns the counts of run.json."""
     with tempfile.TemporaryDirectory(prefix="wsdm_ray_prepare_") as folder:
         spill = Spill(Path(folder) / "rows.arrow")
@@ -138,39 +139,41 @@ class Survey:
         self.parts = []
 
 
-def first_pass(files: list[str], config: PrepareConfig, spill: "Spill") -> Survey:
+def first_pass(files: list[InputFile], config: PrepareConfig, spill: "Spill") -> Survey:
     """Read, label and clean every row; spill those that may be kept."""
     survey = Survey()
     known = np.unique(prompt_digests(config.exclude))
-    for path in files:
-        for table, different in read(path, config):
+    reading = reading_of(config)
+    malformed = FaultCounts()
+    for file in files:
+        first_row = 0
+        for table, faults in read_rows(file, reading):
             survey.input_rows += len(table)
             survey.ids.append(digests(table["id"].to_pylist()))
-            table, tie = labels(table, path, config.ties)
-            table, fixed = clean_texts(table)
+            malformed.add(len(table), faults, file.path, first_row, table["id"])
+            first_row += len(table)
+            labelled = labels(table, file.path, config.ties)
+            table, fixed = clean_texts(labelled.table)
             survey.texts_fixed += fixed
-            reasons = drop_reasons(table, tie, different)
+            reasons = drop_reasons(table, labelled, faults)
             survey.dropped.update(REASONS[code] for code in reasons[reasons >= 0])
             table = table.filter(pa.array(reasons < 0))
             part = pair_digests(table, prob_of(table))
             excluded = among(part[0], known)
             survey.dropped["excluded_prompt"] += int(excluded.sum())
             survey.parts.append(tuple(column[~excluded] for column in part))
-            spill.add(table.filter(pa.array(~excluded)), path)
+            spill.add(table.filter(pa.array(~excluded)), file.path)
     if not survey.input_rows:
         raise DataError(f"{', '.join(config.input)}: no rows")
+    malformed.check()
     check_ids(survey, files, config)
     survey.close()
     return survey
 
 
-def read(path: str, config: PrepareConfig) -> Iterator[tuple[pa.Table, np.ndarray]]:
-    """The rows of one input file, and which of them have different prompts on their two sides (bool)."""
-    if config.format != "canonical":
-        yield from read_published(path, config.format, make_ids=config.make_ids)
-        return
-    for table in read_rows(path, config.columns, make_ids=config.make_ids):
-        yield table, np.zeros(len(table), bool)
+def reading_of(config: PrepareConfig) -> Reading:
+    """How the input is read."""
+    return Reading(format=config.format, columns=config.columns, make_ids=config.make_ids)
 
 
 def prob_of(table: pa.Table) -> np.ndarray:
@@ -182,7 +185,7 @@ def prob_of(table: pa.Table) -> np.ndarray:
     return np.where(np.isnan(soft), won, soft)
 
 
-def check_ids(survey: Survey, files: list[str], config: PrepareConfig) -> None:
+def check_ids(survey: Survey, files: list[InputFile], config: PrepareConfig) -> None:
     """Raise `DataError` for an id that two input rows share."""
     ids, survey.ids = np.concatenate(survey.ids), []
     row = first_repeated(ids)
@@ -196,12 +199,12 @@ def check_ids(survey: Survey, files: list[str], config: PrepareConfig) -> None:
     )
 
 
-def locate(row: int, files: list[str], config: PrepareConfig) -> tuple[Any, str]:
+def locate(row: int, files: list[InputFile], config: PrepareConfig) -> tuple[Any, str]:
     """Id and file of an input row; it reads the inputs again, as no error needs this but one."""
-    for path in files:
-        for table, _ in read(path, config):
+    for file in files:
+        for table, _ in read_rows(file, reading_of(config)):
             if row < len(table):
-                return table["id"][row].as_py(), path
+                return table["id"][row].as_py(), file.path
             row -= len(table)
     raise AssertionError("the inputs have fewer rows than a moment ago")
 

@@ -33,8 +33,9 @@ from wsdm_ray.evaluation.report import (
     table_rows,
 )
 from wsdm_ray.evaluation.temperature import cross_fit
+from wsdm_ray.runs import read_run
 from wsdm_ray.statistics import Floats, agreement, cross_entropy
-from wsdm_ray.storage import exists, join, read_json, write_atomic, write_json
+from wsdm_ray.storage import join, write_atomic, write_json
 from wsdm_ray.telemetry import logger
 
 __all__ = ["evaluate"]
@@ -57,7 +58,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 class Inputs(NamedTuple):
-    """Predictions with their votes, and the run.json beside the predictions (empty where there is none)."""
+    """Predictions with their votes, and the run.json of the predictions (empty where there is none)."""
 
     joined: Joined
     run: dict[str, Any]
@@ -74,8 +75,7 @@ def read_inputs(config: EvaluateConfig) -> Inputs:
     """The rows that have both a prediction and a vote. A warning counts those with an error."""
     joined = join_by_id(read_predictions(config.predictions), read_votes(config.votes, config.columns))
     warn_of_errors(joined)
-    path = join(config.predictions, "run.json")
-    return Inputs(joined, read_json(path) if exists(path) else {})
+    return Inputs(joined, read_run(config.predictions))
 
 
 def measure_inputs(inputs: Inputs, config: EvaluateConfig) -> Measured:

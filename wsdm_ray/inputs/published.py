@@ -3,7 +3,7 @@
 """Published data sets as they are published, to canonical rows: `prepare --format NAME`.
 
 What a row of each format is, and how it becomes a vote, is in `formats`. A row whose two sides have different
-prompts is marked, and `prepare` drops and counts it as `different_prompts`.
+prompts, or which is not of its format, has a fault.
 
 Of chosen and rejected, a hash of the row's id decides which is response_a: so the label is not constant, and
 does not depend on the order of the files. The `prompt_id` of ultrafeedback is that of a prompt; another row
@@ -18,76 +18,75 @@ rows are the same (`splitting`).
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
+from wsdm_ray.inputs.cells import MalformedRowError, brief
+from wsdm_ray.inputs.faults import DIFFERENT_PROMPTS, MALFORMED, Fault
+from wsdm_ray.inputs.files import InputFile, with_partitions
 from wsdm_ray.inputs.formats import FORMATS, NO_TEXTS, PublishedFormat, Vote
-from wsdm_ray.inputs.rows import canonical, made_ids
 from wsdm_ray.inputs.tables import read_tables
-from wsdm_ray.inputs.values import ids_of
+from wsdm_ray.inputs.values import ids_of, is_text, plain, plain_type, texts_of
 from wsdm_ray.schema import CANONICAL_TYPES, MODEL_A, MODEL_B, PAIR_COLUMNS, TEXTS
 from wsdm_ray.text.digests import digests
 
-__all__ = ["chosen_is_a", "read_published"]
+__all__ = ["chosen_is_a", "published_rows"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Rows of one file as they are published, with their ids."""
-
-    table: pa.Table
-    path: str
-    first_row: int
-    """Number of the first row in the file, from 0."""
-    ids: list[Any]
-
-
-def read_published(path: str, name: str, *, make_ids: bool = False) -> Iterator[tuple[pa.Table, np.ndarray]]:
-    """The rows of one file of a published data set, in order, in tables with canonical names and types.
+def published_rows(
+    file: InputFile, name: str, make_ids: bool, labels: bool
+) -> Iterator[tuple[pa.Table, dict[int, Fault]]]:
+    """The rows of one file of a published data set, in order, in tables with canonical names.
 
     Args:
         name: one of `FORMATS`.
         make_ids: give rows ids also where the format has a column for them and the file has none.
+        labels: the file must have votes.
 
     Returns:
-        Tables, each with a bool array of one value a row: whether the two sides have different prompts. The
-        texts of such rows are null.
+        Tables, each with the fault of each row that has one, by row; the texts of such rows are null.
 
     Raises:
-        DataError: a column is missing, or a row is not of the format; the message names the row.
+        DataError: a column is missing, or a row has no id.
         StorageError: the file cannot be read.
     """
     form = FORMATS[name]
     ids_made = False
     seen: Counter[str] = Counter()
     done = 0
-    for table in read_tables(path):
+    for part in read_tables(file.path, {form.id, *form.read, *form.passed, *form.kept}):
+        table = with_partitions(part, file)
         if done == 0:
-            check_columns(table.column_names, path, name, make_ids)
+            check_columns(table.column_names, file.path, name, make_ids, labels)
             ids_made = form.id not in table.column_names
-        ids = made_ids(path, done, len(table)) if ids_made else ids_in_file(table, path, form.id, done)
+        ids = (
+            [f"{file.name}-{done + row}" for row in range(len(table))]
+            if ids_made
+            else ids_in_file(table, file.path, form.id, done)
+        )
         if form.id_of_prompt and not ids_made:
             ids = [numbered_id(id, seen) for id in ids]
-        batch = Batch(table=table, path=path, first_row=done, ids=ids)
-        votes = votes_of(batch, form)
-        canonical_table = canonical_votes(batch, votes, form, id_column="" if ids_made else form.id)
-        yield with_source(canonical_table, name), np.array([vote is None for vote in votes], bool)
-        done += len(table)
+        rows, faults = readable_rows(table, form, file.path)
+        rows, places, ids, faults = paired(rows, ids, faults, form)
+        votes, faults = votes_of(rows, ids, faults, form)
+        table = table.take(pa.array(places, pa.int64()))
+        out = canonical_votes(table, ids, votes, form, id_column="" if ids_made else form.id)
+        yield with_source(out, name), faults
+        done += len(part)
 
 
-def check_columns(names: list[str], path: str, form_name: str, make_ids: bool) -> None:
+def check_columns(names: list[str], path: str, form_name: str, make_ids: bool, labels: bool) -> None:
     """Raise `DataError` for a column that the format needs and the file does not have, or has twice."""
     form = FORMATS[form_name]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{path}: has the column {twice!r} {names.count(twice)} times")
-    wanted = (form.id, *form.needed) if form.id_needed and not make_ids else form.needed
+    wanted = (*form.needed, *form.labels) if labels else form.needed
+    wanted = (form.id, *wanted) if form.id_needed and not make_ids else wanted
     missing = [name for name in wanted if name not in names]
     if missing:
         hint = "; --make-ids makes ids" if missing == [form.id] else ""
@@ -113,24 +112,75 @@ def numbered_id(id: int | str, seen: Counter[str]) -> str:
     return f"{id}-{number}" if number else id
 
 
-def votes_of(batch: Batch, form: PublishedFormat) -> list[Vote | None]:
-    """The vote of each row, None where its two sides have different prompts, with its sides decided."""
-    columns = [name for name in (*form.read, *form.passed) if name in batch.table.column_names]
-    votes: list[Vote | None] = []
-    for place, row in enumerate(batch.table.select(columns).to_pylist()):
+def paired(
+    rows: list[dict[str, Any]], ids: list[Any], faults: dict[int, Fault], form: PublishedFormat
+) -> tuple[list[dict[str, Any]], list[int], list[Any], dict[int, Fault]]:
+    """One row a pair: the pairs of a row that has several get the ids ID-1, ID-2, ...
+
+    Returns:
+        The rows, the place that each has in the argument, their ids and faults.
+    """
+    out_rows: list[dict[str, Any]] = []
+    places: list[int] = []
+    out_ids: list[Any] = []
+    out_faults: dict[int, Fault] = {}
+    for place, (row, id) in enumerate(zip(rows, ids, strict=True)):
+        several = [row] if place in faults else form.pairs(row)
+        if place in faults:
+            out_faults[len(out_rows)] = faults[place]
+        out_ids += [f"{id}-{number}" for number in range(1, len(several) + 1)] if len(several) > 1 else [id]
+        out_rows += several
+        places += [place] * len(several)
+    if places != list(range(len(rows))):
+        out_ids = [str(id) for id in out_ids]  # some are text now, so all are
+    return out_rows, places, out_ids, out_faults
+
+
+def votes_of(
+    rows: list[dict[str, Any]], ids: list[Any], faults: dict[int, Fault], form: PublishedFormat
+) -> tuple[list[Vote], dict[int, Fault]]:
+    """The vote of each row with its sides decided, and the faults of rows whose vote has no texts."""
+    faults = dict(faults)
+    votes: list[Vote] = []
+    for place, row in enumerate(rows):
+        vote = NO_TEXTS
         try:
-            votes.append(form.vote(row))
-        except DataError as error:
-            number = batch.first_row + place
-            raise DataError(
-                f"{batch.path}: row {number} (counted from 0; id {batch.ids[place]}): {error}"
-            ) from error
+            found = checked(form.vote(row)) if place not in faults else NO_TEXTS
+        except MalformedRowError as error:
+            faults[place] = Fault(MALFORMED, str(error), error.reason)
+        else:
+            if found is None:
+                faults[place] = Fault(DIFFERENT_PROMPTS, "")
+            vote = found or NO_TEXTS
+        votes.append(vote)
     if not form.chosen:
-        return votes
-    return [
-        vote if first or vote is None else swapped(vote)
-        for vote, first in zip(votes, chosen_is_a(batch.ids).tolist(), strict=True)
-    ]
+        return votes, faults
+    sides = zip(votes, chosen_is_a(ids).tolist(), strict=True)
+    return [vote if first else swapped(vote) for vote, first in sides], faults
+
+
+def checked(vote: Vote | None) -> Vote | None:
+    """The vote itself. Raises `MalformedRowError` where one of its texts is something else."""
+    for name, text in zip(TEXTS, vote or (), strict=False):
+        if not isinstance(text, str | None):
+            raise MalformedRowError(f"{name} is {brief(text)}, but text is needed", "not text")
+    return vote
+
+
+def readable_rows(
+    table: pa.Table, form: PublishedFormat, path: str
+) -> tuple[list[dict[str, Any]], dict[int, Fault]]:
+    """The rows in the columns that a vote is made of, and the faults of those whose bytes are no text."""
+    faults: dict[int, Fault] = {}
+    columns = {}
+    for name in (*form.read, *form.passed):
+        if name not in table.column_names:
+            continue
+        columns[name] = table[name]
+        if is_text(plain_type(table[name].type)):
+            columns[name], bad = texts_of(table[name], name, path)
+            faults = {row: Fault(MALFORMED, f"{name} {why}", why) for row, why in bad} | faults
+    return pa.table(columns).to_pylist(), faults
 
 
 def chosen_is_a(ids: list[Any]) -> np.ndarray:
@@ -145,20 +195,21 @@ def swapped(vote: Vote) -> Vote:
 
 
 def canonical_votes(
-    batch: Batch, votes: list[Vote | None], form: PublishedFormat, *, id_column: str
+    table: pa.Table, ids: list[Any], votes: list[Vote], form: PublishedFormat, *, id_column: str
 ) -> pa.Table:
-    """The canonical table of the votes with the file's other columns; a row without a vote has no texts."""
-    columns = {"id": pa.chunked_array([pa.array(batch.ids)])}
-    for place, name in enumerate((*TEXTS, "winner")):
-        column = pa.array([(NO_TEXTS if vote is None else vote)[place] for vote in votes])
-        columns[name] = pa.chunked_array([column])
-    for name in batch.table.column_names:
+    """The votes in canonical columns, then the file's other columns."""
+    columns = {"id": pa.chunked_array([pa.array(ids)])}
+    for place, name in enumerate(TEXTS):
+        columns[name] = pa.chunked_array([pa.array([vote[place] for vote in votes], pa.string())])
+    winners = [None if vote.winner is None else str(vote.winner) for vote in votes]
+    columns["winner"] = pa.chunked_array([pa.array(winners, pa.string())])
+    for name in table.column_names:
         if name in form.kept:
-            columns[name] = batch.table[name]
+            columns[name] = table[name]
         elif name not in (*form.read, *form.repeats, id_column):
             is_canonical = name in CANONICAL_TYPES or name in PAIR_COLUMNS
-            columns[f"input_{name}" if is_canonical else name] = batch.table[name]
-    return canonical(pa.table(columns), batch.path, Columns(), batch.first_row)
+            columns[f"input_{name}" if is_canonical else name] = table[name]
+    return pa.table(columns)
 
 
 def with_source(table: pa.Table, name: str) -> pa.Table:
@@ -167,5 +218,6 @@ def with_source(table: pa.Table, name: str) -> pa.Table:
         # Beside the other canonical columns, where a file's own would be.
         place = sum(column in CANONICAL_TYPES for column in table.column_names) + 1
         return table.add_column(place, "source", pa.array([name] * len(table), pa.string()))
-    source = pc.if_else(pc.equal(table["source"], ""), None, table["source"]).fill_null(name)
+    source = plain(table["source"]).cast(pa.string())
+    source = pc.if_else(pc.equal(source, ""), None, source).fill_null(name)
     return table.set_column(table.column_names.index("source"), "source", source)

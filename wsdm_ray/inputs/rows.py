@@ -1,48 +1,104 @@
-"""Files of pairs to a stream of Arrow tables with the canonical columns.
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions at import)
+"""Files of pairs to a stream of Arrow tables with the canonical columns: the one reader of every job.
 
 Every table has `id`, the three texts and `winner`, `prob_a`, the model names, `language` and `source` where
-the file has them, then the file's other columns as they are. Not covered: published data sets of other
-shapes (`published`), what values mean.
+the file or its folders have them, then the file's other columns as they are. Rows are never left out here:
+one that is not of its format has null texts and a fault, and what follows from it is the job's to say. Not
+covered: what labels mean (`data.cleaning`).
 """
 
 import dataclasses
-import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from wsdm_ray.config import Columns
+from wsdm_ray.config import Columns, VoteFormat
 from wsdm_ray.errors import DataError
+from wsdm_ray.inputs.cells import MalformedRowError
+from wsdm_ray.inputs.faults import MALFORMED, Fault
+from wsdm_ray.inputs.files import InputFile, with_partitions
+from wsdm_ray.inputs.formats import LABELS, winner_of_labels
+from wsdm_ray.inputs.messages import looks_like_lists, text_of
+from wsdm_ray.inputs.published import published_rows
 from wsdm_ray.inputs.tables import read_tables
-from wsdm_ray.inputs.values import ids_of, typed
+from wsdm_ray.inputs.values import ids_of, is_text, plain_type, texts_of, typed
 from wsdm_ray.schema import CANONICAL_TYPES, PAIR_COLUMNS, TEXTS
+from wsdm_ray.telemetry import logger
 
-__all__ = ["canonical", "made_ids", "read_rows"]
+__all__ = ["Reading", "Rows", "canonical", "check_columns", "holds_lists", "made_ids", "read_rows"]
 
 
-def read_rows(path: str, columns: Columns, *, make_ids: bool = False) -> Iterator[pa.Table]:
-    """The rows of one file, in order, in tables with canonical names and types.
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the files of an input are read.
 
-    Args:
-        columns: the names that the file gives to the canonical columns.
-        make_ids: give each row the id FILESTEM-ROW (counted from 0) where the file has no id column.
+    format: the published data set whose columns the files have, or canonical. columns: the names that a
+    canonical file gives to its columns. make_ids: rows get the ids NAME-ROW (counted from 0) where a file has
+    no column of ids, NAME being its path below the input. labels: every file must have votes.
+    """
+
+    format: VoteFormat = "canonical"
+    columns: Columns = dataclasses.field(default_factory=Columns)
+    make_ids: bool = False
+    labels: bool = True
+
+
+class Rows(NamedTuple):
+    """Rows of one file: a table in canonical columns, and the fault of each row that has one, by row."""
+
+    table: pa.Table
+    faults: dict[int, Fault]
+
+
+def read_rows(file: InputFile, reading: Reading) -> Iterator[Rows]:
+    """The rows of one file, in order, with canonical names and types.
 
     Raises:
         DataError: the file cannot be parsed; a column is missing or of a wrong type; an id is null.
         StorageError: the file cannot be read.
     """
+    if reading.format == "canonical":
+        yield from canonical_rows(file, reading)
+        return
     done = 0
-    for table in read_tables(path):
-        if done == 0:
-            check_columns(table.column_names, path, columns, make_ids)
-        elif not make_ids and columns.id not in table.column_names:  # a key that no object of this batch has
-            raise DataError(f"{path}: row {done} (counted from 0) has no id")
-        yield canonical(table, path, columns, done)
+    for table, faults in published_rows(file, reading.format, reading.make_ids, reading.labels):
+        rows = canonical(table, file.path, Columns(), done)
+        yield Rows(rows.table, faults | rows.faults)
         done += len(table)
 
 
-def check_columns(names: list[str], path: str, columns: Columns, make_ids: bool) -> None:
+def canonical_rows(file: InputFile, reading: Reading) -> Iterator[Rows]:
+    columns, done, lists = reading.columns, 0, False
+    for part in read_tables(file.path, set(dataclasses.asdict(columns).values())):
+        table = with_partitions(part, file)
+        if done == 0:
+            check_columns(table.column_names, file.path, reading)
+            lists = holds_lists(table, columns)
+            if lists:
+                logger.warning(
+                    "%s: prompt and responses hold lists; their texts are joined as by --format lmsys-57k",
+                    file.path,
+                )
+        if columns.id not in table.column_names:
+            if not reading.make_ids:  # a key that no object of this batch has
+                raise DataError(f"{file.path}: row {done} (counted from 0) has no id")
+            table = table.append_column(columns.id, made_ids(file, done, len(table)))
+        yield canonical(table, file.path, columns, done, lists)
+        done += len(table)
+
+
+def made_ids(file: InputFile, first_row: int, rows: int) -> pa.Array:
+    """Ids for `rows` rows of a file from `first_row` on: its name and the number of the row."""
+    return pa.array([f"{file.name}-{row}" for row in range(first_row, first_row + rows)], pa.string())
+
+
+def check_columns(names: list[str], path: str, reading: Reading) -> None:
     """Raise `DataError` for a column that is needed, or was named on the command line, and is not there."""
+    columns = reading.columns
     there = f"there are: {', '.join(names)}"
     defaults = Columns()
     for field in dataclasses.fields(columns):
@@ -53,45 +109,89 @@ def check_columns(names: list[str], path: str, columns: Columns, make_ids: bool)
         if name in names:
             continue
         if field.name == "id":
-            if not make_ids:
+            if not reading.make_ids:
                 raise DataError(
                     f"{path}: no column {name!r} for the ids; give {option} or --make-ids; {there}"
                 )
         elif field.name in TEXTS or name != getattr(defaults, field.name):
-            raise DataError(f"{path}: no column {name!r}; give {option}; {there}")
-    if columns.winner not in names and columns.prob_a not in names:
+            hint = "" if field.name not in TEXTS else " or, for a published data set, --format"
+            raise DataError(f"{path}: no column {name!r}; give {option}{hint}; {there}")
+    labels = {columns.winner, columns.prob_a}
+    if reading.labels and not labels & set(names) and not set(LABELS) <= set(names):
         raise DataError(
             f"{path}: no column {columns.winner!r} or {columns.prob_a!r} with the votes; "
             f"give --columns.winner=NAME or --columns.prob-a=NAME; {there}"
         )
 
 
-def canonical(table: pa.Table, path: str, columns: Columns, first_row: int) -> pa.Table:
+def holds_lists(table: pa.Table, columns: Columns) -> bool:
+    """Whether all three texts of a pair are lists of turns or messages, as Arrow lists or as JSON text."""
+    for name in (getattr(columns, name) for name in TEXTS):
+        kind = plain_type(table[name].type)
+        if pa.types.is_nested(kind):
+            continue
+        if not is_text(kind):
+            return False
+        texts, _ = texts_of(table[name], name, "")
+        if not looks_like_lists(texts.to_pylist()):
+            return False
+    return True
+
+
+def canonical(table: pa.Table, path: str, columns: Columns, first_row: int, lists: bool = False) -> Rows:
     """The same rows with the canonical columns first, in canonical types, then the others.
 
-    A column that bears a canonical name but was not chosen for it passes through as `input_NAME`. Rows of a
-    table without the column of ids get FILESTEM-ROW, counted from `first_row`.
+    A column that bears a canonical name but was not chosen for it passes through as `input_NAME`.
+
+    Args:
+        lists: the texts are lists of turns, as text or not.
     """
     chosen = {getattr(columns, name): name for name in (*PAIR_COLUMNS, *CANONICAL_TYPES)}
-    columns_by_name = {}
-    for name in table.column_names:
-        if name in chosen:
-            columns_by_name[chosen[name]] = table[name]
-    if "id" not in columns_by_name:
-        columns_by_name["id"] = pa.chunked_array([made_ids(path, first_row, len(table))], pa.string())
-    out = {"id": ids_of(columns_by_name["id"], path, first_row)}
-    for name, kind in CANONICAL_TYPES.items():
-        if name in columns_by_name:
-            out[name] = typed(columns_by_name[name], name, kind, path)
-        elif name in TEXTS:  # a key that no object of this batch has
-            out[name] = pa.chunked_array([pa.nulls(len(table), kind)])
+    given = {chosen[name]: table[name] for name in table.column_names if name in chosen}
+    out = {"id": ids_of(given["id"], path, first_row, columns.id)}
+    faults: dict[int, Fault] = {}
+    for name in TEXTS:
+        column = given.get(name, pa.chunked_array([pa.nulls(len(table))]))  # no object of this batch has it
+        own = getattr(columns, name)
+        if lists or pa.types.is_nested(plain_type(column.type)):
+            out[name], bad = each(text_of, column.to_pylist())
+        else:
+            out[name], unreadable = texts_of(column, own, path)
+            bad = {row: Fault(MALFORMED, f"{own} {why}", why) for row, why in unreadable}
+        faults = bad | faults
+    for name in CANONICAL_TYPES:
+        if name not in TEXTS and name in given:
+            out[name] = typed(given[name], name, path)
+    if not {"winner", "prob_a"} & out.keys() and set(LABELS) <= set(table.column_names):
+        out["winner"], bad = each(winner_of_labels, table.select(list(LABELS)).to_pylist())
+        faults = bad | faults
     for name in table.column_names:
         if name not in chosen:
             out[f"input_{name}" if name in out or name in CANONICAL_TYPES else name] = table[name]
-    return pa.table(out)
+    return Rows(without_texts(pa.table(out), faults), faults)
 
 
-def made_ids(path: str, first_row: int, rows: int) -> list[str]:
-    """FILESTEM-ROW for `rows` rows from `first_row` on."""
-    stem = posixpath.splitext(posixpath.basename(path))[0]
-    return [f"{stem}-{row}" for row in range(first_row, first_row + rows)]
+def each(
+    read: Callable[[Any], str | None], values: Sequence[Any]
+) -> tuple[pa.ChunkedArray, dict[int, Fault]]:
+    """`read(value)` of each value as a column, null where it raises, and the faults of these rows."""
+    texts: list[str | None] = []
+    faults: dict[int, Fault] = {}
+    for row, value in enumerate(values):
+        try:
+            texts.append(read(value))
+        except MalformedRowError as error:
+            texts.append(None)
+            faults[row] = Fault(MALFORMED, str(error), error.reason)
+    return pa.chunked_array([pa.array(texts, pa.string())]), faults
+
+
+def without_texts(table: pa.Table, faults: dict[int, Fault]) -> pa.Table:
+    """The table with null texts in rows that have a fault."""
+    if not faults:
+        return table
+    sound = pa.array([row not in faults for row in range(len(table))])
+    for name in TEXTS:
+        texts = pc.if_else(sound, table[name].combine_chunks(), pa.scalar(None, pa.string()))
+        table = table.set_column(table.column_names.index(name), name, texts)
+    return table

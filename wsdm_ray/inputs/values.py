@@ -1,49 +1,169 @@
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow.compute makes its functions at import)
-"""What an id, a text and a number are: columns of any type that a tool writes, to the canonical types."""
+"""What an id, a text and a number are: columns of any type that a tool writes, to the canonical types.
+
+How a tool stores a column does not matter: dictionaries (pandas' category, polars' Categorical), run-end
+encodings, views, wide offsets and extension types are undone first. Not covered: what a label means
+(`data.cleaning`), lists of turns or messages as texts (`messages`).
+"""
+
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from wsdm_ray import storage
 from wsdm_ray.errors import DataError
-from wsdm_ray.schema import TEXTS
+from wsdm_ray.schema import CANONICAL_TYPES
 
-__all__ = ["ids_of", "typed"]
+__all__ = ["Unreadable", "common_id_type", "holds_text", "id_type", "ids_of", "is_text", "plain", "texts_of", "typed"]
+
+Unreadable = list[tuple[int, str]]
+"""Rows whose text cannot be read, and why."""
 
 
-def ids_of(column: pa.ChunkedArray, path: str, first_row: int) -> pa.ChunkedArray:
-    """Ids of rows from `first_row` on as int64 or strings. Raises `DataError` for null and other types."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a type is of strings, with offsets of any width or as views."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def holds_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold texts, or lists that are joined to texts."""
+    kind = plain_type(kind)
+    return is_text(kind) or is_bytes(kind) or pa.types.is_null(kind) or pa.types.is_nested(kind)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type that `plain` gives to a column of `kind`."""
+    if isinstance(kind, pa.UuidType):
+        return pa.string()
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_type(kind.storage_type)
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return plain_type(kind.value_type)
+    if is_text(kind):
+        return pa.large_string() if pa.types.is_large_string(kind) else pa.string()
+    if is_bytes(kind):
+        return pa.large_binary() if pa.types.is_large_binary(kind) else pa.binary()
+    return kind
+
+
+def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column with a value stored for each row: strings and bytes without views, UUIDs as text."""
+    return pa.chunked_array([plain_array(chunk) for chunk in column.chunks], plain_type(column.type))
+
+
+def plain_array(array: pa.Array) -> pa.Array:
+    kind = array.type
+    if isinstance(kind, pa.UuidType):
+        return pa.array([value and str(value) for value in array.to_pylist()], pa.string())
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_array(array.storage)
+    if pa.types.is_run_end_encoded(kind):
+        return plain_array(pc.run_end_decode(array))
+    if pa.types.is_dictionary(kind):
+        return plain_array(array.dictionary).take(array.indices)
+    return array.cast(plain_type(kind)) if is_text(kind) or is_bytes(kind) else array
+
+
+def id_type(kind: pa.DataType, path: str, name: str = "id") -> pa.DataType:
+    """The type of ids that a column of `kind` holds: int64 or string.
+
+    Raises:
+        DataError: such a column cannot hold ids.
+    """
+    kind = plain_type(kind)
+    if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0):
+        return pa.int64()
+    if is_text(kind) or is_bytes(kind):
+        return pa.string()
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        raise DataError(
+            f"{path}: ids are {kind} (column {name!r}), which may be rounded; write them as integers or "
+            f'text: in pandas, df["{name}"].astype("Int64")'
+        )
+    raise DataError(f"{path}: ids are {kind} (column {name!r}); they must be integers or strings")
+
+
+def common_id_type(types: Iterable[pa.DataType]) -> pa.DataType:
+    """The type of ids from several files: int64 where all have it, else string.
+
+    Args:
+        types: as `id_type` gives them.
+    """
+    return pa.int64() if set(types) == {pa.int64()} else pa.string()
+
+
+def ids_of(column: pa.ChunkedArray, path: str, first_row: int, name: str = "id") -> pa.ChunkedArray:
+    """Ids of rows from `first_row` on as int64 or string.
+
+    Raises:
+        DataError: an id is null, empty, not UTF-8 or beyond 64 bits, or such a column cannot hold ids.
+    """
+    if pa.types.is_null(column.type) and len(column):
+        raise DataError(f"{path}: row {first_row} (counted from 0) has no id")
+    kind = id_type(column.type, path, name) if len(column) else pa.string()
+    try:
+        column = plain(column).cast(kind)
+    except pa.ArrowInvalid as error:
+        what = "is not UTF-8" if kind == pa.string() else "does not fit 64 bits"
+        raise DataError(
+            f"{path}: an id {what} ({storage.reason(error)}); write ids as 64-bit integers or text"
+        ) from error
     missing = pc.is_null(column)
-    if is_text(kind):  # an empty field is how CSV writes null
-        column = column.cast(pa.string())
+    if kind == pa.string():  # an empty field is how CSV writes null
         missing = pc.or_kleene(missing, pc.equal(column, "").fill_null(False))
     row = pc.index(missing, True).as_py()
     if row >= 0:
         raise DataError(f"{path}: row {first_row + row} (counted from 0) has no id")
-    if is_text(kind):
-        return column
-    if pa.types.is_integer(kind):
-        try:
-            return column.cast(pa.int64())
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{path}: an id does not fit 64 bits ({storage.reason(error)})") from error
-    raise DataError(f"{path}: ids are {kind}; they must be integers or strings")
+    return column
 
 
-def typed(column: pa.ChunkedArray, name: str, kind: pa.DataType, path: str) -> pa.ChunkedArray:
-    value_type = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if name in TEXTS and not is_text(value_type) and not pa.types.is_null(value_type):
-        raise DataError(f"{path}: column {name!r} holds {value_type}, but text is needed")
-    if kind == pa.float64() and is_text(value_type):
+def texts_of(column: pa.ChunkedArray, name: str, path: str) -> tuple[pa.ChunkedArray, Unreadable]:
+    """The texts of a column as string, and the rows whose bytes are not UTF-8, whose text is then null.
+
+    Raises:
+        DataError: the column holds something else than text.
+    """
+    kind = plain_type(column.type)
+    if not (is_text(kind) or is_bytes(kind) or pa.types.is_null(kind)):
+        raise DataError(f"{path}: column {name!r} holds {kind}, but text is needed")
+    column = plain(column)
+    try:
+        texts = column.cast(pa.string())
+        texts.validate(full=True)  # a file may call bytes text
+        return texts, []
+    except pa.ArrowInvalid:
+        values: list[str | None] = []
+        unreadable: Unreadable = []
+        for row, data in enumerate(column.cast(pa.large_binary()).to_pylist()):
+            try:
+                values.append(None if data is None else data.decode())
+            except UnicodeDecodeError:
+                values.append(None)
+                unreadable.append((row, "is not UTF-8"))
+        return pa.chunked_array([pa.array(values, pa.string())]), unreadable
+
+
+def typed(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:
+    """A column of `CANONICAL_TYPES` that is no text of a pair, in its type; a blank number is null.
+
+    Args:
+        name: the canonical one.
+
+    Raises:
+        DataError: a value is not of that type.
+    """
+    kind = CANONICAL_TYPES[name]
+    column = plain(column)
+    if kind == pa.float64() and is_text(column.type):
         blank = pc.equal(pc.utf8_trim_whitespace(column), "")
         column = pc.if_else(blank, pa.scalar(None, column.type), column)
     try:
         return column.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(f"{path}: column {name!r} is not {kind} ({storage.reason(error)})") from error
-
-
-def is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

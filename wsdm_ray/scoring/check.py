@@ -1,30 +1,37 @@
 """A run of `score` that has been checked: every option resolved once, before any folder is touched.
 
-Not covered: what the cluster has (`cluster`), and executing the run (`pipeline`).
+What needs no cluster comes first (`check_inputs`), and of that what needs no torch, whose import takes
+seconds: a wrong path is found at once. So modules with torch are imported where they are used. Not covered:
+what the cluster has (`cluster`), and executing the run (`pipeline`).
 """
 
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsdm_ray.config import Columns, ScoreConfig, to_dict
-from wsdm_ray.errors import ConfigError, ModelError, StorageError
-from wsdm_ray.modeling.folder_check import about, as_given, check_classifier_folder, check_model_folder
-from wsdm_ray.modeling.loading import local_base
-from wsdm_ray.modeling.manifest import Manifest, folder_digest, read_manifest
-from wsdm_ray.modeling.precision import resolve_precision, scoring_layout, uses_fused_decoder
+from wsdm_ray.modeling.folder_names import check_manifest_there
 from wsdm_ray.runs import check_no_overlap, file_versions, options
-from wsdm_ray.scoring.encode import encode_unit
-from wsdm_ray.scoring.models import ModelSpec
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan
-from wsdm_ray.scoring.replica import ReplicaOptions
-from wsdm_ray.storage import absolute, hub_name, list_files, local_copy, model_location
+from wsdm_ray.storage import absolute, list_files
 
-__all__ = ["NOT_OF_THE_OUTPUT", "Cluster", "ScoreRun", "check_models", "check_run", "describe"]
+if TYPE_CHECKING:
+    from wsdm_ray.scoring.models import ModelSpec
+    from wsdm_ray.scoring.replica import ReplicaOptions
+
+__all__ = [
+    "NOT_OF_THE_OUTPUT",
+    "CheckedInputs",
+    "Cluster",
+    "ScoreRun",
+    "check_inputs",
+    "check_run",
+    "describe",
+]
 
 SAMPLED_ROWS = 200
 """A dry run estimates tokens from about this many rows."""
@@ -42,12 +49,28 @@ class Cluster:
 
     threads: CPU threads of each replica; None leaves torch's default.
     capability: the least compute capability of the GPUs; None where the precision does not depend on it.
+    assumed: nobody asked the cluster: it is taken to be like this machine, for a dry run.
     """
 
     replicas: int
     on_gpu: bool
     threads: int | None
     capability: tuple[int, int] | None = None
+    assumed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedInputs:
+    """All of a run that no cluster was needed to check.
+
+    models: as every process needs them, but for the precision, which is as it was asked for.
+    started: `time.monotonic()` when the checks began, in seconds.
+    """
+
+    files: tuple[str, ...]
+    plan: ScorePlan
+    models: "tuple[ModelSpec, ...]"
+    started: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +89,15 @@ class ScoreRun:
     files: tuple[str, ...]
     plan: ScorePlan
     columns: Columns
-    replica: ReplicaOptions
+    replica: "ReplicaOptions"
     cluster: Cluster
     fingerprint: Mapping[str, Any]
     config: Mapping[str, Any]
     started: float
 
 
-def check_run(config: ScoreConfig, cluster: Cluster) -> ScoreRun:
-    """The run that `config` asks for, on a cluster that it fits.
+def check_inputs(config: ScoreConfig) -> CheckedInputs:
+    """What of `config` needs no cluster: paths, rows, models and options.
 
     Raises:
         DataError, ModelError, ConfigError, StorageError: what was asked for cannot be done.
@@ -82,8 +105,29 @@ def check_run(config: ScoreConfig, cluster: Cluster) -> ScoreRun:
     started = time.monotonic()
     files = list_files(config.input)
     check_no_overlap(config.output, [*config.input, *files, *config.model, *config.base])
-    models = check_models(config, cluster)
+    for folder in config.model:
+        check_manifest_there(folder, "--model")
     plan = make_plan(files, config.unit_rows, config.columns)
+    from wsdm_ray.scoring.model_check import check_folders
+
+    return CheckedInputs(files=tuple(files), plan=plan, models=check_folders(config), started=started)
+
+
+def check_run(config: ScoreConfig, cluster: Cluster, inputs: CheckedInputs | None = None) -> ScoreRun:
+    """The run that `config` asks for, on a cluster that it fits.
+
+    Args:
+        inputs: of `check_inputs`, which is asked where they are not given.
+
+    Raises:
+        DataError, ModelError, ConfigError, StorageError: what was asked for cannot be done.
+    """
+    from wsdm_ray.scoring.model_check import fastest_layout, with_precision
+    from wsdm_ray.scoring.replica import ReplicaOptions
+
+    inputs = inputs or check_inputs(config)
+    files, plan = inputs.files, inputs.plan
+    models = with_precision(inputs.models, config.precision, cluster.on_gpu, cluster.capability)
     replica = ReplicaOptions(
         models=models,
         output=absolute(config.output),
@@ -99,7 +143,7 @@ def check_run(config: ScoreConfig, cluster: Cluster) -> ScoreRun:
     return ScoreRun(
         output=config.output,
         restart=config.restart,
-        files=tuple(files),
+        files=files,
         plan=plan,
         columns=config.columns,
         replica=replica,
@@ -110,7 +154,7 @@ def check_run(config: ScoreConfig, cluster: Cluster) -> ScoreRun:
             "inputs": file_versions(files),
         },
         config=to_dict(config),
-        started=started,
+        started=inputs.started,
     )
 
 
@@ -120,86 +164,16 @@ def options_of_the_output(config: ScoreConfig) -> dict[str, Any]:
     return options(config, leave_out=(*NOT_OF_THE_OUTPUT, *unused))
 
 
-def check_models(config: ScoreConfig, cluster: Cluster) -> tuple[ModelSpec, ...]:
-    """The models, with digests of their files. Every part is checked to be there, to fit, to be supported."""
-    models = []
-    bases = config.base if len(config.base) > 1 else (config.base or (None,)) * len(config.model)
-    for folder, base in zip(config.model, bases, strict=True):
-        location, local, manifest = find_model(folder, base)
-        if config.max_tokens:
-            text = dataclasses.replace(manifest.text, max_tokens=config.max_tokens)
-            manifest = dataclasses.replace(manifest, text=text)
-        if config.token_budget is not None and config.token_budget < 2 * manifest.text.max_tokens:
-            raise ConfigError(
-                f"--token-budget {config.token_budget}: must be at least twice the "
-                f"{manifest.text.max_tokens} tokens that one ordering may have in {folder}"
-            )
-        device = "cuda" if cluster.on_gpu else "cpu"
-        models.append(
-            ModelSpec(
-                folder=location,
-                base=model_location(base) if base else None,
-                manifest=manifest,
-                precision=resolve_precision(config.precision, device, manifest, cluster.capability),
-                digest=folder_digest(local),
-            )
-        )
-    return tuple(models)
-
-
-def find_model(folder: str, base: str | None) -> tuple[str, str, Manifest]:
-    """Where a model is for every process, its local folder and its manifest. All parts are there and fit.
-
-    Args:
-        base: where the base is, if not where the manifest says.
-    """
-    check_classifier_folder(folder, "--model")
-    location = model_location(folder)
-    local = local_copy(location)
-    with as_given((folder, local)):
-        with about("--model", folder):
-            manifest = read_manifest(local)
-        if manifest.kind == "adapter":
-            check_base(folder, local, manifest, base)
-            local_base(local, manifest, base, verify=True)  # reads all weights
-    return location, local, manifest
-
-
-def check_base(folder: str, local: str, manifest: Manifest, base: str | None) -> None:
-    """Raise unless the base of an adapter is there and fits its tokenizer; no weights are read.
-
-    Args:
-        folder: of the adapter, as it was given. local: where its files are.
-    """
-    where = base or manifest.base
-    assert where is not None
-    if base is None and hub_name(where):  # nobody asked to fetch it
-        where = local_base(local, manifest, None, verify=False)
-    try:
-        check_model_folder(where, "--base" if base else f"--model {folder}: its base", tokenizer=local)
-    except StorageError as error:
-        if base:
-            raise
-        raise ModelError(
-            f"--model {folder}: its base {where} cannot be had ({error}); use --base FOLDER"
-        ) from error
-
-
-def fastest_layout(models: Sequence[ModelSpec], on_gpu: bool) -> str:
-    """The layout that all models of a run share."""
-    device = "cuda" if on_gpu else "cpu"
-    fused = [uses_fused_decoder(model.precision, device, model.manifest) for model in models]
-    return scoring_layout(fused, device)
-
-
 def describe(run: ScoreRun) -> dict[str, Any]:
     """The plan in figures, which are printed too; tokens by a sample of rows."""
+    from wsdm_ray.scoring.encode import encode_unit
+
     plan, models = run.plan, run.replica.models
     step = max(len(plan.units) // 4, 1)
     sampled = []
     for unit in plan.units[::step][:4]:
-        few = WorkUnit(unit.number, unit.path, unit.start, min(unit.rows, SAMPLED_ROWS // 4))
-        table = encode_unit(few, models[:1], run.columns)
+        few = WorkUnit(unit.number, unit.source, unit.start, min(unit.rows, SAMPLED_ROWS // 4))
+        table = encode_unit(few, models[:1])
         prefix, suffix = (table.column(name).combine_chunks() for name in ("prefix_0", "suffix_ab_0"))
         lengths = np.diff(prefix.offsets.to_numpy()) + np.diff(suffix.offsets.to_numpy())
         sampled.append(np.stack([lengths, table.column("cut_0").to_numpy() > 0]))
@@ -217,4 +191,13 @@ def describe(run: ScoreRun) -> dict[str, Any]:
     }
     for name, value in figures.items():
         print(f"{name.replace('_', ' '):>20}  {value:,}")
+    if run.cluster.assumed:
+        print(f"{'cluster':>20}  {assumption(run)}")
     return figures
+
+
+def assumption(run: ScoreRun) -> str:
+    """What a dry run took the cluster to be, and what follows from it."""
+    precisions = sorted({model.precision for model in run.replica.models})
+    kind = "GPUs like this machine's" if run.cluster.on_gpu else "no GPU, like this machine"
+    return f"not asked; with {kind}: {', '.join(precisions)}, {run.replica.layout} layout"

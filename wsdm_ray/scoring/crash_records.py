@@ -1,4 +1,4 @@
-"""Which rows a process ran when it lost its GPU: a file in the run's folder, one a unit, while the run lasts.
+"""Which rows a process ran when it lost its GPU: a file beside the output, one a unit, while the run lasts.
 
 The next process runs those rows one by one, and leaves out a row that alone loses the GPU again.
 """
@@ -7,11 +7,14 @@ import os
 import re
 import sys
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from wsdm_ray.errors import ClusterError
-from wsdm_ray.runs import names_in
-from wsdm_ray.scoring.recovery import DeviceLostError
+from wsdm_ray.runs import names_in, run_folder
 from wsdm_ray.storage import exists, join, read_json, write_json
+
+if TYPE_CHECKING:
+    from wsdm_ray.scoring.recovery import DeviceLostError
 
 __all__ = ["crash_record_path", "list_crash_records", "record_crash_and_exit", "suspect_rows"]
 
@@ -23,12 +26,13 @@ MAX_CRASHES = 8
 
 def crash_record_path(output: str, number: int) -> str:
     """The crash record of unit `number`."""
-    return join(output, f"_lost-{number:06d}.json")
+    return join(run_folder(output), f"_lost-{number:06d}.json")
 
 
 def list_crash_records(output: str) -> list[str]:
-    """Paths of the crash records that are in a run's folder."""
-    return [join(output, name) for name in names_in(output) if CRASH_RECORD_NAME.fullmatch(name)]
+    """Paths of the crash records of a run."""
+    folder = run_folder(output)
+    return [join(folder, name) for name in names_in(folder) if CRASH_RECORD_NAME.fullmatch(name)]
 
 
 def suspect_rows(path: str) -> tuple[set[int], dict[int, str]]:
@@ -52,7 +56,7 @@ def suspect_rows(path: str) -> tuple[set[int], dict[int, str]]:
     return set(times) - set(left_out), left_out
 
 
-def record_crash_and_exit(path: str, error: DeviceLostError) -> None:
+def record_crash_and_exit(path: str, error: "DeviceLostError") -> None:
     """Add to the crash record of a unit and end this process."""
     crashes = read_json(path) if exists(path) else []
     write_json(path, [*crashes, {"rows": error.pairs, "reason": error.reason}])

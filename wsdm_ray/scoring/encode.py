@@ -5,20 +5,20 @@ join it.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from wsdm_ray.config import Columns, TextConfig
+from wsdm_ray.config import TextConfig
 from wsdm_ray.packing.ragged import Ragged
-from wsdm_ray.schema import RESPONSES
+from wsdm_ray.schema import TEXTS
 from wsdm_ray.scoring.models import ModelSpec
 from wsdm_ray.scoring.plan import WorkUnit, read_unit
 from wsdm_ray.storage import local_copy
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 
-__all__ = ["encode_unit", "encoded_pairs", "encoder_of", "table_from_bytes", "table_to_bytes"]
+__all__ = ["encode_texts", "encode_unit", "encoded_pairs", "encoder_of", "table_from_bytes", "table_to_bytes"]
 
 
 @functools.lru_cache(maxsize=4)
@@ -27,22 +27,44 @@ def encoder_of(folder: str, text: TextConfig) -> PairEncoder:
     return PairEncoder(local_copy(folder), text)
 
 
-def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec], columns: Columns) -> pa.Table:
+def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec]) -> pa.Table:
     """The unit's rows as an Arrow table of ids, errors and, for each model, token ids.
 
-    A row with a null text has an `error` and the token ids of empty texts.
+    A row with a fault or a null text has an `error` and the token ids of empty texts.
     """
-    rows = read_unit(unit, columns)
-    texts, errors = {}, np.full(len(rows), None, object)
-    for name in ("prompt", *RESPONSES):
+    rows, faults = read_unit(unit)
+    errors_N = np.full(len(rows), None, object)
+    for row, fault in faults.items():
+        errors_N[row] = str(fault)
+    texts, unreadable_N = readable_texts(rows)
+    return encode_texts(rows.column("id"), texts, np.where(errors_N == None, unreadable_N, errors_N), models)  # noqa: E711
+
+
+def readable_texts(rows: pa.Table) -> tuple[dict[str, list[str]], np.ndarray]:
+    """The texts of rows by column, "" where one cannot be read, and why a row cannot: object [N], or None."""
+    texts, errors_N = {}, np.full(len(rows), None, object)
+    for name in TEXTS:
         texts[name], unreadable = text_values(rows.column(name))
         for row, why in unreadable:
-            errors[row] = errors[row] or f"{name} {why}"
-    encoded = {"id": rows.column("id"), "error": pa.array(errors, pa.string())}
+            errors_N[row] = errors_N[row] or f"{name} {why}"
+    return texts, errors_N
+
+
+def encode_texts(
+    ids: pa.Array | pa.ChunkedArray,
+    texts: Mapping[str, Sequence[str]],
+    errors_N: np.ndarray,
+    models: Sequence[ModelSpec],
+) -> pa.Table:
+    """N rows as an Arrow table of ids, errors and, for each model, token ids.
+
+    Args:
+        texts: prompts and responses by canonical column, N each; "" for what cannot be read.
+        errors_N: object [N], why a row cannot be scored, else None.
+    """
+    encoded = {"id": ids, "error": pa.array(errors_N, pa.string())}
     for number, model in enumerate(models):
-        pairs = encoder_of(model.folder, model.manifest.text).encode(
-            texts["prompt"], *(texts[name] for name in RESPONSES)
-        )
+        pairs = encoder_of(model.folder, model.manifest.text).encode(*(texts[name] for name in TEXTS))
         encoded |= {
             f"prefix_{number}": pairs.prefix.to_arrow(),
             f"suffix_ab_{number}": pairs.suffix_ab.to_arrow(),

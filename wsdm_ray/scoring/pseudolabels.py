@@ -91,10 +91,11 @@ def pseudolabel(config: PseudolabelConfig, scoring: Scoring = pipeline) -> dict[
     """
     given = [*config.input, *config.model, *config.base, *config.exclude]
     check_no_overlap(config.output, [*given, config.predictions] if config.predictions else given)
+    excluded_files = list_files(config.exclude) if config.exclude else []
     score_run = scoring.check(score_config(config))
     if config.dry_run:
         return describe(score_run)
-    run = check_labels(config, score_run)
+    run = check_labels(config, score_run, excluded_files)
     if config.predictions:
         use_finished(run.score, scoring)  # before --restart deletes anything
     finished = open_run(run.output, JOB, run.fingerprint, run.restart)
@@ -120,14 +121,16 @@ def score_config(config: PseudolabelConfig) -> ScoreConfig:
     return ScoreConfig(**shared | {"output": predictions, "restart": False})
 
 
-def check_labels(config: PseudolabelConfig, score_run: ScoreRun) -> LabelRun:
+def check_labels(config: PseudolabelConfig, score_run: ScoreRun, excluded_files: Sequence[str]) -> LabelRun:
     """The run that `config` asks for, beside the checked run that makes the predictions.
+
+    Args:
+        excluded_files: shards whose prompts are left out.
 
     Raises:
         DataError: a column or a shard to exclude cannot be read.
         ConfigError: the output folder holds an input.
     """
-    excluded_files = list_files(config.exclude) if config.exclude else []
     check_no_overlap(config.output, [*score_run.files, *excluded_files])
     columns_of = carried(score_run.files, config.columns)
     return LabelRun(
@@ -250,7 +253,7 @@ def drop_codes(
         codes_N[rows.column(name).is_null().to_numpy()] = REASONS.index("null_text")
     left = np.flatnonzero(codes_N < 0)  # the others may hold bytes that are no text
     pairs = pa.table({name: rows.column(name).take(pa.array(left)).cast(pa.string()) for name in TEXTS})
-    for_itself = cleaning.drop_reasons(pairs, np.zeros(len(left), bool))
+    for_itself = cleaning.drop_reasons(pairs)
     for code in np.unique(for_itself[for_itself >= 0]).tolist():
         codes_N[left[for_itself == code]] = REASONS.index(cleaning.REASONS[code])
     # Canonical shards have mended texts.

@@ -26,30 +26,46 @@ from wsdm_ray.storage.folders import (
 )
 from wsdm_ray.storage.hub import HUB, OFFLINE_BY_US, hub_name
 from wsdm_ray.storage.hub_datasets import expand_hub, resolve_dataset
-from wsdm_ray.storage.listing import exists, file_identity, list_files
+from wsdm_ray.storage.listing import (
+    Found,
+    each_once,
+    exists,
+    file_identity,
+    find_files,
+    is_hidden,
+    is_partition,
+    list_files,
+    looks_like_data,
+)
 from wsdm_ray.storage.stores import absolute, errors_for, filesystem, is_remote, join, reason
 
 __all__ = [
     "HUB",
     "OFFLINE_BY_US",
     "CachedFolder",
+    "Found",
     "absolute",
     "cache_folder",
     "cached_folders",
     "clear_cache",
     "delete_file",
     "delete_folder",
+    "each_once",
     "errors_for",
     "exists",
     "expand_hub",
     "file_identity",
     "filesystem",
+    "find_files",
     "hub_name",
+    "is_hidden",
     "is_leftover",
+    "is_partition",
     "is_remote",
     "join",
     "list_files",
     "local_copy",
+    "looks_like_data",
     "model_location",
     "names_in_folder",
     "open_parquet",

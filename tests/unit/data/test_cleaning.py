@@ -7,8 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wsdm_ray.data.cleaning import REASONS, clean_texts, drop_reasons, labels
+from wsdm_ray.data.cleaning import REASONS, Labelled, clean_texts, drop_reasons, labels
 from wsdm_ray.errors import DataError
+from wsdm_ray.inputs.faults import Fault
 
 
 def votes(**columns) -> pa.Table:
@@ -22,7 +23,7 @@ def votes(**columns) -> pa.Table:
 
 def test_spellings_of_winners():
     spellings = ["model_a", "winner_b", "A", " b ", "WINNER_A", "response_b"]
-    table, tie = labels(votes(winner=spellings), "f", "drop")
+    table, _, tie = labels(votes(winner=spellings), "f", "drop")
     assert table["winner"].to_pylist() == ["model_a", "model_b"] * 3
     assert not tie.any()
     assert "prob_a" not in table.column_names
@@ -30,23 +31,23 @@ def test_spellings_of_winners():
 
 def test_ties_are_dropped_or_soft():
     table = votes(winner=["tie", "a", "Tie (bothbad)"])
-    _, tie = labels(table, "f", "drop")
+    _, _, tie = labels(table, "f", "drop")
     assert tie.tolist() == [True, False, True]
-    table, tie = labels(table, "f", "soft")
+    table, _, tie = labels(table, "f", "soft")
     assert not tie.any()
     assert table["winner"].to_pylist() == [None, "model_a", None]
     assert table["prob_a"].to_pylist() == [0.5, None, 0.5]
 
 
 def test_a_soft_label_wins_over_a_winner():
-    table, tie = labels(votes(winner=["b", "tie", None, ""], prob_a=[0.9, 0.2, 0.0, 1.0]), "f", "drop")
+    table, _, tie = labels(votes(winner=["b", "tie", None, ""], prob_a=[0.9, 0.2, 0.0, 1.0]), "f", "drop")
     assert table["prob_a"].to_pylist() == [0.9, 0.2, 0.0, 1.0]
     assert table["winner"].to_pylist() == ["model_b", None, None, None]
     assert not tie.any()
 
 
 def test_a_prob_a_column_of_nulls_changes_nothing():
-    table, _ = labels(votes(winner=["a", "b"], prob_a=[None, None]), "f", "drop")
+    table, _, _ = labels(votes(winner=["a", "b"], prob_a=[None, None]), "f", "drop")
     assert table["winner"].to_pylist() == ["model_a", "model_b"]
     assert table["prob_a"].to_pylist() == [None, None]
 
@@ -58,17 +59,25 @@ def test_a_prob_a_column_of_nulls_changes_nothing():
             {"winner": ["a", "Alice", "Bob"]},
             r"f: unknown winner 'Alice' \(id v1\); give model_a, model_b or tie",
         ),
-        ({"winner": ["a", None]}, r"f: neither winner nor prob_a \(id v1\); every row needs a label"),
         ({"winner": ["a", "x"], "prob_a": [0.5, 0.5]}, r"unknown winner 'x' \(id v1\)"),
         ({"prob_a": [0.5, 1.5, -1.0]}, r"f: prob_a 1.5 \(id v1\) is not within 0..1"),
         ({"prob_a": [-0.01, 2.0]}, r"f: prob_a -0.01 \(id v0\) is not within 0..1"),
-        ({"prob_a": [0.5, float("nan")]}, r"f: prob_a nan \(id v1\) is not within 0..1"),
-        ({"prob_a": [0.5, None]}, r"neither winner nor prob_a \(id v1\)"),
     ],
 )
 def test_bad_labels_are_named_with_the_first_id(columns, message):
     with pytest.raises(DataError, match=message):
         labels(votes(**columns), "f", "drop")
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"winner": ["a", None]}, {"winner": ["tie", " "]}, {"prob_a": [0.5, None]},
+        {"prob_a": [0.5, float("nan")]}, {"winner": [None, None], "prob_a": [0.1, None]},
+    ],
+)  # fmt: skip
+def test_rows_without_a_label_are_named(columns):
+    assert labels(votes(**columns), "f", "drop").no_label.tolist() == [False, True]
 
 
 def cleaned(texts: list[str | None]) -> list[str | None]:
@@ -107,11 +116,15 @@ def test_reasons_come_in_order():
         response_b=["b", "b", "b", "b", "same", "b", "b"],
     )
     tie = np.array([False, True, True, True, True, False, True])
-    names = [REASONS[code] if code >= 0 else None for code in drop_reasons(table, tie)]
+    none = np.zeros(7, bool)
+    tied = Labelled(table, none, tie)
+    names = [REASONS[code] if code >= 0 else None for code in drop_reasons(table, tied)]
     assert names == ["null_text", "empty_prompt", "empty_response", "tie", "tie", None, "null_text"]
-    assert REASONS[drop_reasons(table, np.zeros(7, bool))[4]] == "identical_responses"
-    different = np.array([True, True, False, False, True, True, False])
-    names = [REASONS[code] if code >= 0 else None for code in drop_reasons(table, tie, different)]
+    unlabelled = Labelled(table, np.array([False] * 5 + [True] * 2), none)
+    assert [REASONS[code] for code in drop_reasons(table, unlabelled)[5:]] == ["no_label", "null_text"]
+    assert REASONS[drop_reasons(table)[4]] == "identical_responses"
+    different = {row: Fault("different_prompts", "") for row in (0, 1, 4, 5)}
+    names = [REASONS[code] if code >= 0 else None for code in drop_reasons(table, tied, different)]
     assert names == [
         *["different_prompts"] * 2,
         "empty_response",

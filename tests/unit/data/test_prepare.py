@@ -59,14 +59,16 @@ def test_every_reason_is_counted(tmp_path):
         vote(7, prompt="x", response_a="1", response_b="2", winner="a"),
         vote(8, prompt="x", response_a="2", response_b="1", winner="a"),
         vote(9, prompt="quotes “here”"),
+        vote(10, winner=None),
     ]
     run = prepare(config(tmp_path, write(tmp_path / "x.parquet", rows), valid_fraction=0))
     assert run["counts"] == {
-        "input_rows": 10,
+        "input_rows": 11,
         "kept": {"train": 2, "valid": 0},
         "dropped": {
-            "different_prompts": 0, "null_text": 1, "empty_prompt": 1, "empty_response": 1, "tie": 1,
-            "identical_responses": 1, "excluded_prompt": 0, "duplicate": 1, "conflicting_duplicate": 2,
+            "malformed": 0, "different_prompts": 0, "null_text": 1, "empty_prompt": 1, "empty_response": 1,
+            "no_label": 1, "tie": 1, "identical_responses": 1, "excluded_prompt": 0, "duplicate": 1,
+            "conflicting_duplicate": 2,
         },
         "prompt_groups": {"train": 2, "valid": 0},
         "texts_fixed": 2,
@@ -197,7 +199,7 @@ def test_columns_of_types_that_do_not_go_together(tmp_path):
         ([vote(0), vote(1, id="v0", prompt=None)], r"the id 'v0' is there twice"),
         ([vote(0), vote(1, winner="nobody")], r"x.parquet: unknown winner 'nobody' \(id v1\)"),
         ([vote(0, prob_a=-0.5)], r"x.parquet: prob_a -0.5 \(id v0\) is not within 0..1"),
-        ([vote(0, winner=None)], r"x.parquet: neither winner nor prob_a \(id v0\)"),
+        ([vote(0, winner=None)], r"all 1 input rows were dropped \(no_label 1\)"),
         (
             [vote(0, prompt=None), vote(1, winner="tie")],
             r"all 2 input rows were dropped \(null_text 1, tie 1\)",

@@ -71,7 +71,7 @@ def test_the_mean_is_joined_by_id_in_the_order_of_the_first(tmp_path, two):
     assert run["temperature"] == 1
     assert run["metrics"] is None
     assert run["counts"] == {"rows": 3, "errors": 0}
-    assert json.loads((tmp_path / "out/run.json").read_text()) == run
+    assert json.loads((tmp_path / "out.run/run.json").read_text()) == run
     assert pq.read_schema(tmp_path / "out/part-000000.parquet") == predictions_schema(pa.string())
 
 
@@ -187,6 +187,7 @@ def test_a_submission_needs_every_row(tmp_path):
         ("votes.parquet", "would overwrite an input; choose another file"),
         ("out/part-000000.parquet", "is of the output itself; choose another file"),
         ("out/run.json", "is of the output itself; choose another file"),
+        ("out.run/s.csv", "is of the output itself; choose another file"),
         ("out", "is of the output itself; choose another file"),
     ],
 )

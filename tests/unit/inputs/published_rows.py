@@ -4,11 +4,12 @@ import csv
 import json
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wsdm_ray.inputs.published import read_published
+from wsdm_ray.inputs.faults import DIFFERENT_PROMPTS, FaultCounts
+from wsdm_ray.inputs.files import list_inputs
+from wsdm_ray.inputs.rows import Reading, read_rows
 
 
 def user(text: str | None) -> dict:
@@ -91,9 +92,17 @@ def write(folder: Path, rows: list[dict], ending: str = "parquet") -> str:
 
 
 def read(path: str, form: str, **options) -> tuple[list[dict], list[bool]]:
-    parts = list(read_published(path, form, **options))
-    rows = [row for table, _ in parts for row in table.to_pylist()]
-    return rows, np.concatenate([different for _, different in parts]).tolist()
+    """The rows, and which of them have different prompts; most rows malformed is an error, as in a job."""
+    rows, different, counts = [], [], FaultCounts()
+    for file in list_inputs([path]):
+        for table, faults in read_rows(file, Reading(format=form, **options)):
+            counts.add(len(table), faults, file.path, len(rows), table["id"])
+            rows += table.to_pylist()
+            different += [
+                row in faults and faults[row].reason == DIFFERENT_PROMPTS for row in range(len(table))
+            ]
+    counts.check()
+    return rows, different
 
 
 def pair_of(row: dict) -> tuple:

@@ -23,15 +23,18 @@ from tests.unit.inputs.published_rows import (
     write,
 )
 from wsdm_ray.inputs import tables
+from wsdm_ray.inputs.files import list_inputs
 from wsdm_ray.inputs.formats import FORMATS
-from wsdm_ray.inputs.published import chosen_is_a, read_published
+from wsdm_ray.inputs.published import chosen_is_a
+from wsdm_ray.inputs.rows import Reading, read_rows
 
 
 def test_wsdm(tmp_path):
     rows, different = read(write(tmp_path, [WSDM, {**WSDM, "id": "x", "winner": "model_b"}]), "wsdm")
     assert rows == [{**WSDM, "source": "wsdm"}, {**WSDM, "id": "x", "winner": "model_b", "source": "wsdm"}]
     assert different == [False, False]
-    table = next(read_published(write(tmp_path, [WSDM]), "wsdm"))[0]
+    file = list_inputs([write(tmp_path, [WSDM])])[0]
+    table = next(read_rows(file, Reading(format="wsdm"))).table
     assert table.column_names == [
         "id", "prompt", "response_a", "response_b", "winner", "model_a", "model_b", "language", "source"
     ]  # fmt: skip

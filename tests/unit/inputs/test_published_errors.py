@@ -54,7 +54,7 @@ def two_turns(a: list, b: list) -> dict:
 @pytest.mark.parametrize(
     ("form", "row", "message"),
     [
-        ("wsdm", {**WSDM, "prompt": 5}, r"column 'prompt' holds int64, but text is needed"),
+        ("wsdm", {**WSDM, "prompt": 5}, r"id 00007.*\): prompt is 5, but text is needed"),
         ("wsdm", {**WSDM, "id": None}, r"row 0 \(counted from 0\) has no id"),
         (
             "lmsys-57k",
@@ -197,10 +197,19 @@ def test_malformed_rows(tmp_path, form, row, message):
 def test_the_row_is_counted_over_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "BATCH_ROWS", 2)
     bad = {**HH, "chosen": "Hello"}
-    with pytest.raises(
-        DataError, match=r"rows.jsonl: row 5 \(counted from 0; id rows-5\): chosen is 'Hello'"
-    ):
-        read(write(tmp_path, [HH] * 5 + [bad], "jsonl"), "hh-rlhf")
+    message = (
+        r"rows.jsonl: row 3 \(counted from 0; id rows-3\): chosen is 'Hello'.*; 4 of 7 rows are malformed$"
+    )
+    with pytest.raises(DataError, match=message):
+        read(write(tmp_path, [HH] * 3 + [bad] * 4, "jsonl"), "hh-rlhf")
+
+
+def test_a_few_malformed_rows_have_no_texts_and_a_warning(tmp_path, caplog):
+    bad = {**HH, "chosen": "Hello"}
+    rows, different = read(write(tmp_path, [HH, bad, HH], "jsonl"), "hh-rlhf")
+    assert [row["prompt"] is None for row in rows] == [False, True, False]
+    assert different == [False] * 3
+    assert "1 of 3 rows are malformed and are left out, first" in caplog.text
 
 
 def test_an_id_that_a_later_batch_lacks(tmp_path, monkeypatch):

@@ -11,14 +11,19 @@ from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError, StorageError
 from wsdm_ray.inputs import tables
 from wsdm_ray.inputs.files import list_inputs
-from wsdm_ray.inputs.rows import read_rows
+from wsdm_ray.inputs.rows import Reading, read_rows
 
 ROW = {"id": "1", "prompt": "p", "response_a": "a", "response_b": "b", "winner": "model_a"}
 
 
 def read(path: Path, columns: Columns | None = None, **options) -> pa.Table:
     return pa.concat_tables(
-        list(read_rows(str(path), columns or Columns(), **options)), promote_options="permissive"
+        [
+            rows.table
+            for file in list_inputs([str(path)])
+            for rows in read_rows(file, Reading(columns=columns or Columns(), **options))
+        ],
+        promote_options="permissive",
     )
 
 
@@ -162,7 +167,7 @@ WITHOUT_PROMPT = {name: value for name, value in ROW.items() if name != "prompt"
         (
             WITHOUT_PROMPT,
             Columns(),
-            r"x.parquet: no column 'prompt'; give --columns.prompt=NAME; there are: id, response_a",
+            r"x.parquet: no column 'prompt'; give --columns.prompt=NAME or, .* --format; there are: id",
         ),
         (ROW, Columns(response_a="first"), r"no column 'first'; give --columns.response-a=NAME"),
         (ROW, Columns(language="lang"), r"no column 'lang'; give --columns.language=NAME"),
@@ -178,7 +183,11 @@ WITHOUT_PROMPT = {name: value for name, value in ROW.items() if name != "prompt"
             r"x.parquet: column 'prompt' holds int64, but text is needed",
         ),
         ({**ROW, "id": None}, Columns(), r"x.parquet: row 0 \(counted from 0\) has no id"),
-        ({**ROW, "id": 0.5}, Columns(), r"x.parquet: ids are double; they must be integers or strings"),
+        (
+            {**ROW, "id": 0.5},
+            Columns(),
+            r"x.parquet: ids are double .*, which may be rounded; write them as",
+        ),
         ({**ROW, "prob_a": "high"}, Columns(), r"column 'prob_a' is not double .*high"),
         ({**ROW, "winner": ["a"]}, Columns(), r"column 'winner' is not string"),
     ],
@@ -206,13 +215,10 @@ def test_no_votes(tmp_path):
         ("x.json", b'[{"id": 1}', r"x.json: not JSON .*a list of objects, or one object a line, is needed"),
         ("x.json", b'[{"id": 1}, 2]', r"x.json: item 2 is a JSON int, but objects are needed"),
         ("x.json", b'["\xff"]', r"x.json: not UTF-8 \(invalid start byte at byte 2\)"),
-        ("x.json", b'[{"x": 1}, {"x": "y"}]', r"x.json:item 1-2: column 'x' mixes types"),
         ("x.jsonl", b'[{"id": 1}]', r"x.jsonl:1: a JSON list, but one object a line is needed"),
         ("x.jsonl", b"\n[" * 100_000, r"x.jsonl:2: not JSON"),
         ("x.jsonl", b"[" * 100_000, r"x.jsonl:1: not JSON"),
         ("x.jsonl", b'{"id": "\xff"}', r"x.jsonl:1: not UTF-8 \(invalid start byte at byte 8\)"),
-        ("x.jsonl", b'{"x": 1}\n{"x": "y"}', r"x.jsonl:1-2: column 'x' mixes types"),
-        ("x.jsonl", b'{"x": 1000000000000000000000}', r"x.jsonl:1-1: column 'x' mixes types"),
         ("x.csv", b"id,prompt\n1,p\n2,p,q\n", r"x.csv:3: 3 fields, but the header has 2"),
         ("x.csv", b"id,prompt,id\n1,p,2\n", r"x.csv: the header names the column 'id' twice"),
         ("x.csv", b"id\n\xff\n", r"x.csv:2: not UTF-8"),

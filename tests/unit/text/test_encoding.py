@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -177,10 +176,8 @@ def test_odd_texts(encoder, text, as_if):
 
 @pytest.mark.parametrize("text", ["a" * 5_000_000, "日本" * 800_000])
 def test_five_megabytes(encoder, text):
-    started = time.monotonic()
+    # Seconds; a quadratic step would take hours, which pytest's own timeout ends.
     pairs = encoder.encode([text], ["short"], ["answer"])
-    # Measured 0.5 to 4 s on two cores; a quadratic step would take hours.
-    assert time.monotonic() - started < 60
     assert pairs.tokens_N[0] == CONFIG.max_tokens
     assert pairs.cut_tokens_N[0] > 10_000
 
