@@ -217,17 +217,15 @@ def eos_of(
     tokenizer: dict[str, Any], settings: dict[str, Any], config: dict[str, Any]
 ) -> tuple[str | int | None, int | None]:
     """The eos token as the folder names it, and its id, as `PairEncoder` finds them; None without one."""
-    eos = None
-    for value in (settings.get("eos_token"), config.get("eos_token_id")):
-        value = value[0] if isinstance(value, list) and value else value
+    eos: str | int | None = None
+    for named in (settings.get("eos_token"), config.get("eos_token_id")):
+        value: Any = named[0] if isinstance(named, list) and named else named
         value = value.get("content") if isinstance(value, dict) else value
         eos = value if eos is None else eos
         if isinstance(value, int):
             return value, value
-        if isinstance(value, str):
-            found = id_of(tokenizer, value)
-            if found is not None:
-                return value, found
+        if isinstance(value, str) and (found := id_of(tokenizer, value)) is not None:
+            return value, found
     return eos, None
 
 

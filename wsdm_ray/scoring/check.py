@@ -5,9 +5,8 @@ seconds: a wrong path is found at once. So modules with torch are imported where
 what the cluster has (`cluster`), and executing the run (`pipeline`).
 """
 
-import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
