@@ -23,7 +23,7 @@ __all__ = ["GROUPS", "Option", "nearest", "options_of"]
 GROUPS: dict[str, tuple[str, ...]] = {
     "Input and output": (
         "config", "model", "input", "base", "adapter", "train", "valid", "predictions", "votes", "exclude",
-        "output", "submission",
+        "output", "submission", "submission_format",
     ),
     "Model": (
         "preset", "precision", "quantization", "int8_activations", "compile", "calibrate",
@@ -31,9 +31,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Rows and labels": (
         "rows", "lengths", "format", "split", "valid_fraction", "ties", "make_ids", "shard_rows",
-        "hard_threshold", "source", "mix", "allow_leakage",
+        "hard_threshold", "source", "mix", "allow_leakage", "keep_columns",
     ),
     "Orderings and averages": ("orders", "adaptive_threshold", "model_weights", "weights", "temperature"),
+    "Ties": ("tie_rate", "tie_votes", "tie_predictions"),
     "Length of training": ("epochs", "max_steps", "pairs_per_step"),
     "Batching and memory": (
         "layout", "token_budget", "max_tokens", "micro_batches", "gradient_checkpointing", "unit_rows",
@@ -53,8 +54,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """Fields of the configs by the group that the help shows them in, in the order of the help."""
 
 METAVARS = {
-    **dict.fromkeys(("output", "base", "adapter", "model", "predictions", "teachers"), "DIR"),
-    **dict.fromkeys(("input", "train", "valid", "votes", "exclude", "calibrate"), "PATH"),
+    **dict.fromkeys(
+        ("output", "base", "adapter", "model", "predictions", "teachers", "tie_predictions"), "DIR"
+    ),
+    **dict.fromkeys(("input", "train", "valid", "votes", "exclude", "calibrate", "tie_votes"), "PATH"),
+    "keep_columns": "NAME",
     "submission": "FILE",
     "wandb": "PROJECT",
     "targets": "LAYER",

@@ -19,6 +19,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from wsdm_ray import storage
@@ -31,9 +32,11 @@ __all__ = [
     "PRIVATE_FOLDER",
     "RUN_FILE",
     "STARTED_FILE",
+    "amend_run",
     "changes",
     "check_no_overlap",
     "check_no_overwrite",
+    "comparable",
     "file_versions",
     "finish_run",
     "names_in",
@@ -210,9 +213,13 @@ def finish_run(
     """Write run.json, after everything else is in its place, and return what it holds.
 
     Args:
-        content: the results of the run; they go beside `job`, `fingerprint` and `versions`.
+        content: the results of the run; they go beside `job`, `finished` (in UTC), `versions` and
+            `fingerprint`.
     """
-    run = plain({"job": job, **content, "versions": versions(), "fingerprint": fingerprint})
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    run = plain(
+        {"job": job, **content, "finished": finished, "versions": versions(), "fingerprint": fingerprint}
+    )
     place = place_of(output, job)
     storage.write_json(storage.join(place, RUN_FILE), run)
     storage.delete_file(storage.join(place, STARTED_FILE))
@@ -220,6 +227,16 @@ def finish_run(
         storage.delete_folder(storage.join(place, PRIVATE_FOLDER))
         delete_leftovers(output)
     return run
+
+
+def amend_run(output: str, content: Mapping[str, Any]) -> None:
+    """Add to run.json of a finished run, in place of what it has under the same names."""
+    earlier = find_run(output)
+    assert earlier is not None
+    assert earlier.finished
+    run = {**earlier.record, **plain(content)}
+    if run != earlier.record:
+        storage.write_json(storage.join(earlier.place, RUN_FILE), run)
 
 
 def delete_leftovers(folder: str) -> None:

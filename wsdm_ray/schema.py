@@ -10,12 +10,14 @@ import pyarrow as pa
 
 __all__ = [
     "CANONICAL_TYPES",
+    "LOGIT_COLUMNS",
     "MODEL_A",
     "MODEL_B",
     "PAIR_COLUMNS",
     "RESPONSES",
     "TEXTS",
     "Ordering",
+    "described",
     "first_ordering",
     "orderings_of",
     "predictions_schema",
@@ -40,6 +42,23 @@ CANONICAL_TYPES: dict[str, pa.DataType] = {
     "source": pa.string(),
 }
 """Arrow types of the canonical columns but `id`, which is int64 or string, as its input had it."""
+
+
+LOGIT_COLUMNS = ("logit_ab", "logit_ba")
+
+DESCRIPTIONS = {
+    "id": "id of the input row",
+    "prob_a": "probability that the given response_a wins: all models and orders",
+    "winner": "model_a where prob_a is at least 0.5, else model_b",
+    "prob_a_ab": "prob_a of the order (prompt, response_a, response_b); null if that order was not run",
+    "prob_a_ba": "prob_a of the order (prompt, response_b, response_a); null if that order was not run",
+    "tokens": "tokens of one order, after truncation",
+    "cut_tokens": "tokens that truncation cut: the most of all models",
+    "error": "null, or why this row has no probability",
+    "logit_ab": "log-odds that response_a wins, before any temperature, of the order ab",
+    "logit_ba": "log-odds that response_a wins, before any temperature, of the order ba",
+}
+"""What each column of a predictions file holds: the parquet field's metadata has it as `description`."""
 
 
 class Ordering(enum.IntEnum):
@@ -68,9 +87,14 @@ def first_ordering(response_a: str, response_b: str) -> Ordering:
     return Ordering.BA if b < a else Ordering.AB
 
 
+def described(field: pa.Field) -> pa.Field:
+    """A field of the predictions with what it holds as metadata."""
+    return field.with_metadata({"description": DESCRIPTIONS[field.name]})
+
+
 def predictions_schema(id_type: pa.DataType) -> pa.Schema:
     """Arrow schema of a predictions file whose input has ids of `id_type`."""
-    return pa.schema(
+    fields = pa.schema(
         [
             ("id", id_type),
             ("prob_a", pa.float32()),
@@ -82,3 +106,4 @@ def predictions_schema(id_type: pa.DataType) -> pa.Schema:
             ("error", pa.string()),
         ]
     )
+    return pa.schema([described(field) for field in fields])

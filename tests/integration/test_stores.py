@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import _main as main
 from tests.integration.servers import ACCESS_KEY, SECRET_KEY, free_ports
 from wsdm_ray import storage
 from wsdm_ray.errors import DataError, StorageError
@@ -195,7 +196,7 @@ def test_gcs_endpoint_that_is_down_is_one_line(store_ports, monkeypatch, caplog)
     assert not caplog.records
 
 
-def test_prepare_and_evaluate(bucket, tiny_votes, tmp_path):
+def test_prepare_and_evaluate(bucket, tiny_votes, capsys):
     """Raw votes in a bucket -> shards -> (predictions of an oracle) -> a report, all in the bucket."""
     raw = pq.read_table(storage.list_files(str(tiny_votes)))
     storage.write_parquet(f"{bucket}/raw/votes.parquet", raw)
@@ -210,12 +211,11 @@ def test_prepare_and_evaluate(bucket, tiny_votes, tmp_path):
     )
     assert 100 < len(valid) < len(raw)
 
-    again = run_job("prepare", *arguments)
-    assert again.returncode == 0, again.stderr
+    assert main.run_job("prepare", arguments) == 0
     assert storage.read_json(f"{bucket}/data/run.json") == counts, "finished work is not done again"
-    other = run_job("prepare", *arguments, "--seed", "1")
-    assert other.returncode == 1
-    assert "options.seed: 0 -> 1" in other.stderr.splitlines()[-1]
+    capsys.readouterr()
+    assert main.run_job("prepare", [*arguments, "--seed", "1"]) == 1
+    assert "options.seed: 0 -> 1" in capsys.readouterr().err.splitlines()[-1]
 
     best = dict(zip(raw["id"].to_pylist(), raw["best_prob_a"].to_pylist(), strict=True))
     prob = np.array([best[row] for row in valid["id"].to_pylist()], np.float32)

@@ -212,6 +212,33 @@ WRONG = [
     ),
     (config.QuickstartConfig, {"rows": 199}, "--rows 199: must be at least 200"),
     (config.QuickstartConfig, {"num_workers": 0}, "--num-workers 0: must be at least 1"),
+    (
+        config.ScoreConfig,
+        {"submission": "s.csv", "submission_format": "lmsys", "tie_rate": 1.0},
+        "--tie-rate 1.0: must be in (0, 1)",
+    ),
+    (
+        config.EnsembleConfig,
+        {"submission": "s.csv", "submission_format": "lmsys", "tie_rate": 1.0},
+        "--tie-rate 1.0: must be in (0, 1)",
+    ),
+    (config.ScoreConfig, {"tie_rate": 0.3}, "--tie-rate 0.3: must be beside --submission-format lmsys"),
+    (
+        config.ScoreConfig,
+        {"submission_format": "lmsys"},
+        "--submission-format lmsys: must be beside --submission",
+    ),
+    (
+        config.ScoreConfig,
+        {"submission": "s", "submission_format": "lmsys", "tie_predictions": "p"},
+        "--tie-predictions p: must be beside --tie-votes",
+    ),
+    (
+        config.ScoreConfig,
+        {"submission": "s", "submission_format": "lmsys", "tie_rate": 0.3, "tie_votes": ("v",)},
+        "--tie-rate 0.3: must be given without --tie-votes: the one or the other",
+    ),
+    (config.ScoreConfig, {"keep_columns": ("",)}, "--keep-columns ('',): must be names of columns"),
 ]
 
 

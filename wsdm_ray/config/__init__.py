@@ -8,9 +8,11 @@ from wsdm_ray.config.data import ArenaConfig, Columns, PrepareConfig, VoteFormat
 from wsdm_ray.config.evaluate import EnsembleConfig, EvaluateConfig, QuickstartConfig
 from wsdm_ray.config.model import HeadConfig, LoraConfig, QuantizeConfig, TextConfig
 from wsdm_ray.config.score import PseudolabelConfig, ScoreConfig
+from wsdm_ray.config.submission import SUBMISSION_OPTIONS, SubmissionConfig
 from wsdm_ray.config.train import ObjectiveConfig, OptimizerConfig, TrainConfig
 
 __all__ = [
+    "SUBMISSION_OPTIONS",
     "ArenaConfig",
     "Columns",
     "EnsembleConfig",
@@ -24,6 +26,7 @@ __all__ = [
     "QuantizeConfig",
     "QuickstartConfig",
     "ScoreConfig",
+    "SubmissionConfig",
     "TextConfig",
     "TrainConfig",
     "VoteFormat",

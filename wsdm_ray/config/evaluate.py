@@ -4,19 +4,20 @@ import math
 from dataclasses import dataclass, field
 
 from wsdm_ray.config.checks import check, check_paths, check_positive, check_seed, expand_home
-from wsdm_ray.config.data import Columns
+from wsdm_ray.config.data import Columns, VoteFormat
+from wsdm_ray.config.submission import SubmissionConfig
 
 __all__ = ["EnsembleConfig", "EvaluateConfig", "QuickstartConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnsembleConfig:
+class EnsembleConfig(SubmissionConfig):
     """One set of predictions from several, joined by id."""
 
     predictions: tuple[str, ...]
     """Output folders of `score`, each with the same ids. Example: --predictions gemma qwen"""
     output: str
-    """Folder for part-NNNNNN.parquet and run.json. Example: --output mean"""
+    """Folder for part-NNNNNN.parquet; run.json is in OUTPUT.run. Example: --output mean"""
     weights: tuple[float, ...] = ()
     """Weight of each set in the mean probability; by default equal, or fitted if --votes is given.
     Example: --weights 2 1"""
@@ -25,10 +26,14 @@ class EnsembleConfig:
     Example: --votes data/valid"""
     temperature: float | None = None
     """Divisor of the log-odds of the mean; by default 1, or fitted if --votes is given."""
-    submission: str | None = None
-    """CSV file to write as well, with the columns id and winner. Example: --submission submission.csv"""
+    keep_columns: tuple[str, ...] = ()
+    """Other columns of the first set to copy to the result. Example: --keep-columns language"""
+    format: VoteFormat = "canonical"
+    """The published data set whose columns and conventions the votes have; canonical takes `--columns`."""
     columns: Columns = field(default_factory=Columns)
     """The votes' own column names. Example: --columns.winner label"""
+    make_ids: bool = False
+    """Make ids from file name and row number for votes without ids, as `score --make-ids` does."""
     restart: bool = False
     """Delete what the output folder holds and start over."""
 
@@ -48,14 +53,16 @@ class EnsembleConfig:
             "0 or more, and not all 0",
         )
         check_positive("temperature", self.temperature)
+        self.check_submission()
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Compare predictions with votes."""
 
-    predictions: str
-    """Output folder of `score`. Example: --predictions predictions"""
+    predictions: tuple[str, ...]
+    """Output folders of `score` or `ensemble`; further ones are compared with the first, row by row.
+    Example: --predictions predictions"""
     votes: tuple[str, ...]
     """Canonical shards with the votes: files, folders or globs. Example: --votes data/valid"""
     output: str
@@ -66,13 +73,23 @@ class EvaluateConfig:
     """The most log loss, in nats, that the threshold recommended for `score --orders adaptive` may cost."""
     seed: int = 0
     """Seed of the bootstrap."""
+    format: VoteFormat = "canonical"
+    """The published data set whose columns and conventions the votes have; canonical takes `--columns`."""
     columns: Columns = field(default_factory=Columns)
     """The votes' own column names. Example: --columns.winner label"""
+    make_ids: bool = False
+    """Make ids from file name and row number for votes without ids, as `score --make-ids` does."""
 
     def __post_init__(self) -> None:
         expand_home(self)
         check_paths(predictions=self.predictions, votes=self.votes, output=self.output)
         check_seed(self.seed)
+        check(
+            len(set(self.predictions)) == len(self.predictions),
+            "predictions",
+            " ".join(self.predictions),
+            "different folders",
+        )
         check(self.bootstrap >= 20, "bootstrap", self.bootstrap, "at least 20")
         check(self.adaptive_tolerance >= 0, "adaptive_tolerance", self.adaptive_tolerance, "0 or more")
 

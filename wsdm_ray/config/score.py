@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from wsdm_ray.config.checks import check, check_paths, expand_home
-from wsdm_ray.config.data import Columns
+from wsdm_ray.config.data import Columns, VoteFormat
+from wsdm_ray.config.submission import SubmissionConfig
 from wsdm_ray.config.train import Layout
 
 __all__ = ["PseudolabelConfig", "ScoreConfig"]
@@ -14,18 +15,22 @@ Precision = Literal["auto", "fp32", "bf16", "w8a8-int8", "w8a8-fp8", "bnb-int8",
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
-    """Score every row of a parquet data set."""
+class ScoringConfig:
+    """What `score` and `pseudolabel` share."""
 
     model: tuple[str, ...]
     """Checkpoint folder of `train` or `quantize`; several are averaged. Example: --model gemma qwen"""
     model_weights: tuple[float, ...] = ()
     """Weight of each model in the mean probability; by default equal. Example: --model-weights 2 1"""
     input: tuple[str, ...]
-    """Parquet files, folders or globs with the columns id, prompt, response_a, response_b.
-    Example: --input 'pairs/*.parquet'"""
+    """Parquet, Arrow, JSON or CSV files, folders or globs with the columns id, prompt, response_a,
+    response_b. Example: --input 'pairs/*.parquet'"""
+    format: VoteFormat = "canonical"
+    """The published data set whose columns and conventions the input has; canonical takes `--columns`."""
+    make_ids: bool = False
+    """Make ids from file name and row number for an input without ids."""
     output: str
-    """Folder for part-NNNNNN.parquet and run.json. Example: --output predictions"""
+    """Folder for part-NNNNNN.parquet; run.json is in OUTPUT.run. Example: --output predictions"""
     base: tuple[str, ...] = ()
     """Folder of the base model, by default where it was in training: one for all models, or one for each (any
     folder for a model that needs none). Example: --base quantized"""
@@ -96,7 +101,20 @@ class ScoreConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PseudolabelConfig(ScoreConfig):
+class ScoreConfig(SubmissionConfig, ScoringConfig):
+    """Score every row of a parquet data set."""
+
+    keep_columns: tuple[str, ...] = ()
+    """Columns of the input to copy to the predictions. Example: --keep-columns language model_a"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_submission()
+        check("" not in self.keep_columns, "keep_columns", self.keep_columns, "names of columns")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudolabelConfig(ScoringConfig):
     """Score unlabelled pairs and make training shards of them, OUTPUT/train."""
 
     predictions: str | None = None

@@ -5,10 +5,9 @@ fitted on. Shape suffixes: N rows, S sets of predictions. Not covered: averaging
 which takes several models and averages them alike.
 """
 
-import csv
-import io
+import json
 from collections.abc import Sequence
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,15 +17,27 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+import wsdm_ray
 from wsdm_ray import storage
-from wsdm_ray.config import EnsembleConfig
+from wsdm_ray.config import SUBMISSION_OPTIONS, EnsembleConfig
 from wsdm_ray.data.shards import write_shards
-from wsdm_ray.errors import DataError
-from wsdm_ray.evaluation.join import join_by_id, read_predictions, read_votes, shown
-from wsdm_ray.evaluation.report import decimals, percent
+from wsdm_ray.data.submission import TieVotes, check_submission, submit
+from wsdm_ray.errors import ConfigError, DataError
+from wsdm_ray.evaluation.fitting import shortage
+from wsdm_ray.evaluation.join import (
+    check_columns,
+    join_by_id,
+    read_predictions,
+    shown,
+    with_ids_of_one_type,
+)
+from wsdm_ray.evaluation.metrics import bootstrap_intervals
+from wsdm_ray.evaluation.pages import decimals, percent
+from wsdm_ray.evaluation.votes import read_votes
 from wsdm_ray.evaluation.weights import combine_sets, cross_fit, fit
-from wsdm_ray.runs import check_no_overlap, check_no_overwrite, file_versions, finish_run, open_run, options
-from wsdm_ray.schema import MODEL_A, MODEL_B
+from wsdm_ray.inputs.rows import Reading
+from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, open_run, options
+from wsdm_ray.schema import LOGIT_COLUMNS, MODEL_A, MODEL_B, predictions_schema
 from wsdm_ray.statistics import (
     Floats,
     agreement,
@@ -39,6 +50,9 @@ __all__ = ["ensemble"]
 pc: Any = pyarrow.compute  # its functions are made at import, unseen by type checkers
 
 PART_ROWS = 20_000
+EQUAL_MEAN = "the equal mean"
+LEAST_DIFFERENCE = 1e-6
+"""Differences of log loss up to this, in nats, are rounding."""
 PROBABILITIES = ("prob_a", "prob_a_ab", "prob_a_ba")
 
 
@@ -49,6 +63,8 @@ class PredictionSets(NamedTuple):
     tables: list[pa.Table]
     errors: pa.ChunkedArray
     """Why each row has no probability, in words that name the set; null where all sets have one."""
+    kept: pa.Table
+    """Other columns of the first set that go to the result."""
 
     @property
     def ids(self) -> pa.ChunkedArray:
@@ -74,18 +90,19 @@ def ensemble(config: EnsembleConfig) -> dict[str, Any]:
         StorageError: a path is missing or unreadable.
         RunMismatchError: the output folder belongs to another run.
     """
-    sets, fingerprint = check(config)
+    sets, ties, fingerprint = check(config)
     run = open_run(config.output, "ensemble", fingerprint, config.restart, resumes=False)
     if run:
         logger.info("ensemble: %s is finished already", config.output)
     else:
         run = finish_run(config.output, "ensemble", fingerprint, write_mean(config, sets))
-    report(config, run)
-    return run
+    print_weights(run, config)
+    warn_of_worse(run)
+    return run | {"submission": submit(config, config.output, ties)} if config.submission else run
 
 
-def check(config: EnsembleConfig) -> tuple[PredictionSets, dict[str, Any]]:
-    """The sets of predictions, and the fingerprint of the run. Nothing is written."""
+def check(config: EnsembleConfig) -> tuple[PredictionSets, TieVotes | None, dict[str, Any]]:
+    """The sets of predictions, votes with ties, and the fingerprint of the run. Nothing is written."""
     set_files = [storage.list_files(folder) for folder in config.predictions]
     vote_files = storage.list_files(config.votes) if config.votes else []
     inputs = [
@@ -95,23 +112,29 @@ def check(config: EnsembleConfig) -> tuple[PredictionSets, dict[str, Any]]:
         *(file for files in set_files for file in files),
     ]
     check_no_overlap(config.output, inputs)
-    if config.submission:
-        check_no_overwrite("--submission", config.submission, config.output, inputs)
+    ties = check_submission(config, config.output, inputs)
+    unused = ("predictions", "votes", "output", "restart", *SUBMISSION_OPTIONS)
+    unused += () if config.keep_columns else ("keep_columns",)  # runs of earlier versions do not name these
+    unused += () if config.format != "canonical" else ("format",)
+    unused += () if config.make_ids else ("make_ids",)
     fingerprint = {
-        "options": options(config, leave_out=("predictions", "votes", "output", "submission", "restart")),
+        "options": options(config, leave_out=unused),
         "predictions": {str(place): file_versions(files) for place, files in enumerate(set_files)},
         "votes": file_versions(vote_files),
     }
-    sets = read_sets(config.predictions)
+    sets = read_sets(config.predictions, config.keep_columns)
     if config.submission:
         check_complete(sets, config.submission)
-    return sets, fingerprint
+    return sets, ties, fingerprint
 
 
 def write_mean(config: EnsembleConfig, sets: PredictionSets) -> dict[str, Any]:
     """Write the combined predictions; returns what run.json says of them."""
     combination = choose_combination(config, sets)
     table = mean_predictions(sets, combination.weights_S, combination.temperature)
+    for field, column in zip(sets.kept.schema, sets.kept.columns, strict=True):
+        table = table.append_column(field, column)
+    table = table.replace_schema_metadata(provenance(config.predictions, combination))
     write_shards(config.output, table.schema, [table], PART_ROWS)
     return {
         "config": options(config, leave_out=("restart",)),
@@ -123,12 +146,40 @@ def write_mean(config: EnsembleConfig, sets: PredictionSets) -> dict[str, Any]:
     }
 
 
-def report(config: EnsembleConfig, run: dict[str, Any]) -> None:
-    """Print the weights and the metrics, and write the submission."""
-    print_weights(run, config)
-    if config.submission:
-        write_submission(read_predictions(config.output), config.submission)
-        logger.info("ensemble: %s rows in %s", f"{run['counts']['rows']:,}", config.submission)
+def provenance(folders: Sequence[str], combination: Combination) -> dict[str, str]:
+    """What the schema of every part says of where its values come from: the models of all sets."""
+    models = []
+    for folder in folders:
+        with storage.open_parquet(storage.list_files(folder)[0]) as file:
+            models += json.loads((file.metadata.metadata or {}).get(b"wsdm_ray.models", b"[]"))
+    weights = {"weights": combination.weights_S.tolist(), "temperature": combination.temperature}
+    return {
+        "wsdm_ray.version": wsdm_ray.__version__,
+        "wsdm_ray.models": json.dumps(models),
+        "wsdm_ray.ensemble": json.dumps(weights),
+    }
+
+
+def kept_columns(folder: str, names: Sequence[str]) -> pa.Table:
+    """The columns `names` of a set of predictions, in its order.
+
+    Raises:
+        ConfigError: a name is that of a column of the result.
+        DataError: a part lacks one, or has another type than the first.
+    """
+    taken = {*predictions_schema(pa.string()).names, *LOGIT_COLUMNS} & set(names)
+    if taken:
+        raise ConfigError(f"--keep-columns {min(taken)}: is not copied; the result has values of its own")
+    tables = []
+    for path in storage.list_files(folder) if names else []:
+        with storage.open_parquet(path) as file:
+            check_columns(path, file.schema_arrow.names, names)
+            tables.append(file.read(columns=list(dict.fromkeys(names))))
+            if tables[-1].schema != tables[0].schema:
+                raise DataError(
+                    f"{path}: has other types than the first part ({', '.join(names)}); score the rows again"
+                )
+    return pa.concat_tables(tables) if tables else pa.table({})
 
 
 def fitted(config: EnsembleConfig) -> list[str]:
@@ -137,26 +188,21 @@ def fitted(config: EnsembleConfig) -> list[str]:
     return [name for name, is_free in free.items() if is_free and config.votes]
 
 
-def read_sets(folders: tuple[str, ...]) -> PredictionSets:
+def read_sets(folders: tuple[str, ...], keep: Sequence[str] = ()) -> PredictionSets:
     """The predictions of each folder, all in the order of the first."""
     first = read_predictions(folders[0])
     others = [in_order_of(first, read_predictions(name), folders[0], name) for name in folders[1:]]
     tables = [first, *others]
-    return PredictionSets(folders, tables, merged_errors(tables, folders))
+    return PredictionSets(folders, tables, merged_errors(tables, folders), kept_columns(folders[0], keep))
 
 
 def in_order_of(first: pa.Table, other: pa.Table, first_name: str, other_name: str) -> pa.Table:
     """The rows of `other` in the order of the ids of `first`; ids are unique in both.
 
     Raises:
-        DataError: ids of different types, or ids that only one of the two has.
+        DataError: ids that only one of the two has.
     """
-    type_first, type_other = (table.schema.field("id").type for table in (first, other))
-    if type_first != type_other:
-        raise DataError(
-            f"ids are {type_first} in {first_name} ({shown(first['id'])}) and {type_other} in {other_name}"
-            f" ({shown(other['id'])}), so they cannot be joined; score inputs whose ids have one type"
-        )
+    first, other = with_ids_of_one_type([first, other])
     places = pc.index_in(first["id"], value_set=other["id"])
     missing = first["id"].filter(pc.is_null(places))
     extra = other["id"].filter(pc.invert(pc.is_in(other["id"], value_set=first["id"])))
@@ -202,6 +248,7 @@ def choose_combination(config: EnsembleConfig, sets: PredictionSets) -> Combinat
     if not config.votes:
         return Combination(equal_S if option_S is None else option_S, config.temperature or 1.0, None)
     prob_NS, label_N, groups_N = voted_rows(config, sets)
+    check_enough(config, groups_N)
     weights_S, temperature = fit(prob_NS, label_N, option_S, config.temperature)
     metrics: dict[str, Any] = {
         "rows": len(label_N),
@@ -212,6 +259,7 @@ def choose_combination(config: EnsembleConfig, sets: PredictionSets) -> Combinat
         "equal_mean": scores(combine_sets(prob_NS, equal_S, 1.0), label_N),
         "result": None,
         "cross_fitted": None,
+        "worse_than": [],
     }
     if fitted(config):
         result_N, halves = cross_fit(prob_NS, label_N, groups_N, option_S, config.temperature)
@@ -220,20 +268,66 @@ def choose_combination(config: EnsembleConfig, sets: PredictionSets) -> Combinat
         result_N = combine_sets(prob_NS, weights_S, temperature)
     if result_N is not None:
         metrics["result"] = scores(result_N, label_N)
+        alternatives = dict(zip(config.predictions, prob_NS.T, strict=True))
+        alternatives[EQUAL_MEAN] = combine_sets(prob_NS, equal_S, 1.0)
+        metrics["worse_than"] = worse_than(result_N, alternatives, label_N, groups_N)
     return Combination(weights_S, temperature, metrics)
+
+
+def check_enough(config: EnsembleConfig, groups_N: NDArray[np.uint64]) -> None:
+    """Raise `DataError` where weights or a temperature would be fitted on too few votes."""
+    too_few = shortage(groups_N)
+    if too_few and (free := fitted(config)):
+        options = " and ".join(f"--{name}" for name in free)
+        raise DataError(
+            f"{', '.join(config.votes)}: {too_few} to fit {' and '.join(free)}; give {options} yourself, or"
+            " leave out --votes"
+        )
+
+
+def worse_than(
+    result_N: Floats, alternatives: dict[str, Floats], label_N: Floats, groups_N: NDArray[np.uint64]
+) -> list[dict[str, Any]]:
+    """The alternatives whose log loss is lower than that of the result on these votes, the lowest first.
+
+    Returns:
+        `name`, and `difference` of the log losses with its `ci95` by prompt, of each.
+    """
+    found = []
+    for name, prob_N in alternatives.items():
+        more_N = cross_entropy(result_N, label_N) - cross_entropy(prob_N, label_N)
+        if more_N.mean() > LEAST_DIFFERENCE:
+            (interval,) = bootstrap_intervals(more_N[:, None], groups_N, resamples=1_000, seed=0)
+            found.append({"name": name, "difference": float(more_N.mean()), "ci95": interval})
+    return sorted(found, key=lambda one: -one["difference"])
+
+
+def warn_of_worse(run: dict[str, Any]) -> None:
+    """Say where the result is worse than doing without it."""
+    metrics = run["metrics"] or {}
+    for one in (metrics.get("worse_than") or [])[:1]:
+        fitted_on = " on prompts that it was not fitted on" if run["fitted"] else " on these votes"
+        ends = f" (95 %% interval {one['ci95'][0]:+.4f} to {one['ci95'][1]:+.4f})" if one["ci95"] else ""
+        logger.warning(
+            f"ensemble: the log loss of the result is higher than that of %s by %.4f{ends},{fitted_on};"
+            " it is written all the same: give other --weights and --temperature to write another",
+            one["name"],
+            one["difference"],
+        )
 
 
 def voted_rows(config: EnsembleConfig, sets: PredictionSets) -> tuple[Floats, Floats, NDArray[np.uint64]]:
     """Of the rows with a vote and no error: probabilities (N, S), labels (N,), hashes of the prompts (N,)."""
-    votes = read_votes(config.votes, config.columns)
+    votes = read_votes(
+        config.votes, Reading(format=config.format, columns=config.columns, make_ids=config.make_ids)
+    )
     joined = []
     for table in sets.tables:
         index = table.column_names.index("error")
         table = table.set_column(index, "error", sets.errors)
-        # Ids of other types, and votes that no set has, are errors of the join.
-        if table.schema.field("id").type == votes.schema.field("id").type:
-            table = table.filter(pc.is_in(table["id"], value_set=votes["id"]))
-        joined.append(join_by_id(table, votes))
+        table, of_votes = with_ids_of_one_type([table, votes])
+        # Votes that no set has are an error of the join.
+        joined.append(join_by_id(table.filter(pc.is_in(table["id"], value_set=of_votes["id"])), of_votes))
     return np.stack([rows.prob for rows in joined], axis=1), joined[0].label, joined[0].group
 
 
@@ -259,21 +353,6 @@ def mean_predictions(sets: PredictionSets, weights_S: Floats, temperature: float
             winners = np.where(mean_N >= 0.5, MODEL_A, MODEL_B)
             columns["winner"] = pa.array(winners, pa.string(), mask=null_N)
     return pa.table(columns, schema=first.schema)
-
-
-def write_submission(table: pa.Table, path: str) -> None:
-    """Write `id,winner` as CSV, one line a row in the order of the rows, quoted where an id needs it."""
-
-    def write(file: IO[bytes]) -> None:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(("id", "winner"))
-        for batch in table.select(["id", "winner"]).to_batches(PART_ROWS):
-            lines.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
-        text.flush()
-        text.detach()  # the file is not ours to close
-
-    storage.write_atomic(path, write)
 
 
 def print_weights(run: dict[str, Any], config: EnsembleConfig) -> None:

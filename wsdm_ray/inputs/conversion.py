@@ -1,7 +1,10 @@
 """Files that are not canonical parquet, converted to it: rows can then be read from anywhere in a file."""
 
+import atexit
 import dataclasses
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -37,18 +40,20 @@ class ParquetInput:
     converted: bool = False
 
 
-def parquet_inputs(files: Sequence[InputFile], reading: Reading, folder: str) -> list[ParquetInput]:
-    """Each file as canonical parquet: itself, or a copy in the local folder.
+def parquet_inputs(files: Sequence[InputFile], reading: Reading) -> list[ParquetInput]:
+    """Each file as canonical parquet: itself, or a temporary copy that lives as long as this process.
 
     Raises:
         DataError: a file cannot be read, or most rows of all files are malformed.
     """
     counts = FaultCounts()
     inputs = []
+    folder = ""
     for number, file in enumerate(files):
         if reading.format == "canonical" and is_parquet(file.path):
             inputs.append(ParquetInput(file=file, columns=reading.columns, make_ids=reading.make_ids))
             continue
+        folder = folder or scratch_folder()
         target = os.path.join(folder, f"{number:06d}.parquet")
         with errors_for(folder):
             write(counted(read_rows(file, reading), file.path, counts), target)
@@ -58,6 +63,13 @@ def parquet_inputs(files: Sequence[InputFile], reading: Reading, folder: str) ->
         logger.info("%d rows converted to parquet", counts.rows)
     counts.check()
     return inputs
+
+
+def scratch_folder() -> str:
+    """A new folder for temporary files of this process, which deletes it when it ends."""
+    folder = tempfile.mkdtemp(prefix="wsdm_ray_inputs_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def counted(tables: Iterator[Rows], path: str, counts: FaultCounts) -> Iterator[pa.Table]:
@@ -89,7 +101,9 @@ def write(tables: Iterator[pa.Table], path: str) -> None:
 
 def schema_of(table: pa.Table) -> pa.Schema:
     """The schema of a table with every canonical column, which a later table may have."""
-    missing = [pa.field(name, kind) for name, kind in CANONICAL_TYPES.items() if name not in table.column_names]
+    missing = [
+        pa.field(name, kind) for name, kind in CANONICAL_TYPES.items() if name not in table.column_names
+    ]
     return pa.schema([*table.schema.remove_metadata(), *missing])
 
 

@@ -23,7 +23,7 @@ class Fault(NamedTuple):
     kind: str = ""
 
     def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+        return self.detail or self.reason.replace("_", " ")
 
 
 class FaultCounts:

@@ -59,6 +59,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from wsdm_ray.inputs.chosen_rejected import (
+    COUNT,
     SIDES,
     answer_pairs,
     completion_pairs,
@@ -193,7 +194,7 @@ FORMATS = {
         pairs=answer_pairs,
         needed=SIDES,
         read=(*SIDES, "prompt", "conversations"),
-        passed=("system",),
+        passed=("system", COUNT),
     ),
 }
 """Formats by the names of `--format`."""

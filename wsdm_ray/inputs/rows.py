@@ -106,7 +106,7 @@ def check_columns(names: list[str], path: str, reading: Reading) -> None:
         option = f"--columns.{field.name.replace('_', '-')}=NAME"
         if names.count(name) > 1:
             raise DataError(f"{path}: has the column {name!r} {names.count(name)} times")
-        if name in names:
+        if name in names or not (reading.labels or field.name in PAIR_COLUMNS):
             continue
         if field.name == "id":
             if not reading.make_ids:

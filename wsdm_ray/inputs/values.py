@@ -16,7 +16,17 @@ from wsdm_ray import storage
 from wsdm_ray.errors import DataError
 from wsdm_ray.schema import CANONICAL_TYPES
 
-__all__ = ["Unreadable", "common_id_type", "holds_text", "id_type", "ids_of", "is_text", "plain", "texts_of", "typed"]
+__all__ = [
+    "Unreadable",
+    "common_id_type",
+    "holds_text",
+    "id_type",
+    "ids_of",
+    "is_text",
+    "plain",
+    "texts_of",
+    "typed",
+]
 
 Unreadable = list[tuple[int, str]]
 """Rows whose text cannot be read, and why."""

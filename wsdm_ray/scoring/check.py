@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
-from wsdm_ray.config import Columns, ScoreConfig, to_dict
+from wsdm_ray.config import SUBMISSION_OPTIONS, ScoreConfig, to_dict
+from wsdm_ray.inputs.conversion import parquet_inputs
+from wsdm_ray.inputs.files import list_inputs
+from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.modeling.folder_names import check_manifest_there
 from wsdm_ray.runs import check_no_overlap, file_versions, options
+from wsdm_ray.scoring.kept_columns import kept_schema
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan
-from wsdm_ray.storage import absolute, list_files
+from wsdm_ray.storage import absolute
 
 if TYPE_CHECKING:
     from wsdm_ray.scoring.models import ModelSpec
@@ -37,6 +42,7 @@ SAMPLED_ROWS = 200
 
 NOT_OF_THE_OUTPUT = (
     *("output", "restart", "dry_run", "replicas", "base", "model", "input", "precision"),
+    *SUBMISSION_OPTIONS,
     "token_budget",  # decides what shares a micro-batch, which changes roundings alone
 )
 """Options that may change when a run is resumed, or whose effect the fingerprint holds in another form."""
@@ -77,7 +83,8 @@ class ScoreRun:
     """All that executing a run needs.
 
     output: the folder, as it was given. restart: delete what it holds.
-    files, plan, columns: what is scored. replica: how, in every replica. cluster: where.
+    files, plan: what is scored. keep: columns of the input that the output has, too.
+    replica: how, in every replica. cluster: where.
     fingerprint: all that decides the output.
     config: every option as it was given, for run.json.
     started: `time.monotonic()` when the checks began, in seconds.
@@ -87,7 +94,7 @@ class ScoreRun:
     restart: bool
     files: tuple[str, ...]
     plan: ScorePlan
-    columns: Columns
+    keep: pa.Schema
     replica: "ReplicaOptions"
     cluster: Cluster
     fingerprint: Mapping[str, Any]
@@ -102,11 +109,13 @@ def check_inputs(config: ScoreConfig) -> CheckedInputs:
         DataError, ModelError, ConfigError, StorageError: what was asked for cannot be done.
     """
     started = time.monotonic()
-    files = list_files(config.input)
+    inputs = list_inputs(config.input)
+    files = [file.path for file in inputs]
     check_no_overlap(config.output, [*config.input, *files, *config.model, *config.base])
     for folder in config.model:
         check_manifest_there(folder, "--model")
-    plan = make_plan(files, config.unit_rows, config.columns)
+    reading = Reading(format=config.format, columns=config.columns, make_ids=config.make_ids, labels=False)
+    plan = make_plan(parquet_inputs(inputs, reading), config.unit_rows)
     from wsdm_ray.scoring.model_check import check_folders
 
     return CheckedInputs(files=tuple(files), plan=plan, models=check_folders(config), started=started)
@@ -144,7 +153,7 @@ def check_run(config: ScoreConfig, cluster: Cluster, inputs: CheckedInputs | Non
         restart=config.restart,
         files=files,
         plan=plan,
-        columns=config.columns,
+        keep=kept_schema(plan, config.keep_columns),
         replica=replica,
         cluster=cluster,
         fingerprint={
@@ -159,7 +168,10 @@ def check_run(config: ScoreConfig, cluster: Cluster, inputs: CheckedInputs | Non
 
 def options_of_the_output(config: ScoreConfig) -> dict[str, Any]:
     """The options that decide the output."""
-    unused = () if config.orders == "adaptive" else ("adaptive_threshold",)
+    unused = [] if config.orders == "adaptive" else ["adaptive_threshold"]
+    unused += [] if config.format != "canonical" else ["format"]  # runs of earlier versions do not name it
+    unused += [] if config.make_ids else ["make_ids"]
+    unused += [] if config.keep_columns else ["keep_columns"]
     return options(config, leave_out=(*NOT_OF_THE_OUTPUT, *unused))
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from wsdm_ray.config import TextConfig
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import TEXTS
+from wsdm_ray.scoring.kept_columns import NO_COLUMNS, encoded_kept
 from wsdm_ray.scoring.models import ModelSpec
 from wsdm_ray.scoring.plan import WorkUnit, read_unit
 from wsdm_ray.storage import local_copy
@@ -27,26 +28,27 @@ def encoder_of(folder: str, text: TextConfig) -> PairEncoder:
     return PairEncoder(local_copy(folder), text)
 
 
-def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec]) -> pa.Table:
-    """The unit's rows as an Arrow table of ids, errors and, for each model, token ids.
+def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec], keep: pa.Schema = NO_COLUMNS) -> pa.Table:
+    """The unit's rows as an Arrow table of ids, errors, columns to keep and, for each model, token ids.
 
     A row with a fault or a null text has an `error` and the token ids of empty texts.
     """
     rows, faults = read_unit(unit)
-    errors_N = np.full(len(rows), None, object)
+    texts, errors_N = readable_texts(rows)
     for row, fault in faults.items():
         errors_N[row] = str(fault)
-    texts, unreadable_N = readable_texts(rows)
-    return encode_texts(rows.column("id"), texts, np.where(errors_N == None, unreadable_N, errors_N), models)  # noqa: E711
+    encoded = encode_texts(rows.column("id"), texts, errors_N, models)
+    for name, column in encoded_kept(unit, keep):
+        encoded = encoded.append_column(name, column)
+    return encoded
 
 
 def readable_texts(rows: pa.Table) -> tuple[dict[str, list[str]], np.ndarray]:
-    """The texts of rows by column, "" where one cannot be read, and why a row cannot: object [N], or None."""
+    """The texts of rows by column, "" where one is null, and why a row has an error, or None: object [N]."""
     texts, errors_N = {}, np.full(len(rows), None, object)
-    for name in TEXTS:
-        texts[name], unreadable = text_values(rows.column(name))
-        for row, why in unreadable:
-            errors_N[row] = errors_N[row] or f"{name} {why}"
+    for name in reversed(TEXTS):  # the first one names the error
+        errors_N[rows.column(name).is_null().to_numpy()] = f"{name} is null"
+        texts[name] = [value or "" for value in rows.column(name).to_pylist()]
     return texts, errors_N
 
 
@@ -73,22 +75,6 @@ def encode_texts(
             "ba_first": pa.array(pairs.ba_first_N),  # the same for every model
         }
     return pa.table(encoded)
-
-
-def text_values(column: pa.ChunkedArray) -> tuple[list[str], list[tuple[int, str]]]:
-    """The texts of a column, with "" for those that cannot be read, and (row, why) of these."""
-    unreadable = [(row, "is null") for row in np.flatnonzero(column.is_null().to_numpy()).tolist()]
-    try:
-        return [value or "" for value in column.to_pylist()], unreadable
-    except UnicodeDecodeError:
-        values = []
-        for row, data in enumerate(column.cast(pa.large_binary()).to_pylist()):
-            try:
-                values.append((data or b"").decode())
-            except UnicodeDecodeError:
-                values.append("")
-                unreadable.append((row, "is not UTF-8"))
-        return values, unreadable
 
 
 def encoded_pairs(encoded: pa.Table, number: int) -> EncodedPairs:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+import wsdm_ray
 from wsdm_ray.errors import DataError
 from wsdm_ray.runs import names_in
 from wsdm_ray.scoring.plan import ScorePlan, part_name
 from wsdm_ray.storage import join, open_parquet, write_parquet
 from wsdm_ray.telemetry import logger
 
-__all__ = ["Totals", "UnitReport", "add_up", "completed_units", "list_parts", "write_part"]
+__all__ = ["Totals", "UnitReport", "add_up", "completed_units", "list_parts", "provenance", "write_part"]
 
 COUNTS_KEY = b"wsdm_ray.counts"
 """The key in a part's parquet footer of its counts, so that a resumed run can add them up."""
@@ -24,6 +25,19 @@ COUNTS_KEY = b"wsdm_ray.counts"
 PART_NAME = re.compile(r"part-\d{6}\.parquet")
 
 FOOTER_COUNTS = ("unit", "rows", "errors", "cut", "tokens", "rerun")
+
+
+def provenance(models: Sequence[Mapping[str, Any]], orders: str) -> dict[str, str]:
+    """What the schema of every part says of where its values come from.
+
+    Args:
+        models: the fingerprint of each model.
+    """
+    return {
+        "wsdm_ray.version": wsdm_ray.__version__,
+        "wsdm_ray.models": json.dumps([dict(model) for model in models]),
+        "wsdm_ray.orders": orders,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +113,7 @@ class Totals:
 
 def write_part(output: str, table: pa.Table, report: UnitReport) -> None:
     """Commit a unit: its predictions with its counts in the footer, in one atomic put."""
-    table = table.replace_schema_metadata({COUNTS_KEY: report.to_footer()})
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), COUNTS_KEY: report.to_footer()})
     write_parquet(join(output, part_name(report.unit)), table)
 
 

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wsdm_ray.config import ScoreConfig
+from wsdm_ray.data.submission import check_submission, submit
 from wsdm_ray.runs import finish_run, open_run
 from wsdm_ray.scoring.check import Cluster, ScoreRun, check_inputs, check_run, describe
 from wsdm_ray.scoring.crash_records import list_crash_records
 from wsdm_ray.scoring.parts import Totals, UnitReport, add_up, completed_units
+from wsdm_ray.scoring.shared_inputs import shared_units
 from wsdm_ray.storage import delete_file, read_json
 from wsdm_ray.telemetry import human, logger
 
@@ -33,7 +35,11 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         ClusterError: one replica does not fit the cluster beside one reader.
     """
     run = check(config)
-    return describe(run) if config.dry_run else execute(run)
+    ties = check_submission(config, run.output, [*config.input, *run.files, *config.model, *config.base])
+    if config.dry_run:
+        return describe(run)
+    written = execute(run)
+    return written | {"submission": submit(config, run.output, ties)} if config.submission else written
 
 
 def check(config: ScoreConfig) -> ScoreRun:
@@ -76,7 +82,7 @@ def execute(run: ScoreRun, replica_class: "type[Replica] | None" = None) -> dict
         from wsdm_ray.scoring.ray_data import score_units
         from wsdm_ray.scoring.replica import Replica
 
-        fresh = score_units(run, units, replica_class or Replica)
+        fresh = score_units(run, shared_units(units, run.output), replica_class or Replica)
     totals = add_up(run.plan, run.output, completed, fresh)
     return report(run, totals, fresh)
 

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pyarrow as pa
 
-from wsdm_ray.schema import MODEL_A, MODEL_B, Ordering, predictions_schema
+from wsdm_ray.schema import LOGIT_COLUMNS, MODEL_A, MODEL_B, Ordering, described, predictions_schema
 from wsdm_ray.scoring.encode import encoded_pairs
+from wsdm_ray.scoring.kept_columns import append_kept
 from wsdm_ray.scoring.probabilities import NOT_FINITE, combine_models, to_probability
 
 __all__ = ["predictions_table"]
@@ -69,9 +70,9 @@ def predictions_table(
     ]
     table = pa.Table.from_arrays(columns, schema=predictions_schema(id_type))
     if logits:
-        for name, ordering in (("logit_ab", Ordering.AB), ("logit_ba", Ordering.BA)):
-            table = table.append_column(name, column(ordering, logit))
-    return table
+        for name, ordering in zip(LOGIT_COLUMNS, Ordering, strict=True):
+            table = table.append_column(described(pa.field(name, pa.float32())), column(ordering, logit))
+    return append_kept(table, encoded)
 
 
 def mean_logits(log_odds_MNO: np.ndarray, ran_MNO: np.ndarray, weights: Sequence[float]) -> np.ndarray:

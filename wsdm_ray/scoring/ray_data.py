@@ -51,12 +51,12 @@ def unit_reports(
 ) -> Iterator[UnitReport]:
     """The dataset itself: units -> encoded -> reports, a row each, as they come."""
     quiet_ray_data()
-    models, columns = options.models, run.columns
+    models, keep = options.models, run.keep
 
     def encode(batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         unit = units[int(batch["index"][0])]
         try:
-            encoded, error = table_to_bytes(encode_unit(unit, models, columns)), ""
+            encoded, error = table_to_bytes(encode_unit(unit, models, keep)), ""
         except Exception as failure:
             encoded, error = b"", final(failure)
         return {"unit": [unit.number], "encoded": [encoded], "error": [error]}

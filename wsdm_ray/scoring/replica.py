@@ -18,7 +18,7 @@ from wsdm_ray.scoring.crash_records import crash_record_path, record_crash_and_e
 from wsdm_ray.scoring.encode import encoded_pairs, table_from_bytes
 from wsdm_ray.scoring.engine import log_odds
 from wsdm_ray.scoring.models import Load, Models, ModelSpec
-from wsdm_ray.scoring.parts import UnitReport, write_part
+from wsdm_ray.scoring.parts import UnitReport, provenance, write_part
 from wsdm_ray.scoring.predictions import predictions_table
 from wsdm_ray.scoring.probabilities import combine_models, to_probability
 from wsdm_ray.scoring.recovery import DeviceLostError
@@ -158,6 +158,8 @@ class Replica:
             orderings_of(self.options.orders),
             self.options.id_type,
             self.options.logits,
+        ).replace_schema_metadata(
+            provenance([model.fingerprint for model in self.options.models], self.options.orders)
         )
         return table, UnitReport(
             unit=number,

@@ -235,7 +235,12 @@ def test_foreign_columns_never_stand_for_canonical_ones(tmp_path):
 
 @pytest.mark.parametrize(
     ("form", "column"),
-    [(form, name) for form in FORMATS for name in FORMATS[form].read if not name.startswith("winner")],
+    [
+        (form, name)
+        for form in FORMATS
+        for name in FORMATS[form].read
+        if name in ROWS[form] and not name.startswith("winner")
+    ],
 )
 def test_null_cells_are_null_texts(tmp_path, form, column):
     found, different = read(write(tmp_path, [{**ROWS[form], column: None}], "jsonl"), form)

@@ -69,8 +69,8 @@ def two_turns(a: list, b: list) -> dict:
         ),
         (
             "lmsys-57k",
-            {**LMSYS_57K, "prompt": "['Hi', None]"},
-            r"but a list of texts is needed, one a turn \(JSON",
+            {**LMSYS_57K, "prompt": "['Hi' 'And']"},
+            r"but a list of texts is needed, one a turn \(JSON in CSV\); it is a numpy array as text: write ",
         ),
         (
             "lmsys-57k",
@@ -114,7 +114,7 @@ def two_turns(a: list, b: list) -> dict:
         ),
         (
             "lmsys-33k",
-            {**LMSYS_33K, "conversation_a": [{"from": "human", "value": "Hi"}]},
+            {**LMSYS_33K, "conversation_a": [{"speaker": "human", "value": "Hi"}]},
             r"conversation_a is .*, but a list of messages with role and content is needed \(JSON in CSV\)",
         ),
         (
@@ -135,13 +135,13 @@ def two_turns(a: list, b: list) -> dict:
         ),
         (
             "orpo-dpo-mix",
-            {**ORPO, "chosen": [{"role": "human", "content": "Hi"}, assistant("y")]},
-            r"id rows-0\): chosen has the message .*human.*; role must be one of system, user, assistant",
+            {**ORPO, "chosen": [{"role": "", "content": "Hi"}, assistant("y")]},
+            r"id rows-0\): chosen has the message .*'Hi'.* without a role",
         ),
         (
             "orpo-dpo-mix",
             {**ORPO, "chosen": [{"role": "user", "content": 5}]},
-            r"chosen has the message .*5.*; role must be one of system, user, assistant, content text",
+            r"chosen has the message .*5.*; its content must be text, or a list of parts",
         ),
         (
             "hh-rlhf",

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 
 from tests.unit.scoring.conftest import column, random_rows
 from tests.unit.scoring.fakes import with_memory_for, wrapped
 from wsdm_ray.config import Columns
+from wsdm_ray.failures import WorkerDefectError, unpack_error
 from wsdm_ray.modeling.scorers import Scorer
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.scoring.crash_records import crash_record_path
@@ -149,3 +151,30 @@ def test_a_unit_may_not_cost_processes_without_end(write, tmp_path, classifiers,
         f"{path}: 8 processes lost their GPU over this unit, the last by 'illegal memory access'; check the "
         "GPU and the model, then delete this file"
     )
+
+
+@pytest.mark.parametrize("broken", ["encoded", "model"])
+def test_a_defect_ends_the_run_with_the_traceback_of_its_process(write, classifiers, replica_of, broken):
+    """Ray Data would make other replicas, which fail each the same way."""
+
+    def no_scorer(scorer: Scorer) -> Scorer:
+        raise AttributeError("no such layer")
+
+    [unit] = make_plan([write(random_rows(3))], 5, COLUMNS).units
+    batch = batch_of(0, encode_unit(unit, classifiers[:1], COLUMNS))
+    if broken == "encoded":
+        batch["encoded"][0] = table_to_bytes(pa.table({"error": pa.array([None], pa.string())}))
+    replica = replica_of(change=no_scorer) if broken == "model" else replica_of()
+    found = unpack_error(replica(batch)["error"][0])
+    assert type(found) is WorkerDefectError
+    lines = str(found).splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1].startswith("AttributeError: no such layer" if broken == "model" else "KeyError: ")
+
+
+def test_what_may_pass_is_left_to_ray(write, classifiers, replica_of):
+    def no_gpu(scorer: Scorer) -> Scorer:
+        raise RuntimeError("CUDA error: out of resources")
+
+    with pytest.raises(RuntimeError, match="out of resources"):
+        replica_of(change=no_gpu)

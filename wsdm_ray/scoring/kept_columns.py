@@ -1,0 +1,120 @@
+"""Columns of the input that go through to the predictions unchanged, beside those of `score`.
+
+In the table of an encoded unit each has the prefix `keep_`. Not covered: how the texts are read (`plan`).
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+
+from wsdm_ray.errors import ConfigError, DataError
+from wsdm_ray.inputs.conversion import ParquetInput
+from wsdm_ray.inputs.files import with_partitions
+from wsdm_ray.inputs.values import plain, plain_type
+from wsdm_ray.schema import LOGIT_COLUMNS, predictions_schema
+from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, read_columns
+from wsdm_ray.storage import open_parquet
+
+__all__ = ["NO_COLUMNS", "append_kept", "encoded_kept", "kept_schema"]
+
+PREFIX = "keep_"
+
+NO_COLUMNS = pa.schema([])
+
+
+def kept_schema(plan: ScorePlan, names: Sequence[str]) -> pa.Schema:
+    """The columns `names` with the type that holds the values of every file; a file may lack one.
+
+    Raises:
+        ConfigError: a name is that of a column of the predictions.
+        DataError: no file has a column, or files have types that no one type holds exactly.
+    """
+    taken = {*predictions_schema(plan.id_type).names, *LOGIT_COLUMNS} & set(names)
+    if taken:
+        raise ConfigError(
+            f"--keep-columns {min(taken)}: the predictions have a column of that name; rename the input's"
+        )
+    sources = list(dict.fromkeys(unit.source for unit in plan.units)) if names else []
+    with ThreadPoolExecutor(16) as pool:
+        found = pool.map(schema_of, sources)
+        schemas = {source.file.path: schema for source, schema in zip(sources, found, strict=True)}
+    fields = [pa.field(name, type_in_all(schemas, name)) for name in dict.fromkeys(names)]
+    return pa.schema(fields)
+
+
+def schema_of(source: ParquetInput) -> pa.Schema:
+    """The columns of a file, and those that its folders name."""
+    with open_parquet(source.file.path) as file:
+        return with_partitions(file.schema_arrow.empty_table(), source.file).schema
+
+
+def type_in_all(schemas: dict[str, pa.Schema], name: str) -> pa.DataType:
+    """The type of a column over all files. Raises `DataError` where there is none."""
+    types = {
+        path: plain_type(schema.field(name).type) for path, schema in schemas.items() if name in schema.names
+    }
+    if not types:
+        path, schema = next(iter(schemas.items()))
+        raise DataError(
+            f"{path}: no column {name} in any input file (there are {', '.join(schema.names)}); "
+            "correct --keep-columns"
+        )
+    first = next(iter(types))
+    shared = types[first]
+    for path, kind in types.items():
+        unified = unify(shared, kind)
+        if unified is None:
+            raise DataError(
+                f"{path}: column {name} is {kind}, but {shared} in {first}, which no one type holds exactly; "
+                f"give all files one type, or leave {name} out of --keep-columns"
+            )
+        if unified != shared:
+            first = path
+        shared = unified
+    return shared
+
+
+def unify(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The type that holds every value of both exactly; None where there is none."""
+    if one == other:
+        return one
+    numbers = [kind for kind in (one, other) if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
+    if len(numbers) == 2:
+        exact = [kind for kind in (pa.int64(), pa.float64()) if all(holds(kind, part) for part in numbers)]
+        return exact[0] if exact else None
+    try:
+        schemas = [pa.schema([("column", kind)]) for kind in (one, other)]
+        return pa.unify_schemas(schemas, promote_options="permissive").field("column").type
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        return None
+
+
+def holds(kind: pa.DataType, part: pa.DataType) -> bool:
+    """Whether int64 or float64 holds every value of a type of numbers."""
+    if pa.types.is_floating(part):
+        return pa.types.is_floating(kind)
+    whole = part.bit_width - pa.types.is_signed_integer(part)
+    return whole <= (63 if pa.types.is_integer(kind) else 53)
+
+
+def encoded_kept(unit: WorkUnit, keep: pa.Schema) -> Iterator[tuple[str, pa.ChunkedArray | pa.Array]]:
+    """Name in the encoded table, and values, of the columns of a unit that are kept."""
+    if not keep.names:
+        return
+    table = read_columns(unit, keep.names)
+    for field in keep:
+        if field.name in table.column_names:
+            yield PREFIX + field.name, plain(table[field.name]).cast(field.type)
+        else:
+            yield PREFIX + field.name, pa.nulls(unit.rows, field.type)
+
+
+def append_kept(table: pa.Table, encoded: pa.Table) -> pa.Table:
+    """The predictions of an encoded unit with the columns that are kept."""
+    for name in encoded.column_names:
+        if name.startswith(PREFIX):
+            kept = encoded.schema.field(name).with_name(name.removeprefix(PREFIX))
+            described = kept.with_metadata({"description": "copied from the input (--keep-columns)"})
+            table = table.append_column(described, encoded[name])
+    return table
