@@ -12,7 +12,6 @@ from typing import Any
 
 from wsdm_ray.errors import DataError, ModelError
 from wsdm_ray.modeling.adapter_io import ADAPTER_WEIGHTS
-from wsdm_ray.modeling.classifier import model_config
 from wsdm_ray.modeling.folder_names import about, check_manifest_there
 from wsdm_ray.modeling.lora import ADAPTER_CONFIG
 from wsdm_ray.modeling.weight_files import INDEX, WEIGHTS
@@ -100,6 +99,8 @@ def read_object(folder: str, name: str, names: set[str]) -> dict[str, Any]:
 
 def check_config(config: dict[str, Any]) -> None:
     """Raise unless the model is one that can be trained or scored."""
+    from wsdm_ray.modeling.classifier import model_config
+
     with tempfile.TemporaryDirectory() as work:
         Path(work, "config.json").write_text(json.dumps(config))
         try:
