@@ -213,7 +213,8 @@ def test_what_is_no_fault(base):
 
 def test_a_quantized_checkpoint_passes(folders):
     for name in ("bnb-int8", "nf4"):
-        check_classifier_folder(str(folders[name]), "--model")
+        check_model_folder(str(folders[name]), "--base")
+    check_classifier_folder(str(folders["full_bf16"]), "--model")
     check_classifier_folder(str(folders["adapter_int8"]), "--model")
     check_adapter_folder(str(folders["adapter_int8"]), "--adapter")
 
