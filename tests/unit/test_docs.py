@@ -36,7 +36,7 @@ REPOSITORY_PATH = re.compile(r"(?:wsdm_ray|jobs|tests|docs|cluster)/[\w/.-]*")
 
 OF_OTHER_PROGRAMS = {"--address", "--check", "--help", "--logdir", "--shape", "--version", "--working-dir"}
 """Options in the pages that belong to no job: of ray, tensorboard, the benchmarks, and of every command."""
-NOT_JOBS = {"NAME", "completion"}
+NOT_JOBS = {"NAME", "cache", "completion"}
 """What may follow `wsdm-ray` besides a job."""
 
 

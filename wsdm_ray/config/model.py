@@ -71,7 +71,8 @@ class QuantizeConfig:
     """One quantized checkpoint from a base model."""
 
     base: str
-    """Folder of a Hugging Face model with its tokenizer. Example: --base gemma-2-9b-it"""
+    """Folder of a Hugging Face model with its tokenizer, or OWNER/NAME on the Hub. Example: --base
+    gemma-2-9b-it"""
     output: str
     """Folder for the checkpoint. Example: --output quantized"""
     adapter: tuple[str, ...] = ()

@@ -91,7 +91,8 @@ class TrainConfig:
     """
 
     base: str
-    """Folder of a Hugging Face model, quantized or not, with its tokenizer. Example: --base quantized"""
+    """Folder of a Hugging Face model, quantized or not, with its tokenizer, or OWNER/NAME on the Hub.
+    Example: --base quantized"""
     train: tuple[str, ...]
     """Canonical shards: files, folders or globs. Example: --train data/train pseudolabels/train"""
     output: str

@@ -5,61 +5,24 @@ first, so that an error names the option and the folder as the user gave them. N
 whether the weights are whole (`weight_files`, `classifier`).
 """
 
-import contextlib
 import json
-import re
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wsdm_ray.errors import DataError, ModelError, StorageError
+from wsdm_ray.errors import DataError, ModelError
 from wsdm_ray.modeling.adapter_io import ADAPTER_WEIGHTS
-from wsdm_ray.modeling.classifier import model_config
+from wsdm_ray.modeling.folder_names import about, check_manifest_there
 from wsdm_ray.modeling.lora import ADAPTER_CONFIG
-from wsdm_ray.modeling.manifest import MANIFEST
 from wsdm_ray.modeling.weight_files import INDEX, WEIGHTS
-from wsdm_ray.storage import HUB, hub_name, join, model_location, names_in_folder, open_read, read_json
+from wsdm_ray.storage import hub_name, join, model_location, names_in_folder, open_read, read_json
 
-__all__ = [
-    "about",
-    "as_given",
-    "check_adapter_folder",
-    "check_classifier_folder",
-    "check_model_folder",
-]
+__all__ = ["check_adapter_folder", "check_classifier_folder", "check_model_folder"]
 
 EMBEDDING = "embed_tokens.weight"
 MOST_HEADER_BYTES = 100_000_000
 """Of a safetensors file, by its format."""
 SHOWN_IDS = 3
-
-
-@contextlib.contextmanager
-def as_given(*folders: tuple[str, str]) -> Iterator[None]:
-    """Make errors name model folders as the user gave them.
-
-    Args:
-        folders: each as it was given, and where its files are.
-    """
-    try:
-        yield
-    except (DataError, ModelError, StorageError) as error:
-        said = str(error)
-        for folder, place in folders:
-            said = said if place == folder else said.replace(place, folder)
-        raise type(error)(said) from error
-
-
-@contextlib.contextmanager
-def about(option: str, folder: str) -> Iterator[None]:
-    """Begin the text of an error with an option and a folder."""
-    try:
-        yield
-    except (DataError, ModelError, StorageError) as error:
-        said = str(error).removeprefix(f"{folder}: ")
-        said = re.sub(rf"^{HUB}\S+@[0-9a-f]{{40}}: ", "", said)  # the same folder at its commit
-        raise type(error)(f"{option} {folder}: {said}") from error
 
 
 def check_model_folder(folder: str, option: str, *, tokenizer: str | None = None) -> None:
@@ -101,12 +64,9 @@ def check_adapter_folder(folder: str, option: str) -> None:
 
 def check_classifier_folder(folder: str, option: str) -> None:
     """Raise unless a folder is a whole one of `train` or `quantize`; the arguments are as above."""
+    check_manifest_there(folder, option)
     with about(option, folder):
         names = names_in_folder(model_location(folder))
-        if MANIFEST not in names:
-            raise ModelError(
-                f"no {MANIFEST}; this is no folder of `train` or `quantize`, or it is not complete"
-            )
     if "config.json" in names:
         check_model_folder(folder, option)
     else:
@@ -139,6 +99,8 @@ def read_object(folder: str, name: str, names: set[str]) -> dict[str, Any]:
 
 def check_config(config: dict[str, Any]) -> None:
     """Raise unless the model is one that can be trained or scored."""
+    from wsdm_ray.modeling.classifier import model_config
+
     with tempfile.TemporaryDirectory() as work:
         Path(work, "config.json").write_text(json.dumps(config))
         try:
@@ -256,17 +218,15 @@ def eos_of(
     tokenizer: dict[str, Any], settings: dict[str, Any], config: dict[str, Any]
 ) -> tuple[str | int | None, int | None]:
     """The eos token as the folder names it, and its id, as `PairEncoder` finds them; None without one."""
-    eos = None
-    for value in (settings.get("eos_token"), config.get("eos_token_id")):
-        value = value[0] if isinstance(value, list) and value else value
+    eos: str | int | None = None
+    for named in (settings.get("eos_token"), config.get("eos_token_id")):
+        value: Any = named[0] if isinstance(named, list) and named else named
         value = value.get("content") if isinstance(value, dict) else value
         eos = value if eos is None else eos
         if isinstance(value, int):
             return value, value
-        if isinstance(value, str):
-            found = id_of(tokenizer, value)
-            if found is not None:
-                return value, found
+        if isinstance(value, str) and (found := id_of(tokenizer, value)) is not None:
+            return value, found
     return eos, None
 
 

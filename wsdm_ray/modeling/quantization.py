@@ -12,7 +12,8 @@ from wsdm_ray.config import QuantizeConfig, TextConfig, to_dict
 from wsdm_ray.errors import ModelError
 from wsdm_ray.modeling.checkpoint_writer import head_of, write_checkpoint
 from wsdm_ray.modeling.classifier import check_widths
-from wsdm_ray.modeling.folder_check import as_given, check_adapter_folder, check_model_folder
+from wsdm_ray.modeling.folder_check import check_adapter_folder, check_model_folder
+from wsdm_ray.modeling.folder_names import as_given
 from wsdm_ray.modeling.gptq import sample_texts
 from wsdm_ray.modeling.lora import Adapter, read_adapter
 from wsdm_ray.modeling.manifest import MANIFEST, folder_digest

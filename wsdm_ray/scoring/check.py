@@ -17,11 +17,11 @@ from wsdm_ray.config import SUBMISSION_OPTIONS, ScoreConfig, to_dict
 from wsdm_ray.inputs.conversion import parquet_inputs
 from wsdm_ray.inputs.files import list_inputs
 from wsdm_ray.inputs.rows import Reading
-from wsdm_ray.modeling.manifest import read_manifest
+from wsdm_ray.modeling.folder_names import check_manifest_there
 from wsdm_ray.runs import check_no_overlap, file_versions, options
 from wsdm_ray.scoring.kept_columns import kept_schema
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan
-from wsdm_ray.storage import absolute, local_copy, model_location
+from wsdm_ray.storage import absolute
 
 if TYPE_CHECKING:
     from wsdm_ray.scoring.models import ModelSpec
@@ -113,7 +113,7 @@ def check_inputs(config: ScoreConfig) -> CheckedInputs:
     files = [file.path for file in inputs]
     check_no_overlap(config.output, [*config.input, *files, *config.model, *config.base])
     for folder in config.model:
-        read_manifest(local_copy(model_location(folder)))
+        check_manifest_there(folder, "--model")
     reading = Reading(format=config.format, columns=config.columns, make_ids=config.make_ids, labels=False)
     plan = make_plan(parquet_inputs(inputs, reading), config.unit_rows)
     from wsdm_ray.scoring.model_check import check_folders

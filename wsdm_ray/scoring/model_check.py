@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from wsdm_ray.config import ScoreConfig
 from wsdm_ray.errors import ConfigError, ModelError, StorageError
-from wsdm_ray.modeling.folder_check import about, as_given, check_classifier_folder, check_model_folder
+from wsdm_ray.modeling.folder_check import check_classifier_folder, check_model_folder
+from wsdm_ray.modeling.folder_names import about, as_given
 from wsdm_ray.modeling.loading import local_base
 from wsdm_ray.modeling.manifest import Manifest, folder_digest, read_manifest
 from wsdm_ray.modeling.precision import resolve_precision, scoring_layout, uses_fused_decoder

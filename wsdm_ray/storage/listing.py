@@ -76,6 +76,9 @@ def find_files(path: str) -> Found:
     """
     fs, inner = filesystem(path)
     with errors_for(path):
+        if path.startswith(HUB):  # one file, which lies elsewhere here
+            root, _, name = path.rpartition("/")
+            return Found(root=root, names=(name,), itself=frozenset([name]), is_file=True)
         if fs.isfile(inner):
             folder, _, name = inner.rpartition("/")
             root = with_scheme(folder or "/", path)

@@ -144,7 +144,8 @@ def check(
 
 def check_base(config: TrainConfig) -> Manifest:
     """What the checkpoints will say of themselves, but metrics."""
-    from wsdm_ray.modeling.folder_check import as_given, check_model_folder
+    from wsdm_ray.modeling.folder_check import check_model_folder
+    from wsdm_ray.modeling.folder_names import as_given
     from wsdm_ray.modeling.quantization_config import stored_quantization
 
     check_model_folder(config.base, "--base")

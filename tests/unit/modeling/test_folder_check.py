@@ -17,7 +17,7 @@ from wsdm_ray.modeling import folder_check
 from wsdm_ray.modeling.folder_check import check_adapter_folder, check_classifier_folder, check_model_folder
 from wsdm_ray.modeling.quantization import quantize
 from wsdm_ray.presets import tiny
-from wsdm_ray.scoring.check import Cluster, check_models
+from wsdm_ray.scoring.model_check import check_models
 from wsdm_ray.training.check import check_base
 
 
@@ -213,7 +213,8 @@ def test_what_is_no_fault(base):
 
 def test_a_quantized_checkpoint_passes(folders):
     for name in ("bnb-int8", "nf4"):
-        check_classifier_folder(str(folders[name]), "--model")
+        check_model_folder(str(folders[name]), "--base")
+    check_classifier_folder(str(folders["full_bf16"]), "--model")
     check_classifier_folder(str(folders["adapter_int8"]), "--model")
     check_adapter_folder(str(folders["adapter_int8"]), "--adapter")
 
@@ -278,7 +279,7 @@ def test_every_job_asks_first(base, folders, tmp_path, monkeypatch):
     """quantize, train and score: the same line, before a byte of weights is read or a folder made."""
     edit(base / "tokenizer.json", added(400, "beyond"))
     output = tmp_path / "out"
-    for name in ("wsdm_ray.modeling.quantization", "wsdm_ray.training.check", "wsdm_ray.scoring.check"):
+    for name in ("wsdm_ray.modeling.quantization", "wsdm_ray.training.check", "wsdm_ray.scoring.model_check"):
         monkeypatch.setattr(f"{name}.folder_digest", lambda folder: pytest.fail("reads weights"))
     acts = [
         lambda: quantize(QuantizeConfig(base=str(base), output=str(output))),
@@ -288,15 +289,14 @@ def test_every_job_asks_first(base, folders, tmp_path, monkeypatch):
         assert refusal(act).startswith(f"--base {base}: {BEYOND}")
     with pytest.raises(ModelError, match=r"^--adapter .*: is a whole model, no adapter"):
         quantize(QuantizeConfig(base=str(folders["plain"]), adapter=(str(base),), output=str(output)))
-    one_cpu = Cluster(replicas=1, on_gpu=False, threads=1)
     model = shutil.copytree(folders["full_bf16"], tmp_path / "model")
     edit(model / "config.json", lambda value: value.update(pad_token_id=9_999))
     with pytest.raises(ModelError, match=f"^--model {model}: config.json has pad_token_id 9999"):
-        check_models(ScoreConfig(model=(str(model),), input=("i",), output="o"), one_cpu)
+        check_models(ScoreConfig(model=(str(model),), input=("i",), output="o"), False, None)
     edit(base / "config.json", lambda value: value.update(pad_token_id=9_999))
     scored = ScoreConfig(model=(str(folders["adapter_plain"]),), base=(str(base),), input=("i",), output="o")
     with pytest.raises(ModelError, match=f"^--base {base}: config.json has pad_token_id 9999"):
-        check_models(scored, one_cpu)
+        check_models(scored, False, None)
     assert not output.exists()
 
 

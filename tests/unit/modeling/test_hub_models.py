@@ -15,12 +15,10 @@ from wsdm_ray.errors import ModelError, StorageError
 from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.quantization import quantize
 from wsdm_ray.presets import tiny
-from wsdm_ray.scoring.check import Cluster, check_models
+from wsdm_ray.scoring.model_check import check_models
 from wsdm_ray.storage import hub as module
 from wsdm_ray.storage import local_copy, model_location
 from wsdm_ray.training.check import check_base
-
-ONE_CPU = Cluster(replicas=1, on_gpu=False, threads=1)
 
 
 @pytest.fixture
@@ -56,7 +54,7 @@ def test_a_base_that_cannot_work_is_found_before_its_weights_are_fetched(hub, pl
     with pytest.raises(ModelError, match=r"^--base acme/bare: no model\.safetensors and no "):
         check_base(tiny("acme/bare", ("train",), "out"))
     with pytest.raises(ModelError, match=r"^--model acme/tiny: no wsdm_ray\.json; "):
-        check_models(ScoreConfig(model=("acme/tiny",), input=("i",), output="o"), ONE_CPU)
+        check_models(ScoreConfig(model=("acme/tiny",), input=("i",), output="o"), False, None)
     with pytest.raises(
         StorageError, match=r"^--base acme/none: no such folder here; no such model on the Hub"
     ):
@@ -77,16 +75,16 @@ def test_a_classifier_of_a_base_on_the_hub(hub, plain, tmp_path, monkeypatch):
 
     hub.requests.clear()
     config = ScoreConfig(model=(str(model),), input=("i",), output="o")
-    (spec,) = check_models(config, ONE_CPU)
+    (spec,) = check_models(config, False, None)
     assert hub.requests == [], "the model's word alone leads to no hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
     with pytest.raises(
         ModelError, match=rf"{model}: its base hf://acme/tiny@{commit} cannot be had .*; use --base"
     ):
-        check_models(config, ONE_CPU)
+        check_models(config, False, None)
     assert hub.requests == []
     (named,) = check_models(
-        ScoreConfig(model=(str(model),), base=("acme/tiny",), input=("i",), output="o"), ONE_CPU
+        ScoreConfig(model=(str(model),), base=("acme/tiny",), input=("i",), output="o"), False, None
     )
     assert named.base == f"hf://acme/tiny@{commit}", "for replicas on other nodes"
     assert named.digest == spec.digest
@@ -95,7 +93,7 @@ def test_a_classifier_of_a_base_on_the_hub(hub, plain, tmp_path, monkeypatch):
 def test_a_classifier_on_the_hub_is_known_by_its_digest(hub, folders, tmp_path):
     hub.push("models/acme/judge", folders["full_bf16"])
     here, there = (
-        check_models(ScoreConfig(model=(name,), input=("i",), output="o"), ONE_CPU)[0]
+        check_models(ScoreConfig(model=(name,), input=("i",), output="o"), False, None)[0]
         for name in (str(folders["full_bf16"]), "acme/judge")
     )
     assert there.folder == model_location("acme/judge")
