@@ -3,6 +3,7 @@
 _registry     the jobs by name: summary, config, function
 _options      the options of a config as records
 _parse        arguments to a config
+_values       options of a file, or of Python's keywords, to arguments
 _main         run a job: help, status, errors of one line
 _help         the help and the list of jobs
 _completion   shell completion

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jobs._main import run_job
 
         return run_job(name, rest)
-    from jobs._parse import nearest
+    from jobs._options import nearest
 
     return refuse(f"{name}: no such job; {nearest(name, JOBS)}there are {', '.join(JOBS)}")
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from jobs._registry import JOBS, SCRIPT, command, job_of
 from wsdm_ray.errors import WsdmRayError
+from wsdm_ray.failures import WorkerDefectError
 
 __all__ = ["main", "run_job"]
 
@@ -69,6 +70,9 @@ def main(
         if terminated.is_set():
             return TERMINATED  # where Ray waits it leaves with a status of its own
         raise
+    except WorkerDefectError as error:
+        print(error, file=sys.stderr)  # the traceback of the process where it came up says it all
+        return 1
     except Exception as error:
         known = user_error(error)
         if known is None:

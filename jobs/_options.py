@@ -5,24 +5,25 @@ A field's docstring is the option's text; what follows "Example: " in it is the 
 
 import ast
 import dataclasses
+import difflib
 import functools
 import inspect
 import itertools
 import shlex
 import textwrap
 import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from wsdm_ray.config import TrainConfig
 from wsdm_ray.presets import PRESETS
 
-__all__ = ["GROUPS", "Option", "options_of"]
+__all__ = ["GROUPS", "Option", "nearest", "options_of"]
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Input and output": (
-        "model", "input", "base", "adapter", "train", "valid", "predictions", "votes", "exclude", "output",
-        "submission", "submission_format",
+        "config", "model", "input", "base", "adapter", "train", "valid", "predictions", "votes", "exclude",
+        "output", "submission", "submission_format",
     ),
     "Model": (
         "preset", "precision", "quantization", "int8_activations", "compile", "calibrate",
@@ -78,6 +79,7 @@ class Option:
         flag: such as `--text.max-tokens`.
         metavar: what stands for its values in the help; empty for a switch.
         choices: the values it takes, where they are few.
+        optional: whether `None` is a value, which is what it has where nothing is given.
         default: None for a required one, and where the default depends on other things.
         example: a use of it, with the flag; empty where the value is plain.
     """
@@ -88,6 +90,7 @@ class Option:
     metavar: str
     choices: tuple[str, ...] = ()
     required: bool = False
+    optional: bool = False
     default: Any = None
     example: str = ""
 
@@ -120,7 +123,7 @@ def options_of(config_type: type[Any], default: Any = None) -> tuple[Option, ...
         default: a config whose values are the defaults, such as a preset; by default those of the class.
     """
     preset = [preset_option()] if config_type is TrainConfig else []
-    found = [*preset, *walk(config_type, default, ())]
+    found = [*preset, *walk(config_type, default, ()), config_option(bool(preset))]
     order = {group: place for place, group in enumerate(GROUPS)}
     return tuple(sorted(found, key=lambda option: (order[option.group], not option.required)))
 
@@ -133,6 +136,18 @@ def preset_option() -> Option:
         metavar="NAME",
         choices=tuple(sorted(PRESETS)),
         example="--preset gemma2_9b",
+    )
+
+
+def config_option(has_presets: bool) -> Option:
+    over = " They win over --preset." if has_presets else ""
+    return Option(
+        flag="--config",
+        group="Input and output",
+        text="YAML file of options, or the run.json of an earlier run whose options are taken. Options given "
+        f"here win over it.{over}",
+        metavar="FILE",
+        example="--config options.yaml",
     )
 
 
@@ -155,6 +170,7 @@ def walk(config_type: type[Any], default: Any, path: tuple[str, ...]) -> Iterato
             metavar=metavar,
             choices=choices,
             required=field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
+            optional=type(None) in get_args(kind),
             default=shown(value),
             example=example,
         )
@@ -213,3 +229,9 @@ def shown(value: Any) -> str | None:
     if isinstance(value, tuple):
         return shlex.join(map(str, value))
     return repr(value)[1:-1] if isinstance(value, str) else str(value)
+
+
+def nearest(word: str, names: Collection[str]) -> str:
+    """`did you mean NAME? ` where a name is near to the word, else nothing."""
+    near = difflib.get_close_matches(word, names, 1)
+    return f"did you mean {near[0]}? " if near else ""

@@ -3,7 +3,6 @@
 tyro does the parsing. What it would say in a box of several lines is said here first, or by its hook.
 """
 
-import difflib
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -12,34 +11,75 @@ from typing import Any, TypeVar, cast
 import tyro
 from tyro import _errors as tyro_errors  # experimental, and pinned with tyro's version
 
-from jobs._options import Option, options_of
-from jobs._registry import command, job_of
+from jobs._options import Option, nearest, options_of
+from jobs._registry import Job, command, job_of
 from wsdm_ray.config import TrainConfig
 from wsdm_ray.errors import ConfigError
 from wsdm_ray.legacy import modernize_arguments
 from wsdm_ray.presets import PRESETS
 
-__all__ = ["nearest", "parse", "take_preset"]
+__all__ = ["parse", "parse_values", "preset_of", "take_preset"]
 
 Config = TypeVar("Config")
 
 WITH_SECRET = re.compile(r"\w+://[^\s/@]*:[^\s@]*@")
 
 
-def parse(config_type: type[Config], argv: Sequence[str]) -> Config:
+def parse(config_type: type[Config], argv: Sequence[str], remedy: str | None = None) -> Config:
     """The config that the arguments of a job make; a line on standard error for each old name among them.
+
+    Args:
+        remedy: what lists the options, for messages; by default the job's help.
 
     Raises:
         ConfigError: an argument is unknown, missing, repeated, or of a wrong value.
+        StorageError: the file of `--config` cannot be read.
     """
     check_no_secret(argv)
+    check_repeated(argv)
     job = job_of(config_type)
+    path, words = take_option("--config", with_present_names(job, argv))
+    from_file: list[str] = []
+    if path is not None:
+        from jobs._values import with_file
+
+        words, from_file = with_file(job, words, path)
+        check_no_secret(words)
+        words = with_present_names(job, words)
+    try:
+        return parse_words(config_type, words, remedy or f"`{command(job.name)} --help` lists the options")
+    except ConfigError as error:
+        if re.split(r"[\s:]", str(error))[0] in from_file:
+            raise ConfigError(f"{path}: {error}") from None
+        raise
+
+
+def parse_values(config_type: type[Config], values: Mapping[str, Any], name: str) -> Config:
+    """The config that Python's keywords make, as `parse` does of arguments.
+
+    Args:
+        name: of the function that was called, for messages.
+    """
+    from jobs._values import arguments_of
+
+    found = arguments_of(job_of(config_type), values, name)
+    words = [word for _, words in found for word in words]
+    return parse(config_type, words, f"help(wsdm_ray.{name}) lists the options")
+
+
+def with_present_names(job: Job, argv: Sequence[str]) -> list[str]:
+    """The arguments under present names; a line on standard error for each old one."""
     words, renamed = modernize_arguments(job.name, argv)
     for line in renamed:
         print(line, file=sys.stderr)
-    default, words = preset_of(config_type, words)
+    return words
+
+
+def parse_words(config_type: type[Config], argv: Sequence[str], remedy: str) -> Config:
+    """The config of arguments without `--config` and old names."""
+    default, words = preset_of(config_type, argv)
     options = {option.flag: option for option in options_of(config_type)}
-    check_flags(words, options.values(), f"`{command(job.name)} --help` lists the options")
+    check_flags(words, options.values(), remedy)
 
     def refuse(event: tyro_errors.ParseErrorEvent) -> None:
         raise RefusedError(reason(event, options))
@@ -48,7 +88,7 @@ def parse(config_type: type[Config], argv: Sequence[str]) -> Config:
         with tyro_errors.on_parse_error(refuse):
             return tyro.cli(
                 config_type,
-                prog=command(job.name),
+                prog=command(job_of(config_type).name),
                 args=words,
                 default=cast(Config, tyro.MISSING_NONPROP if default is None else default),
             )
@@ -75,21 +115,22 @@ def take_preset(argv: list[str]) -> tuple[TrainConfig | None, list[str]]:
     Raises:
         ConfigError: there is no such preset.
     """
+    name, words = take_option("--preset", argv)
+    if name is None:
+        return None, words
+    if name not in PRESETS:
+        raise ConfigError(f"--preset {name}: {nearest(name, PRESETS)}there are {', '.join(PRESETS)}")
+    return PRESETS[name](base=tyro.MISSING, train=tyro.MISSING, output=tyro.MISSING), words
+
+
+def take_option(flag: str, argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of an option that takes one, None where it is not given; and the arguments without it."""
     for index, argument in enumerate(argv):
-        if argument == "--preset" or argument.startswith("--preset="):
+        if argument == flag or argument.startswith(f"{flag}="):
             taken = 1 if "=" in argument else 2
-            name = argument.partition("=")[2] or "".join(argv[index + 1 : index + 2]) or "(no name)"
-            if name not in PRESETS:
-                raise ConfigError(f"--preset {name}: {nearest(name, PRESETS)}there are {', '.join(PRESETS)}")
-            preset = PRESETS[name](base=tyro.MISSING, train=tyro.MISSING, output=tyro.MISSING)
-            return preset, argv[:index] + argv[index + taken :]
-    return None, argv
-
-
-def nearest(word: str, names: Collection[str]) -> str:
-    """`did you mean NAME? ` where a name is near to the word, else nothing."""
-    near = difflib.get_close_matches(word, names, 1)
-    return f"did you mean {near[0]}? " if near else ""
+            value = argument.partition("=")[2] or "".join(argv[index + 1 : index + 2]) or "(no name)"
+            return value, [*argv[:index], *argv[index + taken :]]
+    return None, list(argv)
 
 
 def flags_in(argv: Sequence[str]) -> list[str]:

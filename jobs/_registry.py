@@ -25,8 +25,8 @@ class Job:
         summary: one line for the list of jobs.
         example: options of a whole command.
         config: name of a class of `wsdm_ray.config`; each field is an option.
-        function: what runs, as "module:function", imported when the options are parsed.
-        needs_ray: whether the function finds Ray connected.
+        function: what runs, as "module:function", imported when the options are parsed. It connects to Ray
+            itself, when all that needs no cluster has been checked.
     """
 
     name: str
@@ -34,19 +34,15 @@ class Job:
     example: str
     config: str
     function: str
-    needs_ray: bool = False
 
     def config_type(self) -> type[Any]:
         """The class of the options."""
         return getattr(wsdm_ray.config, self.config)
 
-    def run(self, config: Any) -> object:
-        """Import the job and run it."""
+    def run(self, config: Any) -> Any:
+        """Import the job and run it; returns what its function does."""
         module, _, name = self.function.partition(":")
-        function = getattr(importlib.import_module(module), name)
-        if self.needs_ray:
-            importlib.import_module("jobs._ray").connect()
-        return function(config)
+        return getattr(importlib.import_module(module), name)(config)
 
 
 JOBS: dict[str, Job] = {
@@ -86,7 +82,6 @@ JOBS: dict[str, Job] = {
             example="--preset tiny --base quantized --train data/train --valid data/valid --output model",
             config="TrainConfig",
             function="jobs._train:train_and_draw",
-            needs_ray=True,
         ),
         Job(
             name="score",
@@ -94,7 +89,6 @@ JOBS: dict[str, Job] = {
             example="--model model --input pairs.parquet --output predictions",
             config="ScoreConfig",
             function="wsdm_ray.scoring.pipeline:score",
-            needs_ray=True,
         ),
         Job(
             name="pseudolabel",
@@ -102,7 +96,6 @@ JOBS: dict[str, Job] = {
             example="--model model --input unlabelled.parquet --output pseudolabels --hard-threshold 0.95",
             config="PseudolabelConfig",
             function="wsdm_ray.scoring.pseudolabels:pseudolabel",
-            needs_ray=True,
         ),
         Job(
             name="ensemble",

@@ -1,5 +1,7 @@
 """`train` with its curves drawn, also where it fails."""
 
+from typing import Any
+
 from wsdm_ray.config import TrainConfig
 from wsdm_ray.errors import WsdmRayError
 from wsdm_ray.evaluation.curves import write_curves
@@ -10,15 +12,16 @@ from wsdm_ray.training.runner import train
 __all__ = ["train_and_draw"]
 
 
-def train_and_draw(config: TrainConfig) -> None:
-    """Train a classifier and write training.html beside it."""
+def train_and_draw(config: TrainConfig) -> dict[str, Any]:
+    """Train a classifier and write training.html beside it; returns what run.json holds."""
     try:
-        train(config)
+        run = train(config)
     except WsdmRayError:
         if STARTED_FILE in names_in(config.output):  # a run that failed is looked at first of all
             draw(config.output)
         raise
     draw(config.output)
+    return run
 
 
 def draw(output: str) -> None:

@@ -2,23 +2,32 @@
 
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-__all__ = ["RowProgress", "human", "in_terminal", "logger", "set_up_logging", "track_rows"]
+from wsdm_ray.noise import quiet_libraries
+
+__all__ = ["Display", "RowProgress", "human", "in_terminal", "logger", "set_up_logging", "time_left"]
 
 logger = logging.getLogger("wsdm_ray")
 
-LINE_SECONDS = 10.0
-"""Without a terminal, progress is logged at most about every so many seconds."""
+Clock = Callable[[], float]
+"""Seconds that never go back, such as `time.monotonic`."""
+
+FIRST_LINES_SECONDS, FIRST_LINES_UNTIL_SECONDS, LINE_SECONDS = 10.0, 120.0, 60.0
+"""Without a terminal, a line of progress comes so often at first, until when, and so often afterwards."""
 
 
 def set_up_logging() -> None:
-    """Send the package's log lines to standard error, with the time; calling it again changes nothing."""
+    """Send the package's log lines to standard error, with the time; calling it again changes nothing.
+
+    What libraries say to nobody is silenced (`noise`).
+    """
+    quiet_libraries()
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -41,56 +50,125 @@ def human(number: float) -> str:
     return f"{number:.3g}T"
 
 
-class RowProgress:
-    """Counts finished rows, and shows them with pairs/s, tokens/s and the time that is left.
+def time_left(seconds: float) -> str:
+    """`ETA 40 s`, `ETA 12 min` or `ETA 3 h 05 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 120:
+        return f"ETA {seconds:.0f} s"
+    return f"ETA {minutes} min" if minutes < 120 else f"ETA {minutes // 60} h {minutes % 60:02d} min"
+
+
+class Display:
+    """Where a job is: a bar in a terminal, else lines in the log, many at first and few later.
 
     Args:
         name: of what is done, at the start of each line.
-        total: rows in all.
-        done: rows that an earlier run finished; they count for the position, not for the speed.
+        total: how many units there are in all.
+        unit: what is counted, such as `rows`.
     """
 
-    def __init__(self, name: str, total: int, done: int = 0, console: Console | None = None):
-        self.name, self.total, self.done, self.new_rows, self.tokens = name, total, done, 0, 0
-        self.start = self.last_line = time.monotonic()
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        unit: str = "rows",
+        *,
+        console: Console | None = None,
+        clock: Clock = time.monotonic,
+    ):
+        self.name, self.total, self.unit, self.clock = name, total, unit, clock
+        self.started = self.last_line = clock()
+        self.ended = False
         console = console or Console(stderr=True)
         self.bar: Progress | None = None
         if console.is_terminal:
             self.bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"),
-                TextColumn("{task.fields[speed]}"), TextColumn("ETA"), TimeRemainingColumn(), console=console,
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+                TextColumn("{task.fields[text]}"), console=console,
             )  # fmt: skip
-            self.task = self.bar.add_task(name, total=total, completed=done, speed="")
+            self.task = self.bar.add_task(name, total=total, text="")
             self.bar.start()
 
-    def speed(self) -> str:
-        seconds = max(time.monotonic() - self.start, 1e-9)
-        return f"{human(self.new_rows / seconds)} pairs/s, {human(self.tokens / seconds)} tokens/s"
-
-    def advance(self, rows: int, tokens: int) -> None:
-        """Count `rows` more rows, whose micro-batches had `tokens` tokens."""
-        self.done += rows
-        self.new_rows += rows
-        self.tokens += tokens
+    def show(self, done: int, text: str) -> None:
+        """Show the position: at once in a bar, in a log where a line is due, and always at the end."""
         if self.bar:
-            self.bar.update(self.task, completed=self.done, speed=self.speed())
-        elif time.monotonic() - self.last_line >= LINE_SECONDS or self.done == self.total:
-            self.last_line = time.monotonic()
-            left = (self.total - self.done) * (self.last_line - self.start) / max(self.new_rows, 1)
-            logger.info(
-                "%s: %d/%d rows, %s, ETA %.0f s", self.name, self.done, self.total, self.speed(), left
-            )
+            self.bar.update(self.task, completed=done, text=text)
+        elif self.is_due() or (done >= self.total and not self.ended):
+            self.ended = done >= self.total
+            self.last_line = self.clock()
+            logger.info("%s: %d/%d %s, %s", self.name, done, self.total, self.unit, text)
+
+    def is_due(self) -> bool:
+        """Whether it is time for another line."""
+        now = self.clock()
+        at_first = now - self.started <= FIRST_LINES_UNTIL_SECONDS
+        return now - self.last_line >= (FIRST_LINES_SECONDS if at_first else LINE_SECONDS)
 
     def close(self) -> None:
+        """End the bar; its last state stays on the screen."""
         if self.bar:
             self.bar.stop()
 
 
-@contextmanager
-def track_rows(name: str, total: int, done: int = 0) -> Iterator[RowProgress]:
-    """A `RowProgress` that is closed when the block ends, also by an error."""
-    progress = RowProgress(name, total, done)
-    try:
-        yield progress
-    finally:
-        progress.close()
+class RowProgress:
+    """Counts rows, and shows them with pairs/s, tokens/s and the time that is left.
+
+    Rows that are being worked on are shown ahead of those that are done, and never counted as such. Methods
+    may be called by several threads.
+
+    Args:
+        done: rows that an earlier run finished; they count for the position, not for the speed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        done: int = 0,
+        *,
+        console: Console | None = None,
+        clock: Clock = time.monotonic,
+    ):
+        self.display = Display(name, total, console=console, clock=clock)
+        self.clock, self.total, self.done = clock, total, done
+        self.new_rows = self.tokens = self.rows_ahead = self.tokens_ahead = 0
+        self.begun: float | None = None
+        self.lock = threading.Lock()
+
+    def begin(self, seconds_ago: float = 0.0) -> None:
+        """Start-up is over: speed is measured from the first time that this is called, or before it."""
+        if self.begun is None:
+            self.begun = self.clock() - seconds_ago
+
+    def advance(self, rows: int, tokens: int) -> None:
+        """Count `rows` more rows as done, whose micro-batches had `tokens` tokens."""
+        with self.lock:
+            self.done += rows
+            self.new_rows += rows
+            self.tokens += tokens
+            self.rows_ahead = min(self.rows_ahead, self.total - self.done)
+        self.refresh()
+
+    def look_ahead(self, rows: int, tokens: int) -> None:
+        """Show that of what is not done, so many rows are worked on by now, in all."""
+        with self.lock:
+            self.rows_ahead, self.tokens_ahead = min(rows, self.total - self.done), tokens
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show the position as it is."""
+        with self.lock:
+            self.display.show(self.done + self.rows_ahead, self.text())
+
+    def text(self) -> str:
+        if self.begun is None:
+            return "starting"
+        seconds = max(self.clock() - self.begun, 1e-9)
+        rows, tokens = self.new_rows + self.rows_ahead, self.tokens + self.tokens_ahead
+        speed = f"{human(rows / seconds)} pairs/s, {human(tokens / seconds)} tokens/s"
+        left = self.total - self.done - self.rows_ahead
+        return f"{speed}, {time_left(left * seconds / rows)}" if rows else speed
+
+    def close(self) -> None:
+        """End the bar."""
+        self.display.close()

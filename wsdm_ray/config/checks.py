@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 from wsdm_ray.errors import ConfigError
@@ -13,6 +14,7 @@ __all__ = [
     "check_positive",
     "check_seed",
     "check_token_budget",
+    "expand_home",
     "to_dict",
 ]
 
@@ -50,6 +52,37 @@ def check_paths(**paths: str | tuple[str, ...]) -> None:
         check(
             bool(value) and (not isinstance(value, tuple) or all(value)), option, value or "(empty)", "given"
         )
+
+
+PATHS = frozenset(
+    {
+        *(
+            "adapter",
+            "base",
+            "calibrate",
+            "exclude",
+            "input",
+            "model",
+            "output",
+            "predictions",
+            "submission",
+            "tie_predictions",
+            "tie_votes",
+        ),
+        *("teachers", "train", "valid", "votes"),
+    }
+)
+"""Fields of all configs that hold paths."""
+
+
+def expand_home(config: Any) -> None:
+    """Replace `~` and `~user` at the start of every path of a config; no shell does so in `--input=~/x`."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in PATHS and isinstance(value, str):
+            object.__setattr__(config, field.name, os.path.expanduser(value))
+        elif field.name in PATHS and isinstance(value, tuple):
+            object.__setattr__(config, field.name, tuple(map(os.path.expanduser, value)))
 
 
 def check_token_budget(token_budget: int, max_tokens: int) -> None:

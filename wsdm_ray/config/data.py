@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from wsdm_ray.config.checks import check, check_paths, check_seed
+from wsdm_ray.config.checks import check, check_paths, check_seed, expand_home
 
 __all__ = ["ArenaConfig", "Columns", "PrepareConfig", "VoteFormat"]
 
 VoteFormat = Literal[
-    "canonical", "wsdm", "lmsys-57k", "lmsys-33k", "ultrafeedback", "orpo-dpo-mix", "hh-rlhf", "dpo"
-]
+    "canonical", "wsdm", "lmsys-57k", "lmsys-33k", "arena-140k", "ultrafeedback", "ultrafeedback-raw",
+    "orpo-dpo-mix", "hh-rlhf", "helpsteer2", "helpsteer3", "dpo",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class ArenaConfig:
     """Delete what the output folder holds and start over."""
 
     def __post_init__(self) -> None:
+        expand_home(self)
         check_paths(output=self.output)
         check_seed(self.seed)
         check(self.rows >= 1, "rows", self.rows, "at least 1")
@@ -91,6 +93,7 @@ class PrepareConfig:
     """Delete what the output folder holds and start over."""
 
     def __post_init__(self) -> None:
+        expand_home(self)
         check_paths(input=self.input, output=self.output)
         check_seed(self.seed)
         check(0 <= self.valid_fraction < 1, "valid_fraction", self.valid_fraction, "in [0, 1)")

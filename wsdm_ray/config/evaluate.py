@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from wsdm_ray.config.checks import check, check_paths, check_positive, check_seed
+from wsdm_ray.config.checks import check, check_paths, check_positive, check_seed, expand_home
 from wsdm_ray.config.data import Columns
 from wsdm_ray.config.submission import SubmissionConfig
 
@@ -34,6 +34,7 @@ class EnsembleConfig(SubmissionConfig):
     """Delete what the output folder holds and start over."""
 
     def __post_init__(self) -> None:
+        expand_home(self)
         check_paths(predictions=self.predictions, output=self.output)
         check(
             not self.weights or len(self.weights) == len(self.predictions),
@@ -71,6 +72,7 @@ class EvaluateConfig:
     """The votes' own column names. Example: --columns.winner label"""
 
     def __post_init__(self) -> None:
+        expand_home(self)
         check_paths(predictions=self.predictions, votes=self.votes, output=self.output)
         check_seed(self.seed)
         check(self.bootstrap >= 20, "bootstrap", self.bootstrap, "at least 20")
@@ -93,6 +95,7 @@ class QuickstartConfig:
     """Delete what the output folder holds and start over."""
 
     def __post_init__(self) -> None:
+        expand_home(self)
         check_paths(output=self.output)
         check_seed(self.seed)
         check(self.rows >= 200, "rows", self.rows, "at least 200")

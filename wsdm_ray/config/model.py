@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from wsdm_ray.config.checks import check, check_paths, check_positive
+from wsdm_ray.config.checks import check, check_paths, check_positive, expand_home
 
 __all__ = ["HeadConfig", "LoraConfig", "QuantizeConfig", "TextConfig"]
 
@@ -90,6 +90,7 @@ class QuantizeConfig:
     """Delete what the output folder holds and start over."""
 
     def __post_init__(self) -> None:
+        expand_home(self)
         check_paths(base=self.base, output=self.output)
         check(
             not self.calibrate or self.precision == "w8a8-int8",

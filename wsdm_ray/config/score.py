@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from wsdm_ray.config.checks import check, check_paths
-from wsdm_ray.config.data import Columns
+from wsdm_ray.config.checks import check, check_paths, expand_home
+from wsdm_ray.config.data import Columns, VoteFormat
 from wsdm_ray.config.submission import SubmissionConfig
 from wsdm_ray.config.train import Layout
 
@@ -23,8 +23,12 @@ class ScoringConfig:
     model_weights: tuple[float, ...] = ()
     """Weight of each model in the mean probability; by default equal. Example: --model-weights 2 1"""
     input: tuple[str, ...]
-    """Parquet files, folders or globs with the columns id, prompt, response_a, response_b.
-    Example: --input 'pairs/*.parquet'"""
+    """Parquet, Arrow, JSON or CSV files, folders or globs with the columns id, prompt, response_a,
+    response_b. Example: --input 'pairs/*.parquet'"""
+    format: VoteFormat = "canonical"
+    """The published data set whose columns and conventions the input has; canonical takes `--columns`."""
+    make_ids: bool = False
+    """Make ids from file name and row number for an input without ids."""
     output: str
     """Folder for part-NNNNNN.parquet; run.json is in OUTPUT.run. Example: --output predictions"""
     base: tuple[str, ...] = ()
@@ -62,6 +66,7 @@ class ScoringConfig:
     """Delete what the output folder holds and start over."""
 
     def __post_init__(self) -> None:
+        expand_home(self)
         check_paths(model=self.model, input=self.input, output=self.output)
         check(
             len(self.base) in (0, 1, len(self.model)) and all(self.base),
@@ -97,7 +102,7 @@ class ScoringConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(SubmissionConfig, ScoringConfig):
-    """Score every row of a parquet data set."""
+    """Score every row of a data set of pairs."""
 
     keep_columns: tuple[str, ...] = ()
     """Columns of the input to copy to the predictions. Example: --keep-columns language model_a"""

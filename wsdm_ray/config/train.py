@@ -11,6 +11,7 @@ from wsdm_ray.config.checks import (
     check_positive,
     check_seed,
     check_token_budget,
+    expand_home,
 )
 from wsdm_ray.config.model import HeadConfig, LoraConfig, TextConfig
 
@@ -71,6 +72,7 @@ class ObjectiveConfig:
     Example: --objective.source-weights pseudolabels 0.5"""
 
     def __post_init__(self) -> None:
+        expand_home(self)
         check(0 <= self.label_smoothing < 1, "objective.label_smoothing", self.label_smoothing, "in [0, 1)")
         check(0 <= self.teacher_weight <= 1, "objective.teacher_weight", self.teacher_weight, "in [0, 1]")
         check_positive("objective.teacher_temperature", self.teacher_temperature)
@@ -156,6 +158,7 @@ class TrainConfig:
     """Delete what the output folder holds and start over."""
 
     def __post_init__(self) -> None:
+        expand_home(self)
         check_paths(base=self.base, train=self.train, output=self.output)
         check_seed(self.seed)
         check(self.num_workers >= 1, "num_workers", self.num_workers, "at least 1")

@@ -1,5 +1,6 @@
 """Rows that are not what their format asks for: counted, named, and refused only where most rows are so."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,13 +16,14 @@ DIFFERENT_PROMPTS = "different_prompts"
 
 
 class Fault(NamedTuple):
-    """Why a row cannot be used: one of the reasons above, and the detail."""
+    """Why a row cannot be used: one of the reasons above, the detail, and a constant phrase for its kind."""
 
     reason: str
     detail: str
+    kind: str = ""
 
     def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+        return self.detail or self.reason.replace("_", " ")
 
 
 class FaultCounts:
@@ -29,6 +31,7 @@ class FaultCounts:
 
     def __init__(self) -> None:
         self.rows = self.malformed = 0
+        self.kinds: Counter[str] = Counter()
         self.first = ""
 
     def add(self, rows: int, faults: Mapping[int, Fault], path: str, first_row: int, ids: Any) -> None:
@@ -48,13 +51,14 @@ class FaultCounts:
                 f"{path}: row {first_row + row} (counted from 0; id {ids[row]}): {faults[row].detail}"
             )
         self.malformed += len(bad)
+        self.kinds.update(faults[row].kind or "malformed" for row in bad)
 
     def check(self) -> None:
         """Warn of malformed rows. Raises `DataError` where most rows are malformed."""
         if self.malformed > self.rows / 2:
             raise DataError(f"{self.first}; {self.malformed:,} of {self.rows:,} rows are malformed")
         if self.malformed:
+            kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.kinds.most_common())
             logger.warning(
-                "%d of %d rows are malformed and are left out, first %s",
-                self.malformed, self.rows, self.first,
-            )  # fmt: skip
+                "%d of %d rows are malformed (%s), first %s", self.malformed, self.rows, kinds, self.first
+            )

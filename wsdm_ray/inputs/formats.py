@@ -12,76 +12,92 @@ text. The columns of each format are
                    (lists of one text or null a turn), winner_model_a, winner_model_b, winner_tie (0 or 1)
     lmsys-33k      huggingface.co/datasets/lmsys/chatbot_arena_conversations: question_id, model_a, model_b,
                    winner (model_a, model_b, tie, tie (bothbad)), judge, conversation_a, conversation_b
-                   (messages), turn, anony, language, tstamp, openai_moderation, toxic_chat_tag
+                   (messages), turn, anony, language, tstamp, openai_moderation, toxic_chat_tag; also
+                   lmarena-ai/arena-human-preference-100k, which has further columns
+    arena-140k     huggingface.co/datasets/lmarena-ai/arena-human-preference-140k, and arena-expert-5k: id,
+                   model_a, model_b, winner (model_a, model_b, tie, both_bad), evaluation_session_id,
+                   evaluation_order, conversation_a, conversation_b (messages of parts), full_conversation,
+                   conv_metadata, category_tag, language, is_code, timestamp
     ultrafeedback  huggingface.co/datasets/HuggingFaceH4/ultrafeedback_binarized, the files *_prefs: prompt,
                    prompt_id, chosen, rejected, messages (messages each), score_chosen, score_rejected
+    ultrafeedback-raw  huggingface.co/datasets/openbmb/UltraFeedback: source, instruction, models,
+                   completions (objects with model, response, fine-grained_score, overall_score and others),
+                   correct_answers, incorrect_answers
     orpo-dpo-mix   huggingface.co/datasets/mlabonne/orpo-dpo-mix-40k: source, chosen, rejected (messages
                    each), prompt, question
     hh-rlhf        huggingface.co/datasets/Anthropic/hh-rlhf: chosen, rejected, each a whole dialogue
                    written as \\n\\nHuman: ...\\n\\nAssistant: ...
+    helpsteer2     huggingface.co/datasets/nvidia/HelpSteer2, the folder preference: prompt, response_1,
+                   response_2, preference_strength (-3 to 3; below 0 response_1 is better) and others
+    helpsteer3     huggingface.co/datasets/nvidia/HelpSteer3, the set preference: domain, language, context
+                   (messages), response1, response2, overall_preference (-3 to 3), individual_preference
     dpo            preference rows as TRL takes them (huggingface.co/docs/trl/dataset_formats): prompt,
                    chosen, rejected, each a text or messages, with or without id; the messages of chosen and
-                   rejected may begin with the prompt
+                   rejected may begin with the prompt. Also rows of ShareGPT's shape (conversations, chosen,
+                   rejected, and perhaps system), Skywork-Reward-Preference, allenai/reward-bench, and
+                   allenai/reward-bench-2, whose chosen and rejected are lists of texts
 
-The vote on an arena conversation (lmsys-57k, lmsys-33k) is on the whole: the prompt is all turns of the
-user, a response is all turns of one model. The vote on a dialogue (the other formats) is on the last answer:
-the prompt is all messages before it.
+The vote on an arena conversation (lmsys-57k, lmsys-33k, arena-140k) is on the whole: the prompt is all turns
+of the user, with what the system says before them; a response is all turns of one model, with the tools that
+it calls. In arena-140k that is the conversation since the last vote: `full_conversation`, which also has what
+was said before it, is not passed on. The vote on a dialogue (the other formats) is on the last answer: the
+prompt is all messages before it.
 
-A row has different prompts where the turns of the user (lmsys-33k) or the messages before the last answer
-differ between its two sides. Some rows of hh-rlhf are so (github.com/eric-mitchell/
-direct-preference-optimization/pull/86). A dialogue of hh-rlhf that ends without an answer has an empty one. A
-row of ultrafeedback with two equal scores is a tie. Not covered: how lists of messages become one text
-(`messages`).
+A row of several pairs becomes as many rows, with the ids ID-1, ID-2, ...: each chosen text with each rejected
+one (dpo), and the best completion, the first of several, with each other one (ultrafeedback-raw). Completions
+are compared by fine-grained_score, the mean of four ratings, and by overall_score where there is none.
+
+A row has different prompts where the prompt's turns (lmsys-33k, arena-140k) or the messages before the last
+answer differ between its two sides. Some rows of hh-rlhf are so (github.com/eric-mitchell/
+direct-preference-optimization/pull/86). A dialogue of hh-rlhf that ends without an answer has an empty one.
+Two equal scores (ultrafeedback, ultrafeedback-raw) and a strength of 0 (helpsteer2, helpsteer3) are a tie.
+
+A row without a label has no winner. Not covered: how messages, parts and lists become one text (`messages`).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
-from wsdm_ray.errors import DataError
-from wsdm_ray.inputs.messages import (
-    Message,
-    begins_with,
-    brief,
-    dialogue_text,
-    messages_before_answer,
-    parsed_messages,
-    required_messages,
-    required_turns,
-    same_messages,
-    transcript_messages,
-    turns_text,
+from wsdm_ray.inputs.chosen_rejected import (
+    SIDES,
+    answer_pairs,
+    completion_pairs,
+    dialogue_vote,
+    dpo_vote,
+    hh_rlhf_vote,
+    ultrafeedback_raw_vote,
+    ultrafeedback_vote,
 )
-from wsdm_ray.schema import MODEL_A, MODEL_B, TEXTS
+from wsdm_ray.inputs.side_by_side import (
+    LABELS,
+    NO_TEXTS,
+    Row,
+    Vote,
+    arena_vote,
+    helpsteer2_vote,
+    helpsteer3_vote,
+    lmsys_57k_vote,
+    winner_of_labels,
+    wsdm_vote,
+)
+from wsdm_ray.schema import TEXTS
 
-__all__ = ["FORMATS", "NO_TEXTS", "PublishedFormat", "Vote"]
-
-TIE = "tie"
-SIDES = ("chosen", "rejected")
-LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
-
-
-class Vote(NamedTuple):
-    """The texts and the winner of one row."""
-
-    prompt: str | None
-    response_a: str | None
-    response_b: str | None
-    winner: str | None
-
-
-NO_TEXTS = Vote(None, None, None, MODEL_A)
-"""A row that is dropped for its texts, whatever its winner."""
+__all__ = ["FORMATS", "LABELS", "NO_TEXTS", "PublishedFormat", "Vote", "winner_of_labels"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFormat:
     """The columns of a published data set, and how a row of it becomes a vote."""
 
-    vote: Callable[[dict[str, Any]], Vote | None]
-    """From a row with the columns `read` and `passed` to its vote; None where its sides' prompts differ."""
+    vote: Callable[[Row], Vote | None]
+    """From a row with the columns `read` and `passed` to its vote; None where its sides' prompts differ. It
+    raises `MalformedRowError`. The winner is None where the row has no label."""
+    pairs: Callable[[Row], list[Row]] = lambda row: [row]
+    """The rows of one pair each that a row is, for `vote`: itself, but where it has several pairs."""
     needed: tuple[str, ...]
-    """Columns that a file must have, besides the ids."""
+    """Columns that a file must have, besides ids and labels."""
+    labels: tuple[str, ...] = ()
+    """Columns that a file with votes must have."""
     read: tuple[str, ...]
     """Columns that `vote` takes; they are not passed on."""
     passed: tuple[str, ...] = ()
@@ -99,145 +115,27 @@ class PublishedFormat:
     """Whether `vote` gives the chosen response as response_a, so that the sides are still to be decided."""
 
 
-def wsdm_vote(row: dict[str, Any]) -> Vote:
-    return Vote(*(row.get(name) for name in (*TEXTS, "winner")))
-
-
-def lmsys_57k_vote(row: dict[str, Any]) -> Vote:
-    turns = [required_turns(row.get(name), name) for name in TEXTS]
-    counts = {name: len(texts) for name, texts in zip(TEXTS, turns, strict=True) if texts is not None}
-    if len(set(counts.values())) > 1:
-        counted = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise DataError(f"the numbers of turns differ ({counted}); each turn has a prompt and two responses")
-    prompt, a, b = map(turns_text, turns)
-    return Vote(prompt, a, b, winner_of_labels(row))
-
-
-def winner_of_labels(row: dict[str, Any]) -> str:
-    """The winner of a row: the one of its three label columns that is 1."""
-    marks = {name: str(row.get(name)).strip().casefold() for name in LABELS}
-    won = [name for name, mark in marks.items() if mark in ("1", "1.0", "true")]
-    lost = [name for name, mark in marks.items() if mark in ("0", "0.0", "false")]
-    if len(won) != 1 or len(lost) != 2:
-        marked = ", ".join(f"{name} {row.get(name)!r}" for name in LABELS)
-        raise DataError(f"{marked}; one of them must be 1, the others 0")
-    return {LABELS[0]: MODEL_A, LABELS[1]: MODEL_B, LABELS[2]: TIE}[won[0]]
-
-
-def lmsys_33k_vote(row: dict[str, Any]) -> Vote | None:
-    sides = []
-    for name in ("conversation_a", "conversation_b"):
-        messages = required_messages(row.get(name), name)
-        if messages is None:
-            return NO_TEXTS
-        roles = [message.role for message in messages]
-        if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-            raise DataError(
-                f"{name} is {', '.join(roles) or 'empty'}; user and assistant must take turns, the user first"
-            )
-        sides.append(messages)
-    a, b = sides
-    if len(a) != len(b):
-        raise DataError(
-            f"conversation_a has {len(a) // 2} turns, but conversation_b {len(b) // 2}; they must be as many"
-        )
-    if not same_messages(a[::2], b[::2]):
-        return None
-    prompt, first, second = (
-        turns_text([message.content for message in messages]) for messages in (a[::2], a[1::2], b[1::2])
+def arena_format(id: str) -> PublishedFormat:
+    """The format of an arena's conversations, whose ids are in the column `id`."""
+    return PublishedFormat(
+        vote=arena_vote,
+        id=id,
+        id_needed=True,
+        needed=("conversation_a", "conversation_b"),
+        labels=("winner",),
+        read=("conversation_a", "conversation_b", "winner"),
+        repeats=("full_conversation",),
+        kept=("model_a", "model_b", "language", "source"),
+        chosen=False,
     )
-    return Vote(prompt, first, second, row.get("winner"))
-
-
-def ultrafeedback_vote(row: dict[str, Any]) -> Vote | None:
-    vote = dialogue_vote(row)
-    scores = [optional_number(row.get(name), name) for name in ("score_chosen", "score_rejected")]
-    tie = None not in scores and scores[0] == scores[1]
-    return vote._replace(winner=TIE) if vote and tie else vote
-
-
-def optional_number(value: Any, name: str) -> float | None:
-    if value is None or value == "":
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{name} is {brief(value)}, but a number is needed") from error
-
-
-def dialogue_vote(row: dict[str, Any]) -> Vote | None:
-    """The vote of two dialogues of messages, whose prompt is all messages before the last answer."""
-    chosen, rejected = (required_messages(row.get(name), name) for name in SIDES)
-    return NO_TEXTS if chosen is None or rejected is None else preference_vote(chosen, rejected)
-
-
-def hh_rlhf_vote(row: dict[str, Any]) -> Vote | None:
-    sides = []
-    for name in SIDES:
-        text = row.get(name)
-        if text is None:
-            return NO_TEXTS
-        messages = transcript_messages(text, name)
-        if not any(message.role == "assistant" for message in messages):
-            raise DataError(f"{name} has no assistant's turn ('\\n\\nAssistant:'): {brief(text)}")
-        # A dialogue that ends with the human's turn has an empty answer, as one with a last "Assistant:" has.
-        sides.append(messages if messages[-1].role == "assistant" else [*messages, Message("assistant", "")])
-    return preference_vote(*sides)
-
-
-def dpo_vote(row: dict[str, Any]) -> Vote | None:
-    chosen, rejected = (row.get(name) for name in SIDES)
-    if chosen is None or rejected is None:
-        return NO_TEXTS
-    prompt = row.get("prompt")
-    before = required_messages(prompt, "prompt") if parsed_messages(prompt) is not None else None
-    if before is None and not isinstance(prompt, str | None):
-        raise DataError(f"prompt is {brief(prompt)}, but text or messages are needed")
-    sides = [parsed_messages(value) is not None for value in (chosen, rejected)]
-    if all(sides):
-        return dpo_messages_vote(
-            row, [Message("user", prompt)] if before is None and prompt is not None else before
-        )
-    if not (isinstance(chosen, str) and isinstance(rejected, str)) or any(sides):
-        raise DataError(
-            f"chosen is {brief(chosen)} and rejected {brief(rejected)}; both must be texts, or both messages"
-        )
-    if "prompt" not in row:
-        raise DataError("no prompt; give a column 'prompt', or messages that have it before the answer")
-    return Vote(prompt if before is None else dialogue_text(before), chosen, rejected, MODEL_A)
-
-
-def dpo_messages_vote(row: dict[str, Any], before: list[Message] | None) -> Vote | None:
-    """The vote of two lists of messages, which begin with the prompt, or follow it (`before`)."""
-    sides = []
-    for name in SIDES:
-        messages = required_messages(row[name], name) or []
-        if messages and messages[0].role == "assistant":
-            messages = [*(before or []), *messages]
-        elif before is not None and not begins_with(messages[:-1], before):
-            raise DataError(
-                f"the prompt {brief(row['prompt'])} is not what the messages of {name} begin with"
-            )
-        sides.append(messages)
-    return preference_vote(*sides)
-
-
-def preference_vote(chosen: list[Message], rejected: list[Message]) -> Vote | None:
-    """The vote for one of two dialogues; None where they differ before their last message, the answer."""
-    before = [
-        messages_before_answer(messages, name)
-        for messages, name in zip((chosen, rejected), SIDES, strict=True)
-    ]
-    if not same_messages(*before):
-        return None
-    return Vote(dialogue_text(before[0]), chosen[-1].content, rejected[-1].content, MODEL_A)
 
 
 FORMATS = {
     "wsdm": PublishedFormat(
         vote=wsdm_vote,
         id_needed=True,
-        needed=(*TEXTS, "winner"),
+        needed=TEXTS,
+        labels=("winner",),
         read=(*TEXTS, "winner"),
         kept=("model_a", "model_b", "language", "source"),
         chosen=False,
@@ -245,20 +143,14 @@ FORMATS = {
     "lmsys-57k": PublishedFormat(
         vote=lmsys_57k_vote,
         id_needed=True,
-        needed=(*TEXTS, *LABELS),
+        needed=TEXTS,
+        labels=LABELS,
         read=(*TEXTS, *LABELS),
         kept=("model_a", "model_b", "language", "source"),
         chosen=False,
     ),
-    "lmsys-33k": PublishedFormat(
-        vote=lmsys_33k_vote,
-        id="question_id",
-        id_needed=True,
-        needed=("conversation_a", "conversation_b", "winner"),
-        read=("conversation_a", "conversation_b", "winner"),
-        kept=("model_a", "model_b", "language", "source"),
-        chosen=False,
-    ),
+    "lmsys-33k": arena_format("question_id"),
+    "arena-140k": arena_format("id"),
     "ultrafeedback": PublishedFormat(
         vote=ultrafeedback_vote,
         id="prompt_id",
@@ -269,10 +161,39 @@ FORMATS = {
         passed=("score_chosen", "score_rejected"),
         repeats=("prompt", "messages"),
     ),
+    "ultrafeedback-raw": PublishedFormat(
+        vote=ultrafeedback_raw_vote,
+        pairs=completion_pairs,
+        needed=("instruction", "completions"),
+        read=("instruction", "completions"),
+        kept=("language",),
+    ),
     "orpo-dpo-mix": PublishedFormat(
         vote=dialogue_vote, needed=SIDES, read=SIDES, repeats=("prompt",), kept=("language",)
     ),
     "hh-rlhf": PublishedFormat(vote=hh_rlhf_vote, needed=SIDES, read=SIDES),
-    "dpo": PublishedFormat(vote=dpo_vote, needed=SIDES, read=(*SIDES, "prompt")),
+    "helpsteer2": PublishedFormat(
+        vote=helpsteer2_vote,
+        needed=("prompt", "response_1", "response_2"),
+        labels=("preference_strength",),
+        read=("prompt", "response_1", "response_2"),
+        passed=("preference_strength",),
+        chosen=False,
+    ),
+    "helpsteer3": PublishedFormat(
+        vote=helpsteer3_vote,
+        needed=("context", "response1", "response2"),
+        labels=("overall_preference",),
+        read=("context", "response1", "response2"),
+        passed=("overall_preference",),
+        chosen=False,
+    ),
+    "dpo": PublishedFormat(
+        vote=dpo_vote,
+        pairs=answer_pairs,
+        needed=SIDES,
+        read=(*SIDES, "prompt", "conversations"),
+        passed=("system",),
+    ),
 }
 """Formats by the names of `--format`."""

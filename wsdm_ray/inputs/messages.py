@@ -1,7 +1,16 @@
 """Lists of messages, lists of turns and written dialogues: parsed, compared, and laid out as one text.
 
-A message is `{"role": "system" | "user" | "assistant", "content": text}`. In a column of strings, as in CSV,
-a list is its JSON text.
+A message is `{"role": ..., "content": ...}`, or as ShareGPT has it `{"from": ..., "value": ...}`. In a column
+of strings, as in CSV, a list is its JSON text, or its text as Python shows it. One message may stand for a
+list of one.
+
+- Roles: any. `human` and its like are `user`, `gpt` and its like are `assistant` (`ROLE_NAMES`).
+- Content: a text, or a list of parts. The texts of parts are joined, each on a line of its own; an image,
+  audio, video or file is `[image]`, `[audio]`, `[video]`, `[file]` in its place, so that they are counted;
+  other parts (calls and results of tools) are their JSON text.
+- Calls of tools (`tool_calls`, `function_call`) are their JSON text, after the content if there is any.
+
+As one text:
 
 - A conversation of several turns: all turns of one side are one text, each under a line `[turn 1]`,
   `[turn 2]`, ..., with a blank line between them, so that a prompt and its answers have the same number. A
@@ -13,19 +22,19 @@ a list is its JSON text.
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
-from wsdm_ray.errors import DataError
-from wsdm_ray.inputs.tables import whole_characters
+from wsdm_ray.inputs.cells import MalformedRowError, brief, is_numpy_text, list_hint, parsed_list
 
 __all__ = [
+    "ANSWER_ROLES",
     "Message",
     "begins_with",
-    "brief",
     "dialogue_text",
+    "holds_messages",
     "looks_like_lists",
     "messages_before_answer",
-    "parsed_messages",
+    "messages_text",
     "required_messages",
     "required_turns",
     "same_messages",
@@ -34,7 +43,16 @@ __all__ = [
     "turns_text",
 ]
 
-ROLES = ("system", "user", "assistant")
+ROLE_NAMES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "ai", "bot"), "assistant"),
+    "system": "system",
+}
+"""Roles by what sets call them, in lower case. Any other keeps its name."""
+ANSWER_ROLES = ("assistant", "function_call")
+"""Roles whose message can be an answer. ShareGPT calls a message that calls a tool `function_call`."""
+ROLE_KEYS, CONTENT_KEYS, CALL_KEYS = ("role", "from"), ("content", "value"), ("tool_calls", "function_call")
+MEDIA = ("image", "audio", "video", "file")
 SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
@@ -49,77 +67,168 @@ def required_messages(value: Any, name: str) -> list[Message] | None:
     """The messages of a cell; None where it is null, or empty as CSV writes null.
 
     Raises:
-        DataError: the cell `name` holds something else.
+        MalformedRowError: the cell `name` holds something else.
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    messages = parsed_messages(value)
-    if messages is None:
-        raise DataError(
+    items = message_items(value)
+    if items is None:
+        raise MalformedRowError(
             f"{name} is {brief(value)}, but a list of messages with role and content is needed (JSON in CSV)"
+            f"{list_hint(value)}",
+            "not a list of messages",
         )
-    for message in messages:
-        if message.role not in ROLES or not isinstance(message.content, str | None):
-            raise DataError(
-                f"{name} has the message {brief(message._asdict())}; role must be one of {', '.join(ROLES)}, "
-                "content text"
-            )
-    return messages
+    return [message_of(item, name) for item in items]
 
 
-def parsed_messages(value: Any) -> list[Message] | None:
-    """The messages of a list, or of its JSON text; None where it is something else."""
-    items = parsed_json(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
-    if not isinstance(items, list) or not all(
-        isinstance(item, dict) and {"role", "content"} <= item.keys() for item in items
-    ):
+def holds_messages(value: Any) -> bool:
+    """Whether a cell is a list of messages, or one message."""
+    return message_items(value) is not None
+
+
+def message_items(value: Any) -> list[dict[str, Any]] | None:
+    """The messages of a list, of one message, or of the text of these; None where it is something else."""
+    items = parsed_list(value) if isinstance(value, str) else value
+    items = [items] if isinstance(items, dict) else items
+    if not isinstance(items, list) or not all(is_message(item) for item in items):
         return None
-    if not items and isinstance(value, str):  # the text "[]" may be a text
-        return None
-    return [Message(item["role"], item["content"]) for item in items]
+    return None if not items and isinstance(value, str) else items  # the text "[]" may be a text
+
+
+def is_message(item: Any) -> bool:
+    return (
+        isinstance(item, dict)
+        and any(key in item for key in ROLE_KEYS)
+        and any(key in item for key in (*CONTENT_KEYS, *CALL_KEYS))
+    )
+
+
+def message_of(item: dict[str, Any], name: str) -> Message:
+    role, content, calls = (first_of(item, keys) for keys in (ROLE_KEYS, CONTENT_KEYS, CALL_KEYS))
+    if not isinstance(role, str) or not role.strip():
+        raise MalformedRowError(
+            f"{name} has the message {brief(item)} without a role", "a message without a role"
+        )
+    role = ROLE_NAMES.get(role.strip().casefold(), role.strip())
+    try:
+        text = content_text(content)
+    except TypeError as error:
+        raise MalformedRowError(
+            f"{name} has the message {brief(item)}; its content must be text, or a list of parts",
+            "content that is no text",
+        ) from error
+    if calls:
+        called = calls if isinstance(calls, str) else json_text(calls)
+        text = f"{text}\n{called}" if text and text.strip() else called
+    return Message(role, text)
+
+
+def first_of(item: dict[str, Any], keys: Sequence[str]) -> Any:
+    """The first value that is not null. Arrow gives every message the keys of all."""
+    return next((item[key] for key in keys if item.get(key) is not None), None)
+
+
+def content_text(content: Any) -> str | None:
+    """The text of a message's content. Raises `TypeError` for what is neither text nor parts."""
+    if content is None or isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    texts = [part for part in map(part_text, parts) if part is not None]
+    return "\n".join(filter(None, texts)) if texts else None
+
+
+def part_text(part: Any) -> str | None:
+    if part is None or isinstance(part, str):
+        return part
+    if not isinstance(part, dict):
+        raise TypeError(type(part).__name__)
+    kind = str(part.get("type") or "").casefold()
+    medium = next((name for name in MEDIA if name in kind or part.get(name) is not None), None)
+    text = part.get("text")
+    if medium is not None:
+        return f"{text}\n[{medium}]" if text else f"[{medium}]"
+    if isinstance(text, str) or "text" in kind:
+        return text
+    return json_text(part)
+
+
+def json_text(value: Any) -> str:
+    """JSON of a value without the keys whose value is null, which Arrow adds."""
+    return json.dumps(without_nulls(value), ensure_ascii=False, default=str)
+
+
+def without_nulls(value: Any) -> Any:
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return value
 
 
 def required_turns(value: Any, name: str) -> list[str | None] | None:
     """The texts of a cell, one a turn; None where it is null, or empty as CSV writes null.
 
     Raises:
-        DataError: the cell `name` holds something else.
+        MalformedRowError: the cell `name` holds something else.
     """
-    turns = parsed_json(value) if isinstance(value, str) else value
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    if not isinstance(turns, list) or not all(isinstance(turn, str | None) for turn in turns):
-        raise DataError(f"{name} is {brief(value)}, but a list of texts is needed, one a turn (JSON in CSV)")
+    turns = parsed_list(value) if isinstance(value, str) else value
+    if not is_turns(turns):
+        raise MalformedRowError(
+            f"{name} is {brief(value)}, but a list of texts is needed, one a turn (JSON in CSV)"
+            f"{list_hint(value)}",
+            "not a list of texts",
+        )
     return turns
 
 
-def looks_like_lists(texts: Sequence[str | None]) -> bool:
-    """Whether all texts that are not null are JSON lists of texts or of messages."""
-    some = [text for text in texts if text is not None]
-    return bool(some) and all(
-        text.lstrip().startswith("[") and isinstance(parsed_json(text), list) for text in some
+def is_turns(value: Any) -> TypeGuard[list[str | None]]:
+    return isinstance(value, list) and all(isinstance(turn, str | None) for turn in value)
+
+
+def text_of(value: Any, name: str = "the text") -> str | None:
+    """What a value of a text column means where it may be a list: one text; null for null.
+
+    Args:
+        value: a text; a list of turns, of messages, or one message; or a text of these. Any other text is
+            itself.
+        name: of the column, for the message of an error.
+
+    Raises:
+        MalformedRowError: it is of another kind, or a numpy array as text.
+    """
+    items = parsed_list(value) if isinstance(value, str) else value
+    if is_turns(items):
+        return turns_text(items)
+    if items is not None and holds_messages(value):
+        return messages_text(required_messages(value, name) or [])
+    if value is None or (isinstance(value, str) and not is_numpy_text(value)):
+        return value
+    raise MalformedRowError(
+        f"{name} is {brief(value)}, but text, or a list of texts or messages, is needed{list_hint(value)}",
+        "not a text",
     )
 
 
-def text_of(value: Any) -> str | None:
-    """The text of a list of turns, which may be JSON text."""
-    return turns_text(required_turns(value, "the cell"))
+def looks_like_lists(texts: Sequence[str | None]) -> bool:
+    """Whether all texts of a column that are not null or blank are lists of texts or of messages, as text."""
+    some = [text for text in texts if text is not None and text.strip()]
+    return bool(some) and all(text.lstrip()[0] == "[" for text in some) and all(map(is_list_text, some))
 
 
-def parsed_json(text: str) -> Any:
-    """The value of JSON text in whole characters; None where it is not JSON."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return whole_characters(value) if "\\u" in text else value
+def is_list_text(text: str) -> bool:
+    return is_turns(parsed_list(text)) or holds_messages(text) or is_numpy_text(text)
 
 
 def transcript_messages(text: Any, name: str) -> list[Message]:
     """The messages of a dialogue that is written as `\\n\\nHuman: ...\\n\\nAssistant: ...`."""
     parts = SPEAKER.split(text) if isinstance(text, str) else [text]
     if len(parts) < 3 or parts[0].strip():
-        raise DataError(f"{name} is {brief(text)}, but a dialogue that begins with '\\n\\nHuman:' is needed")
+        raise MalformedRowError(
+            f"{name} is {brief(text)}, but a dialogue that begins with '\\n\\nHuman:' is needed",
+            "not a dialogue",
+        )
     speakers = {"Human": "user", "Assistant": "assistant"}
     return [
         Message(speakers[speaker], text.strip())
@@ -131,13 +240,15 @@ def messages_before_answer(messages: list[Message], name: str) -> list[Message]:
     """The messages before the last one.
 
     Raises:
-        DataError: the last message is not the assistant's, or no message before it is the user's.
+        MalformedRowError: the last message is not the assistant's, or no message before it is the user's.
     """
-    if not messages or messages[-1].role != "assistant":
+    if not messages or messages[-1].role not in ANSWER_ROLES:
         roles = ", ".join(message.role for message in messages)
-        raise DataError(f"{name} is {roles or 'empty'}; the last message must be the assistant's")
+        raise MalformedRowError(
+            f"{name} is {roles or 'empty'}; the last message must be the assistant's", "no answer at the end"
+        )
     if not any(message.role == "user" for message in messages[:-1]):
-        raise DataError(f"{name} has no user's message before the answer")
+        raise MalformedRowError(f"{name} has no user's message before the answer", "no user's message")
     return messages[:-1]
 
 
@@ -167,6 +278,11 @@ def dialogue_text(context: list[Message]) -> str | None:
     return "\n\n".join(f"{message.role}: {message.content or ''}" for message in context)
 
 
+def messages_text(messages: list[Message]) -> str | None:
+    """The messages of one side of a turn as one text; a single one stays as it is."""
+    return messages[0].content if len(messages) == 1 else dialogue_text(messages)
+
+
 def turns_text(turns: list[str | None] | None) -> str | None:
     """All turns of one side as one text: null where every turn is, empty where every turn is blank."""
     if not turns:
@@ -180,9 +296,3 @@ def turns_text(turns: list[str | None] | None) -> str | None:
 
 def null_or_empty(texts: list[str | None]) -> str | None:
     return None if all(text is None for text in texts) else ""
-
-
-def brief(value: Any) -> str:
-    """The repr of a value, of at most 80 characters: for messages of errors."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -25,10 +25,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from wsdm_ray.errors import DataError
+from wsdm_ray.inputs.cells import MalformedRowError, brief
 from wsdm_ray.inputs.faults import DIFFERENT_PROMPTS, MALFORMED, Fault
 from wsdm_ray.inputs.files import InputFile, with_partitions
-from wsdm_ray.inputs.formats import FORMATS, LABELS, NO_TEXTS, PublishedFormat, Vote
-from wsdm_ray.inputs.messages import brief
+from wsdm_ray.inputs.formats import FORMATS, NO_TEXTS, PublishedFormat, Vote
 from wsdm_ray.inputs.tables import read_tables
 from wsdm_ray.inputs.values import ids_of, is_text, plain, plain_type, texts_of
 from wsdm_ray.schema import CANONICAL_TYPES, MODEL_A, MODEL_B, PAIR_COLUMNS, TEXTS
@@ -70,10 +70,13 @@ def published_rows(
         )
         if form.id_of_prompt and not ids_made:
             ids = [numbered_id(id, seen) for id in ids]
-        votes, faults = votes_of(table, ids, form, file.path)
+        rows, faults = readable_rows(table, form, file.path)
+        rows, places, ids, faults = paired(rows, ids, faults, form)
+        votes, faults = votes_of(rows, ids, faults, form)
+        table = table.take(pa.array(places, pa.int64()))
         out = canonical_votes(table, ids, votes, form, id_column="" if ids_made else form.id)
         yield with_source(out, name), faults
-        done += len(table)
+        done += len(part)
 
 
 def check_columns(names: list[str], path: str, form_name: str, make_ids: bool, labels: bool) -> None:
@@ -82,9 +85,8 @@ def check_columns(names: list[str], path: str, form_name: str, make_ids: bool, l
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{path}: has the column {twice!r} {names.count(twice)} times")
-    wanted = (form.id, *form.needed) if form.id_needed and not make_ids else form.needed
-    if not labels:
-        wanted = tuple(name for name in wanted if name not in ("winner", *LABELS))
+    wanted = (*form.needed, *form.labels) if labels else form.needed
+    wanted = (form.id, *wanted) if form.id_needed and not make_ids else wanted
     missing = [name for name in wanted if name not in names]
     if missing:
         hint = "; --make-ids makes ids" if missing == [form.id] else ""
@@ -110,18 +112,42 @@ def numbered_id(id: int | str, seen: Counter[str]) -> str:
     return f"{id}-{number}" if number else id
 
 
+def paired(
+    rows: list[dict[str, Any]], ids: list[Any], faults: dict[int, Fault], form: PublishedFormat
+) -> tuple[list[dict[str, Any]], list[int], list[Any], dict[int, Fault]]:
+    """One row a pair: the pairs of a row that has several get the ids ID-1, ID-2, ...
+
+    Returns:
+        The rows, the place that each has in the argument, their ids and faults.
+    """
+    out_rows: list[dict[str, Any]] = []
+    places: list[int] = []
+    out_ids: list[Any] = []
+    out_faults: dict[int, Fault] = {}
+    for place, (row, id) in enumerate(zip(rows, ids, strict=True)):
+        several = [row] if place in faults else form.pairs(row)
+        if place in faults:
+            out_faults[len(out_rows)] = faults[place]
+        out_ids += [f"{id}-{number}" for number in range(1, len(several) + 1)] if len(several) > 1 else [id]
+        out_rows += several
+        places += [place] * len(several)
+    if places != list(range(len(rows))):
+        out_ids = [str(id) for id in out_ids]  # some are text now, so all are
+    return out_rows, places, out_ids, out_faults
+
+
 def votes_of(
-    table: pa.Table, ids: list[Any], form: PublishedFormat, path: str
+    rows: list[dict[str, Any]], ids: list[Any], faults: dict[int, Fault], form: PublishedFormat
 ) -> tuple[list[Vote], dict[int, Fault]]:
     """The vote of each row with its sides decided, and the faults of rows whose vote has no texts."""
-    rows, faults = readable_rows(table, form, path)
+    faults = dict(faults)
     votes: list[Vote] = []
     for place, row in enumerate(rows):
         vote = NO_TEXTS
         try:
             found = checked(form.vote(row)) if place not in faults else NO_TEXTS
-        except DataError as error:
-            faults[place] = Fault(MALFORMED, str(error))
+        except MalformedRowError as error:
+            faults[place] = Fault(MALFORMED, str(error), error.reason)
         else:
             if found is None:
                 faults[place] = Fault(DIFFERENT_PROMPTS, "")
@@ -134,10 +160,10 @@ def votes_of(
 
 
 def checked(vote: Vote | None) -> Vote | None:
-    """The vote itself. Raises `DataError` where one of its texts is something else."""
+    """The vote itself. Raises `MalformedRowError` where one of its texts is something else."""
     for name, text in zip(TEXTS, vote or (), strict=False):
         if not isinstance(text, str | None):
-            raise DataError(f"{name} is {brief(text)}, but text is needed")
+            raise MalformedRowError(f"{name} is {brief(text)}, but text is needed", "not text")
     return vote
 
 
@@ -153,7 +179,7 @@ def readable_rows(
         columns[name] = table[name]
         if is_text(plain_type(table[name].type)):
             columns[name], bad = texts_of(table[name], name, path)
-            faults = {row: Fault(MALFORMED, f"{name} {why}") for row, why in bad} | faults
+            faults = {row: Fault(MALFORMED, f"{name} {why}", why) for row, why in bad} | faults
     return pa.table(columns).to_pylist(), faults
 
 

@@ -9,7 +9,7 @@ covered: what labels mean (`data.cleaning`).
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from wsdm_ray.config import Columns, VoteFormat
 from wsdm_ray.errors import DataError
+from wsdm_ray.inputs.cells import MalformedRowError
 from wsdm_ray.inputs.faults import MALFORMED, Fault
 from wsdm_ray.inputs.files import InputFile, with_partitions
 from wsdm_ray.inputs.formats import LABELS, winner_of_labels
@@ -28,7 +29,7 @@ from wsdm_ray.inputs.values import ids_of, is_text, plain_type, texts_of, typed
 from wsdm_ray.schema import CANONICAL_TYPES, PAIR_COLUMNS, TEXTS
 from wsdm_ray.telemetry import logger
 
-__all__ = ["Reading", "Rows", "holds_lists", "read_rows"]
+__all__ = ["Reading", "Rows", "canonical", "check_columns", "holds_lists", "made_ids", "read_rows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +86,14 @@ def canonical_rows(file: InputFile, reading: Reading) -> Iterator[Rows]:
         if columns.id not in table.column_names:
             if not reading.make_ids:  # a key that no object of this batch has
                 raise DataError(f"{file.path}: row {done} (counted from 0) has no id")
-            made = pa.array([f"{file.name}-{done + row}" for row in range(len(table))], pa.string())
-            table = table.append_column(columns.id, made)
+            table = table.append_column(columns.id, made_ids(file, done, len(table)))
         yield canonical(table, file.path, columns, done, lists)
         done += len(table)
+
+
+def made_ids(file: InputFile, first_row: int, rows: int) -> pa.Array:
+    """Ids for `rows` rows of a file from `first_row` on: its name and the number of the row."""
+    return pa.array([f"{file.name}-{row}" for row in range(first_row, first_row + rows)], pa.string())
 
 
 def check_columns(names: list[str], path: str, reading: Reading) -> None:
@@ -101,7 +106,7 @@ def check_columns(names: list[str], path: str, reading: Reading) -> None:
         option = f"--columns.{field.name.replace('_', '-')}=NAME"
         if names.count(name) > 1:
             raise DataError(f"{path}: has the column {name!r} {names.count(name)} times")
-        if name in names:
+        if name in names or not (reading.labels or field.name in PAIR_COLUMNS):
             continue
         if field.name == "id":
             if not reading.make_ids:
@@ -149,47 +154,36 @@ def canonical(table: pa.Table, path: str, columns: Columns, first_row: int, list
         column = given.get(name, pa.chunked_array([pa.nulls(len(table))]))  # no object of this batch has it
         own = getattr(columns, name)
         if lists or pa.types.is_nested(plain_type(column.type)):
-            out[name], bad = joined(column, own)
+            out[name], bad = each(text_of, column.to_pylist())
         else:
-            out[name], bad = texts_of(column, own, path)
-        faults = {row: Fault(MALFORMED, f"{own} {why}") for row, why in bad} | faults
+            out[name], unreadable = texts_of(column, own, path)
+            bad = {row: Fault(MALFORMED, f"{own} {why}", why) for row, why in unreadable}
+        faults = bad | faults
     for name in CANONICAL_TYPES:
         if name not in TEXTS and name in given:
             out[name] = typed(given[name], name, path)
     if not {"winner", "prob_a"} & out.keys() and set(LABELS) <= set(table.column_names):
-        out["winner"], bad = one_hot_winners(table)
-        faults = {row: Fault(MALFORMED, why) for row, why in bad} | faults
+        out["winner"], bad = each(winner_of_labels, table.select(list(LABELS)).to_pylist())
+        faults = bad | faults
     for name in table.column_names:
         if name not in chosen:
             out[f"input_{name}" if name in out or name in CANONICAL_TYPES else name] = table[name]
     return Rows(without_texts(pa.table(out), faults), faults)
 
 
-def joined(column: pa.ChunkedArray, name: str) -> tuple[pa.ChunkedArray, list[tuple[int, str]]]:
-    """The text of each list of turns or messages, and the rows that hold something else."""
+def each(
+    read: Callable[[Any], str | None], values: Sequence[Any]
+) -> tuple[pa.ChunkedArray, dict[int, Fault]]:
+    """`read(value)` of each value as a column, null where it raises, and the faults of these rows."""
     texts: list[str | None] = []
-    bad: list[tuple[int, str]] = []
-    for row, value in enumerate(column.to_pylist()):
+    faults: dict[int, Fault] = {}
+    for row, value in enumerate(values):
         try:
-            texts.append(text_of(value))
-        except DataError as error:
+            texts.append(read(value))
+        except MalformedRowError as error:
             texts.append(None)
-            bad.append((row, str(error)))
-    return pa.chunked_array([pa.array(texts, pa.string())]), bad
-
-
-def one_hot_winners(table: pa.Table) -> tuple[pa.ChunkedArray, list[tuple[int, str]]]:
-    """The winner of each row by the columns `LABELS`, and the rows where they name none or several."""
-    winners: list[str | None] = []
-    bad: list[tuple[int, str]] = []
-    marks: list[dict[str, Any]] = table.select(list(LABELS)).to_pylist()
-    for row, mark in enumerate(marks):
-        try:
-            winners.append(winner_of_labels(mark))
-        except DataError as error:
-            winners.append(None)
-            bad.append((row, str(error)))
-    return pa.chunked_array([pa.array(winners, pa.string())]), bad
+            faults[row] = Fault(MALFORMED, str(error), error.reason)
+    return pa.chunked_array([pa.array(texts, pa.string())]), faults
 
 
 def without_texts(table: pa.Table, faults: dict[int, Fault]) -> pa.Table:

@@ -1,149 +1,203 @@
 """One file to a stream of Arrow tables, in the file's own columns and order.
 
-Parquet, JSON lines (.jsonl, .ndjson, .json) and CSV. Whatever is wrong with a file is a `DataError` that
-names the file, the line where there are lines, and the column. Not covered: what the columns mean (`rows`,
-`values`), and which files there are (`files`).
+Parquet, Arrow (files and streams), JSON (`objects`) and CSV, of which the last two may be compressed.
+Whatever is wrong with a file is a `DataError` that names the file, the line where there are lines, and the
+column. Not covered: what the columns mean (`rows`, `values`), and which files there are (`files`).
 """
 
 import csv
-import json
 import re
 from collections.abc import Collection, Iterator
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
-from ftfy.fixes import fix_surrogates
 
 from wsdm_ray import storage
 from wsdm_ray.errors import DataError
+from wsdm_ray.inputs.objects import Limits, read_objects, whole_characters
+from wsdm_ray.inputs.streams import open_text, warn_once
 
-__all__ = ["read_tables", "whole_characters"]
+__all__ = ["is_json", "is_parquet", "is_table", "read_tables", "whole_characters"]
 
-LINES_SUFFIXES = (".jsonl", ".ndjson", ".json")
+TABLE = re.compile(
+    r"\.(parquet|pq|arrow|feather|ipc|(jsonl|ndjson|csv|tsv)(\.(gz|bz2|xz|zst))?)$", re.IGNORECASE
+)
+JSON = re.compile(r"\.json(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
+
+NOT_READ = (
+    (r"\.(zip|7z|rar|tar|tgz|tar\.\w+)$", "an archive; unpack it, and give the files in it"),
+    (r"\.xlsx?$", "a workbook; save it as CSV in UTF-8"),
+    (r"\.(orc|avro)$", "a format that is not read; convert it to parquet"),
+    (r"\.(pkl|pickle)$", "a pickle, which is not read, as it can run code; write it as parquet"),
+    (r"\.(parquet|pq|arrow|feather|ipc)\.(gz|bz2|xz|zst)$", "compressed as a whole; unpack it first"),
+    (
+        r"\.(gz|bz2|xz|zst)$",
+        "compressed, but its name does not say what is in it; rename it, as to NAME.jsonl.gz or NAME.csv.gz",
+    ),
+)
+"""Names of files that are not read, with what they are and the remedy."""
 
 BATCH_ROWS = 1_000
 BATCH_BYTES = 32 << 20
 
 
+def is_table(name: str) -> bool:
+    """Whether a file of this name is one of rows, and nothing else."""
+    return TABLE.search(name) is not None
+
+
+def is_json(name: str) -> bool:
+    """Whether it is a `.json` file, which may also hold something else than rows."""
+    return JSON.search(name) is not None
+
+
+def is_parquet(path: str) -> bool:
+    """Whether `read_tables` reads the file as parquet: by its ending, and where that says nothing, its start."""
+    if is_table(path):
+        return path.lower().endswith((".parquet", ".pq"))
+    named_otherwise = is_json(path) or any(re.search(name, path, re.IGNORECASE) for name, _ in NOT_READ)
+    return not named_otherwise and not starts_as_arrow(path)
+
+
 def read_tables(path: str, needed: Collection[str] | None = None) -> Iterator[pa.Table]:
     """The rows of one file as it is, in tables of bounded size that are never empty.
 
+    All tables of a file have one schema. A column that is not needed never stops a file: values of it that do
+    not go together become JSON text, and bytes that are no UTF-8 become U+FFFD, each with a warning.
+
     Args:
-        needed: columns whose values the caller judges itself; None: all.
+        needed: columns of the file whose values the caller judges itself: in JSON, integers among texts are
+            spelled as texts, integers beyond 64 bits are decimals, and fractions among integers make all
+            float64. None: all columns.
+
+    Raises:
+        DataError: the file is not what its name says, is damaged, or a needed column is not UTF-8.
+        StorageError: it cannot be read.
     """
-    name = path.lower()
-    read = (
-        read_lines if name.endswith(LINES_SUFFIXES) else read_csv if name.endswith(".csv") else read_parquet
-    )
-    for table in read(path):
+    for table in tables_of(path, needed):
         if len(table):
             yield table
 
 
-def read_parquet(path: str) -> Iterator[pa.Table]:
+def tables_of(path: str, needed: Collection[str] | None) -> Iterator[pa.Table]:
+    kind = re.sub(r"\.(gz|bz2|xz|zst)$", "", path.lower()).rpartition(".")[2]
+    if is_json(path) or kind in ("jsonl", "ndjson"):
+        limits = Limits(rows=BATCH_ROWS, bytes=BATCH_BYTES)
+        return read_objects(path, needed, limits, may_be_list=is_json(path))
+    if is_table(path) and kind in ("csv", "tsv"):
+        return read_csv(path, needed, "," if kind == "csv" else "\t")
+    for pattern, what in NOT_READ:
+        if re.search(pattern, path, re.IGNORECASE):
+            raise DataError(f"{path}: {what}")
+    if kind in ("arrow", "feather", "ipc") or (not is_table(path) and starts_as_arrow(path)):
+        return read_arrow(path, needed)
+    return read_parquet(path, needed)
+
+
+def read_parquet(path: str, needed: Collection[str] | None) -> Iterator[pa.Table]:
     with storage.open_parquet(path) as file:
         size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES * file.metadata.num_rows // max(size, 1)))
         done = 0
         try:
             for batch in file.iter_batches(batch_size=rows):
-                batch.validate(full=True)  # among others, that strings are UTF-8
+                yield sound(batch, needed, path, done)
                 done += len(batch)
-                yield pa.Table.from_batches([batch])
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             raise DataError(f"{path}: cannot be read after row {done} ({storage.reason(error)})") from error
 
 
-def read_lines(path: str) -> Iterator[pa.Table]:
-    """JSON with an object a line, or, in a `.json` file, one list of objects, which is read whole."""
-    rows: list[dict[str, Any]] = []
-    size = first = number = 0
+def starts_as_arrow(path: str) -> bool:
     with storage.open_read(path) as file:
-        if path.lower().endswith(".json") and begins_a_list(file):
-            yield from tables_of_list(file.read(), path)
-            return
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            first = first if rows else number
-            rows.append(parse_line(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, path, number))
-            size += len(line)
-            if len(rows) == BATCH_ROWS or size >= BATCH_BYTES:
-                yield table_of(rows, path, f"{first}-{number}")
-                rows, size = [], 0
-    if rows:
-        yield table_of(rows, path, f"{first}-{number}")
+        return file.read(6) == b"ARROW1"
 
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-
-
-def begins_a_list(file: IO[bytes]) -> bool:
-    start = file.read(1024)
-    file.seek(0)
-    return start.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"[")
-
-
-def tables_of_list(text: bytes, path: str) -> Iterator[pa.Table]:
-    needed = "a list of objects, or one object a line, is needed"
-    rows = parse_json(text.removeprefix(BYTE_ORDER_MARK), path, needed)
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise DataError(f"{path}: item {number} is a JSON {type(row).__name__}, but objects are needed")
-    for first in range(0, len(rows), BATCH_ROWS):
-        part = rows[first : first + BATCH_ROWS]
-        yield table_of(part, path, f"item {first + 1}-{first + len(part)}")
-
-
-def parse_line(line: bytes, path: str, number: int) -> dict[str, Any]:
-    row = parse_json(line, f"{path}:{number}", "one object a line is needed")
-    if not isinstance(row, dict):
-        raise DataError(f"{path}:{number}: a JSON {type(row).__name__}, but one object a line is needed")
-    return row
-
-
-def parse_json(text: bytes, where: str, needed: str) -> Any:
-    try:
-        value = json.loads(text.decode())
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({storage.reason(error)}); {needed}") from error
-    # Escapes can spell half a character, which no file could hold: pairs are joined, halves become U+FFFD.
-    return whole_characters(value) if ESCAPED_SURROGATE.search(text) else value
-
-
-def whole_characters(value: Any) -> Any:
-    """A JSON value with the halves of characters in its texts joined, or U+FFFD where one is alone."""
-    if isinstance(value, str):
-        return fix_surrogates(value)
-    if isinstance(value, list):
-        return [whole_characters(item) for item in value]
-    if isinstance(value, dict):
-        return {fix_surrogates(key): whole_characters(item) for key, item in value.items()}
-    return value
-
-
-def table_of(rows: list[dict[str, Any]], path: str, lines: str) -> pa.Table:
-    columns = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
+def read_arrow(path: str, needed: Collection[str] | None) -> Iterator[pa.Table]:
+    """An Arrow file (Feather too) or stream, a batch of it in memory at a time."""
+    done = 0
+    with storage.open_read(path) as file:
         try:
-            columns[name] = pa.array([row.get(name) for row in rows])
-        except (pa.ArrowException, OverflowError) as error:
+            for whole in arrow_batches(file, path):
+                rows = max(1, min(BATCH_ROWS, BATCH_BYTES * len(whole) // max(whole.nbytes, 1)))
+                for first in range(0, len(whole), rows):
+                    batch = whole.slice(first, rows)
+                    yield sound(batch, needed, path, done)
+                    done += len(batch)
+        except (pa.ArrowException, OSError) as error:
             raise DataError(
-                f"{path}:{lines}: column {name!r} mixes types ({storage.reason(error)})"
+                f"{path}: cannot be read after row {done} ({storage.reason(error)}); "
+                "it is damaged or another kind of file: copy or make it anew"
             ) from error
-    return pa.table(columns)
 
 
-def read_csv(path: str) -> Iterator[pa.Table]:
-    csv.field_size_limit(2**31 - 1)  # the default fails at 128 kB
-    with storage.open_read(path) as file:
-        # Not strict, a quote that is never closed would take the rest of the file as one field.
-        reader = csv.reader(decoded(file, path), strict=True)
+def arrow_batches(file: IO[bytes], path: str) -> Iterator[pa.RecordBatch]:
+    start = file.read(6)
+    file.seek(0)
+    if start.startswith(b"FEA1"):
+        raise DataError(f"{path}: Feather of version 1, which is not read; write it as parquet")
+    if start == b"ARROW1":
+        with pa.ipc.open_file(file) as reader:
+            for place in range(reader.num_record_batches):
+                yield reader.get_batch(place)
+    else:
+        with pa.ipc.open_stream(file) as reader:
+            yield from reader
+
+
+def sound(batch: pa.RecordBatch, needed: Collection[str] | None, path: str, done: int) -> pa.Table:
+    """The rows of a batch, of which every text is UTF-8: of a column that is not needed, after mending."""
+    columns = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
-            header = next(reader, [])
+            column.validate(full=True)
+        except pa.ArrowNotImplementedError:
+            pass  # there is nothing to check in such a type
+        except pa.ArrowInvalid as error:
+            if needed is None or name in needed:
+                raise DataError(
+                    f"{path}: cannot be read after row {done} in column {name!r} ({storage.reason(error)})"
+                ) from error
+            column = mended(column)
+            warn_once(
+                f"{path}: the column {name!r} holds text that is not UTF-8: "
+                f"{'left out' if column.null_count == len(column) else 'its wrong bytes are read as U+FFFD'}"
+            )
+        columns.append(column)
+    return pa.table(columns, names_once(batch.schema.names, needed, path))
+
+
+def mended(column: pa.Array) -> pa.Array:
+    """A column of texts with U+FFFD for bytes that are not UTF-8; of lists and the like, nulls."""
+    if isinstance(column, pa.DictionaryArray):
+        return pa.DictionaryArray.from_arrays(column.indices, mended(column.dictionary))
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        raw = column.cast(pa.large_binary()).to_pylist()
+        texts = [None if value is None else value.decode(errors="replace") for value in raw]
+        return pa.array(texts, column.type)
+    return pa.nulls(len(column), column.type)
+
+
+def names_once(names: list[str], needed: Collection[str] | None, path: str) -> list[str]:
+    """The names with NAME.1 for a second column NAME that is not needed; a needed one stays to be judged."""
+    once: list[str] = []
+    for name in names:
+        new, number = name, 0
+        while needed is not None and name not in needed and new in once:
+            number += 1
+            new = f"{name}.{number}"
+        if number:
+            warn_once(f"{path}: has the column {name!r} twice; the second is read as {new!r}")
+        once.append(new)
+    return once
+
+
+def read_csv(path: str, needed: Collection[str] | None, delimiter: str) -> Iterator[pa.Table]:
+    csv.field_size_limit(2**31 - 1)  # the default fails at 128 kB
+    with open_text(path) as file:
+        # Not strict, a quote that is never closed would take the rest of the file as one field.
+        reader = csv.reader(decoded(file, path), strict=True, delimiter=delimiter)
+        try:
+            header = names_once(next(filter(None, reader), []), needed, path)
             if len(set(header)) < len(header):
                 twice = next(name for name in header if header.count(name) > 1)
                 raise DataError(f"{path}: the header names the column {twice!r} twice")
@@ -178,4 +232,6 @@ def decoded(lines, path: str) -> Iterator[str]:
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from error
+            raise DataError(
+                f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"
+            ) from error

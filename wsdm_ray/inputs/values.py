@@ -16,7 +16,17 @@ from wsdm_ray import storage
 from wsdm_ray.errors import DataError
 from wsdm_ray.schema import CANONICAL_TYPES
 
-__all__ = ["Unreadable", "common_id_type", "id_type", "ids_of", "is_text", "plain", "texts_of", "typed"]
+__all__ = [
+    "Unreadable",
+    "common_id_type",
+    "holds_text",
+    "id_type",
+    "ids_of",
+    "is_text",
+    "plain",
+    "texts_of",
+    "typed",
+]
 
 Unreadable = list[tuple[int, str]]
 """Rows whose text cannot be read, and why."""
@@ -29,6 +39,12 @@ def is_text(kind: pa.DataType) -> bool:
 
 def is_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def holds_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold texts, or lists that are joined to texts."""
+    kind = plain_type(kind)
+    return is_text(kind) or is_bytes(kind) or pa.types.is_null(kind) or pa.types.is_nested(kind)
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

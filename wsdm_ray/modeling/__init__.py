@@ -3,8 +3,11 @@
 import logging
 import os
 
-# No part of this package may reach for a hub: models are folders.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from wsdm_ray.storage import OFFLINE_BY_US
+
+# No part of this package may reach for a hub: models are folders. `storage` fetches what a user names.
+if "HF_HUB_OFFLINE" not in os.environ:
+    os.environ |= {"HF_HUB_OFFLINE": "1", OFFLINE_BY_US: "1"}
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 # bitsandbytes says at every product that inputs are cast to float16, which is how LLM.int8() works.

@@ -169,7 +169,7 @@ def local_base(folder: str, manifest: Manifest, base: str | None, verify: bool) 
     assert manifest.base is not None
     where = base or manifest.base
     try:
-        local = local_copy(where)
+        local = local_copy(where, only_cached=base is None)
     except OSError as error:
         raise ModelError(f"{folder}: its base {where} cannot be had ({error}); use --base FOLDER") from error
     if verify and (found := folder_digest(local)) != manifest.base_digest:

@@ -12,6 +12,7 @@ from wsdm_ray.config import QuantizeConfig, TextConfig, to_dict
 from wsdm_ray.errors import ModelError
 from wsdm_ray.modeling.checkpoint_writer import head_of, write_checkpoint
 from wsdm_ray.modeling.classifier import check_widths
+from wsdm_ray.modeling.folder_check import as_given, check_adapter_folder, check_model_folder
 from wsdm_ray.modeling.gptq import sample_texts
 from wsdm_ray.modeling.lora import Adapter, read_adapter
 from wsdm_ray.modeling.manifest import MANIFEST, folder_digest
@@ -35,19 +36,23 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
         RunMismatchError: the output folder belongs to another run.
     """
     check_no_overlap(config.output, [config.base, *config.adapter, *config.calibrate])
+    check_model_folder(config.base, "--base")
+    for adapter in config.adapter:
+        check_adapter_folder(adapter, "--adapter")
+    files = list_files(config.calibrate) if config.calibrate else []
     base = local_copy(config.base)
     adapters = [local_copy(adapter) for adapter in config.adapter]
-    fingerprint = {
-        "base": folder_digest(base),
-        "adapter": [folder_digest(adapter) for adapter in adapters],
-        "precision": config.precision,
-    }
-    files = list_files(config.calibrate) if config.calibrate else []
-    if files:
-        fingerprint |= {"calibrate": file_versions(files), "calibration_pairs": config.calibration_pairs}
-    merged = merge(base, adapters, fingerprint["base"])
-    if config.precision == "nf4" and default_device() == "cpu":  # where it will be compared
-        check_widths(base, merged.base.config)
+    with as_given((config.base, base), *zip(config.adapter, adapters, strict=True)):
+        fingerprint = {
+            "base": folder_digest(base),
+            "adapter": [folder_digest(adapter) for adapter in adapters],
+            "precision": config.precision,
+        }
+        if files:
+            fingerprint |= {"calibrate": file_versions(files), "calibration_pairs": config.calibration_pairs}
+        merged = merge(base, adapters, fingerprint["base"])
+        if config.precision == "nf4" and default_device() == "cpu":  # where it will be compared
+            check_widths(base, merged.base.config)
     earlier = open_run(config.output, "quantize", fingerprint, config.restart)
     if earlier:
         logger.info("quantize: %s is complete already", config.output)

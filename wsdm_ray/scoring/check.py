@@ -1,32 +1,42 @@
 """A run of `score` that has been checked: every option resolved once, before any folder is touched.
 
-Not covered: what the cluster has (`cluster`), and executing the run (`pipeline`).
+What needs no cluster comes first (`check_inputs`), and of that what needs no torch, whose import takes
+seconds: a wrong path is found at once. So modules with torch are imported where they are used. Not covered:
+what the cluster has (`cluster`), and executing the run (`pipeline`).
 """
 
-import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from wsdm_ray.config import SUBMISSION_OPTIONS, Columns, ScoreConfig, to_dict
-from wsdm_ray.errors import ConfigError
-from wsdm_ray.modeling.classifier import model_config
-from wsdm_ray.modeling.loading import local_base
-from wsdm_ray.modeling.manifest import folder_digest, read_manifest
-from wsdm_ray.modeling.precision import resolve_precision, scoring_layout, uses_fused_decoder
+from wsdm_ray.config import SUBMISSION_OPTIONS, ScoreConfig, to_dict
+from wsdm_ray.data.submission import TieVotes, check_submission
+from wsdm_ray.inputs.conversion import parquet_inputs
+from wsdm_ray.inputs.files import list_inputs
+from wsdm_ray.inputs.rows import Reading
+from wsdm_ray.modeling.manifest import read_manifest
 from wsdm_ray.runs import check_no_overlap, file_versions, options
-from wsdm_ray.scoring.encode import encode_unit
 from wsdm_ray.scoring.kept_columns import NO_COLUMNS, kept_schema
-from wsdm_ray.scoring.models import ModelSpec
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan
-from wsdm_ray.scoring.replica import ReplicaOptions
-from wsdm_ray.storage import absolute, is_remote, list_files, local_copy
+from wsdm_ray.storage import absolute, local_copy, model_location
 
-__all__ = ["NOT_OF_THE_OUTPUT", "Cluster", "ScoreRun", "check_models", "check_run", "describe"]
+if TYPE_CHECKING:
+    from wsdm_ray.scoring.models import ModelSpec
+    from wsdm_ray.scoring.replica import ReplicaOptions
+
+__all__ = [
+    "NOT_OF_THE_OUTPUT",
+    "CheckedInputs",
+    "Cluster",
+    "ScoreRun",
+    "check_inputs",
+    "check_run",
+    "describe",
+]
 
 SAMPLED_ROWS = 200
 """A dry run estimates tokens from about this many rows."""
@@ -45,12 +55,31 @@ class Cluster:
 
     threads: CPU threads of each replica; None leaves torch's default.
     capability: the least compute capability of the GPUs; None where the precision does not depend on it.
+    assumed: nobody asked the cluster: it is taken to be like this machine, for a dry run.
     """
 
     replicas: int
     on_gpu: bool
     threads: int | None
     capability: tuple[int, int] | None = None
+    assumed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedInputs:
+    """All of a run that no cluster was needed to check.
+
+    keep: columns of the input that the output has, too. ties: votes for the submission.
+    models: as every process needs them, but for the precision, which is as it was asked for.
+    started: `time.monotonic()` when the checks began, in seconds.
+    """
+
+    files: tuple[str, ...]
+    plan: ScorePlan
+    keep: pa.Schema
+    ties: TieVotes | None
+    models: "tuple[ModelSpec, ...]"
+    started: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +87,8 @@ class ScoreRun:
     """All that executing a run needs.
 
     output: the folder, as it was given. restart: delete what it holds.
-    files, plan, columns: what is scored. keep: columns of the input that the output has, too.
-    replica: how, in every replica. cluster: where.
+    files, plan: what is scored. keep: columns of the input that the output has, too.
+    replica: how, in every replica. cluster: where. ties: votes for the submission.
     fingerprint: all that decides the output.
     config: every option as it was given, for run.json.
     started: `time.monotonic()` when the checks began, in seconds.
@@ -69,26 +98,54 @@ class ScoreRun:
     restart: bool
     files: tuple[str, ...]
     plan: ScorePlan
-    columns: Columns
-    keep: pa.Schema = NO_COLUMNS
-    replica: ReplicaOptions
+    replica: "ReplicaOptions"
     cluster: Cluster
     fingerprint: Mapping[str, Any]
     config: Mapping[str, Any]
     started: float
+    keep: pa.Schema = NO_COLUMNS
+    ties: TieVotes | None = None
 
 
-def check_run(config: ScoreConfig, cluster: Cluster) -> ScoreRun:
-    """The run that `config` asks for, on a cluster that it fits.
+def check_inputs(config: ScoreConfig) -> CheckedInputs:
+    """What of `config` needs no cluster: paths, rows, models and options.
 
     Raises:
         DataError, ModelError, ConfigError, StorageError: what was asked for cannot be done.
     """
     started = time.monotonic()
-    files = list_files(config.input)
-    check_no_overlap(config.output, [*config.input, *files, *config.model, *config.base])
-    models = check_models(config, cluster)
-    plan = make_plan(files, config.unit_rows, config.columns)
+    inputs = list_inputs(config.input)
+    files = [file.path for file in inputs]
+    given = [*config.input, *files, *config.model, *config.base]
+    check_no_overlap(config.output, given)
+    for folder in config.model:
+        read_manifest(local_copy(model_location(folder)))
+    reading = Reading(format=config.format, columns=config.columns, make_ids=config.make_ids, labels=False)
+    plan = make_plan(parquet_inputs(inputs, reading), config.unit_rows)
+    keep = kept_schema(plan, config.keep_columns)
+    ties = check_submission(config, config.output, given)
+    from wsdm_ray.scoring.model_check import check_folders
+
+    return CheckedInputs(
+        files=tuple(files), plan=plan, keep=keep, ties=ties, models=check_folders(config), started=started
+    )
+
+
+def check_run(config: ScoreConfig, cluster: Cluster, inputs: CheckedInputs | None = None) -> ScoreRun:
+    """The run that `config` asks for, on a cluster that it fits.
+
+    Args:
+        inputs: of `check_inputs`, which is asked where they are not given.
+
+    Raises:
+        DataError, ModelError, ConfigError, StorageError: what was asked for cannot be done.
+    """
+    from wsdm_ray.scoring.model_check import fastest_layout, with_precision
+    from wsdm_ray.scoring.replica import ReplicaOptions
+
+    inputs = inputs or check_inputs(config)
+    files, plan = inputs.files, inputs.plan
+    models = with_precision(inputs.models, config.precision, cluster.on_gpu, cluster.capability)
     replica = ReplicaOptions(
         models=models,
         output=absolute(config.output),
@@ -104,10 +161,8 @@ def check_run(config: ScoreConfig, cluster: Cluster) -> ScoreRun:
     return ScoreRun(
         output=config.output,
         restart=config.restart,
-        files=tuple(files),
+        files=files,
         plan=plan,
-        columns=config.columns,
-        keep=kept_schema(plan, config.keep_columns),
         replica=replica,
         cluster=cluster,
         fingerprint={
@@ -116,63 +171,31 @@ def check_run(config: ScoreConfig, cluster: Cluster) -> ScoreRun:
             "inputs": file_versions(files),
         },
         config=to_dict(config),
-        started=started,
+        started=inputs.started,
+        keep=inputs.keep,
+        ties=inputs.ties,
     )
 
 
 def options_of_the_output(config: ScoreConfig) -> dict[str, Any]:
     """The options that decide the output."""
     unused = [] if config.orders == "adaptive" else ["adaptive_threshold"]
-    if not config.keep_columns:  # runs of earlier versions do not name it
-        unused.append("keep_columns")
+    unused += [] if config.format != "canonical" else ["format"]  # runs of earlier versions do not name it
+    unused += [] if config.make_ids else ["make_ids"]
+    unused += [] if config.keep_columns else ["keep_columns"]
     return options(config, leave_out=(*NOT_OF_THE_OUTPUT, *unused))
-
-
-def check_models(config: ScoreConfig, cluster: Cluster) -> tuple[ModelSpec, ...]:
-    """The models, with digests of their files. Every part is checked to be there, to fit, to be supported."""
-    models = []
-    bases = config.base if len(config.base) > 1 else (config.base or (None,)) * len(config.model)
-    for folder, base in zip(config.model, bases, strict=True):
-        local = local_copy(folder)
-        manifest = read_manifest(local)
-        if config.max_tokens:
-            text = dataclasses.replace(manifest.text, max_tokens=config.max_tokens)
-            manifest = dataclasses.replace(manifest, text=text)
-        if config.token_budget is not None and config.token_budget < 2 * manifest.text.max_tokens:
-            raise ConfigError(
-                f"--token-budget {config.token_budget}: must be at least twice the "
-                f"{manifest.text.max_tokens} tokens that one ordering may have in {folder}"
-            )
-        weights = local_base(local, manifest, base, verify=True) if manifest.kind == "adapter" else local
-        model_config(weights)
-        device = "cuda" if cluster.on_gpu else "cpu"
-        models.append(
-            ModelSpec(
-                folder=folder if is_remote(folder) else local,
-                base=absolute(base) if base else None,
-                manifest=manifest,
-                precision=resolve_precision(config.precision, device, manifest, cluster.capability),
-                digest=folder_digest(local),
-            )
-        )
-    return tuple(models)
-
-
-def fastest_layout(models: Sequence[ModelSpec], on_gpu: bool) -> str:
-    """The layout that all models of a run share."""
-    device = "cuda" if on_gpu else "cpu"
-    fused = [uses_fused_decoder(model.precision, device, model.manifest) for model in models]
-    return scoring_layout(fused, device)
 
 
 def describe(run: ScoreRun) -> dict[str, Any]:
     """The plan in figures, which are printed too; tokens by a sample of rows."""
+    from wsdm_ray.scoring.encode import encode_unit
+
     plan, models = run.plan, run.replica.models
     step = max(len(plan.units) // 4, 1)
     sampled = []
     for unit in plan.units[::step][:4]:
-        few = WorkUnit(unit.number, unit.path, unit.start, min(unit.rows, SAMPLED_ROWS // 4))
-        table = encode_unit(few, models[:1], run.columns)
+        few = WorkUnit(unit.number, unit.source, unit.start, min(unit.rows, SAMPLED_ROWS // 4))
+        table = encode_unit(few, models[:1])
         prefix, suffix = (table.column(name).combine_chunks() for name in ("prefix_0", "suffix_ab_0"))
         lengths = np.diff(prefix.offsets.to_numpy()) + np.diff(suffix.offsets.to_numpy())
         sampled.append(np.stack([lengths, table.column("cut_0").to_numpy() > 0]))
@@ -190,4 +213,13 @@ def describe(run: ScoreRun) -> dict[str, Any]:
     }
     for name, value in figures.items():
         print(f"{name.replace('_', ' '):>20}  {value:,}")
+    if run.cluster.assumed:
+        print(f"{'cluster':>20}  {assumption(run)}")
     return figures
+
+
+def assumption(run: ScoreRun) -> str:
+    """What a dry run took the cluster to be, and what follows from it."""
+    precisions = sorted({model.precision for model in run.replica.models})
+    kind = "GPUs like this machine's" if run.cluster.on_gpu else "no GPU, like this machine"
+    return f"not asked; with {kind}: {', '.join(precisions)}, {run.replica.layout} layout"

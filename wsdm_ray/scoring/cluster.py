@@ -11,6 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from wsdm_ray.errors import ClusterError
 from wsdm_ray.modeling.precision import BY_CAPABILITY
 from wsdm_ray.scoring.check import Cluster
+from wsdm_ray.session import connect
 
 __all__ = ["READER_CPUS", "REPLICA_CPUS", "check_cluster", "fit_replicas"]
 
@@ -22,7 +23,7 @@ REPLICA_CPUS = 1
 
 
 def check_cluster(replicas: int | None, precision: str) -> Cluster:
-    """What a run takes of the cluster that this process is connected to.
+    """What a run takes of the cluster, to which this process is connected from here on.
 
     Args:
         replicas: how many are asked for; None means one a GPU, or one on a machine without.
@@ -31,6 +32,7 @@ def check_cluster(replicas: int | None, precision: str) -> Cluster:
     Raises:
         ClusterError: the replicas do not fit beside one reader.
     """
+    connect()
     number, on_gpu = fit_replicas(ray.nodes(), replicas)
     cpus = int(ray.cluster_resources().get("CPU", 1))
     return Cluster(

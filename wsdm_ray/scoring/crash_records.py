@@ -7,11 +7,14 @@ import os
 import re
 import sys
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from wsdm_ray.errors import ClusterError
 from wsdm_ray.runs import names_in, run_folder
-from wsdm_ray.scoring.recovery import DeviceLostError
 from wsdm_ray.storage import exists, join, read_json, write_json
+
+if TYPE_CHECKING:
+    from wsdm_ray.scoring.recovery import DeviceLostError
 
 __all__ = ["crash_record_path", "list_crash_records", "record_crash_and_exit", "suspect_rows"]
 
@@ -53,7 +56,7 @@ def suspect_rows(path: str) -> tuple[set[int], dict[int, str]]:
     return set(times) - set(left_out), left_out
 
 
-def record_crash_and_exit(path: str, error: DeviceLostError) -> None:
+def record_crash_and_exit(path: str, error: "DeviceLostError") -> None:
     """Add to the crash record of a unit and end this process."""
     crashes = read_json(path) if exists(path) else []
     write_json(path, [*crashes, {"rows": error.pairs, "reason": error.reason}])

@@ -5,21 +5,21 @@ join it.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from wsdm_ray.config import Columns, TextConfig
+from wsdm_ray.config import TextConfig
 from wsdm_ray.packing.ragged import Ragged
-from wsdm_ray.schema import RESPONSES
+from wsdm_ray.schema import TEXTS
 from wsdm_ray.scoring.kept_columns import NO_COLUMNS, encoded_kept
 from wsdm_ray.scoring.models import ModelSpec
 from wsdm_ray.scoring.plan import WorkUnit, read_unit
 from wsdm_ray.storage import local_copy
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 
-__all__ = ["encode_unit", "encoded_pairs", "encoder_of", "table_from_bytes", "table_to_bytes"]
+__all__ = ["encode_texts", "encode_unit", "encoded_pairs", "encoder_of", "table_from_bytes", "table_to_bytes"]
 
 
 @functools.lru_cache(maxsize=4)
@@ -28,24 +28,45 @@ def encoder_of(folder: str, text: TextConfig) -> PairEncoder:
     return PairEncoder(local_copy(folder), text)
 
 
-def encode_unit(
-    unit: WorkUnit, models: Sequence[ModelSpec], columns: Columns, keep: pa.Schema = NO_COLUMNS
-) -> pa.Table:
+def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec], keep: pa.Schema = NO_COLUMNS) -> pa.Table:
     """The unit's rows as an Arrow table of ids, errors, columns to keep and, for each model, token ids.
 
-    A row with a null text has an `error` and the token ids of empty texts.
+    A row with a fault or a null text has an `error` and the token ids of empty texts.
     """
-    rows = read_unit(unit, columns)
-    texts, errors = {}, np.full(len(rows), None, object)
-    for name in ("prompt", *RESPONSES):
-        texts[name], unreadable = text_values(rows.column(name))
-        for row, why in unreadable:
-            errors[row] = errors[row] or f"{name} {why}"
-    encoded = {"id": rows.column("id"), "error": pa.array(errors, pa.string())}
+    rows, faults = read_unit(unit)
+    texts, errors_N = readable_texts(rows)
+    for row, fault in faults.items():
+        errors_N[row] = str(fault)
+    encoded = encode_texts(rows.column("id"), texts, errors_N, models)
+    for name, column in encoded_kept(unit, keep):
+        encoded = encoded.append_column(name, column)
+    return encoded
+
+
+def readable_texts(rows: pa.Table) -> tuple[dict[str, list[str]], np.ndarray]:
+    """The texts of rows by column, "" where one is null, and why a row cannot be scored: object [N], or None."""
+    texts, errors_N = {}, np.full(len(rows), None, object)
+    for name in reversed(TEXTS):  # the first one names the error
+        errors_N[rows.column(name).is_null().to_numpy()] = f"{name} is null"
+        texts[name] = [value or "" for value in rows.column(name).to_pylist()]
+    return texts, errors_N
+
+
+def encode_texts(
+    ids: pa.Array | pa.ChunkedArray,
+    texts: Mapping[str, Sequence[str]],
+    errors_N: np.ndarray,
+    models: Sequence[ModelSpec],
+) -> pa.Table:
+    """N rows as an Arrow table of ids, errors and, for each model, token ids.
+
+    Args:
+        texts: prompts and responses by canonical column, N each; "" for what cannot be read.
+        errors_N: object [N], why a row cannot be scored, else None.
+    """
+    encoded = {"id": ids, "error": pa.array(errors_N, pa.string())}
     for number, model in enumerate(models):
-        pairs = encoder_of(model.folder, model.manifest.text).encode(
-            texts["prompt"], *(texts[name] for name in RESPONSES)
-        )
+        pairs = encoder_of(model.folder, model.manifest.text).encode(*(texts[name] for name in TEXTS))
         encoded |= {
             f"prefix_{number}": pairs.prefix.to_arrow(),
             f"suffix_ab_{number}": pairs.suffix_ab.to_arrow(),
@@ -53,23 +74,7 @@ def encode_unit(
             f"cut_{number}": pa.array(pairs.cut_tokens_N),
             "ba_first": pa.array(pairs.ba_first_N),  # the same for every model
         }
-    return pa.table(encoded | dict(encoded_kept(unit, keep)))
-
-
-def text_values(column: pa.ChunkedArray) -> tuple[list[str], list[tuple[int, str]]]:
-    """The texts of a column, with "" for those that cannot be read, and (row, why) of these."""
-    unreadable = [(row, "is null") for row in np.flatnonzero(column.is_null().to_numpy()).tolist()]
-    try:
-        return [value or "" for value in column.to_pylist()], unreadable
-    except UnicodeDecodeError:
-        values = []
-        for row, data in enumerate(column.cast(pa.large_binary()).to_pylist()):
-            try:
-                values.append((data or b"").decode())
-            except UnicodeDecodeError:
-                values.append("")
-                unreadable.append((row, "is not UTF-8"))
-        return values, unreadable
+    return pa.table(encoded)
 
 
 def encoded_pairs(encoded: pa.Table, number: int) -> EncodedPairs:

@@ -48,6 +48,9 @@ __all__ = ["Scores", "log_odds"]
 
 Result = TypeVar("Result")
 
+OnProgress = Callable[[int, int], None]
+"""Takes how many pairs are done, and how many tokens they took."""
+
 
 class PendingTensor:
     """A tensor on its way to the host. `wait` waits for it alone, not for what the GPU was given later."""
@@ -116,6 +119,7 @@ def log_odds(
     initial_budget: int | None = None,
     wanted_NO: np.ndarray | None = None,
     suspects: Collection[int] = (),
+    on_progress: OnProgress = lambda pairs, tokens: None,
 ) -> Scores:
     """The log-odds of the pairs in the orderings asked for.
 
@@ -127,6 +131,7 @@ def log_odds(
         initial_budget: the token budget before memory lowered it; by default `token_budget`.
         wanted_NO: bool [N, orderings], which to run; by default all.
         suspects: indices of pairs that run in a micro-batch of their own, after all others.
+        on_progress: is called after each micro-batch.
 
     Raises:
         ModelError: several pairs were run, and all failed for the same reason.
@@ -142,6 +147,7 @@ def log_odds(
         max_in_flight=1 if suspects else scorer.max_in_flight,  # so that the pair that loses a GPU is known
         suspects=suspects,
         errors_N=np.full(len(pairs), None, object),
+        on_progress=on_progress,
     )
     result_NO = np.full(wanted_NO.shape, np.nan, np.float32)
     same_N = identical(pairs)
@@ -192,6 +198,8 @@ class BatchRunner:
     max_in_flight: int
     suspects: Collection[int]
     errors_N: np.ndarray
+    on_progress: OnProgress
+    pairs_done: int = 0
     forward_tokens: int = 0
     halvings: int = 0
     in_flight: deque[InFlightBatch] = field(default_factory=deque)
@@ -210,6 +218,8 @@ class BatchRunner:
                 waiting = self.recover(run, batch, result, waiting)
             else:
                 self.record(run, batch.pairs, result)
+                self.pairs_done += len(batch.pairs)
+                self.on_progress(self.pairs_done, self.forward_tokens)
         return run.log_odds_NS
 
     def refuse_over_budget(self, tokens_N: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 
 from wsdm_ray.errors import ConfigError, DataError
+from wsdm_ray.inputs.conversion import ParquetInput
+from wsdm_ray.inputs.files import with_partitions
 from wsdm_ray.schema import LOGIT_COLUMNS, predictions_schema
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, read_columns
 from wsdm_ray.storage import open_parquet
@@ -32,16 +34,17 @@ def kept_schema(plan: ScorePlan, names: Sequence[str]) -> pa.Schema:
         raise ConfigError(
             f"--keep-columns {min(taken)}: the predictions have a column of that name; rename the input's"
         )
-    paths = list(dict.fromkeys(unit.path for unit in plan.units)) if names else []
+    sources = {unit.path: unit.source for unit in plan.units} if names else {}
     with ThreadPoolExecutor(16) as pool:
-        schemas = dict(zip(paths, pool.map(schema_of, paths), strict=True))
+        schemas = dict(zip(sources, pool.map(schema_of, sources.values()), strict=True))
     fields = [pa.field(name, type_in_all(schemas, name)) for name in dict.fromkeys(names)]
     return pa.schema(fields)
 
 
-def schema_of(path: str) -> pa.Schema:
-    with open_parquet(path) as file:
-        return file.schema_arrow
+def schema_of(source: ParquetInput) -> pa.Schema:
+    """The columns of a file, and those that its folders name."""
+    with open_parquet(source.file.path) as file:
+        return with_partitions(file.schema_arrow.empty_table(), source.file).schema
 
 
 def type_in_all(schemas: dict[str, pa.Schema], name: str) -> pa.DataType:
@@ -104,10 +107,9 @@ def encoded_kept(unit: WorkUnit, keep: pa.Schema) -> Iterator[tuple[str, pa.Chun
     """Name in the encoded table, and values, of the columns of a unit that are kept."""
     if not keep.names:
         return
-    there = [name for name in keep.names if name in schema_of(unit.path).names]
-    table = read_columns(unit, there) if there else pa.table({})
+    table = read_columns(unit, keep.names)
     for field in keep:
-        if field.name in there:
+        if field.name in table.column_names:
             column = table[field.name]
             yield PREFIX + field.name, column.cast(plain(column.type)).cast(field.type)
         else:

@@ -20,7 +20,7 @@ from wsdm_ray.modeling.attention import BLOCK
 from wsdm_ray.modeling.head import HEADS
 from wsdm_ray.modeling.loading import load_scorer, local_base
 from wsdm_ray.modeling.manifest import Manifest
-from wsdm_ray.modeling.precision import BNB, device_and_dtype, resolve_precision, uses_fused_decoder
+from wsdm_ray.modeling.precision import BNB, default_device, resolve_precision, uses_fused_decoder
 from wsdm_ray.modeling.scorers import BatchMemory, Scorer, TransformersScorer
 from wsdm_ray.modeling.weight_files import weight_files
 from wsdm_ray.scoring.recovery import is_oom
@@ -70,25 +70,30 @@ class Models:
 
     Args:
         load: makes a scorer of a folder, with the options of `load_scorer`.
+        device: `cuda` or `cpu`; by default the GPU if there is one.
 
     Raises:
         ClusterError: the device's memory does not hold them.
         ModelError, ConfigError: one cannot be loaded.
     """
 
-    def __init__(self, specs: Sequence[ModelSpec], load: Load = load_scorer):
+    def __init__(self, specs: Sequence[ModelSpec], load: Load = load_scorer, device: str | None = None):
         self.specs = tuple(specs)
         self.scorers: list[Scorer] = []
-        device = device_and_dtype("auto")[0]
+        self.on_gpu = device != "cpu"  # or there is none, and its memory is infinite
+        device = device or default_device()
         keys = [shared_base(spec, device) for spec in self.specs]
         for number, (spec, key) in enumerate(zip(self.specs, keys, strict=True)):
             first = keys.index(key) if key is not None else number
-            check_memory(self.specs, number, device, whole=first == number)
+            if self.on_gpu:
+                check_memory(self.specs, number, device, whole=first == number)
             with within_memory(spec, remedy(self.specs)):
                 if first < number:
                     self.scorers.append(beside(self.scorers[first], spec.folder, f"model_{number}"))
                 else:
-                    scorer, _ = load(spec.folder, precision=spec.precision, base=spec.base, verify=False)
+                    scorer, _ = load(
+                        spec.folder, precision=spec.precision, device=device, base=spec.base, verify=False
+                    )
                     self.scorers.append(scorer)
 
     def warm_up(self, token_budget: int) -> float:
@@ -112,8 +117,9 @@ class Models:
 
     def token_budget(self, layout: str) -> int:
         """The token budget of micro-batches that each model can run in the memory that is free."""
+        free = free_bytes() if self.on_gpu else math.inf
         return min(
-            budget_within(free_bytes(), scorer.memory(layout), layout, spec.manifest.text.max_tokens)
+            budget_within(free, scorer.memory(layout), layout, spec.manifest.text.max_tokens)
             for scorer, spec in zip(self.scorers, self.specs, strict=True)
         )
 

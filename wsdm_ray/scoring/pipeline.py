@@ -1,33 +1,27 @@
 """Scoring on Ray Data: check the run, execute its units, report.
 
-Unit k is read and encoded by a task, scored by a replica and written as `part-k` in one atomic put; only a
-row of counts comes back. A part that is there when a run starts is not made again. Not covered: how a unit is
-scored (`replica`, `engine`).
+Unit k is read and encoded by a task, scored by a replica and written as `part-k` in one atomic put. A part
+that is there when a run starts is not made again. Ray and torch take seconds to import, and Ray more to
+start: they are, when all that needs neither has been checked. Not covered: how units travel (`ray_data`), and
+how one is scored (`replica`, `engine`).
 """
 
-import json
-import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import ray.data
-
-from wsdm_ray import errors
 from wsdm_ray.config import ScoreConfig
-from wsdm_ray.data.submission import check_submission, submit
-from wsdm_ray.errors import WsdmRayError
+from wsdm_ray.data.submission import submit
 from wsdm_ray.runs import finish_run, open_run
-from wsdm_ray.scoring.check import ScoreRun, check_run, describe
-from wsdm_ray.scoring.cluster import READER_CPUS, REPLICA_CPUS, check_cluster
+from wsdm_ray.scoring.check import Cluster, ScoreRun, check_inputs, check_run, describe
 from wsdm_ray.scoring.crash_records import list_crash_records
-from wsdm_ray.scoring.encode import encode_unit, table_to_bytes
 from wsdm_ray.scoring.parts import Totals, UnitReport, add_up, completed_units
-from wsdm_ray.scoring.plan import WorkUnit
-from wsdm_ray.scoring.replica import Replica, pack_error
+from wsdm_ray.scoring.shared_inputs import shared_units
 from wsdm_ray.storage import delete_file, read_json
-from wsdm_ray.telemetry import human, logger, track_rows
+from wsdm_ray.telemetry import human, logger
+
+if TYPE_CHECKING:
+    from wsdm_ray.scoring.replica import Replica
 
 __all__ = ["check", "execute", "score"]
 
@@ -41,85 +35,55 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         ClusterError: one replica does not fit the cluster beside one reader.
     """
     run = check(config)
-    ties = check_submission(config, run.output, [*config.input, *run.files, *config.model, *config.base])
     if config.dry_run:
         return describe(run)
     written = execute(run)
-    return written | {"submission": submit(config, run.output, ties)} if config.submission else written
+    return written | {"submission": submit(config, run.output, run.ties)} if config.submission else written
 
 
 def check(config: ScoreConfig) -> ScoreRun:
-    """The run that `config` asks for. No folder is touched yet."""
-    return check_run(config, check_cluster(config.replicas, config.precision))
+    """The run that `config` asks for. No folder is touched yet; what needs no cluster is checked first."""
+    inputs = check_inputs(config)
+    return check_run(config, cluster_of(config), inputs)
 
 
-def execute(run: ScoreRun, replica_class: type[Replica] = Replica) -> dict[str, Any]:
-    """Score the units that are not done yet; returns what run.json holds."""
+def cluster_of(config: ScoreConfig) -> Cluster:
+    """What the run takes of the cluster. A dry run asks none: it takes this machine for one."""
+    if config.dry_run:
+        from wsdm_ray.modeling.precision import default_device
+
+        on_gpu = default_device() == "cuda"
+        return Cluster(replicas=config.replicas or 1, on_gpu=on_gpu, threads=None, assumed=True)
+    from wsdm_ray.scoring.cluster import check_cluster
+
+    return check_cluster(config.replicas, config.precision)
+
+
+def execute(run: ScoreRun, replica_class: "type[Replica] | None" = None) -> dict[str, Any]:
+    """Score the units that are not done yet; returns what run.json holds.
+
+    Args:
+        replica_class: makes the replicas; by default `Replica`.
+    """
     finished = open_run(run.output, "score", run.fingerprint, run.restart)
     completed = completed_units(run.plan, run.output)
     if finished and len(completed) == len(run.plan.units):
         logger.info("score: %s is complete already (%d rows)", run.output, finished["counts"]["rows"])
         return finished
     units = [unit for unit in run.plan.units if unit.number not in completed]
-    fresh = score_units(run, units, replica_class)
+    if completed:
+        logger.info(
+            "score: %d of %d parts are there, %s rows left",
+            len(completed), len(run.plan.units), f"{sum(unit.rows for unit in units):,}",
+        )  # fmt: skip
+    fresh: list[UnitReport] = []
+    if units:
+        from wsdm_ray.scoring.ray_data import score_units
+        from wsdm_ray.scoring.replica import Replica
+
+        fresh = score_units(run, shared_units(units, run.output), replica_class or Replica)
     totals = add_up(run.plan, run.output, completed, fresh)
     return report(run, totals, fresh)
-
-
-def score_units(run: ScoreRun, units: Sequence[WorkUnit], replica_class: type[Replica]) -> list[UnitReport]:
-    """Score and commit `units`; returns a report of each, in the order in which they finished."""
-    fresh: list[UnitReport] = []
-    with track_rows("score", run.plan.rows, run.plan.rows - sum(unit.rows for unit in units)) as progress:
-        for unit_report in unit_reports(run, units, replica_class):
-            progress.advance(unit_report.rows, unit_report.forward_tokens)
-            fresh.append(unit_report)
-    return fresh
-
-
-def unit_reports(
-    run: ScoreRun, units: Sequence[WorkUnit], replica_class: type[Replica]
-) -> Iterator[UnitReport]:
-    """The dataset itself: units -> encoded -> reports, a row each, as they come."""
-    if not units:
-        return
-    quiet_ray_data()
-    models, columns, keep = run.replica.models, run.columns, run.keep
-
-    def encode(batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        unit = units[int(batch["index"][0])]
-        try:
-            encoded, error = table_to_bytes(encode_unit(unit, models, columns, keep)), ""
-        except WsdmRayError as failure:
-            encoded, error = b"", pack_error(failure)
-        return {"unit": [unit.number], "encoded": [encoded], "error": [error]}
-
-    dataset = (
-        ray.data.from_items([{"index": index} for index in range(len(units))], override_num_blocks=len(units))
-        .map_batches(encode, batch_size=1, num_cpus=READER_CPUS)  # pyright: ignore[reportArgumentType]
-        .map_batches(
-            replica_class,
-            fn_constructor_args=(run.replica,),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(run.cluster.replicas, len(units))),
-            num_cpus=REPLICA_CPUS,
-            num_gpus=1 if run.cluster.on_gpu else None,
-        )
-    )
-    for row in dataset.iter_rows():
-        unit_report = UnitReport.from_row(row)
-        if unit_report.error:
-            kind, text = json.loads(unit_report.error)
-            raise getattr(errors, kind, WsdmRayError)(text)
-        yield unit_report
-
-
-def quiet_ray_data() -> None:
-    """Leave progress to us: Ray Data's own bars and execution logs say nothing of pairs or tokens."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that the bars are off
 
 
 def report(run: ScoreRun, totals: Totals, fresh: Sequence[UnitReport]) -> dict[str, Any]:

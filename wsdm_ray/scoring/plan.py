@@ -15,14 +15,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
-from wsdm_ray.schema import PAIR_COLUMNS
+from wsdm_ray.inputs.conversion import FAULT, ParquetInput, faults_in
+from wsdm_ray.inputs.files import with_partitions
+from wsdm_ray.inputs.rows import Reading, Rows, canonical, check_columns, holds_lists, made_ids
+from wsdm_ray.inputs.values import common_id_type, holds_text, ids_of
+from wsdm_ray.schema import PAIR_COLUMNS, TEXTS
 from wsdm_ray.storage import open_parquet
 
-__all__ = ["ScorePlan", "WorkUnit", "make_plan", "part_name", "read_columns", "read_unit"]
+__all__ = ["CARRIED", "ScorePlan", "WorkUnit", "make_plan", "part_name", "read_columns", "read_unit"]
 
 READ_ROWS = 2_000
+
+CARRIED = ("model_a", "model_b", "language")
+"""Canonical columns that a unit has where its input has them, besides those of the pair."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +36,13 @@ class WorkUnit:
     """Rows `start` to `start + rows` of one parquet file; they become the file `part_name(number)`."""
 
     number: int
-    path: str
+    source: ParquetInput
     start: int
     rows: int
+
+    @property
+    def path(self) -> str:
+        return self.source.file.path
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,7 @@ class ScorePlan:
 
     units: tuple[WorkUnit, ...]
     id_type: pa.DataType
+    """int64 or string."""
 
     @property
     def rows(self) -> int:
@@ -51,57 +62,59 @@ def part_name(number: int) -> str:
     return f"part-{number:06d}.parquet"
 
 
-def make_plan(files: Sequence[str], unit_rows: int, columns: Columns) -> ScorePlan:
-    """The units of `files`; reads footers and the id column.
+def make_plan(sources: Sequence[ParquetInput], unit_rows: int) -> ScorePlan:
+    """The units of `sources`; reads footers and the id column.
 
     Raises:
         DataError: a file is not parquet, lacks a column, or has none of the right type; an id is null or
             stands twice; there are no rows.
     """
     with ThreadPoolExecutor(16) as pool:
-        ids = list(pool.map(lambda path: read_ids(path, columns), files))
+        ids = list(pool.map(read_ids, sources))
     units: list[WorkUnit] = []
-    for path, column in zip(files, ids, strict=True):
+    for source, column in zip(sources, ids, strict=True):
         for start in range(0, len(column), unit_rows):
-            units.append(WorkUnit(len(units), path, start, min(unit_rows, len(column) - start)))
+            units.append(WorkUnit(len(units), source, start, min(unit_rows, len(column) - start)))
     if not units:
         raise DataError(
-            f"{files[0]}: no rows to score" + (f" in any of {len(files)} files" if files[1:] else "")
+            f"{sources[0].file.path}: no rows to score" + (f" in any of {len(ids)} files" if ids[1:] else "")
         )
-    return ScorePlan(tuple(units), check_ids(files, ids))
+    return ScorePlan(tuple(units), check_ids([source.file.path for source in sources], ids))
 
 
-def read_ids(path: str, columns: Columns) -> pa.ChunkedArray:
-    """The id column of a file whose columns have been checked."""
+def read_ids(source: ParquetInput) -> pa.ChunkedArray:
+    """The ids of a file, whose columns are checked; a file without rows may have any."""
+    path, columns = source.file.path, source.columns
     with open_parquet(path) as file:
-        schema = file.schema_arrow
-        for canonical in PAIR_COLUMNS:
-            name = getattr(columns, canonical)
-            if name not in schema.names:
-                raise DataError(
-                    f"{path}: no column {name} (there are {', '.join(schema.names)}); "
-                    f"use --columns.{canonical.replace('_', '-')} NAME"
-                )
-            kind = schema.field(name).type
-            text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-            if not (text or (canonical == "id" and pa.types.is_integer(kind)) or pa.types.is_null(kind)):
-                wanted = "integers or strings" if canonical == "id" else "strings"
-                raise DataError(f"{path}: column {name} holds {kind}, not {wanted}")
-        column = file.read([columns.id], use_threads=False).column(0)
-    if column.null_count:
-        raise DataError(
-            f"{path}: id is null in row {pc.index(pc.is_null(column), True).as_py()}; every row needs one"
-        )
-    return column.cast(pa.string() if pa.types.is_large_string(column.type) else column.type)
+        if not file.metadata.num_rows:
+            return pa.chunked_array([], pa.int64())
+        check_types(file.schema_arrow, source)
+        if columns.id in file.schema_arrow.names:
+            return ids_of(file.read([columns.id], use_threads=False).column(0), path, 0, columns.id)
+        rows = pa.table({"": pa.nulls(file.metadata.num_rows)})
+    partitions = with_partitions(rows, source.file)
+    if columns.id in partitions.column_names:
+        return ids_of(partitions[columns.id], path, 0, columns.id)
+    return pa.chunked_array([made_ids(source.file, 0, len(rows))])
+
+
+def check_types(schema: pa.Schema, source: ParquetInput) -> None:
+    """Raise `DataError` where a column of the pair is missing or cannot hold what it should."""
+    path, columns = source.file.path, source.columns
+    names = [*schema.names, *(name for name, _ in source.file.partitions if name not in schema.names)]
+    check_columns(names, path, Reading(columns=columns, make_ids=source.make_ids, labels=False))
+    for canonical in TEXTS:
+        name = getattr(columns, canonical)
+        kind = schema.field(name).type if name in schema.names else pa.string()
+        if not holds_text(kind):
+            raise DataError(f"{path}: column {name!r} holds {kind}, but text is needed")
 
 
 def check_ids(files: Sequence[str], ids: Sequence[pa.ChunkedArray]) -> pa.DataType:
-    """The type that all id columns share. Raises `DataError` where types differ or an id stands twice."""
+    """The type that all ids have in the output. Raises `DataError` where an id stands twice."""
     filled = [(path, column) for path, column in zip(files, ids, strict=True) if len(column)]
-    kind = filled[0][1].type
-    for path, column in filled:
-        if column.type != kind:
-            raise DataError(f"{path}: ids are {column.type}, but {kind} in {filled[0][0]}; give all one type")
+    kind = common_id_type(column.type for _, column in filled)
+    filled = [(path, column.cast(kind)) for path, column in filled]
     whole = pa.chunked_array([chunk for _, column in filled for chunk in column.chunks], kind)
     if pc.count_distinct(whole).as_py() < len(whole):
         counts = pc.value_counts(whole.combine_chunks())
@@ -117,17 +130,23 @@ def check_ids(files: Sequence[str], ids: Sequence[pa.ChunkedArray]) -> pa.DataTy
     return kind
 
 
-def read_unit(unit: WorkUnit, columns: Columns, wanted: Sequence[str] = PAIR_COLUMNS) -> pa.Table:
-    """The rows of a unit under their canonical names: id, prompt, response_a, response_b, or those `wanted`.
+def read_unit(unit: WorkUnit) -> Rows:
+    """The rows of a unit in canonical columns, and the faults of those that cannot be scored.
 
     Raises:
         DataError: the file has fewer rows than when the plan was made.
     """
-    return read_columns(unit, [getattr(columns, name) for name in wanted]).rename_columns(list(wanted))
+    source = unit.source
+    wanted = [getattr(source.columns, name) for name in (*PAIR_COLUMNS, *CARRIED)]
+    table = read_columns(unit, (*wanted, FAULT))
+    if source.columns.id not in table.column_names:
+        table = table.append_column(source.columns.id, made_ids(source.file, unit.start, len(table)))
+    rows = canonical(table, unit.path, source.columns, unit.start, holds_lists(table, source.columns))
+    return Rows(rows.table, faults_in(table) | rows.faults)
 
 
 def read_columns(unit: WorkUnit, names: Sequence[str]) -> pa.Table:
-    """The rows of a unit, with at least one column of its file.
+    """The rows of a unit, with those of the columns that its file or its folders have.
 
     Only the row groups that hold them are read, a few thousand rows at a time, so that a file with one large
     row group takes time to skip through, but no memory.
@@ -136,10 +155,13 @@ def read_columns(unit: WorkUnit, names: Sequence[str]) -> pa.Table:
         DataError: the file has fewer rows than when the plan was made.
     """
     with open_parquet(unit.path) as file:
+        there = [name for name in dict.fromkeys(names) if name in file.schema_arrow.names]
         groups, skip = row_groups_of(file.metadata, unit.start, unit.rows)
         found: list[pa.RecordBatch] = []
         missing = unit.rows
-        for batch in file.iter_batches(READ_ROWS, row_groups=groups, columns=names, use_threads=False):
+        for batch in file.iter_batches(
+            READ_ROWS, row_groups=groups, columns=there or file.schema_arrow.names[:1], use_threads=False
+        ):
             part = batch.slice(skip, missing)
             skip = max(skip - len(batch), 0)
             missing -= len(part)
@@ -148,7 +170,8 @@ def read_columns(unit: WorkUnit, names: Sequence[str]) -> pa.Table:
                 break
     if missing:
         raise DataError(f"{unit.path}: {missing} rows fewer than when the run was planned; restore the file")
-    return pa.Table.from_batches(found).select(list(names))
+    table = with_partitions(pa.Table.from_batches(found), unit.source.file)
+    return table.select([name for name in dict.fromkeys(names) if name in table.column_names])
 
 
 def row_groups_of(metadata: pq.FileMetaData, start: int, rows: int) -> tuple[list[int], int]:

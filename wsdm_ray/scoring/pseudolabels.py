@@ -6,7 +6,7 @@ their ids compared row by row, so that a probability cannot land on another row.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,22 +20,20 @@ from wsdm_ray.data import cleaning
 from wsdm_ray.data.shards import write_shards
 from wsdm_ray.data.splitting import among, group_digests, prompt_digests
 from wsdm_ray.errors import DataError, RunMismatchError
+from wsdm_ray.inputs.conversion import ParquetInput
 from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, open_run, options
-from wsdm_ray.schema import CANONICAL_TYPES, MODEL_A, MODEL_B, PAIR_COLUMNS, TEXTS
+from wsdm_ray.schema import CANONICAL_TYPES, MODEL_A, MODEL_B, TEXTS
 from wsdm_ray.scoring import pipeline
 from wsdm_ray.scoring.check import NOT_OF_THE_OUTPUT, ScoreRun, describe
 from wsdm_ray.scoring.label_counts import REASONS, Tally, log_counts
-from wsdm_ray.scoring.plan import WorkUnit, part_name, read_unit
-from wsdm_ray.storage import join, list_files, open_parquet, reason
+from wsdm_ray.scoring.plan import CARRIED, ScorePlan, WorkUnit, part_name, read_unit
+from wsdm_ray.storage import join, list_files, open_parquet
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.normalize import fix_text
 
 __all__ = ["drop_codes", "labelled", "pseudolabel"]
 
 JOB = "pseudolabel"
-
-CARRIED = ("model_a", "model_b", "language")
-"""Canonical columns that a shard has where its input has them; labels of the input are never among them."""
 
 SHARD_ROWS = 20_000
 
@@ -56,7 +54,7 @@ class LabelRun:
 
     output: the folder. restart: delete what it holds.
     score: the run that makes the predictions; its output may be a folder of another run.
-    carried: the columns of `CARRIED` that each input file has. schema: of the shards.
+    schema: of the shards.
     excluded: digests of the prompts to leave out, S16, in ascending order.
     hard_threshold: the least probability of a kept row's winner; None makes soft labels.
     source: what the shards' `source` column says.
@@ -66,8 +64,6 @@ class LabelRun:
     output: str
     restart: bool
     score: ScoreRun
-    columns: Columns
-    carried: Mapping[str, tuple[str, ...]]
     schema: pa.Schema
     excluded: np.ndarray
     hard_threshold: float | None
@@ -91,10 +87,11 @@ def pseudolabel(config: PseudolabelConfig, scoring: Scoring = pipeline) -> dict[
     """
     given = [*config.input, *config.model, *config.base, *config.exclude]
     check_no_overlap(config.output, [*given, config.predictions] if config.predictions else given)
+    excluded_files = list_files(config.exclude) if config.exclude else []
     score_run = scoring.check(score_config(config))
     if config.dry_run:
         return describe(score_run)
-    run = check_labels(config, score_run)
+    run = check_labels(config, score_run, excluded_files)
     if config.predictions:
         use_finished(run.score, scoring)  # before --restart deletes anything
     finished = open_run(run.output, JOB, run.fingerprint, run.restart)
@@ -121,23 +118,23 @@ def score_config(config: PseudolabelConfig) -> ScoreConfig:
     return ScoreConfig(**shared | {"output": predictions, "restart": False})
 
 
-def check_labels(config: PseudolabelConfig, score_run: ScoreRun) -> LabelRun:
+def check_labels(config: PseudolabelConfig, score_run: ScoreRun, excluded_files: Sequence[str]) -> LabelRun:
     """The run that `config` asks for, beside the checked run that makes the predictions.
+
+    Args:
+        excluded_files: shards whose prompts are left out.
 
     Raises:
         DataError: a column or a shard to exclude cannot be read.
         ConfigError: the output folder holds an input.
     """
-    excluded_files = list_files(config.exclude) if config.exclude else []
     check_no_overlap(config.output, [*score_run.files, *excluded_files])
-    columns_of = carried(score_run.files, config.columns)
+    carried_names = carried(score_run.plan, config.columns)
     return LabelRun(
         output=config.output,
         restart=config.restart,
         score=score_run,
-        columns=config.columns,
-        carried=columns_of,
-        schema=shards_schema(score_run.plan.id_type, columns_of.values(), config.hard_threshold is not None),
+        schema=shards_schema(score_run.plan.id_type, carried_names, config.hard_threshold is not None),
         excluded=np.unique(prompt_digests(excluded_files)),
         hard_threshold=config.hard_threshold,
         source=config.source,
@@ -163,51 +160,55 @@ def use_finished(run: ScoreRun, scoring: Scoring) -> None:
         ) from error
 
 
-def carried(files: Sequence[str], columns: Columns) -> dict[str, tuple[str, ...]]:
-    """The columns of `CARRIED` that each file has, under the names that `columns` gives to them.
+def carried(plan: ScorePlan, columns: Columns) -> list[str]:
+    """The columns of `CARRIED` that any input file has.
+
+    Args:
+        columns: the names that the options give to them.
 
     Raises:
         DataError: a name that was chosen for one of them is in no file.
     """
+    sources = list(dict.fromkeys(unit.source for unit in plan.units))
     with ThreadPoolExecutor(16) as pool:
-        names_of = dict(zip(files, pool.map(column_names, files), strict=True))
+        names_of = dict(zip(sources, pool.map(column_names, sources), strict=True))
     all_names = {name for names in names_of.values() for name in names}
     chosen = dataclasses.asdict(columns)
     for name in CARRIED:
-        if chosen[name] not in all_names and chosen[name] != getattr(Columns(), name):
+        if chosen[name] != getattr(Columns(), name) and chosen[name] not in all_names:
             raise DataError(
-                f"{files[0]}: no column {chosen[name]!r} in any input file (there are "
+                f"{sources[0].file.path}: no column {chosen[name]!r} in any input file (there are "
                 f"{', '.join(sorted(all_names))}); leave out --columns.{name.replace('_', '-')}"
             )
-    return {
-        path: tuple(name for name in CARRIED if chosen[name] in names) for path, names in names_of.items()
-    }
+    return [
+        name
+        for name in CARRIED
+        if any(getattr(source.columns, name) in names for source, names in names_of.items())
+    ]
 
 
-def column_names(path: str) -> list[str]:
-    with open_parquet(path) as file:
-        return file.schema_arrow.names
+def column_names(source: ParquetInput) -> list[str]:
+    with open_parquet(source.file.path) as file:
+        return [*file.schema_arrow.names, *(name for name, _ in source.file.partitions)]
 
 
-def shards_schema(id_type: pa.DataType, extra: Iterable[Sequence[str]], hard: bool) -> pa.Schema:
-    """Arrow schema of the shards: the pair, its label (`winner` or `prob_a`), what any file has, `source`."""
-    any_has = {name for names in extra for name in names}
+def shards_schema(id_type: pa.DataType, extra: Sequence[str], hard: bool) -> pa.Schema:
+    """Arrow schema of the shards: the pair, its label (`winner` or `prob_a`), `extra` columns, `source`."""
     label = "winner" if hard else "prob_a"
-    names = (*TEXTS, label, *(name for name in CARRIED if name in any_has), "source")
-    kind = pa.int64() if pa.types.is_integer(id_type) else pa.string()
-    return pa.schema([("id", kind), *((name, CANONICAL_TYPES[name]) for name in names)])
+    names = (*TEXTS, label, *extra, "source")
+    return pa.schema([("id", id_type), *((name, CANONICAL_TYPES[name]) for name in names)])
 
 
 def label_units(run: LabelRun, tally: Tally) -> Iterator[pa.Table]:
     """The rows of each unit that are kept, with their labels, in input order; every row goes to the tally."""
     for unit in run.score.plan.units:
-        rows = read_unit(unit, run.columns, (*PAIR_COLUMNS, *run.carried[unit.path]))
+        rows = read_unit(unit).table
         part = join(run.score.output, part_name(unit.number))
         prob_N = probabilities(part, rows.column("id"), unit)
         codes_N = drop_codes(rows, prob_N, run.excluded, run.hard_threshold)
         tally.add(codes_N, prob_N)
         kept = np.flatnonzero(codes_N < 0)
-        yield labelled(rows.take(pa.array(kept)), prob_N[kept], run.schema, run.source, unit.path)
+        yield labelled(rows.take(pa.array(kept)), prob_N[kept], run.schema, run.source)
 
 
 def probabilities(path: str, ids: pa.ChunkedArray, unit: WorkUnit) -> Floats:
@@ -249,7 +250,7 @@ def drop_codes(
     codes_N[np.isnan(prob_N)] = REASONS.index("not_scored")
     for name in TEXTS:
         codes_N[rows.column(name).is_null().to_numpy()] = REASONS.index("null_text")
-    left = np.flatnonzero(codes_N < 0)  # the others may hold bytes that are no text
+    left = np.flatnonzero(codes_N < 0)
     pairs = pa.table({name: rows.column(name).take(pa.array(left)).cast(pa.string()) for name in TEXTS})
     for_itself = cleaning.drop_reasons(pairs)
     for code in np.unique(for_itself[for_itself >= 0]).tolist():
@@ -263,14 +264,13 @@ def drop_codes(
     return codes_N
 
 
-def labelled(rows: pa.Table, prob_N: Floats, schema: pa.Schema, source: str, path: str) -> pa.Table:
+def labelled(rows: pa.Table, prob_N: Floats, schema: pa.Schema, source: str) -> pa.Table:
     """Rows of a shard: `rows` with their labels, in the columns and types of `schema`.
 
     Args:
-        rows: N rows with the pair and any columns of `CARRIED`; one that they lack is null.
+        rows: N canonical rows; a column that they lack is null.
         prob_N: float64 (N,) in [0, 1].
         source: what the column of that name says.
-        path: the file that the rows came from, for messages.
     """
     made = {
         "winner": lambda: pa.array(np.where(prob_N > 0.5, MODEL_A, MODEL_B), pa.string()),
@@ -283,15 +283,6 @@ def labelled(rows: pa.Table, prob_N: Floats, schema: pa.Schema, source: str, pat
             columns.append(made[field.name]())
         elif field.name not in rows.column_names:
             columns.append(pa.nulls(len(rows), field.type))
-        elif field.name == "id":
-            columns.append(rows.column("id").cast(field.type))
         else:
-            columns.append(as_text(rows.column(field.name), field.name, path))
+            columns.append(rows.column(field.name).cast(field.type))
     return pa.table(columns, schema=schema)
-
-
-def as_text(column: pa.Array | pa.ChunkedArray, name: str, path: str) -> Any:
-    try:
-        return column.cast(pa.string())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"{path}: column {name!r} holds {column.type}, not text ({reason(error)})") from error

@@ -1,16 +1,16 @@
 """The device half of scoring a work unit: run every model on its pairs, and commit the predictions."""
 
-import json
 import os
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 
 from wsdm_ray.errors import ModelError, WsdmRayError
+from wsdm_ray.failures import is_deterministic, pack_error
 from wsdm_ray.modeling.classifier import set_threads
 from wsdm_ray.modeling.loading import load_scorer
 from wsdm_ray.schema import Ordering, orderings_of
@@ -23,7 +23,10 @@ from wsdm_ray.scoring.predictions import predictions_table
 from wsdm_ray.scoring.probabilities import combine_models, to_probability
 from wsdm_ray.scoring.recovery import DeviceLostError
 
-__all__ = ["Replica", "ReplicaOptions", "pack_error"]
+__all__ = ["Replica", "ReplicaOptions", "ReportProgress", "final"]
+
+ReportProgress = Callable[[int, float, int], None]
+"""Takes the number of a unit, the share of it that is done (0 to 1), and the tokens that it took so far."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,10 @@ class ReplicaOptions:
     adaptive_threshold: float = 0.2
     model_weights: tuple[float, ...] = ()
     """One a model; none: all alike."""
-
-
-def pack_error(error: WsdmRayError) -> str:
-    """Kind and text of an error, for a cell of a row: Ray Data would bring it back as text only."""
-    return json.dumps([type(error).__name__, str(error)])
+    device: str | None = None
+    """`cuda` or `cpu`; None: the GPU if there is one."""
+    report_progress: ReportProgress | None = None
+    """Is called as micro-batches are done."""
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Unit:
 
     errors_N: object [N], why a row has no probability, else None.
     suspects: rows that run in a micro-batch of their own.
+    number: the unit's. passes: how many times a model runs over rows of it, at most.
     log_odds_MNO: of each model so far, that the given response_a wins, float32 [N, orderings]; NaN where it
     was not run.
     """
@@ -63,6 +66,9 @@ class Unit:
     encoded: pa.Table
     errors_N: np.ndarray
     suspects: Collection[int]
+    number: int = 0
+    passes: int = 1
+    passes_done: int = 0
     forward_tokens: int = 0
     halvings: int = 0
     log_odds_MNO: list[np.ndarray] = field(default_factory=list)
@@ -91,7 +97,7 @@ class Replica:
         self.token_budget = options.token_budget or 0
         try:
             started = time.monotonic()
-            self.models = Models(options.models, load)
+            self.models = Models(options.models, load, options.device)
             load_seconds = time.monotonic() - started
             if options.token_budget is None:
                 self.token_budget = self.models.token_budget(options.layout)
@@ -101,8 +107,8 @@ class Replica:
                     f"micro-batches of {self.token_budget} tokens in {compile_seconds:.1f} s",
                     file=sys.stderr,
                 )
-        except WsdmRayError as error:  # Ray Data would make other replicas, and fail each the same way
-            self.failure = pack_error(error)
+        except Exception as error:
+            self.failure = final(error)  # Ray Data would make other replicas, and fail each the same way
         self.initial_budget = self.token_budget
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -115,10 +121,10 @@ class Replica:
                 suspects, left_out = suspect_rows(crash_record)
                 table, report = self.score(table_from_bytes(batch["encoded"][0]), number, suspects, left_out)
                 write_part(self.options.output, table, report)
-        except WsdmRayError as error:
-            report, failure = UnitReport(unit=number), pack_error(error)
         except DeviceLostError as error:
             record_crash_and_exit(crash_record, error)
+        except Exception as error:
+            report, failure = UnitReport(unit=number), final(error)
         seconds = time.monotonic() - started
         return replace(report, seconds=seconds, process=os.getpid(), error=str(failure)).to_row()
 
@@ -136,7 +142,10 @@ class Replica:
             suspects: rows that run in a micro-batch of their own.
             left_out: rows that are not to be run, and why.
         """
-        unit = Unit(encoded, np.asarray(encoded.column("error").to_pylist(), object), suspects)
+        passes = len(self.options.models) + (self.options.orders == "adaptive")
+        errors_N = np.asarray(encoded.column("error").to_pylist(), object)
+        unit = Unit(encoded, errors_N, suspects, number, passes)
+        self.show(unit, 0.0, 0)
         for row, why in (left_out or {}).items():
             unit.errors_N[row] = unit.errors_N[row] or why
         rerun = self.run_adaptive(unit) if self.options.orders == "adaptive" else self.run_all(unit)
@@ -196,6 +205,7 @@ class Replica:
         self, unit: Unit, number: int, orderings: tuple[Ordering, ...], wanted_NO: np.ndarray
     ) -> np.ndarray:
         """Log-odds of one model, float32 [N, orderings]; errors and counts go to the unit."""
+        wanted = max(int(wanted_NO.any(axis=1).sum()), 1)
         try:
             scores = log_odds(
                 self.models.scorers[number],
@@ -206,12 +216,27 @@ class Replica:
                 initial_budget=self.initial_budget,
                 wanted_NO=wanted_NO,
                 suspects=unit.suspects,
+                on_progress=lambda rows, tokens: self.show(unit, rows / wanted, tokens),
             )
         except ModelError as error:
             raise ModelError(f"{self.options.models[number].folder}: {error}") from error
         self.token_budget = scores.token_budget
+        unit.passes_done += 1
         unit.forward_tokens += scores.forward_tokens
         unit.halvings += scores.halvings
         failed_N = unit.good_N & np.array([error is not None for error in scores.errors_N], bool)
         unit.errors_N[failed_N] = scores.errors_N[failed_N]
         return scores.log_odds_NO
+
+    def show(self, unit: Unit, share: float, tokens: int) -> None:
+        """Report that of the pass that runs so much is done, by so many tokens."""
+        if self.options.report_progress:
+            done = (unit.passes_done + share) / unit.passes
+            self.options.report_progress(unit.number, min(done, 1.0), unit.forward_tokens + tokens)
+
+
+def final(error: Exception) -> str:
+    """An error of a user, or that another try would meet again, packed; any other is raised again."""
+    if isinstance(error, WsdmRayError) or is_deterministic(error):
+        return pack_error(error)
+    raise error

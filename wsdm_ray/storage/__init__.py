@@ -1,10 +1,11 @@
 """The one place that touches files: list, read and write atomically, on a disk, S3 or GCS.
 
-Every path is a plain path, `s3://bucket/key` or `gs://bucket/key`. A file that has its final name is whole: a
-local file is written beside it and renamed; an object appears with the last byte of its put. Not covered:
-what the bytes mean.
+Every path is a plain path, `s3://bucket/key`, `gs://bucket/key` or, to read, `hf://...`. A file that has its
+final name is whole: a local file is written beside it and renamed; an object appears with the last byte of
+its put. Not covered: what the bytes mean.
 """
 
+from wsdm_ray.storage.cache import CachedFolder, cache_folder, cached_folders, clear_cache
 from wsdm_ray.storage.files import (
     delete_file,
     is_leftover,
@@ -15,27 +16,62 @@ from wsdm_ray.storage.files import (
     write_json,
     write_parquet,
 )
-from wsdm_ray.storage.folders import delete_folder, local_copy, sha256_of_files, upload_folder
-from wsdm_ray.storage.listing import exists, file_identity, list_files
+from wsdm_ray.storage.folders import (
+    delete_folder,
+    local_copy,
+    model_location,
+    names_in_folder,
+    sha256_of_files,
+    upload_folder,
+)
+from wsdm_ray.storage.hub import OFFLINE_BY_US, hub_name
+from wsdm_ray.storage.hub_datasets import expand_hub, resolve_dataset
+from wsdm_ray.storage.listing import (
+    Found,
+    each_once,
+    exists,
+    file_identity,
+    find_files,
+    is_hidden,
+    is_partition,
+    list_files,
+    looks_like_data,
+)
 from wsdm_ray.storage.stores import absolute, errors_for, filesystem, is_remote, join, reason
 
 __all__ = [
+    "OFFLINE_BY_US",
+    "CachedFolder",
+    "Found",
     "absolute",
+    "cache_folder",
+    "cached_folders",
+    "clear_cache",
     "delete_file",
     "delete_folder",
+    "each_once",
     "errors_for",
     "exists",
+    "expand_hub",
     "file_identity",
     "filesystem",
+    "find_files",
+    "hub_name",
+    "is_hidden",
     "is_leftover",
+    "is_partition",
     "is_remote",
     "join",
     "list_files",
     "local_copy",
+    "looks_like_data",
+    "model_location",
+    "names_in_folder",
     "open_parquet",
     "open_read",
     "read_json",
     "reason",
+    "resolve_dataset",
     "sha256_of_files",
     "upload_folder",
     "write_atomic",

@@ -10,11 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsdm_ray.errors import StorageError
+from wsdm_ray.storage.cache import UNFINISHED, cache_folder, entry_name, mark_used
 from wsdm_ray.storage.files import delete_file, write_atomic
+from wsdm_ray.storage.hub import commit_of, fetch, hub_model, list_repository
 from wsdm_ray.storage.listing import file_identity
 from wsdm_ray.storage.stores import absolute, errors_for, filesystem, is_remote, join, with_scheme
 
-__all__ = ["delete_folder", "local_copy", "sha256_of_files", "upload_folder"]
+__all__ = [
+    "delete_folder",
+    "local_copy",
+    "model_location",
+    "names_in_folder",
+    "sha256_of_files",
+    "upload_folder",
+]
 
 
 def delete_folder(path: str) -> None:
@@ -46,31 +55,69 @@ def upload_folder(local: str, target: str, *, last: str) -> None:
                 )
 
 
-def local_copy(folder: str) -> str:
-    """A local folder with the files of `folder`; a remote one is fetched, once a node and version.
+def model_location(folder: str) -> str:
+    """Where a model folder is, as it means the same on every node and later on.
 
-    Folders within a remote folder are left out. It is fetched into `$WSDM_RAY_CACHE`, else into `wsdm_ray` in
-    the system's folder for temporary files. Processes of one node that ask at the same time may fetch twice;
-    the first to finish wins and nobody sees half a folder.
+    That is an absolute path, the URL of a store, or a model of the Hub at a commit (hf://OWNER/NAME@COMMIT).
     """
-    if not is_remote(folder):
-        if not os.path.isdir(absolute(folder)):
-            raise StorageError(f"{folder}: no such folder; check the path")
-        return absolute(folder)
+    model = hub_model(folder)
+    return absolute(folder) if model is None else commit_of(model).uri()
+
+
+def names_in_folder(folder: str) -> set[str]:
+    """Names of the files of a model folder, wherever it is; nothing of it is fetched.
+
+    Raises:
+        StorageError: there is no such folder.
+    """
+    model = hub_model(folder)
+    if model is not None:
+        return {name for name in list_repository(commit_of(model)) if "/" not in name}
+    if is_remote(folder):
+        return {os.path.basename(name) for name in remote_files(folder)}
+    if not os.path.isdir(absolute(folder)):
+        raise StorageError(f"{folder}: no such folder; check the path")
+    return set(os.listdir(absolute(folder)))
+
+
+def remote_files(folder: str) -> list[str]:
+    """Sorted names of the files right in a folder of a store, as its file system has them."""
     fs, inner = filesystem(folder)
     with errors_for(folder):
         # A key that ends with "/" is what some consoles make for a folder.
         names = sorted(name for name in fs.find(inner, maxdepth=1) if not name.endswith("/"))
     if not names:
         raise StorageError(f"{folder}: not found; check the path and the bucket")
+    return names
+
+
+def local_copy(folder: str, *, only_cached: bool = False) -> str:
+    """A local folder with the files of `folder`; a remote one is fetched, once a node and version.
+
+    Folders within a remote folder are left out. It is fetched into `cache_folder()`, a model of the Hub into
+    the Hub's own cache. Processes of one node that ask at the same time may fetch twice; the first to finish
+    wins and nobody sees half a folder.
+
+    Args:
+        only_cached: ask no hub for a model of the Hub.
+    """
+    model = hub_model(folder)
+    if model is not None:
+        return fetch(model if only_cached and model.is_pinned else commit_of(model), only_cached=only_cached)
+    if not is_remote(folder):
+        if not os.path.isdir(absolute(folder)):
+            raise StorageError(f"{folder}: no such folder; check the path")
+        return absolute(folder)
+    names = remote_files(folder)
     identity = json.dumps([file_identity(with_scheme(name, folder)) for name in names], sort_keys=True)
-    cache = os.environ.get("WSDM_RAY_CACHE") or os.path.join(tempfile.gettempdir(), "wsdm_ray")
-    target = os.path.join(cache, hashlib.sha256(identity.encode()).hexdigest()[:32])
+    cache = cache_folder()
+    target = os.path.join(cache, entry_name(folder, identity))
     if os.path.isdir(target):
+        mark_used(target)
         return target
+    fs, _ = filesystem(folder)
     with errors_for(cache):
-        os.makedirs(cache, exist_ok=True)
-        work = tempfile.mkdtemp(dir=cache)
+        work = tempfile.mkdtemp(dir=cache, prefix=UNFINISHED)
     try:
         with errors_for(folder):
             for name in names:

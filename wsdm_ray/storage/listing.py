@@ -1,23 +1,46 @@
 """Which files and folders there are, and which version of a file it is."""
 
 import functools
+import glob
 import logging
-import posixpath
+import os
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from wsdm_ray.errors import StorageError
-from wsdm_ray.storage.stores import errors_for, filesystem, is_remote, with_scheme
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
-__all__ = ["exists", "file_identity", "list_files"]
+from wsdm_ray.errors import StorageError
+from wsdm_ray.storage.hub import HUB, parse_repository
+from wsdm_ray.storage.hub_datasets import expand_hub
+from wsdm_ray.storage.stores import errors_for, filesystem, is_remote, join, with_scheme
+
+__all__ = [
+    "Found",
+    "each_once",
+    "exists",
+    "file_identity",
+    "find_files",
+    "is_hidden",
+    "is_partition",
+    "list_files",
+    "looks_like_data",
+]
 
 logger = logging.getLogger(__name__)
 
 LIKE_DATA = re.compile(
-    r"(?<!/run)\.(parquet|pq|arrow|feather|jsonl?|csv|tsv)(\.(gz|bz2|xz|zst|zip))?$", re.IGNORECASE
+    r"\.(parquet|pq|arrow|feather|ipc|jsonl?|ndjson|csv|tsv|xlsx?|orc|avro|pkl|pickle)"
+    r"(\.(gz|bz2|xz|zst|lz4|snappy|zip))?$|\.(zip|tar|tgz|tar\.\w+|7z|rar)$",
+    re.IGNORECASE,
 )
-"""Names that a user would want to be read; run.json is ours."""
+"""Names that a user would want to be read."""
+
+OURS = re.compile(r"(^|/)(_?run|wsdm_ray)\.json$")
 
 
 def exists(path: str) -> bool:
@@ -27,47 +50,151 @@ def exists(path: str) -> bool:
         return bool(fs.exists(inner))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Files that a path names: `names` below the folder `root`, sorted.
+
+    itself: those that are the path, or match it; the others are in a folder that does. hidden_too: the path
+    is a glob that spells a hidden name, so that none of its matches is hidden.
+    """
+
+    root: str
+    names: tuple[str, ...]
+    itself: frozenset[str] = frozenset()
+    is_file: bool = False
+    hidden_too: bool = False
+
+
+def find_files(path: str) -> Found:
+    """All files that `path` (a file, a folder, a glob) names; folders are searched to any depth.
+
+    Links are followed on a local disk, where each file is found once, by its real path. What a glob matches
+    has as root the last folder before its first wildcard.
+
+    Raises:
+        StorageError: a path that does not exist; a folder that cannot be listed.
+    """
+    fs, inner = filesystem(path)
+    with errors_for(path):
+        if fs.isfile(inner):
+            folder, _, name = inner.rpartition("/")
+            root = with_scheme(folder or "/", path)
+            return Found(root=root, names=(name,), itself=frozenset([name]), is_file=True)
+        if fs.isdir(inner):
+            return Found(root=with_scheme(inner, path), names=tuple(below(fs, inner)))
+        if any(character in inner for character in "*?["):
+            return find_matches(fs, inner, path)
+        if fs.exists(inner):
+            raise StorageError(f"{path}: neither a file nor a folder; write what it gives to a file first")
+    raise StorageError(f"{path}: not found; check the path" + (" and the bucket" if is_remote(path) else ""))
+
+
+def find_matches(fs: fsspec.AbstractFileSystem, pattern: str, path: str) -> Found:
+    """What a glob matches: files, and all files in the folders."""
+    parts = pattern.split("/")
+    fixed = next(i for i, part in enumerate(parts) if any(character in part for character in "*?["))
+    root = "/".join(parts[:fixed])
+    itself, inside = set(), set()
+    for match in glob_local(pattern) if isinstance(fs, LocalFileSystem) else map(str, fs.glob(pattern)):
+        name = match.removeprefix(root).strip("/")
+        if fs.isdir(match):
+            inside |= {f"{name}/{file}".lstrip("/") for file in below(fs, match)}
+        else:
+            itself.add(name)
+    return Found(
+        root=with_scheme(root or "/", path),
+        names=tuple(sorted(itself | inside)),
+        itself=frozenset(itself),
+        hidden_too=any(part.startswith(("_", ".")) for part in parts[fixed:]),
+    )
+
+
+def glob_local(pattern: str) -> list[str]:
+    """Local paths that match; `**` goes through links too, and through each folder once."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        return sorted(glob.glob(pattern, include_hidden=True))
+    depth = parts.index("**")
+    rest = re.compile(glob_translate("/".join(parts[depth:])))
+    folders = glob.glob("/".join(parts[:depth]) + "/", include_hidden=True)
+    return sorted(
+        f"{folder}{name}" for folder in sorted(folders) for name in walk(folder) if rest.fullmatch(name)
+    )
+
+
+def below(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    """Names of all files below a folder, sorted."""
+    if isinstance(fs, LocalFileSystem):
+        return walk(folder)
+    # A key that ends with "/" is what some consoles make for a folder.
+    names = [name for name in map(str, fs.find(folder)) if not name.endswith("/")]
+    return sorted(name.removeprefix(folder.rstrip("/")).lstrip("/") for name in names)
+
+
+def walk(folder: str) -> list[str]:
+    """Names of all files below a local folder, sorted, through links too, each by its real path once.
+
+    What can be reached without a link is taken there. A link that leads nowhere is a file: who reads it says
+    that it is gone.
+    """
+    root = os.path.join(folder, "")
+    seen: set[str] = set()
+    names = []
+    ahead = deque([(root, os.path.realpath(root))])
+    while ahead:
+        path, real = ahead.popleft()
+        if real in seen:
+            continue
+        seen.add(real)
+        if not os.path.isdir(path):
+            names.append(path.removeprefix(root))
+            continue
+        with os.scandir(path) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_symlink():
+                    ahead.append((entry.path, os.path.realpath(entry.path)))
+                else:
+                    ahead.appendleft((entry.path, os.path.join(real, entry.name)))
+    return sorted(names)
+
+
+def each_once(paths: Iterable[str]) -> list[str]:
+    """The paths in their order without those that lead to a file that another one is, or leads to."""
+    real = {path: path if is_remote(path) else os.path.realpath(path) for path in paths}
+    kept: dict[str, str] = {}
+    for path in sorted(real, key=lambda path: real[path] != path):  # rather the file than a link to it
+        kept.setdefault(real[path], path)
+    return [path for path in real if kept[real[path]] == path]
+
+
 def list_files(paths: Sequence[str] | str, suffixes: tuple[str, ...] = (".parquet",)) -> list[str]:
     """Files that `paths` (files, folders or globs) name, each with its scheme, sorted within each path.
 
-    Folders are searched to any depth for names that end with one of `suffixes`, in capitals or not; names
-    that begin with `_` or `.` are left out, as Spark and Hadoop do, and so is any other, with a warning where
-    it looks like data. A file that is named itself, or matches a glob, is taken whatever its ending.
+    Folders are searched to any depth, through links too, for names that end with one of `suffixes`, in
+    capitals or not; names that begin with `_` or `.` are left out, as Spark and Hadoop do, and so is any
+    other, with a warning where it looks like data. A file that is named itself, or matches a glob, is taken
+    whatever its ending.
 
     Raises:
         StorageError: a path that does not exist, or matches nothing.
     """
     files: list[str] = []
-    for path in [paths] if isinstance(paths, str) else paths:
-        fs, inner = filesystem(path)
-        with errors_for(path):
-            if fs.isfile(inner):
-                names = [inner]
-            elif fs.isdir(inner):
-                names = within(fs, inner, suffixes)
-            elif any(character in inner for character in "*?["):
-                names = [
-                    name
-                    for match in map(str, fs.glob(inner))
-                    for name in ([match] if fs.isfile(match) else within(fs, match, suffixes))
-                ]
-            else:
-                raise StorageError(
-                    f"{path}: not found; check the path" + (" and the bucket" if is_remote(path) else "")
-                )
+    for path in expand_hub([paths] if isinstance(paths, str) else paths):
+        found = find_files(path)
+        names = [join(found.root, name) for name in ending_with(found, suffixes)]
         if not names:
             raise StorageError(f"{path}: holds no file that ends with {' or '.join(suffixes)}")
-        files += [with_scheme(name, path) for name in sorted(map(str, names))]
-    return list(dict.fromkeys(files))
+        files += names
+    return each_once(files)
 
 
-def within(fs: Any, folder: str, suffixes: tuple[str, ...]) -> list[str]:
-    """Files of a folder, to any depth, that end with one of `suffixes`."""
-    names = [name for name in map(str, fs.find(folder)) if not hidden(name, folder)]
-    matching = [name for name in names if name.lower().endswith(suffixes)]
-    unread = sorted(name for name in set(names) - set(matching) if LIKE_DATA.search(name))
-    warn_of_unread(folder, suffixes, *unread)
-    return matching
+def ending_with(found: Found, suffixes: tuple[str, ...]) -> list[str]:
+    """Names that were named themselves, or are not hidden and end with one of `suffixes`."""
+    shown = [name for name in found.names if found.hidden_too or not is_hidden(name)]
+    unread = [name for name in shown if name not in found.itself and not name.lower().endswith(suffixes)]
+    warn_of_unread(found.root, suffixes, *filter(looks_like_data, unread))
+    taken = found.itself.union(shown).difference(unread)
+    return [name for name in found.names if name in taken]
 
 
 @functools.cache
@@ -76,12 +203,26 @@ def warn_of_unread(folder: str, suffixes: tuple[str, ...], *names: str) -> None:
     if names:
         logger.warning(
             "%s: holds %d files that are left out, as they do not end with %s, such as %s",
-            folder, len(names), " or ".join(suffixes), posixpath.relpath(names[0], folder),
+            folder, len(names), " or ".join(suffixes), names[0],
         )  # fmt: skip
 
 
-def hidden(name: str, root: str) -> bool:
-    return any(part.startswith(("_", ".")) for part in posixpath.relpath(name, root).split("/"))
+def is_hidden(name: str) -> bool:
+    """Whether a name below a folder, or a folder in it, begins with `_` or `.`; `_key=value/` does not."""
+    *folders, last = name.split("/")
+    return last.startswith(("_", ".")) or any(
+        folder.startswith(("_", ".")) and not is_partition(folder) for folder in folders
+    )
+
+
+def is_partition(folder: str) -> bool:
+    """Whether a folder holds the rows with one value of a column, as Hive names it: `key=value`."""
+    return folder.find("=") > 0
+
+
+def looks_like_data(name: str) -> bool:
+    """Whether a file of this name may hold rows of a user; `run.json` and its like are ours."""
+    return LIKE_DATA.search(name) is not None and not OURS.search(name)
 
 
 def file_identity(path: str) -> dict[str, Any]:
@@ -89,6 +230,8 @@ def file_identity(path: str) -> dict[str, Any]:
     fs, inner = filesystem(path)
     with errors_for(path):
         info = fs.info(inner)
+    if path.startswith(HUB):  # known by its commit, wherever and whenever it was fetched
+        return {"path": path, "bytes": info["size"], "version": parse_repository(path, path).revision}
     stamp = next(
         (info[key] for key in ("ETag", "etag", "md5Hash", "mtime", "created") if info.get(key)), None
     )

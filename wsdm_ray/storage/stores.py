@@ -16,6 +16,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from wsdm_ray.errors import StorageError, WsdmRayError
+from wsdm_ray.storage.hub import HUB, local_file
 
 __all__ = ["absolute", "errors_for", "filesystem", "is_remote", "join", "reason", "with_scheme"]
 
@@ -39,16 +40,21 @@ LOCAL_REMEDIES = {
 
 
 def is_remote(path: str) -> bool:
-    """Whether `path` is an object store's URL. Raises `StorageError` for a scheme that is not supported."""
+    """Whether `path` is a URL of an object store or the Hub. Raises `StorageError` for an unknown scheme."""
     if "://" not in path:
         return False
-    if not path.startswith((*SCHEMES, "file://", "memory://")):
+    if not path.startswith((*SCHEMES, HUB, "file://", "memory://")):
         raise StorageError(f"{path}: unknown scheme; use a local path, s3:// or gs://")
     return not path.startswith("file://")
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of `path` and the path within it; listings are not cached: others write beside us."""
+    """The file system of `path` and the path within it; listings are not cached: others write beside us.
+
+    A file of the Hub is a local one, which is fetched where the cache of this machine lacks it.
+    """
+    if path.startswith(HUB):
+        return LocalFileSystem(), local_file(path)
     if not is_remote(path):
         return LocalFileSystem(), os.path.abspath(path.removeprefix("file://"))
     options: dict[str, Any] = {} if path.startswith("memory://") else {"use_listings_cache": False}
@@ -74,6 +80,8 @@ def with_scheme(name: str, path: str) -> str:
     """`name`, as the file system of `path` lists it, with the scheme of `path`."""
     if not is_remote(path):
         return name
+    if path.startswith(HUB):
+        return path  # of one file, which lies elsewhere here
     scheme = path.split("://", 1)[0] + "://"
     return scheme + name.removeprefix(scheme).lstrip("/")
 

@@ -1,4 +1,8 @@
-"""Everything about a training run that can be wrong is found here, before anything runs. No Ray."""
+"""Everything about a training run that can be wrong is found here, before anything runs. No Ray.
+
+What needs no cluster comes first (`check_inputs`), and of that what needs no torch, whose import takes
+seconds: a wrong path is found at once. So modules with torch are imported where they are used.
+"""
 
 import dataclasses
 from collections import Counter
@@ -11,16 +15,22 @@ from wsdm_ray.config import TrainConfig
 from wsdm_ray.data.mixing import apply_mixture, check_leakage, read_teachers, sample_weights
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.errors import ClusterError, ConfigError
-from wsdm_ray.modeling.classifier import model_config
 from wsdm_ray.modeling.manifest import Manifest, folder_digest
-from wsdm_ray.modeling.quantization_config import stored_quantization
 from wsdm_ray.runs import check_no_overlap, file_versions, options
-from wsdm_ray.storage import absolute, list_files, local_copy
+from wsdm_ray.storage import absolute, list_files, local_copy, model_location
 from wsdm_ray.telemetry import logger
 from wsdm_ray.training.batches import num_steps
 from wsdm_ray.training.sinks import check_sinks
 
-__all__ = ["CheckedTraining", "ClusterResources", "TrainingCounts", "TrainingFiles", "check"]
+__all__ = [
+    "CheckedInputs",
+    "CheckedTraining",
+    "ClusterResources",
+    "TrainingCounts",
+    "TrainingFiles",
+    "check",
+    "check_inputs",
+]
 
 NOT_IN_FINGERPRINT = (
     "output", "restart", "max_failures", "loss_spike", "allow_leakage", "tensorboard", "wandb",
@@ -82,46 +92,75 @@ class CheckedTraining:
     """Everything that decides the classifier, JSON-like."""
 
 
-def check(config: TrainConfig, cluster: ClusterResources) -> CheckedTraining:
-    """What is to be run.
+@dataclass(frozen=True, kw_only=True)
+class CheckedInputs:
+    """All of a training run that no cluster was needed to check; as `CheckedTraining` has it."""
+
+    files: TrainingFiles
+    counts: TrainingCounts
+    manifest: Manifest
+
+
+def check_inputs(config: TrainConfig) -> CheckedInputs:
+    """What of `config` needs no cluster: paths, votes, the base and options.
 
     Raises:
         DataError, ModelError, ConfigError, StorageError: what was asked for cannot be done.
-        ClusterError: the workers do not fit the cluster.
     """
     files = TrainingFiles(
         train=list_files(config.train), valid=list_files(config.valid) if config.valid else []
     )
     sources = (*config.train, *config.valid, config.base, *config.objective.teachers)
     check_no_overlap(config.output, [*sources, *files.train, *files.valid])
-    manifest = check_base(config)
     check_sinks(config)
+    local_copy(model_location(config.base))
     counts = check_data(config, files)
+    return CheckedInputs(files=files, counts=counts, manifest=check_base(config))
+
+
+def check(
+    config: TrainConfig, cluster: ClusterResources, inputs: CheckedInputs | None = None
+) -> CheckedTraining:
+    """What is to be run.
+
+    Args:
+        inputs: of `check_inputs`, which is asked where they are not given.
+
+    Raises:
+        DataError, ModelError, ConfigError, StorageError: what was asked for cannot be done.
+        ClusterError: the workers do not fit the cluster.
+    """
+    inputs = inputs or check_inputs(config)
     on_gpu = fit_cluster(config.num_workers, cluster)
     return CheckedTraining(
         config=config,
-        worker_config=with_absolute_paths(config, files),
-        manifest=manifest,
-        counts=counts,
+        worker_config=with_absolute_paths(config, inputs.files, inputs.manifest),
+        manifest=inputs.manifest,
+        counts=inputs.counts,
         on_gpu=on_gpu,
-        fingerprint=fingerprint_of(config, files, manifest, on_gpu),
+        fingerprint=fingerprint_of(config, inputs.files, inputs.manifest, on_gpu),
     )
 
 
 def check_base(config: TrainConfig) -> Manifest:
     """What the checkpoints will say of themselves, but metrics."""
-    base = local_copy(config.base)
-    quantization = stored_quantization(base, config.quantization)
-    model_config(base)  # refuses a model that cannot be trained or scored
-    manifest = Manifest(
-        kind="adapter",
-        base=absolute(config.base),
-        base_digest=folder_digest(base),
-        quantization=quantization,
-        head=config.head,
-        text=config.text,
-        orders=config.orders,
-    )
+    from wsdm_ray.modeling.folder_check import as_given, check_model_folder
+    from wsdm_ray.modeling.quantization_config import stored_quantization
+
+    check_model_folder(config.base, "--base")
+    location = model_location(config.base)
+    base = local_copy(location)
+    with as_given((config.base, base)):
+        quantization = stored_quantization(base, config.quantization)
+        manifest = Manifest(
+            kind="adapter",
+            base=location,
+            base_digest=folder_digest(base),
+            quantization=quantization,
+            head=config.head,
+            text=config.text,
+            orders=config.orders,
+        )
     if config.int8_activations and manifest.quantization != "bnb-int8":
         raise ConfigError(
             f"--int8-activations: the base is held as {manifest.quantization}; leave it out, or give "
@@ -169,12 +208,13 @@ def fit_cluster(num_workers: int, cluster: ClusterResources) -> bool:
     return cluster.gpus > 0
 
 
-def with_absolute_paths(config: TrainConfig, files: TrainingFiles) -> TrainConfig:
+def with_absolute_paths(config: TrainConfig, files: TrainingFiles, manifest: Manifest) -> TrainConfig:
     """`config` as it means the same in any folder and on any machine that has the files."""
     teachers = tuple(map(absolute, config.objective.teachers))
+    assert manifest.base is not None
     return dataclasses.replace(
         config,
-        base=absolute(config.base),
+        base=manifest.base,
         train=tuple(files.train),
         valid=tuple(files.valid),
         output=absolute(config.output),

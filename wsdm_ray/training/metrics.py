@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["METRICS_FILE", "Row", "StepMetrics", "ValidMetrics"]
+__all__ = ["METRICS_FILE", "Row", "StepMetrics", "ValidMetrics", "format_metrics"]
 
 METRICS_FILE = "metrics.jsonl"
 """The file, in an output folder and in a checkpoint, that has one row a step."""
@@ -78,3 +78,14 @@ class StepMetrics:
         own = [field.name for field in dataclasses.fields(cls) if field.name != "valid"]
         valid = {name.removeprefix(VALID): value for name, value in row.items() if name.startswith(VALID)}
         return cls(**{name: row[name] for name in own}, valid=ValidMetrics(**valid) if valid else None)
+
+
+def format_metrics(summary: dict[str, Any]) -> str:
+    """The valid metrics of a checkpoint as the end of a log line; empty where there are none."""
+    if "valid_accuracy" not in summary:
+        return ""
+    low, high = summary["valid_accuracy_ci95"]
+    return (
+        f": valid accuracy {summary['valid_accuracy']:.4f} ({low:.4f} to {high:.4f}), "
+        f"log loss {summary['valid_log_loss']:.4f} on {summary['valid_rows']} rows"
+    )

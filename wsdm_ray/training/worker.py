@@ -4,7 +4,8 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +14,22 @@ import ray.train
 from wsdm_ray.config import TrainConfig
 from wsdm_ray.data.mixing import apply_mixture
 from wsdm_ray.data.votes import read_votes
-from wsdm_ray.errors import ConfigError, DataError, ModelError
+from wsdm_ray.failures import FinalError, is_deterministic, pack_error
 from wsdm_ray.modeling.manifest import MANIFEST, Manifest
 from wsdm_ray.storage import join, local_copy, upload_folder
-from wsdm_ray.telemetry import human, logger, set_up_logging
+from wsdm_ray.telemetry import logger, set_up_logging
 from wsdm_ray.training.health import TrainingDivergedError
 from wsdm_ray.training.loop import Trainer
-from wsdm_ray.training.metrics import StepMetrics
+from wsdm_ray.training.metrics import StepMetrics, format_metrics
 from wsdm_ray.training.policy import ResolvedOptions
+from wsdm_ray.training.progress import StepProgress, step_progress, step_reporter
 from wsdm_ray.training.sinks import SinkGroup, open_sinks
 
-__all__ = ["CHECKPOINTS_FOLDER", "RUN_NAME", "WorkerResult", "WorkerTask", "format_metrics", "work"]
+__all__ = ["CHECKPOINTS_FOLDER", "RUN_NAME", "WorkerResult", "WorkerTask", "work"]
 
 CHECKPOINTS_FOLDER = "_checkpoints"
 RUN_NAME = "run"
 """Ray Train keeps its records and the checkpoints in OUTPUT/_checkpoints/run."""
-ETA_STEPS = 20
-"""The time that is left is estimated from this many latest steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,8 @@ class WorkerResult:
 
     resolved: ResolvedOptions | None = None
     """None after an error."""
-    error: tuple[str, str] | None = None
-    """Kind and text of an error that another try would meet again."""
+    error: str = ""
+    """`pack_error` of an error that another try would meet again."""
 
 
 def work(arguments: dict[str, WorkerTask]) -> WorkerResult:
@@ -58,16 +58,20 @@ def work(arguments: dict[str, WorkerTask]) -> WorkerResult:
 
     Args:
         arguments: the `WorkerTask`, as `task`.
+
+    Raises:
+        FinalError: such an error of one among several workers: the others may wait for this one.
     """
     task = arguments["task"]
     try:
         return WorkerResult(resolved=run_worker(task))
-    except TrainingDivergedError as error:  # every worker has it
-        return WorkerResult(error=(type(error).__name__, str(error)))
-    except (ConfigError, DataError, ModelError) as error:
-        if task.config.num_workers > 1:
-            raise  # the others may wait for this one
-        return WorkerResult(error=(type(error).__name__, str(error)))
+    except Exception as error:
+        if not is_deterministic(error):
+            raise
+        every_worker_has_it = task.config.num_workers == 1 or isinstance(error, TrainingDivergedError)
+        if not every_worker_has_it:
+            raise FinalError(pack_error(error)) from None
+        return WorkerResult(error=pack_error(error))
 
 
 def run_worker(task: WorkerTask) -> ResolvedOptions:
@@ -75,13 +79,14 @@ def run_worker(task: WorkerTask) -> ResolvedOptions:
     set_up_logging()
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train would log every report of ours again
     trainer = make_trainer(task)
-    first = trainer.group.is_first
+    report_step = step_reporter(trainer.total_steps, task.progress) if trainer.group.is_first else None
+    pauses: list[float] = []
     with sinks_of(trainer) as sinks:
         for metrics in trainer.steps():
-            if first:
-                show_step(metrics, trainer, task.progress)
-            is_last = trainer.step == trainer.total_steps
-            is_due = is_last or trainer.step % task.config.checkpoint_steps == 0
+            is_due = is_checkpoint_due(trainer)
+            if report_step:
+                report_step(progress_of(trainer, pauses, "validation" if is_due else ""))
+            started = time.monotonic()
             try:
                 if is_due:
                     metrics = trainer.evaluate_step()
@@ -92,7 +97,25 @@ def run_worker(task: WorkerTask) -> ResolvedOptions:
                 if sinks:
                     sinks.flush()
                 report_checkpoint(trainer, metrics)
+                pauses.append(time.monotonic() - started)
     return trainer.resolved
+
+
+def is_checkpoint_due(trainer: Trainer) -> bool:
+    """Whether the step that was just taken is followed by validation and a checkpoint."""
+    return trainer.step == trainer.total_steps or trainer.step % trainer.config.checkpoint_steps == 0
+
+
+def progress_of(trainer: Trainer, pauses: Sequence[float], doing: str) -> StepProgress:
+    """Where the trainer is."""
+    return step_progress(
+        trainer.metrics,
+        total_steps=trainer.total_steps,
+        checkpoint_steps=trainer.config.checkpoint_steps,
+        valid_rows=len(trainer.valid) if trainer.valid else 0,
+        pauses=pauses,
+        doing=doing,
+    )
 
 
 def make_trainer(task: WorkerTask) -> Trainer:
@@ -105,6 +128,8 @@ def make_trainer(task: WorkerTask) -> Trainer:
     if latest:
         with latest.as_directory() as folder:
             trainer.restore(folder)
+        if trainer.group.is_first:
+            logger.info("train: resuming from step %d of %d", trainer.step, trainer.total_steps)
     if trainer.group.is_first:
         logger.info(
             "train: %d rows, %d parameters, steps %d to %d of %d pairs on %d workers",
@@ -125,21 +150,6 @@ def sinks_of(trainer: Trainer) -> Iterator[SinkGroup | None]:
         yield sinks
     finally:
         sinks.close()
-
-
-def show_step(metrics: StepMetrics, trainer: Trainer, progress: Any) -> None:
-    """Log the line of a step, and advance the bar, if there is one."""
-    recent = [step.seconds for step in trainer.metrics[-ETA_STEPS:]]
-    seconds_left = (trainer.total_steps - trainer.step) * sum(recent) / len(recent)
-    logger.info(
-        f"step {metrics.step}/{trainer.total_steps} loss {metrics.loss:.4f} "
-        f"accuracy {metrics.accuracy:.3f} lr {metrics.learning_rate:.2e} grad {metrics.grad_norm:.2f} "
-        f"{human(metrics.tokens_per_second)} tokens/s {human(metrics.pairs_per_second)} pairs/s "
-        f"ETA {seconds_left:.0f} s"
-    )
-    if progress:
-        steps = trainer.metrics
-        progress.update.remote(sum(step.pairs for step in steps), sum(step.tokens for step in steps))
 
 
 def report_checkpoint(trainer: Trainer, metrics: StepMetrics) -> None:
@@ -165,15 +175,4 @@ def upload(local: ray.train.Checkpoint, output: str, name: str) -> ray.train.Che
     storage: Any = ray.train.get_context().get_storage()
     return ray.train.Checkpoint(
         os.path.join(storage.experiment_fs_path, name), filesystem=storage.storage_filesystem
-    )
-
-
-def format_metrics(summary: dict[str, Any]) -> str:
-    """The valid metrics of a checkpoint as the end of a log line; empty where there are none."""
-    if "valid_accuracy" not in summary:
-        return ""
-    low, high = summary["valid_accuracy_ci95"]
-    return (
-        f": valid accuracy {summary['valid_accuracy']:.4f} ({low:.4f} to {high:.4f}), "
-        f"log loss {summary['valid_log_loss']:.4f} on {summary['valid_rows']} rows"
     )

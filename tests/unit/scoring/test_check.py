@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,21 @@ from safetensors.torch import load_file, save_file
 from tests.unit.modeling.checkpoints import manifest_of, trained
 from tests.unit.scoring.conftest import random_rows
 from wsdm_ray.config import ScoreConfig
-from wsdm_ray.errors import ConfigError, ModelError, RunMismatchError
+from wsdm_ray.errors import ConfigError, ModelError, RunMismatchError, WsdmRayError
 from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.families import FAMILIES
 from wsdm_ray.modeling.manifest import Manifest, read_manifest
 from wsdm_ray.runs import open_run
-from wsdm_ray.scoring.check import Cluster, ScoreRun, check_models, check_run, describe, fastest_layout
+from wsdm_ray.scoring.check import (
+    Cluster,
+    ScoreRun,
+    check_inputs,
+    check_run,
+    describe,
+)
+from wsdm_ray.scoring.model_check import check_models, fastest_layout
 from wsdm_ray.scoring.models import Models, ModelSpec
+from wsdm_ray.scoring.pipeline import score
 from wsdm_ray.storage import read_json, write_json
 
 ONE_CPU = Cluster(replicas=1, on_gpu=False, threads=1)
@@ -59,7 +68,7 @@ def test_precisions_are_resolved_before_replicas_are_made(classifiers, asked, de
     folder = classifiers[0].folder
     config = ScoreConfig(model=(folder,), input=("i",), output="o", precision=asked)
     cluster = Cluster(replicas=1, on_gpu=device == "cuda", threads=None, capability=capability)
-    [spec] = check_models(config, cluster)
+    [spec] = check_models(config, cluster.on_gpu, cluster.capability)
     assert spec.precision == spec.fingerprint["precision"] == found
 
 
@@ -72,15 +81,15 @@ def test_each_model_has_a_base_of_its_own(family_model, tmp_path):
         save_classifier(trained(there, "none"), str(there), models[-1], manifest_of(there, "none"))
         bases.append(str(there.rename(tmp_path / f"{family}-moved")))
     given = ScoreConfig(model=tuple(models), input=("i",), output="o", base=tuple(bases))
-    specs = check_models(given, ONE_CPU)
+    specs = check_models(given, False, None)
     assert [spec.base for spec in specs] == bases
     scorers = Models([dataclasses.replace(spec, precision="w8a8-int8") for spec in specs]).scorers
     assert [scorer.stack.shape.family for scorer in scorers] == [FAMILIES["gemma2"], FAMILIES["llama"]]
     only_one = dataclasses.replace(given, base=(bases[0],))
     with pytest.raises(ModelError, match=r"llama: was trained on a base with digest .*gemma2-moved has"):
-        check_models(only_one, ONE_CPU)
+        check_models(only_one, False, None)
     with pytest.raises(ModelError, match=r"gemma2: its base .*gemma2-base cannot be had .*use --base FOLDER"):
-        check_models(dataclasses.replace(given, base=()), ONE_CPU)
+        check_models(dataclasses.replace(given, base=()), False, None)
 
 
 # What decides the output
@@ -197,3 +206,36 @@ def test_a_dry_run_counts_tokens(run_of, capsys):
     assert figures["tokens"] == pytest.approx(2 * 20 * figures["tokens_per_ordering"], rel=0.01)
     assert f"{figures['tokens']:,}" in capsys.readouterr().out
     assert describe(run_of(orders="ab"))["orderings"] == 1
+
+
+# In which order
+
+
+def test_paths_are_checked_before_torch_is_imported(adapter, tmp_path, monkeypatch):
+    """An import takes seconds; where its module is None it raises."""
+    monkeypatch.setitem(sys.modules, "wsdm_ray.modeling.classifier", None)
+    pq.write_table(random_rows(3), tmp_path / "rows.parquet")
+    given = ScoreConfig(model=(str(adapter[0]),), input=(str(tmp_path / "rows.parquet"),), output="o")
+    for changes, message in (
+        ({"input": (str(tmp_path / "none"),)}, "none: not found"),
+        ({"model": (str(tmp_path / "none"),)}, "none: no such folder"),
+        ({"output": str(tmp_path)}, "holds the input"),
+    ):
+        with pytest.raises(WsdmRayError, match=message):
+            check_inputs(dataclasses.replace(given, **changes))
+    with pytest.raises(ImportError):
+        check_inputs(given)
+
+
+def test_a_dry_run_asks_no_cluster(adapter, tmp_path, monkeypatch, capsys):
+    for module in ("wsdm_ray.scoring.cluster", "wsdm_ray.scoring.ray_data", "wsdm_ray.session"):
+        monkeypatch.setitem(sys.modules, module, None)
+    pq.write_table(random_rows(20), tmp_path / "rows.parquet")
+    given = ScoreConfig(
+        model=(str(adapter[0]),), input=(str(tmp_path / "rows.parquet"),), output="o", dry_run=True
+    )
+    assert score(given)["rows"] == 20
+    shown = capsys.readouterr().out
+    assert "cluster  not asked; with no GPU, like this machine: fp32, padded layout" in shown
+    with pytest.raises(ImportError):
+        score(dataclasses.replace(given, dry_run=False))

@@ -8,7 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from wsdm_ray.config import Columns
 from wsdm_ray.errors import ConfigError, DataError
+from wsdm_ray.inputs.conversion import ParquetInput
+from wsdm_ray.inputs.files import InputFile
 from wsdm_ray.scoring.kept_columns import NO_COLUMNS, append_kept, encoded_kept, kept_schema
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit
 
@@ -19,8 +22,9 @@ def plan_of(tmp_path, *tables: pa.Table, unit_rows: int = 2) -> ScorePlan:
     for number, table in enumerate(tables):
         path = str(tmp_path / f"{'abc'[number]}.parquet")
         pq.write_table(table, path)
+        source = ParquetInput(file=InputFile(path, "abc"[number]), columns=Columns())
         for start in range(0, len(table), unit_rows):
-            units.append(WorkUnit(len(units), path, start, min(unit_rows, len(table) - start)))
+            units.append(WorkUnit(len(units), source, start, min(unit_rows, len(table) - start)))
     return ScorePlan(tuple(units), pa.int64())
 
 
