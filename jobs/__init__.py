@@ -8,5 +8,6 @@ _main         run a job: help, status, errors of one line
 _help         the help and the list of jobs
 _completion   shell completion
 _cli          the console script
+_cache        the copies of remote models: list, clear
 _ray          how a job gets its Ray
 """

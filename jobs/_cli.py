@@ -1,4 +1,4 @@
-"""The console script `wsdm-ray`: the list of jobs, versions, completion, and every job by its name."""
+"""The console script `wsdm-ray`: the list of jobs, versions, completion, the cache, and every job."""
 
 import importlib.metadata
 import sys
@@ -28,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == "--version":
         print(versions())
         return 0
+    if name == "cache":
+        from jobs._cache import cache
+
+        return cache(rest)
     if name == "completion":
         from jobs._completion import SHELLS
 

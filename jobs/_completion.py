@@ -14,7 +14,7 @@ from jobs._registry import JOBS, SCRIPT
 
 __all__ = ["SHELLS"]
 
-FIRST_WORDS = (*JOBS, "completion", "--help", "--version")
+FIRST_WORDS = (*JOBS, "cache", "completion", "--help", "--version")
 
 
 def bash() -> str:
@@ -40,6 +40,7 @@ def bash() -> str:
     fi
     case "${{COMP_WORDS[1]}}:$last" in
         completion:completion) choices="{" ".join(SHELLS)}" ;;
+        cache:cache) choices="list clear" ;;
 {cases}
     esac
     if [ -n "$choices" ]; then
@@ -75,6 +76,7 @@ _wsdm_ray() {{
   fi
   case "${{words[2]}}:${{words[CURRENT-1]}}" in
     completion:completion) compadd -- {" ".join(SHELLS)}; return ;;
+    cache:cache) compadd -- list clear; return ;;
 {cases}
   esac
   if [[ "$PREFIX" == -* ]]; then
@@ -97,6 +99,8 @@ def fish() -> str:
         f"complete -c {SCRIPT} -n __fish_use_subcommand -f -l help -d 'List the jobs'",
         f"complete -c {SCRIPT} -n __fish_use_subcommand -f -l version -d 'Versions'",
         f"complete -c {SCRIPT} -n __fish_use_subcommand -f -a completion -d 'Shell completion'",
+        f"complete -c {SCRIPT} -n __fish_use_subcommand -f -a cache -d 'Copies of remote models'",
+        f"complete -c {SCRIPT} -n '__fish_seen_subcommand_from cache' -f -a 'list clear'",
         f"complete -c {SCRIPT} -n '__fish_seen_subcommand_from completion' -f -a '{' '.join(SHELLS)}'",
     ]
     for name, options in by_job():

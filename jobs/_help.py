@@ -24,7 +24,8 @@ def list_jobs() -> str:
         *(f"  {job.name:<{width}}  {job.summary}" for job in JOBS.values()),
         "",
         f"`{one} --help` lists the options of a job, `{SCRIPT} --version` the versions,",
-        f"`{SCRIPT} completion SHELL` prints completions for bash, zsh or fish.",
+        f"`{SCRIPT} completion SHELL` prints completions for bash, zsh or fish,",
+        f"`{SCRIPT} cache` lists copies of remote models, `{SCRIPT} cache clear` deletes them.",
     ]
     return "\n".join(lines) + "\n"
 

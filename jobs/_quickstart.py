@@ -103,7 +103,7 @@ def quickstart(config: QuickstartConfig) -> None:
     step("5/7 score: the test set in both orders on Ray Data")
     score_test(config, at)
     step("6/7 evaluate: against the votes, and against what is possible")
-    metrics = evaluate(EvaluateConfig(predictions=at.predictions, votes=(at.test,), output=at.report))
+    metrics = evaluate(EvaluateConfig(predictions=(at.predictions,), votes=(at.test,), output=at.report))
     step("7/7 done")
     trained = read_json(join(at.model, RUN_FILE))["metrics"]
     show(metrics, trained, at, time.monotonic() - started)

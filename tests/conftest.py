@@ -10,6 +10,8 @@ from filelock import FileLock
 
 if not (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()):  # before anything imports Triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: threads that wait give theirs up
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
@@ -81,19 +83,37 @@ def int8_base(tiny_model: Path, made_once) -> Path:
     )
 
 
+LONGEST = (
+    "integration/test_training.py",
+    "integration/test_quickstart.py",  # does without the classifier that the first one makes
+    "integration/test_scoring.py",
+    "integration/test_remote.py",
+    "integration/test_job_submit.py",
+    "integration/test_stores.py",
+    "integration",
+    "unit/modeling/test_norm_kernels.py",
+    "unit/training/test_loop.py",
+    "unit/modeling/test_fused_decoder.py",
+    "unit/modeling/test_loading.py",
+    "unit/modeling/test_checkpoint.py",
+    "unit/modeling/test_gptq.py",
+    "unit/modeling/test_attention_kernel.py",
+    "unit/modeling/test_attention.py",
+    "unit/modeling",
+)
+"""Files and folders with the longest tests, longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark by folder, and begin with what takes longest: processes that are done early take what is short.
+    """Mark by folder, and begin with what takes longest: processes that are done early take what is short."""
+    here = Path(__file__).parent
 
-    The second file does without the classifier that the first one makes.
-    """
-    longest = ("test_training.py", "test_remote.py", "test_scoring.py")
-
-    def rank(item: pytest.Item) -> tuple[bool, int]:
-        last = longest.index(item.path.name) if item.path.name in longest else len(longest)
-        return item.get_closest_marker("integration") is None, last
+    def rank(item: pytest.Item) -> int:
+        path = item.path.relative_to(here)
+        return next((place for place, name in enumerate(LONGEST) if path.is_relative_to(name)), len(LONGEST))
 
     for item in items:
-        if item.path.is_relative_to(Path(__file__).parent / "integration"):
+        if item.path.is_relative_to(here / "integration"):
             item.add_marker("integration")
     items.sort(key=rank)
 

@@ -19,6 +19,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from wsdm_ray import storage
@@ -212,9 +213,13 @@ def finish_run(
     """Write run.json, after everything else is in its place, and return what it holds.
 
     Args:
-        content: the results of the run; they go beside `job`, `fingerprint` and `versions`.
+        content: the results of the run; they go beside `job`, `finished` (in UTC), `versions` and
+            `fingerprint`.
     """
-    run = plain({"job": job, **content, "versions": versions(), "fingerprint": fingerprint})
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    run = plain(
+        {"job": job, **content, "finished": finished, "versions": versions(), "fingerprint": fingerprint}
+    )
     place = place_of(output, job)
     storage.write_json(storage.join(place, RUN_FILE), run)
     storage.delete_file(storage.join(place, STARTED_FILE))

@@ -21,7 +21,7 @@ KEPT = ("rows", "accuracy", "accuracy_ci95", "log_loss", "log_loss_ci95", "auc",
 def evaluated(predictions: str, work: Path, output: str, votes: str = "valid") -> dict[str, Any]:
     """Metrics on the votes in `outer/VOTES`, a glob."""
     inputs = (f"{work}/outer/{votes}/*.parquet",)
-    metrics = evaluate(EvaluateConfig(predictions=predictions, votes=inputs, output=output))
+    metrics = evaluate(EvaluateConfig(predictions=(predictions,), votes=inputs, output=output))
     return {name: metrics[name] for name in KEPT}
 
 

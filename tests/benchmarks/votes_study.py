@@ -40,7 +40,6 @@ from votes_baselines import REGRESSION, baselines, evaluated
 from votes_splits import fold_folder, split, split_folds
 
 from wsdm_ray.config import (
-    Columns,
     EnsembleConfig,
     QuantizeConfig,
     TrainConfig,
@@ -335,17 +334,19 @@ def score_one(config: TrainConfig, work: Path, folder: Path, variant: str) -> fl
     """Score the test votes as a replica does; pairs a second."""
     import torch
 
+    from wsdm_ray.inputs.conversion import parquet_inputs
+    from wsdm_ray.inputs.files import list_inputs
+    from wsdm_ray.inputs.rows import Reading
     from wsdm_ray.modeling.manifest import read_manifest
     from wsdm_ray.scoring.encode import encode_unit
     from wsdm_ray.scoring.models import ModelSpec
     from wsdm_ray.scoring.plan import make_plan, part_name
     from wsdm_ray.scoring.replica import Replica, ReplicaOptions
-    from wsdm_ray.storage import list_files
 
     model = str(folder / "model")
     on_gpu = torch.cuda.is_available()
     spec = ModelSpec(model, None, read_manifest(model), "bf16" if on_gpu else "fp32")
-    plan = make_plan(list_files(f"{work}/outer/valid"), 100_000, Columns())
+    plan = make_plan(parquet_inputs(list_inputs([f"{work}/outer/valid"]), Reading()), 100_000)
     options = ReplicaOptions(
         models=(spec,),
         output=f"{folder}/predictions",
@@ -359,7 +360,7 @@ def score_one(config: TrainConfig, work: Path, folder: Path, variant: str) -> fl
     replica = Replica(options)
     seconds = 0.0
     for unit in plan.units:
-        encoded = encode_unit(unit, [spec], Columns())
+        encoded = encode_unit(unit, [spec])
         started = time.monotonic()
         table, _ = replica.score(encoded)
         seconds += time.monotonic() - started

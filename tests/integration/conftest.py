@@ -1,16 +1,18 @@
 """What integration tests share, made when first asked for. Use these before making another.
 
 A classifier or predictions cost half a minute, so each is made once for all processes that run tests (by
-`made_once`); a Ray is started once a process. Tests change a copy.
+`made_once`); a Ray is started once a process. Tests change a copy. A test that needs Ray itself
+asks for `ray_session`; the others start none.
 
 ray_session         one local Ray with two CPUs
 classifier          a folder: what `train_config` makes of `int8_base` and `prepared` (see tests/conftest.py)
 pairs, source       a table of 120 pairs, some of them odd, and a folder with them in three parquet files
 scored              a folder: the predictions of `classifier` on `source`, by `score_config`
-s3_server, gcs_server, bucket, s3_bucket    object stores: a real server each
+s3_server, gcs_server, bucket, s3_bucket, gcs_bucket    object stores: a real server each
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +26,7 @@ from tests.integration.servers import free_ports, run_gcs, run_s3, store_environ
 from wsdm_ray.config import ScoreConfig, TrainConfig
 from wsdm_ray.storage import filesystem, list_files
 
-__all__ = ["score_config", "train_config"]
+__all__ = ["metrics_of", "score_config", "train_config"]
 
 RAY_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about its future default
@@ -71,14 +73,18 @@ def ray_session(store_ports: tuple[int, int]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def classifier(ray_session, int8_base: Path, prepared: Path, made_once) -> Path:
-    """What `train_config` makes on one worker that nothing disturbs."""
+def classifier(request: pytest.FixtureRequest, int8_base: Path, prepared: Path, made_once) -> Path:
+    """What `train_config` makes on one worker that nothing disturbs. Ray starts only if it must be made."""
     from wsdm_ray.training.runner import train
 
-    return made_once("classifier", lambda folder: train(train_config(int8_base, prepared, folder)))
+    def make(folder: Path) -> None:
+        request.getfixturevalue("ray_session")
+        train(train_config(int8_base, prepared, folder))
+
+    return made_once("classifier", make)
 
 
-def train_config(base: Path, prepared: Path, output: Path, **changes: Any) -> TrainConfig:
+def train_config(base: Path | str, prepared: Path | str, output: Path | str, **changes: Any) -> TrainConfig:
     """Eight steps of two passes, a checkpoint every second; dropout is on: its seeds must survive."""
     from wsdm_ray.presets import tiny
 
@@ -86,6 +92,11 @@ def train_config(base: Path, prepared: Path, output: Path, **changes: Any) -> Tr
     lora = dataclasses.replace(whole.lora, dropout=0.1)
     few = {"max_steps": 8, "checkpoint_steps": 2, "pairs_per_step": 8, "micro_batches": 2, "lora": lora}
     return dataclasses.replace(whole, **(few | changes))
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a classifier's metrics.jsonl, one a step."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")
@@ -114,11 +125,15 @@ def source(pairs: pa.Table, made_once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def scored(ray_session, classifier: Path, source: Path, made_once) -> Path:
+def scored(request: pytest.FixtureRequest, classifier: Path, source: Path, made_once) -> Path:
     """The predictions of `classifier` on `source`: nine parts and run.json."""
     from wsdm_ray.scoring.pipeline import score
 
-    return made_once("scored", lambda folder: score(score_config(classifier, source, folder)))
+    def make(folder: Path) -> None:
+        request.getfixturevalue("ray_session")
+        score(score_config(classifier, source, folder))
+
+    return made_once("scored", make)
 
 
 def score_config(classifier: Path, source: Path, output: Path, **changes: Any) -> ScoreConfig:
@@ -153,6 +168,12 @@ def bucket(request: pytest.FixtureRequest) -> str:
 def s3_bucket(s3_server: str, request: pytest.FixtureRequest) -> str:
     """URL of an empty folder of its own in an S3 bucket."""
     return own_folder(s3_server, request)
+
+
+@pytest.fixture
+def gcs_bucket(gcs_server: str, request: pytest.FixtureRequest) -> str:
+    """URL of an empty folder of its own in a GCS bucket."""
+    return own_folder(gcs_server, request)
 
 
 def own_folder(bucket: str, request: pytest.FixtureRequest) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.lines import unexpected
 from tests.integration.servers import free_ports, run_process, wait_until
 from wsdm_ray.storage import read_json
 
@@ -82,6 +83,7 @@ def test_a_submitted_job_scores_on_the_cluster_it_was_submitted_to(head, classif
     assert run.returncode == 0, run.stdout
     assert "succeeded" in run.stdout
     assert "rows" in run.stdout, "the job's own lines come back"
+    assert not unexpected(run.stdout, submitted=True)
     counts = read_json(f"{output}.run/run.json")["counts"]
     assert counts["rows"] == read_json(f"{prepared}/run.json")["counts"]["kept"]["valid"]
 

@@ -1,4 +1,4 @@
-"""What `score` leaves reads as one table in the usual libraries, with kept columns and a submission."""
+"""What `score` leaves reads as one table in common libraries, with kept columns and a submission."""
 
 import csv
 import dataclasses

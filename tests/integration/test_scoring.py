@@ -19,8 +19,9 @@ from wsdm_ray.config import Columns
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, RunMismatchError, StorageError
 from wsdm_ray.scoring.encode import encode_unit
 from wsdm_ray.scoring.pipeline import check, execute, score
-from wsdm_ray.scoring.plan import WorkUnit
 from wsdm_ray.scoring.replica import Replica
+
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 RENAMED = Columns(id="key", prompt="question", response_a="left", response_b="right")
 
@@ -47,9 +48,7 @@ def test_a_row_that_cannot_be_scored_carries_its_error(scored):
     assert rows[9]["prob_a"] == 0.5  # two equal responses
 
 
-def test_neighbours_batches_files_and_replicas_change_nothing(
-    ray_session, scored, pairs, classifier, tmp_path
-):
+def test_neighbours_batches_files_and_replicas_change_nothing(scored, pairs, classifier, tmp_path):
     order = np.random.default_rng(0).permutation(120)
     pq.write_table(pairs.take(order), tmp_path / "shuffled.parquet")
     score(
@@ -69,7 +68,7 @@ def test_neighbours_batches_files_and_replicas_change_nothing(
             assert row["tokens"] == expected[row["id"]]["tokens"]
 
 
-def test_adaptive_orders_of_two_models_beside_one_base(ray_session, scored, classifier, source, tmp_path):
+def test_adaptive_orders_of_two_models_beside_one_base(scored, classifier, source, tmp_path):
     """Both models are the same, so that what they give together is what one gives."""
     given = score_config(
         classifier, source, tmp_path / "out", model=(str(classifier),) * 2, model_weights=(2.0, 1.0),
@@ -98,11 +97,11 @@ def test_adaptive_orders_of_two_models_beside_one_base(ray_session, scored, clas
         score(dataclasses.replace(given, adaptive_threshold=0.1))
 
 
-def test_scoring_goes_on_whatever_a_batch_fails_of(ray_session, scored, classifier, source, pairs, tmp_path):
+def test_scoring_goes_on_whatever_a_batch_fails_of(scored, classifier, source, pairs, tmp_path):
     """Too little memory for most passes, a row that fails alone, and one that takes its GPU with it."""
     given = score_config(classifier, source, tmp_path / "out")
     checked = check(given)
-    table = encode_unit(WorkUnit(0, str(source / "a.parquet"), 0, 50), checked.replica.models, given.columns)
+    table = encode_unit(dataclasses.replace(checked.plan.units[0], rows=50), checked.replica.models)
     fails, kills = (table["prefix_0"][row].values.to_numpy() for row in (20, 30))
 
     class Breaking(Replica):
@@ -152,16 +151,16 @@ def test_scoring_goes_on_whatever_a_batch_fails_of(ray_session, scored, classifi
     assert [path.name for path in (tmp_path / "out.run").iterdir()] == ["run.json"]
 
 
-def test_fewer_tokens_than_in_training(ray_session, classifier, source, tmp_path):
+def test_fewer_tokens_than_in_training(classifier, source, tmp_path):
     asked = score_config(classifier, source, tmp_path / "out", max_tokens=64)
-    models = check(asked).replica.models
-    table = encode_unit(WorkUnit(0, str(source / "a.parquet"), 0, 50), models, asked.columns)
+    checked = check(asked)
+    table = encode_unit(dataclasses.replace(checked.plan.units[0], rows=50), checked.replica.models)
     lengths = [len(a) + len(b) for a, b in zip(table["prefix_0"], table["suffix_ab_0"], strict=True)]
     assert max(lengths) == 64
     assert max(table["cut_0"].to_pylist()) > 0
 
 
-def test_a_run_goes_on_with_the_units_that_are_missing(scored, classifier, source, tmp_path, ray_session):
+def test_a_run_goes_on_with_the_units_that_are_missing(scored, classifier, source, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(scored, output)
     whole = {path.name: path.read_bytes() for path in output.glob("part-*")}
@@ -178,7 +177,7 @@ def test_a_run_goes_on_with_the_units_that_are_missing(scored, classifier, sourc
 
 
 def test_a_part_that_is_lost_spoilt_or_of_another_unit_is_scored_again(
-    scored, classifier, source, tmp_path, ray_session, caplog
+    scored, classifier, source, tmp_path, caplog
 ):
     output = tmp_path / "out"
     shutil.copytree(scored, output)
@@ -194,28 +193,39 @@ def test_a_part_that_is_lost_spoilt_or_of_another_unit_is_scored_again(
     assert "part-000005.parquet: is not the part of that number" in caplog.text
 
 
-def test_a_killed_replica_is_replaced_and_no_row_is_lost(
-    ray_session, scored, classifier, source, pairs, tmp_path
+def test_a_run_goes_on_with_the_units_that_are_missing_and_a_killed_replica_is_replaced(
+    scored, classifier, source, pairs, tmp_path
 ):
-    """The replica waits in its fourth unit until it is killed, so that the run cannot be over by then."""
-    output, gate, failed = tmp_path / "out", tmp_path / "killed", []
+    """The replica waits in its third unit until it is killed, so that the run cannot be over by then."""
+    output, gate, ended = tmp_path / "out", tmp_path / "killed", []
+    shutil.copytree(scored, output)
+    whole = {path.name: path.read_bytes() for path in output.glob("part-*")}
+    # As a run leaves it that died after some units: its marker, and no run.json.
+    run = json.loads((output / "run.json").read_text())
+    (output / "run.json").unlink()
+    (output / "_run.json").write_text(json.dumps({"job": "score", "fingerprint": run["fingerprint"]}))
+    for number in (1, 2, 4, 5, 7, 8):
+        (output / f"part-{number:06d}.parquet").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
 
-    def run() -> None:
+    def go_on() -> None:
         try:
-            execute(check(score_config(classifier, source, output)), gated_replica(3, str(gate)))
+            given = score_config(classifier, source, output)
+            ended.append(execute(check(given), gated_replica(2, str(gate))))
         except BaseException as error:
-            failed.append(error)
+            ended.append(error)
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=go_on)
     thread.start()
-    wait_for(lambda: failed or len(list(output.glob("part-*"))) == 3)
-    assert not failed
+    wait_for(lambda: ended or len(list(output.glob("part-*"))) == 5)
+    assert not ended
     os.kill(wait_for(lambda: pids_of("GatedReplica"))[0], signal.SIGKILL)
     gate.touch()
     thread.join()
-    assert not failed
+    assert ended[0]["counts"] == run["counts"] | {"resumed_units": 3}
+    assert {path.name: path.read_bytes() for path in output.glob("part-*")} == whole
+    assert {name: (output / name).stat().st_mtime_ns for name in before} == before
     assert read(output)["id"].to_pylist() == pairs["id"].to_pylist()
-    assert read(output).equals(read(scored))
     assert not [path for path in output.iterdir() if path.name.endswith(".tmp") and path.name[0] != "."]
 
 
@@ -235,14 +245,14 @@ def test_another_run_in_the_folder_is_refused_by_name(scored, classifier, source
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing(ray_session, classifier, source, tmp_path, capsys):
+def test_a_dry_run_prints_the_plan_and_writes_nothing(classifier, source, tmp_path, capsys):
     figures = score(score_config(classifier, source, tmp_path / "out", dry_run=True))
     assert (figures["rows"], figures["units"]) == (120, 9)
     assert "120" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
-def test_one_ordering_of_mapped_columns(ray_session, scored, classifier, pairs, tmp_path):
+def test_one_ordering_of_mapped_columns(scored, classifier, pairs, tmp_path):
     renamed = pairs.rename_columns([RENAMED.id, RENAMED.prompt, RENAMED.response_a, RENAMED.response_b])
     pq.write_table(renamed.append_column("note", pa.array(["x"] * 120)), tmp_path / "in.parquet")
     given = tmp_path / "in.parquet"
@@ -258,7 +268,7 @@ def test_one_ordering_of_mapped_columns(ray_session, scored, classifier, pairs, 
     assert 1 / (1 + np.exp(-logits[:7])) == pytest.approx(found["prob_a"].to_numpy()[:7], abs=1e-6)
 
 
-def test_an_error_within_a_replica_comes_back_as_itself(ray_session, classifier, source, tmp_path):
+def test_an_error_within_a_replica_comes_back_as_itself(classifier, source, tmp_path):
     broken = tmp_path / "model"
     shutil.copytree(classifier, broken, ignore=shutil.ignore_patterns("_checkpoints"))
     (broken / "adapter_config.json").write_text("{")
@@ -266,9 +276,7 @@ def test_an_error_within_a_replica_comes_back_as_itself(ray_session, classifier,
         score(score_config(broken, source, tmp_path / "out"))
 
 
-def test_what_cannot_be_done_is_refused_at_the_start(
-    ray_session, classifier, int8_base, source, pairs, tmp_path
-):
+def test_what_cannot_be_done_is_refused_at_the_start(classifier, int8_base, source, pairs, tmp_path):
     (tmp_path / "text.parquet").write_text("no parquet at all")
     pq.write_table(pairs.drop_columns(["response_b"]), tmp_path / "less.parquet")
     pq.write_table(pairs.slice(0, 0), tmp_path / "none.parquet")

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import _main as main
 from tests.integration.servers import ACCESS_KEY, SECRET_KEY, free_ports
 from wsdm_ray import storage
 from wsdm_ray.errors import DataError, StorageError
@@ -156,7 +157,7 @@ def test_wrong_key_is_named_and_no_secret_shown(s3_bucket):
             [sys.executable, "-c", code, path], env=environment, capture_output=True, text=True, timeout=60
         )
         last = run.stderr.splitlines()[-1]
-        assert last.endswith(f"StorageError: {path}: permission denied; check the credentials")
+        assert f"StorageError: {path}: permission denied; check the credentials; FSSPEC_S3_ANON=true" in last
         assert secret not in run.stderr
 
 
@@ -171,6 +172,7 @@ def test_endpoint_that_is_down_is_one_line(store_ports):
     assert run.returncode == 1
     (line,) = run.stderr.splitlines()
     assert line.startswith("error: s3://bucket/")
+    assert "AWS_ENDPOINT_URL is the endpoint" in line
     assert line.endswith("check the bucket, the credentials and the endpoint")
     assert SECRET_KEY not in line
 
@@ -194,7 +196,7 @@ def test_gcs_endpoint_that_is_down_is_one_line(store_ports, monkeypatch, caplog)
     assert not caplog.records
 
 
-def test_prepare_and_evaluate(bucket, tiny_votes, tmp_path):
+def test_prepare_and_evaluate(bucket, tiny_votes, capsys):
     """Raw votes in a bucket -> shards -> (predictions of an oracle) -> a report, all in the bucket."""
     raw = pq.read_table(storage.list_files(str(tiny_votes)))
     storage.write_parquet(f"{bucket}/raw/votes.parquet", raw)
@@ -209,12 +211,11 @@ def test_prepare_and_evaluate(bucket, tiny_votes, tmp_path):
     )
     assert 100 < len(valid) < len(raw)
 
-    again = run_job("prepare", *arguments)
-    assert again.returncode == 0, again.stderr
+    assert main.run_job("prepare", arguments) == 0
     assert storage.read_json(f"{bucket}/data/run.json") == counts, "finished work is not done again"
-    other = run_job("prepare", *arguments, "--seed", "1")
-    assert other.returncode == 1
-    assert "options.seed: 0 -> 1" in other.stderr.splitlines()[-1]
+    capsys.readouterr()
+    assert main.run_job("prepare", [*arguments, "--seed", "1"]) == 1
+    assert "options.seed: 0 -> 1" in capsys.readouterr().err.splitlines()[-1]
 
     best = dict(zip(raw["id"].to_pylist(), raw["best_prob_a"].to_pylist(), strict=True))
     prob = np.array([best[row] for row in valid["id"].to_pylist()], np.float32)

@@ -11,27 +11,31 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import ray
-from safetensors.torch import load_file
 
-from tests.integration.conftest import train_config
+from tests.integration.conftest import metrics_of, train_config
 from tests.integration.gates import gated_work, pids_of, wait_for
+from tests.integration.lines import unexpected
 from wsdm_ray.errors import ClusterError, ModelError, RunMismatchError, StorageError, WsdmRayError
-from wsdm_ray.training import progress, runner
+from wsdm_ray.failures import WorkerDefectError
+from wsdm_ray.training import progress, ray_train
+from wsdm_ray.training.progress import StepProgress
 from wsdm_ray.training.runner import train
 
-pytestmark = pytest.mark.timeout(1800)  # ends a test that hangs; a busy machine takes minutes a test
+pytestmark = [
+    pytest.mark.usefixtures("ray_session"),
+    pytest.mark.timeout(1800),  # ends a test that hangs; a busy machine takes minutes a test
+]
 
 ROOT = Path(__file__).parents[2]
 GATED_JOB = """
 import runpy
 from tests.integration.gates import gated_work
-from wsdm_ray.training import runner
+from wsdm_ray.training import ray_train
 
-runner.work = gated_work({gates!r})
+ray_train.work = gated_work({gates!r})
 runpy.run_module("jobs.train", run_name="__main__", alter_sys=True)
 """
 
@@ -114,24 +118,6 @@ def test_a_finished_run_is_not_done_again_and_a_changed_one_is_refused(classifie
         train(train_config(int8_base, prepared, classifier, seed=1))
 
 
-def test_two_workers_agree_with_one(classifier, int8_base, prepared, tmp_path):
-    """Steps of the same pairs: only the order in which gradients are added up differs."""
-    two = train(train_config(int8_base, prepared, tmp_path / "two", num_workers=2))
-    of = [metrics_of(folder) for folder in (classifier, tmp_path / "two")]
-    files = (folder / "adapter_model.safetensors" for folder in (classifier, tmp_path / "two"))
-    one, other = map(load_file, files)
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():  # a step moves them by up to 3e-3
-        apart = (other[name] - tensor).abs()
-        assert float(apart.max()) <= 1e-4, name
-        assert float(apart.mean()) <= 1e-6, name
-    assert [row["pairs"] for row in of[0]] == [row["pairs"] for row in of[1]]
-    assert [row["loss"] for row in of[0]] == pytest.approx([row["loss"] for row in of[1]], abs=1e-6)
-    assert json.loads((classifier / "run.json").read_text())["metrics"]["valid_log_loss"] == pytest.approx(
-        two["metrics"]["valid_log_loss"], abs=1e-4
-    )
-
-
 def test_killed_processes_change_nothing(classifier, monkeypatch, int8_base, prepared, tmp_path):
     """A worker, then the controller, between two steps; what a checkpoint has is not done again.
 
@@ -140,7 +126,7 @@ def test_killed_processes_change_nothing(classifier, monkeypatch, int8_base, pre
     output = tmp_path / "model"
     victims = {"RayTrainWorker": tmp_path / "worker-killed", "TrainController": tmp_path / "other-killed"}
     gates = dict(zip((4, 6), map(str, victims.values()), strict=True))
-    monkeypatch.setattr(runner, "work", gated_work(gates))
+    monkeypatch.setattr(ray_train, "work", gated_work(gates))
     failed: list[BaseException] = []
 
     def run() -> None:
@@ -195,14 +181,15 @@ def test_a_killed_job_goes_on_where_it_was(classifier, int8_base, prepared, tmp_
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert second.returncode == 0, second.stderr[-2000:]
-    assert "steps 5 to 8" in second.stderr + second.stdout, "the first was killed after step 4"
+    said = second.stderr + second.stdout
+    assert "resuming from step 4 of 8" in said, "the first was killed after step 4"
+    assert "steps 5 to 8" in said
+    assert not unexpected(said)
     assert weights(output) == weights(classifier)
     assert "<svg" in (output / "training.html").read_text()
 
 
-def test_what_cannot_be_done_is_refused_before_anything_starts(
-    ray_session, int8_base, tiny_model, prepared, tmp_path
-):
+def test_what_cannot_be_done_is_refused_before_anything_starts(int8_base, tiny_model, prepared, tmp_path):
     given = train_config(int8_base, prepared, tmp_path / "model")
     for changes, kind, message in (
         ({"num_workers": 99}, ClusterError, r"2 CPUs and 0 GPUs: too small for 99 workers.*--num-workers"),
@@ -221,7 +208,7 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(
     assert not (tmp_path / "model").exists()
 
 
-def test_an_injected_nan_stops_the_run_with_the_step_and_the_ids(ray_session, int8_base, prepared, tmp_path):
+def test_an_injected_nan_stops_the_run_with_the_step_and_the_ids(int8_base, prepared, tmp_path):
     given = train_config(int8_base, prepared, tmp_path / "model")
     wild = dataclasses.replace(given.optimizer, learning_rate=1e30, warmup_fraction=0.0)
     with pytest.raises(
@@ -230,26 +217,65 @@ def test_an_injected_nan_stops_the_run_with_the_step_and_the_ids(ray_session, in
         train(dataclasses.replace(given, optimizer=wild))
 
 
-def test_the_bar_follows_the_first_worker(ray_session, monkeypatch):
-    seen: list[tuple[int, int]] = []
+def test_a_defect_in_one_of_two_workers_ends_the_run_at_once(monkeypatch, int8_base, prepared, tmp_path):
+    """The other one waits for it, and Ray Train would begin anew three times."""
+    tries = tmp_path / "tries"
+    tries.mkdir()
 
-    @contextlib.contextmanager
-    def recorder(what: str, total: int):
-        assert (what, total) == ("train", 100)
-        yield SimpleNamespace(advance=lambda pairs, tokens: seen.append((pairs, tokens)))
+    def broken_work(arguments):
+        import uuid
+
+        import torch
+
+        from wsdm_ray.training import worker
+        from wsdm_ray.training.loop import Trainer
+
+        def train_step(trainer, *batch):
+            if trainer.group.is_first:
+                (tries / uuid.uuid4().hex).touch()
+                return trainer.no_such_name
+            return trainer.group.all_reduce(torch.zeros(1))
+
+        Trainer.train_step = train_step
+        return worker.work(arguments)
+
+    monkeypatch.setattr(ray_train, "work", broken_work)
+    with pytest.raises(WorkerDefectError) as caught:
+        train(train_config(int8_base, prepared, tmp_path / "model", num_workers=2))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "AttributeError: 'Trainer' object has no attribute 'no_such_name'"
+    assert len(list(tries.iterdir())) == 1
+
+
+def test_the_bar_follows_the_first_worker(monkeypatch):
+    seen: list[tuple[int, str]] = []
+
+    class Recorder:
+        def __init__(self, name: str, total: int, unit: str):
+            assert (name, total, unit) == ("train", 100, "steps")
+
+        def show(self, done: int, text: str) -> None:
+            if (done, text) not in seen:
+                seen.append((done, text))
+
+        def close(self) -> None:
+            seen.append((-1, "closed"))
+
+    def after(step: int) -> StepProgress:
+        return StepProgress(
+            step=step, loss=0.5, accuracy=0.75, learning_rate=0.0, grad_norm=0.0, tokens_per_second=0.0,
+            pairs_per_second=0.0, seconds_left=7.0,
+        )  # fmt: skip
 
     monkeypatch.setattr(progress, "in_terminal", lambda: True)
-    monkeypatch.setattr(progress, "track_rows", recorder)
+    monkeypatch.setattr(progress, "Display", Recorder)
     with progress.show_progress(100) as actor:
-        ray.get(actor.update.remote(10, 500))
-        wait_for(lambda: seen)
-        ray.get(actor.update.remote(30, 900))
+        ray.get(actor.update.remote(after(10)))
         wait_for(lambda: len(seen) == 2)
-    assert seen == [(10, 500), (20, 400)]
-
-
-def metrics_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        ray.get(actor.update.remote(after(30)))
+    text = "loss 0.5000 accuracy 0.750 ETA 7 s"
+    assert seen == [(0, "starting"), (10, text), (30, text), (-1, "closed")]
 
 
 def steps_kept(folder: Path, beyond: list[dict]) -> list[dict]:

@@ -1,10 +1,12 @@
-"""What unit tests share: a tiny tokenizer, tiny random models of every family. Made when asked for."""
+"""What unit tests share: a tiny tokenizer, tiny random models, a hub. Made when asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from tests.unit.hub_server import FakeHub
 
 if find_spec("hypothesis"):  # `make test-gpu` does without
     from hypothesis import settings
@@ -52,3 +54,25 @@ def family_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         return path
 
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub that the library asks, with an empty cache and no token."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    from wsdm_ray.storage import hub as module
+
+    server = FakeHub()
+    monkeypatch.setenv("HF_ENDPOINT", server.address)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", module.OFFLINE_BY_US):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.chdir(tmp_path)
+    module.commit_of.cache_clear()
+    yield server
+    module.commit_of.cache_clear()
+    close_session()
+    server.close()

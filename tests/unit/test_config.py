@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import math
+import os
 
 import pytest
 
+from jobs._options import options_of
 from wsdm_ray import config
+from wsdm_ray.config.checks import PATHS
 from wsdm_ray.errors import ConfigError
 
 REQUIRED = {
@@ -38,6 +41,41 @@ def test_empty_path_is_refused(cls):
         for empty in ("", ()) if isinstance(value, tuple) else ("",):
             with pytest.raises(ConfigError, match=f"--{name} .*must be given"):
                 cls(**(REQUIRED[cls] | {name: empty}))
+
+
+PATH_FIELDS = [
+    (cls, name)
+    for cls in [*REQUIRED, config.ObjectiveConfig]
+    for name in sorted(PATHS & {field.name for field in dataclasses.fields(cls)})
+]
+
+
+def test_every_option_that_takes_a_path_is_known_as_one():
+    shown = {
+        option.flag.split(".")[-1].strip("-")
+        for cls in REQUIRED
+        for option in options_of(cls)
+        if option.takes_path
+    }
+    assert shown == PATHS
+    assert len(PATH_FIELDS) > 20
+
+
+@pytest.mark.parametrize(("cls", "name"), PATH_FIELDS, ids=lambda value: getattr(value, "__name__", value))
+def test_a_path_may_begin_with_a_home_folder(monkeypatch, cls, name):
+    monkeypatch.setenv("HOME", "/home/me")
+    several = "tuple" in str(cls.__dataclass_fields__[name].type)
+    extra = {"precision": "w8a8-int8"} if name == "calibrate" else {}
+    for given, expected in (
+        ("~/x", "/home/me/x"),
+        ("~", "/home/me"),
+        ("~root/x", os.path.expanduser("~root/x")),
+        ("s3://b/~/x", "s3://b/~/x"),
+        ("a/~/x", "a/~/x"),
+    ):
+        values = REQUIRED.get(cls, {}) | extra | {name: (given,) if several else given}
+        found = getattr(cls(**values), name)
+        assert (found[0] if several else found) == expected
 
 
 WRONG = [

@@ -97,8 +97,21 @@ def test_links_and_anchors_resolve(page: Path):
             assert anchor in anchors(linked), f"{target}: no such heading"
 
 
+@pytest.fixture
+def option_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with the files of options that the pages show, `# NAME` first, and a run.json."""
+    monkeypatch.chdir(tmp_path)
+    for page in GUIDES:
+        for block in fences(page, "yaml"):
+            Path(block.split("\n")[0].removeprefix("# ")).write_text(block)
+    Path("model").mkdir()
+    Path("model/run.json").write_text(
+        '{"job": "train", "config": {"base": "b", "train": ["t"], "output": "o"}}'
+    )
+
+
 @pytest.mark.parametrize(("job", "arguments"), COMMANDS)
-def test_commands_parse_without_an_old_name(job: str, arguments: list[str], capsys):
+def test_commands_parse_without_an_old_name(option_files, job: str, arguments: list[str], capsys):
     parse(JOBS[job].config_type(), arguments)
     assert capsys.readouterr().err == ""  # a line for each old name
 

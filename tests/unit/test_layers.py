@@ -248,9 +248,9 @@ def test_the_help_of_a_job_loads_no_model_library(job):
     assert run.stderr.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("job", ["arena", "prepare", "ensemble", "evaluate"])
-def test_jobs_that_need_no_model_load_none(job):
-    """They run where neither torch nor ray is installed."""
+@pytest.mark.parametrize("job", ["arena", "prepare", "ensemble", "evaluate", "train", "score", "pseudolabel"])
+def test_jobs_load_no_model_library_before_they_need_one(job):
+    """Those that need none run where neither torch nor ray is installed; the others check paths first."""
     code = f"""
 import importlib, sys
 from jobs._registry import JOBS

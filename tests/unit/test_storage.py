@@ -172,7 +172,19 @@ def test_errors_name_the_path_on_one_line(tmp_path, content, read, error, messag
 
 @pytest.mark.parametrize(
     ("path", "remedy"),
-    [("/f", "file's owner and mode"), ("s3://b/f", "credentials"), ("gs://b/f", "credentials")],
+    [
+        ("/f", "file's owner and mode"),
+        (
+            "s3://b/f",
+            "credentials; FSSPEC_S3_ANON=true reads a public bucket, FSSPEC_S3_REQUESTER_PAYS=true one whose "
+            "user pays",
+        ),
+        (
+            "gs://b/f",
+            "credentials; FSSPEC_GS_TOKEN=anon reads a public bucket, FSSPEC_GS_REQUESTER_PAYS=PROJECT one "
+            "whose user pays",
+        ),
+    ],
 )
 def test_no_permission(path, remedy):
     with pytest.raises(StorageError) as caught, storage.errors_for(path):
@@ -196,6 +208,54 @@ def test_what_a_disk_refuses(number, remedy):
         raise OSError("no") if number is None else OSError(number, "no")
     assert str(caught.value).startswith("/f: ")
     assert str(caught.value).endswith(f"; {remedy}")
+
+
+@pytest.mark.parametrize(
+    ("path", "said", "hint"),
+    [
+        (
+            "s3://b/f",
+            "NoCredentialsError: Unable to locate credentials",
+            "set AWS_PROFILE, or AWS_ACCESS_KEY_ID",
+        ),
+        (
+            "s3://b/f",
+            "PermanentRedirect: use the endpoint of",
+            "set AWS_REGION to the bucket's region, and AWS_EN",
+        ),
+        (
+            "s3://b/f",
+            "AuthorizationHeaderMalformed: the region 'us-east-1' is wrong",
+            "set AWS_REGION to the b",
+        ),
+        ("s3://b/f", "Could not connect to the endpoint URL", "AWS_ENDPOINT_URL is the endpoint"),
+        (
+            "gs://b/f",
+            "Anonymous caller does not have storage.objects.get",
+            "run `gcloud auth application-default",
+        ),
+        ("gs://b/f", "Bucket is a requester pays bucket but no user project", "FSSPEC_GS_TOKEN=anon reads"),
+        ("s3://b/f", "InvalidArgument", "check the bucket"),
+    ],
+)
+def test_a_stores_error_names_what_helps(path, said, hint):
+    with pytest.raises(StorageError) as caught, storage.errors_for(path):
+        raise OSError(errno.EINVAL, said)
+    assert f"; {hint}" in str(caught.value)
+    assert str(caught.value).endswith("check the bucket, the credentials and the endpoint")
+
+
+def test_stores_are_reached_without_credentials_where_the_environment_says_so():
+    """By fsspec, which reads its variables when it is imported."""
+    code = (
+        "from wsdm_ray.storage import filesystem\n"
+        "s3, gs = (filesystem(f'{scheme}://bucket/key')[0] for scheme in ('s3', 'gs'))\n"
+        "print(s3.anon, s3.req_kw, gs.storage_options['token'], gs.requester_pays)"
+    )
+    names = {"FSSPEC_S3_ANON": "true", "FSSPEC_S3_REQUESTER_PAYS": "true", "FSSPEC_GS_TOKEN": "anon"}
+    environment = os.environ | names | {"FSSPEC_GS_REQUESTER_PAYS": "project"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.stdout == "True {'RequestPayer': 'requester'} anon project\n", run.stderr
 
 
 def test_no_space_for_what_is_fetched():

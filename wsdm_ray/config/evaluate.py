@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from wsdm_ray.config.checks import check, check_paths, check_positive, check_seed, expand_home
-from wsdm_ray.config.data import Columns
+from wsdm_ray.config.data import Columns, VoteFormat
 from wsdm_ray.config.submission import SubmissionConfig
 
 __all__ = ["EnsembleConfig", "EvaluateConfig", "QuickstartConfig"]
@@ -28,8 +28,12 @@ class EnsembleConfig(SubmissionConfig):
     """Divisor of the log-odds of the mean; by default 1, or fitted if --votes is given."""
     keep_columns: tuple[str, ...] = ()
     """Other columns of the first set to copy to the result. Example: --keep-columns language"""
+    format: VoteFormat = "canonical"
+    """The published data set whose columns and conventions the votes have; canonical takes `--columns`."""
     columns: Columns = field(default_factory=Columns)
     """The votes' own column names. Example: --columns.winner label"""
+    make_ids: bool = False
+    """Make ids from file name and row number for votes without ids, as `score --make-ids` does."""
     restart: bool = False
     """Delete what the output folder holds and start over."""
 
@@ -56,8 +60,9 @@ class EnsembleConfig(SubmissionConfig):
 class EvaluateConfig:
     """Compare predictions with votes."""
 
-    predictions: str
-    """Output folder of `score`. Example: --predictions predictions"""
+    predictions: tuple[str, ...]
+    """Output folders of `score` or `ensemble`; further ones are compared with the first, row by row.
+    Example: --predictions predictions"""
     votes: tuple[str, ...]
     """Canonical shards with the votes: files, folders or globs. Example: --votes data/valid"""
     output: str
@@ -68,13 +73,23 @@ class EvaluateConfig:
     """The most log loss, in nats, that the threshold recommended for `score --orders adaptive` may cost."""
     seed: int = 0
     """Seed of the bootstrap."""
+    format: VoteFormat = "canonical"
+    """The published data set whose columns and conventions the votes have; canonical takes `--columns`."""
     columns: Columns = field(default_factory=Columns)
     """The votes' own column names. Example: --columns.winner label"""
+    make_ids: bool = False
+    """Make ids from file name and row number for votes without ids, as `score --make-ids` does."""
 
     def __post_init__(self) -> None:
         expand_home(self)
         check_paths(predictions=self.predictions, votes=self.votes, output=self.output)
         check_seed(self.seed)
+        check(
+            len(set(self.predictions)) == len(self.predictions),
+            "predictions",
+            " ".join(self.predictions),
+            "different folders",
+        )
         check(self.bootstrap >= 20, "bootstrap", self.bootstrap, "at least 20")
         check(self.adaptive_tolerance >= 0, "adaptive_tolerance", self.adaptive_tolerance, "0 or more")
 

@@ -9,6 +9,7 @@ scripts stay. Not covered: rows that are duplicates of other rows, or whose prom
 (`splitting`).
 """
 
+import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
@@ -21,7 +22,7 @@ from wsdm_ray.inputs.faults import DIFFERENT_PROMPTS, MALFORMED, Fault
 from wsdm_ray.schema import MODEL_A, MODEL_B, TEXTS
 from wsdm_ray.text.normalize import fix_text
 
-__all__ = ["REASONS", "WINNERS", "Labelled", "clean_texts", "drop_reasons", "labels"]
+__all__ = ["REASONS", "WINNERS", "Labelled", "clean_texts", "drop_reasons", "labels", "probability_of_a"]
 
 REASONS = (
     "malformed",
@@ -38,15 +39,28 @@ REASONS = (
 )
 """Why a row is left out; a row has the first reason that applies."""
 
-WINNERS = {
-    **dict.fromkeys(("model_a", "winner_a", "winner_model_a", "response_a", "a"), 1.0),
-    **dict.fromkeys(("model_b", "winner_b", "winner_model_b", "response_b", "b"), 0.0),
-    **dict.fromkeys(
-        ("tie", "winner_tie", "draw", "tie (bothbad)", "tie (both bad)", "both_bad", "both bad", "bothbad"),
-        0.5,
+SPELLINGS = {
+    MODEL_A: (
+        *("model_a", "a", "response_a", "answer_a", "assistant_a", "output_a", "winner_a", "winner_model_a"),
+        *("model_1", "response_1", "first", "left", "leftvote", "a>b", "a>>b"),
+    ),
+    MODEL_B: (
+        *("model_b", "b", "response_b", "answer_b", "assistant_b", "output_b", "winner_b", "winner_model_b"),
+        *("model_2", "response_2", "second", "right", "rightvote", "b>a", "b>>a"),
+    ),
+    "tie": (
+        *("tie", "winner_tie", "tievote", "draw", "equal", "neither", "both", "a=b", "both_good", "bothgood"),
+        *("both_bad", "bothbad", "bothbad_vote", "tie_bothbad", "tie_both_bad", "tie_both_good"),
     ),
 }
-"""Spellings of a winner, in lower case, and the probability of response_a that each means."""
+"""Spellings of a winner, in lower case; `_` is white space, a hyphen or a bracket too: `Tie (both bad)`."""
+
+PROBABILITIES = {MODEL_A: 1.0, MODEL_B: 0.0, "tie": 0.5}
+WINNERS = {spelling: PROBABILITIES[winner] for winner, names in SPELLINGS.items() for spelling in names}
+"""The probability of response_a that each spelling means."""
+
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?|true|false")
+"""What different sets use with different meanings: 0 is response_a in one, response_b or a tie in another."""
 
 NOT_PLAIN = "[^\t\n\x0c\x20-\x25\x27-\x7e]"
 """What ftfy might change in ASCII: control characters, line ends with CR, escapes, `&` of HTML entities."""
@@ -83,15 +97,13 @@ def labels(table: pa.Table, path: str, ties: Literal["drop", "soft"]) -> Labelle
         row = int(bad.argmax())
         raise DataError(f"{path}: prob_a {prob[row]} (id {table['id'][row]}) is not within 0..1")
 
-    spelled = pc.utf8_lower(pc.utf8_trim_whitespace(winner))
-    spelled = pc.if_else(pc.equal(spelled, ""), pa.scalar(None, pa.string()), spelled)
+    spelled = plain_spelling(winner)
     names = pc.unique(spelled).to_pylist()
     unknown = [name for name in names if name is not None and name not in WINNERS]
     if unknown:
         row = pc.index(spelled, unknown[0]).as_py()
         raise DataError(
-            f"{path}: unknown winner {winner[row].as_py()!r} (id {table['id'][row]}); "
-            "give model_a, model_b or tie (or one of their usual spellings)"
+            f"{path}: unknown winner {winner[row].as_py()!r} (id {table['id'][row]}); {remedy(unknown[0])}"
         )
     voted = np.array([np.nan if name is None else WINNERS[name] for name in spelled.to_pylist()])
     tie = ~has_soft & (voted == 0.5)
@@ -103,6 +115,37 @@ def labels(table: pa.Table, path: str, ties: Literal["drop", "soft"]) -> Labelle
     if has_soft.any() or (ties == "soft" and tie.any()):
         table = put(table, "prob_a", pa.array(np.where(tie, 0.5, prob), mask=~(has_soft | tie)))
     return Labelled(table, ~has_soft & np.isnan(voted), tie & (ties == "drop"))
+
+
+def probability_of_a(table: pa.Table) -> np.ndarray:
+    """The label of each row as a probability that response_a wins: float64 [N].
+
+    Args:
+        table: of `labels`, without rows that have no label.
+    """
+    won = np.array([winner == MODEL_A for winner in table["winner"].to_pylist()], float)
+    if "prob_a" not in table.column_names:
+        return won
+    soft = table["prob_a"].to_numpy()
+    return np.where(np.isnan(soft), won, soft)
+
+
+def plain_spelling(winner: pa.Array) -> pa.Array:
+    """Winners as `WINNERS` spells them; null where one is null or blank."""
+    spelled = pc.utf8_lower(pc.utf8_trim_whitespace(winner))
+    spelled = pc.if_else(pc.equal(spelled, ""), pa.scalar(None, pa.string()), spelled)
+    return pc.utf8_trim(pc.replace_substring_regex(spelled, r"[\s_()\[\]-]+", "_"), characters="_")
+
+
+def remedy(spelled: str) -> str:
+    """What to do about an unknown winner."""
+    if NUMBER.fullmatch(spelled):
+        return (
+            "a number means different things in different sets: write model_a, model_b or tie, or give "
+            "--columns.prob-a=NAME where the column holds the probability that response_a wins"
+        )
+    known = "; ".join(f"{winner}: {', '.join(names[1:])}" for winner, names in SPELLINGS.items())
+    return f"give model_a, model_b or tie, or one of their spellings ({known})"
 
 
 def put(table: pa.Table, name: str, column: pa.Array) -> pa.Table:

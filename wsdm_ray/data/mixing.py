@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from wsdm_ray.data.splitting import group_digests
 from wsdm_ray.data.votes import Votes
 from wsdm_ray.errors import ConfigError, DataError
+from wsdm_ray.inputs.values import ids_of
 from wsdm_ray.storage import list_files, open_parquet
 
 __all__ = ["apply_mixture", "check_leakage", "read_teachers", "sample_weights"]
@@ -119,15 +120,12 @@ def read_teacher(folder: str, ids: pa.ChunkedArray) -> np.ndarray:
                 raise DataError(
                     f"{path}: no column {missing[0]}; --objective.teachers takes folders of `score`"
                 )
-            tables.append(file.read(["id", "prob_a"]))
-    try:
-        table = pa.concat_tables([table.cast(tables[0].schema) for table in tables])
-        index_N = pc.index_in(ids, table["id"].combine_chunks().cast(ids.type))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        kind = tables[0].schema.field("id").type
-        raise DataError(
-            f"{folder}: its ids are {kind}, those of the votes {ids.type}; they cannot be joined"
-        ) from error
+            part = file.read(["id", "prob_a"])
+        ids_of_part = ids_of(part["id"], path, 0).cast(pa.string())
+        tables.append(pa.table({"id": ids_of_part, "prob_a": part["prob_a"].cast(pa.float64())}))
+    table = pa.concat_tables(tables)
+    # As text: an id that one tool wrote as a number and another as text is the same id.
+    index_N = pc.index_in(ids.cast(pa.string()), table["id"].combine_chunks())
     if pc.count_distinct(table["id"]).as_py() < len(table):
         raise DataError(f"{folder}: holds an id twice; score it again")
     if index_N.null_count == len(ids):
@@ -135,6 +133,6 @@ def read_teacher(folder: str, ids: pa.ChunkedArray) -> np.ndarray:
             f"{folder}: has none of the ids to train on (its first is {table['id'][0]}, theirs {ids[0]}); "
             "give predictions on the train rows"
         )
-    prob_a = table["prob_a"].to_numpy().astype(np.float64)  # null, of a row with an error, becomes NaN
+    prob_a = table["prob_a"].to_numpy()  # null, of a row with an error, becomes NaN
     index = index_N.fill_null(0).to_numpy()
     return np.where(index_N.is_valid().to_numpy(), prob_a[index], np.nan)

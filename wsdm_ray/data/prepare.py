@@ -8,7 +8,6 @@ writes train/ and valid/ from the spilled rows.
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ import pyarrow as pa
 
 from wsdm_ray import storage
 from wsdm_ray.config import Columns, PrepareConfig
-from wsdm_ray.data.cleaning import REASONS, clean_texts, drop_reasons, labels
+from wsdm_ray.data.cleaning import REASONS, clean_texts, drop_reasons, labels, probability_of_a
 from wsdm_ray.data.shards import write_shards
+from wsdm_ray.data.spill import Spill
 from wsdm_ray.data.splitting import (
     among,
     choose_valid,
@@ -33,7 +33,6 @@ from wsdm_ray.inputs.faults import FaultCounts
 from wsdm_ray.inputs.files import InputFile, list_inputs
 from wsdm_ray.inputs.rows import Reading, read_rows
 from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, names_in, open_run, options
-from wsdm_ray.schema import MODEL_A
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.digests import digests
 
@@ -96,7 +95,7 @@ def write_splits(files: list[InputFile], config: PrepareConfig) -> dict[str, Any
         for split, mask in (("train", kept & ~valid), ("valid", valid)):
             if mask.any():
                 tables = spill.rows(mask)
-                write_shards(storage.join(config.output, split), spill.schema(), tables, config.shard_rows)
+                write_shards(storage.join(config.output, split), spill.schema, tables, config.shard_rows)
         return count(survey, kept, valid)
 
 
@@ -139,7 +138,7 @@ class Survey:
         self.parts = []
 
 
-def first_pass(files: list[InputFile], config: PrepareConfig, spill: "Spill") -> Survey:
+def first_pass(files: list[InputFile], config: PrepareConfig, spill: Spill) -> Survey:
     """Read, label and clean every row; spill those that may be kept."""
     survey = Survey()
     known = np.unique(prompt_digests(config.exclude))
@@ -158,7 +157,7 @@ def first_pass(files: list[InputFile], config: PrepareConfig, spill: "Spill") ->
             reasons = drop_reasons(table, labelled, faults)
             survey.dropped.update(REASONS[code] for code in reasons[reasons >= 0])
             table = table.filter(pa.array(reasons < 0))
-            part = pair_digests(table, prob_of(table))
+            part = pair_digests(table, probability_of_a(table))
             excluded = among(part[0], known)
             survey.dropped["excluded_prompt"] += int(excluded.sum())
             survey.parts.append(tuple(column[~excluded] for column in part))
@@ -174,15 +173,6 @@ def first_pass(files: list[InputFile], config: PrepareConfig, spill: "Spill") ->
 def reading_of(config: PrepareConfig) -> Reading:
     """How the input is read."""
     return Reading(format=config.format, columns=config.columns, make_ids=config.make_ids)
-
-
-def prob_of(table: pa.Table) -> np.ndarray:
-    """The label of each row as a probability of response_a (N,)."""
-    won = np.array([winner == MODEL_A for winner in table["winner"].to_pylist()], float)
-    if "prob_a" not in table.column_names:
-        return won
-    soft = table["prob_a"].to_numpy()
-    return np.where(np.isnan(soft), won, soft)
 
 
 def check_ids(survey: Survey, files: list[InputFile], config: PrepareConfig) -> None:
@@ -243,72 +233,3 @@ def show(counts: dict[str, Any]) -> None:
     logger.info("%12s texts mended", f"{counts['texts_fixed']:,}")
     if not counts["kept"]["valid"]:
         logger.warning("no rows in valid: --valid-fraction is 0, or there are too few prompt groups")
-
-
-class Spill:
-    """Tables on the local disk, each an Arrow stream of its own, since files may differ in other columns."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.places: list[tuple[int, int]] = []  # where each table begins, and its rows
-        self.schemas: dict[pa.Schema, str] = {}  # and the first file that has it
-        self.path.touch()
-
-    def add(self, table: pa.Table, source: str) -> None:
-        """Append a table that came from the file `source`."""
-        table = table.replace_schema_metadata(None)
-        self.schemas.setdefault(table.schema, source)
-        with storage.errors_for(str(self.path)), pa.OSFile(str(self.path), "ab") as file:
-            self.places.append((self.path.stat().st_size, len(table)))
-            with pa.ipc.new_stream(file, table.schema) as writer:
-                writer.write_table(table)
-
-    def schema(self) -> pa.Schema:
-        """One schema for all rows. Raises `DataError` for a column of types that do not go together."""
-        fields: dict[str, tuple[pa.Field, str]] = {}
-        for schema, source in self.schemas.items():
-            for field in schema:
-                if field.name not in fields:
-                    fields[field.name] = (field, source)
-                    continue
-                known, first = fields[field.name]
-                try:
-                    merged = pa.unify_schemas(
-                        [pa.schema([known]), pa.schema([field])], promote_options="permissive"
-                    )
-                except pa.ArrowException as error:
-                    raise DataError(
-                        f"column {field.name!r} is {known.type} in {first} but {field.type} in {source}; "
-                        "make the two files agree, or prepare them apart"
-                    ) from error
-                fields[field.name] = (merged.field(0), first)
-        order = [field.name for schema in self.schemas for field in schema]
-        return pa.schema([fields[name][0].with_nullable(True) for name in dict.fromkeys(order)])
-
-    def rows(self, mask: np.ndarray) -> Iterator[pa.Table]:
-        """The rows where `mask` (one value for each row that was added) is true, in order, in one schema."""
-        schema = self.schema()
-        start = 0
-        with pa.OSFile(str(self.path), "rb") as file:
-            for place, rows in self.places:
-                here = mask[start : start + rows]
-                start += rows
-                if not here.any():
-                    continue
-                file.seek(place)
-                with pa.ipc.open_stream(file) as reader:
-                    table = reader.read_all().filter(pa.array(here))
-                yield pa.table([column_of(table, field) for field in schema], schema=schema)
-
-
-def column_of(table: pa.Table, field: pa.Field) -> pa.Array | pa.ChunkedArray:
-    """The column of a table in the type that it has in the output; nulls where the table has none."""
-    if field.name not in table.column_names:
-        return pa.nulls(len(table), field.type)
-    try:
-        return table[field.name].cast(field.type)
-    except pa.ArrowException as error:
-        raise DataError(
-            f"column {field.name!r} is {table[field.name].type} in one file and {field.type} in another, "
-            f"and a value does not survive the change ({storage.reason(error)})"
-        ) from error

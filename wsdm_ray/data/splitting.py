@@ -1,3 +1,5 @@
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions at import)
 """Which rows are duplicates, whose prompts are known elsewhere, and which prompt groups go to valid.
 
 Pure functions on digests, but for the one that takes them from files. A digest is 16 bytes of BLAKE2b; many
@@ -9,10 +11,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from wsdm_ray import storage
 from wsdm_ray.data.cleaning import REASONS
 from wsdm_ray.errors import DataError
+from wsdm_ray.inputs.files import list_inputs, with_partitions
+from wsdm_ray.inputs.tables import read_tables
+from wsdm_ray.inputs.values import texts_of
 from wsdm_ray.text.digests import DIGEST, digest, digests
 from wsdm_ray.text.groups import prompt_group_key
 
@@ -43,34 +48,29 @@ def prompt_digests(paths: Sequence[str]) -> np.ndarray:
     time, so that memory holds 16 bytes a row.
 
     Args:
-        paths: parquet files, folders or globs.
+        paths: files, folders or globs.
 
     Raises:
-        DataError: a file is not parquet, has no column `prompt`, or a prompt is no text.
+        DataError: a file cannot be read, has no column `prompt`, or a prompt is no text.
         StorageError: a path is missing or cannot be read.
     """
     parts = [np.empty(0, DIGEST)]
-    for path in storage.list_files(paths):
-        with storage.open_parquet(path) as file:
-            names = file.schema_arrow.names
-            if "prompt" not in names:
-                raise DataError(f"{path}: no column 'prompt'; there are: {', '.join(names)}")
-            done = 0
-            try:
-                for batch in file.iter_batches(batch_size=1_000, columns=["prompt"]):
-                    prompts = batch.column(0).to_pylist()
-                    wrong = next((row for row, text in enumerate(prompts) if not isinstance(text, str)), None)
-                    if wrong is not None:
-                        raise DataError(
-                            f"{path}: the prompt of row {done + wrong} (counted from 0) is no text but "
-                            f"{prompts[wrong]!r}; make canonical shards with `python -m jobs.prepare`"
-                        )
-                    parts.append(group_digests(prompts))
-                    done += len(prompts)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    for file in list_inputs(paths):
+        done = 0
+        for part in read_tables(file.path, {"prompt"}):
+            table = with_partitions(part, file)
+            if "prompt" not in table.column_names:
+                there = ", ".join(table.column_names)
+                raise DataError(f"{file.path}: no column 'prompt'; there are: {there}")
+            prompts, _ = texts_of(table["prompt"], "prompt", file.path)
+            row = pc.index(prompts.is_null(), True).as_py()
+            if row >= 0:
                 raise DataError(
-                    f"{path}: cannot be read after row {done} ({storage.reason(error)})"
-                ) from error
+                    f"{file.path}: the prompt of row {done + row} (counted from 0) is null or not UTF-8; "
+                    "make canonical shards with `python -m jobs.prepare`"
+                )
+            parts.append(group_digests(prompts.to_pylist()))
+            done += len(table)
     return np.concatenate(parts)
 
 

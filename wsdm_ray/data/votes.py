@@ -6,9 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from wsdm_ray.data.cleaning import labels as labels_of
+from wsdm_ray.data.cleaning import probability_of_a
 from wsdm_ray.errors import DataError
+from wsdm_ray.inputs.files import list_inputs
+from wsdm_ray.inputs.rows import Reading, Rows, read_rows
 from wsdm_ray.schema import MODEL_A, MODEL_B, TEXTS
-from wsdm_ray.storage import list_files, open_parquet
 
 __all__ = ["NO_SOURCE", "Votes", "read_votes"]
 
@@ -48,44 +51,30 @@ class Votes:
 
 
 def read_votes(paths: Sequence[str]) -> Votes:
-    """All votes of canonical shards, in file order.
+    """All votes of `paths` (files, folders, globs), in file order.
 
     Raises:
-        DataError: a column is missing or of a wrong type, a text is null, a vote is neither model_a, model_b
-            nor a soft label in 0..1, or there are no rows. The first row at fault is named by its id.
+        DataError: a column is missing or of a wrong type, a text is null, a row has no winner (a tie has
+            none) and no soft label, an id stands twice, or there are no rows. The first row at fault is
+            named by its id.
     """
-    tables, labels, files = [], [], list_files(paths)
-    for path in files:
-        with open_parquet(path) as file:
-            names = file.schema_arrow.names
-            missing = [name for name in ("id", *TEXTS) if name not in names]
-            if missing or not {"winner", "prob_a"} & set(names):
-                what = ", ".join(missing) or "winner or prob_a"
-                raise DataError(
-                    f"{path}: no column {what}; make canonical shards with `python -m jobs.prepare`"
-                )
-            wanted = ("id", *TEXTS, "winner", "prob_a", "source")
-            table = file.read([name for name in wanted if name in names])
-        check_types(path, table)
-        for name in TEXTS:
-            if table.column(name).null_count:
-                row = int(np.argmax(table.column(name).is_null().to_numpy()))
-                raise DataError(
-                    f"{path}: {name} of id {table['id'][row]} is null; run `python -m jobs.prepare`"
-                )
-        labels.append(prob_a_of(path, table))
-        tables.append(table.select([name for name in ("id", *TEXTS, "source") if name in names]))
-    if not sum(len(table) for table in tables):
+    tables: list[pa.Table] = []
+    labels: list[np.ndarray] = []
+    tables_of: list[str] = []
+    for file in list_inputs(paths):
+        for rows in read_rows(file, Reading()):
+            check_texts(file.path, rows)
+            table = rows.table
+            labels.append(prob_a_of(file.path, table))
+            wanted = [name for name in ("id", *TEXTS, "source") if name in table.column_names]
+            tables.append(table.select(wanted))
+            tables_of.append(file.path)
+    if not tables:
         raise DataError(f"{paths[0]}: holds no votes")
-    check_unique(files, tables)
-    try:
-        # One chunk with 64-bit offsets: a step's rows are then taken without copying the rest.
-        table = pa.concat_tables(
-            [wide(table) for table in like_ids(tables)], promote_options="permissive"
-        ).combine_chunks()
-        return Votes(table, np.concatenate(labels))
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"{paths[0]}: files of different types ({error}); prepare them in one run") from error
+    check_unique(tables_of, tables)
+    # One chunk with 64-bit offsets: a step's rows are then taken without copying the rest.
+    table = pa.concat_tables([wide(table) for table in like_ids(tables)], promote_options="permissive")
+    return Votes(table.combine_chunks(), np.concatenate(labels))
 
 
 def like_ids(tables: list[pa.Table]) -> list[pa.Table]:
@@ -109,13 +98,15 @@ def check_unique(files: Sequence[str], tables: Sequence[pa.Table]) -> None:
             first_file[name] = path
 
 
-def check_types(path: str, table: pa.Table) -> None:
-    """Raise `DataError` where a text is no string or a soft label no number."""
-    number, text = (pa.types.is_integer, pa.types.is_floating), (pa.types.is_string, pa.types.is_large_string)
-    for name, fits, wanted in [*((name, text, "strings") for name in TEXTS), ("prob_a", number, "numbers")]:
-        kind = table.schema.field(name).type if name in table.column_names else pa.null()
-        if not (pa.types.is_null(kind) or any(of_kind(kind) for of_kind in fits)):
-            raise DataError(f"{path}: {name} holds {kind}, not {wanted}; run `python -m jobs.prepare`")
+def check_texts(path: str, rows: Rows) -> None:
+    """Raise `DataError` for the first row whose text is missing."""
+    remedy = "run `python -m jobs.prepare`"
+    for row, fault in sorted(rows.faults.items()):
+        raise DataError(f"{path}: id {rows.table['id'][row]}: {fault}; {remedy}")
+    for name in TEXTS:
+        if rows.table[name].null_count:
+            row = int(np.argmax(rows.table[name].is_null().to_numpy()))
+            raise DataError(f"{path}: {name} of id {rows.table['id'][row]} is null; {remedy}")
 
 
 def wide(table: pa.Table) -> pa.Table:
@@ -128,15 +119,8 @@ def wide(table: pa.Table) -> pa.Table:
 
 def prob_a_of(path: str, table: pa.Table) -> np.ndarray:
     """The label of each row: float64 [N] in 0..1. A soft label wins over a winner."""
-    labels = np.full(len(table), np.nan)
-    if "winner" in table.column_names:
-        winners = np.asarray(table.column("winner").to_pylist(), object)
-        labels = np.select([winners == MODEL_A, winners == MODEL_B], [1.0, 0.0], np.nan)
-    if "prob_a" in table.column_names:
-        soft = table.column("prob_a").to_numpy().astype(np.float64)
-        given = table.column("prob_a").is_valid().to_numpy()
-        labels = np.where(given, soft, labels)
-    wrong = np.flatnonzero(~((labels >= 0) & (labels <= 1)))
+    labelled = labels_of(table, path, "drop")
+    wrong = np.flatnonzero(labelled.no_label | labelled.tie)
     if len(wrong):
         row = table.slice(int(wrong[0]), 1).to_pylist()[0]
         label = ", ".join(f"{name} {row[name]!r}" for name in ("winner", "prob_a") if name in row)
@@ -144,4 +128,4 @@ def prob_a_of(path: str, table: pa.Table) -> np.ndarray:
             f"{path}: id {row['id']} has {label}; winner must be {MODEL_A} or {MODEL_B}, prob_a in 0..1 "
             "(run `python -m jobs.prepare`)"
         )
-    return labels
+    return probability_of_a(labelled.table)

@@ -22,9 +22,19 @@ from wsdm_ray.config import SUBMISSION_OPTIONS, EnsembleConfig
 from wsdm_ray.data.shards import write_shards
 from wsdm_ray.data.submission import TieVotes, check_submission, submit
 from wsdm_ray.errors import ConfigError, DataError
-from wsdm_ray.evaluation.join import check_columns, join_by_id, read_predictions, read_votes, shown
-from wsdm_ray.evaluation.report import decimals, percent
+from wsdm_ray.evaluation.fitting import shortage
+from wsdm_ray.evaluation.join import (
+    check_columns,
+    join_by_id,
+    read_predictions,
+    shown,
+    with_ids_of_one_type,
+)
+from wsdm_ray.evaluation.metrics import bootstrap_intervals
+from wsdm_ray.evaluation.pages import decimals, percent
+from wsdm_ray.evaluation.votes import read_votes
 from wsdm_ray.evaluation.weights import combine_sets, cross_fit, fit
+from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, open_run, options, versions
 from wsdm_ray.schema import LOGIT_COLUMNS, MODEL_A, MODEL_B, predictions_schema
 from wsdm_ray.statistics import (
@@ -39,6 +49,9 @@ __all__ = ["ensemble"]
 pc: Any = pyarrow.compute  # its functions are made at import, unseen by type checkers
 
 PART_ROWS = 20_000
+EQUAL_MEAN = "the equal mean"
+LEAST_DIFFERENCE = 1e-6
+"""Differences of log loss up to this, in nats, are rounding."""
 PROBABILITIES = ("prob_a", "prob_a_ab", "prob_a_ba")
 
 
@@ -83,6 +96,7 @@ def ensemble(config: EnsembleConfig) -> dict[str, Any]:
     else:
         run = finish_run(config.output, "ensemble", fingerprint, write_mean(config, sets))
     print_weights(run, config)
+    warn_of_worse(run)
     return run | {"submission": submit(config, config.output, ties)} if config.submission else run
 
 
@@ -99,8 +113,9 @@ def check(config: EnsembleConfig) -> tuple[PredictionSets, TieVotes | None, dict
     check_no_overlap(config.output, inputs)
     ties = check_submission(config, config.output, inputs)
     unused = ("predictions", "votes", "output", "restart", *SUBMISSION_OPTIONS)
-    if not config.keep_columns:  # runs of earlier versions do not name it
-        unused = (*unused, "keep_columns")
+    unused += () if config.keep_columns else ("keep_columns",)  # runs of earlier versions do not name these
+    unused += () if config.format != "canonical" else ("format",)
+    unused += () if config.make_ids else ("make_ids",)
     fingerprint = {
         "options": options(config, leave_out=unused),
         "predictions": {str(place): file_versions(files) for place, files in enumerate(set_files)},
@@ -184,14 +199,9 @@ def in_order_of(first: pa.Table, other: pa.Table, first_name: str, other_name: s
     """The rows of `other` in the order of the ids of `first`; ids are unique in both.
 
     Raises:
-        DataError: ids of different types, or ids that only one of the two has.
+        DataError: ids that only one of the two has.
     """
-    type_first, type_other = (table.schema.field("id").type for table in (first, other))
-    if type_first != type_other:
-        raise DataError(
-            f"ids are {type_first} in {first_name} ({shown(first['id'])}) and {type_other} in {other_name}"
-            f" ({shown(other['id'])}), so they cannot be joined; score inputs whose ids have one type"
-        )
+    first, other = with_ids_of_one_type([first, other])
     places = pc.index_in(first["id"], value_set=other["id"])
     missing = first["id"].filter(pc.is_null(places))
     extra = other["id"].filter(pc.invert(pc.is_in(other["id"], value_set=first["id"])))
@@ -237,6 +247,7 @@ def choose_combination(config: EnsembleConfig, sets: PredictionSets) -> Combinat
     if not config.votes:
         return Combination(equal_S if option_S is None else option_S, config.temperature or 1.0, None)
     prob_NS, label_N, groups_N = voted_rows(config, sets)
+    check_enough(config, groups_N)
     weights_S, temperature = fit(prob_NS, label_N, option_S, config.temperature)
     metrics: dict[str, Any] = {
         "rows": len(label_N),
@@ -247,6 +258,7 @@ def choose_combination(config: EnsembleConfig, sets: PredictionSets) -> Combinat
         "equal_mean": scores(combine_sets(prob_NS, equal_S, 1.0), label_N),
         "result": None,
         "cross_fitted": None,
+        "worse_than": [],
     }
     if fitted(config):
         result_N, halves = cross_fit(prob_NS, label_N, groups_N, option_S, config.temperature)
@@ -255,20 +267,66 @@ def choose_combination(config: EnsembleConfig, sets: PredictionSets) -> Combinat
         result_N = combine_sets(prob_NS, weights_S, temperature)
     if result_N is not None:
         metrics["result"] = scores(result_N, label_N)
+        alternatives = dict(zip(config.predictions, prob_NS.T, strict=True))
+        alternatives[EQUAL_MEAN] = combine_sets(prob_NS, equal_S, 1.0)
+        metrics["worse_than"] = worse_than(result_N, alternatives, label_N, groups_N)
     return Combination(weights_S, temperature, metrics)
+
+
+def check_enough(config: EnsembleConfig, groups_N: NDArray[np.uint64]) -> None:
+    """Raise `DataError` where weights or a temperature would be fitted on too few votes."""
+    too_few = shortage(groups_N)
+    if too_few and (free := fitted(config)):
+        options = " and ".join(f"--{name}" for name in free)
+        raise DataError(
+            f"{', '.join(config.votes)}: {too_few} to fit {' and '.join(free)}; give {options} yourself, or"
+            " leave out --votes"
+        )
+
+
+def worse_than(
+    result_N: Floats, alternatives: dict[str, Floats], label_N: Floats, groups_N: NDArray[np.uint64]
+) -> list[dict[str, Any]]:
+    """The alternatives whose log loss is lower than that of the result on these votes, the lowest first.
+
+    Returns:
+        `name`, and `difference` of the log losses with its `ci95` by prompt, of each.
+    """
+    found = []
+    for name, prob_N in alternatives.items():
+        more_N = cross_entropy(result_N, label_N) - cross_entropy(prob_N, label_N)
+        if more_N.mean() > LEAST_DIFFERENCE:
+            (interval,) = bootstrap_intervals(more_N[:, None], groups_N, resamples=1_000, seed=0)
+            found.append({"name": name, "difference": float(more_N.mean()), "ci95": interval})
+    return sorted(found, key=lambda one: -one["difference"])
+
+
+def warn_of_worse(run: dict[str, Any]) -> None:
+    """Say where the result is worse than doing without it."""
+    metrics = run["metrics"] or {}
+    for one in (metrics.get("worse_than") or [])[:1]:
+        fitted_on = " on prompts that it was not fitted on" if run["fitted"] else " on these votes"
+        ends = f" (95 %% interval {one['ci95'][0]:+.4f} to {one['ci95'][1]:+.4f})" if one["ci95"] else ""
+        logger.warning(
+            f"ensemble: the log loss of the result is higher than that of %s by %.4f{ends},{fitted_on};"
+            " it is written all the same: give other --weights and --temperature to write another",
+            one["name"],
+            one["difference"],
+        )
 
 
 def voted_rows(config: EnsembleConfig, sets: PredictionSets) -> tuple[Floats, Floats, NDArray[np.uint64]]:
     """Of the rows with a vote and no error: probabilities (N, S), labels (N,), hashes of the prompts (N,)."""
-    votes = read_votes(config.votes, config.columns)
+    votes = read_votes(
+        config.votes, Reading(format=config.format, columns=config.columns, make_ids=config.make_ids)
+    )
     joined = []
     for table in sets.tables:
         index = table.column_names.index("error")
         table = table.set_column(index, "error", sets.errors)
-        # Ids of other types, and votes that no set has, are errors of the join.
-        if table.schema.field("id").type == votes.schema.field("id").type:
-            table = table.filter(pc.is_in(table["id"], value_set=votes["id"]))
-        joined.append(join_by_id(table, votes))
+        table, of_votes = with_ids_of_one_type([table, votes])
+        # Votes that no set has are an error of the join.
+        joined.append(join_by_id(table.filter(pc.is_in(table["id"], value_set=of_votes["id"])), of_votes))
     return np.stack([rows.prob for rows in joined], axis=1), joined[0].label, joined[0].group
 
 

@@ -10,29 +10,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 import wsdm_ray
 from wsdm_ray.config import EvaluateConfig, to_dict
+from wsdm_ray.errors import DataError
 from wsdm_ray.evaluation.adaptive import adaptive
-from wsdm_ray.evaluation.join import Joined, join_by_id, read_pairs, read_predictions, read_votes
+from wsdm_ray.evaluation.compare import common_rows, paired_differences, short_names
+from wsdm_ray.evaluation.fitting import shortage
+from wsdm_ray.evaluation.headline import print_headline
+from wsdm_ray.evaluation.join import Joined, join_by_id, read_predictions
+from wsdm_ray.evaluation.length import length_control, length_difference_bins
 from wsdm_ray.evaluation.metrics import (
+    confusion,
     length_bins,
     majority_baseline,
     measure,
     one_sided_baseline,
 )
-from wsdm_ray.evaluation.report import (
-    Mistake,
-    confident_mistakes,
-    decimals,
-    percent,
-    render_report,
-    table_rows,
-)
+from wsdm_ray.evaluation.mistakes import Mistake, confident_mistakes
+from wsdm_ray.evaluation.provenance import provenance
+from wsdm_ray.evaluation.ratings import model_ratings
+from wsdm_ray.evaluation.report import render_report
 from wsdm_ray.evaluation.temperature import cross_fit
+from wsdm_ray.evaluation.votes import read_pairs, read_votes
+from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.runs import read_run
 from wsdm_ray.statistics import Floats, agreement, cross_entropy
 from wsdm_ray.storage import join, write_atomic, write_json
@@ -53,15 +54,24 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     inputs = read_inputs(config)
     measured = measure_inputs(inputs, config)
     write_outputs(inputs, measured, config)
-    print_headline(measured.metrics, config.output)
+    print_headline(measured.metrics, join(config.output, "report.html"))
     return measured.metrics
 
 
 class Inputs(NamedTuple):
-    """Predictions with their votes, and the run.json of the predictions (empty where there is none)."""
+    """Sets of predictions by name, each with the votes, of the rows that all have a probability for."""
 
-    joined: Joined
-    run: dict[str, Any]
+    sets: dict[str, Joined]
+    runs: dict[str, dict[str, Any]]
+    """The run.json of each set (empty where there is none)."""
+
+    @property
+    def first(self) -> Joined:
+        return next(iter(self.sets.values()))
+
+    @property
+    def first_run(self) -> dict[str, Any]:
+        return next(iter(self.runs.values()))
 
 
 class Measured(NamedTuple):
@@ -72,34 +82,75 @@ class Measured(NamedTuple):
 
 
 def read_inputs(config: EvaluateConfig) -> Inputs:
-    """The rows that have both a prediction and a vote. A warning counts those with an error."""
-    joined = join_by_id(read_predictions(config.predictions), read_votes(config.votes, config.columns))
-    warn_of_errors(joined)
-    return Inputs(joined, read_run(config.predictions))
+    """The rows that have a prediction in every set and a vote. A warning counts those with an error."""
+    votes = read_votes(config.votes, reading_of(config))
+    names = short_names(config.predictions)
+    sets = {}
+    for name, folder in zip(names, config.predictions, strict=True):
+        try:
+            sets[name] = join_by_id(read_predictions(folder), votes)
+        except DataError as error:
+            raise error if len(names) == 1 else DataError(f"{name}: {error}") from error
+    sets = common_rows(sets)
+    inputs = Inputs(sets, dict(zip(names, map(read_run, config.predictions), strict=True)))
+    warn_of_errors(inputs.first)
+    return inputs
+
+
+def reading_of(config: EvaluateConfig) -> Reading:
+    """How the votes are read."""
+    return Reading(format=config.format, columns=config.columns, make_ids=config.make_ids)
 
 
 def measure_inputs(inputs: Inputs, config: EvaluateConfig) -> Measured:
-    """All metrics, in the form of metrics.json."""
-    joined = inputs.joined
-    calibration, calibrated_N = cross_fit(joined.prob, joined.label, joined.group)
-    metrics = measure_all(joined, config) | {
+    """All metrics, in the form of metrics.json: those of the first set, and how the others compare."""
+    calibration, calibrated_N = calibrate(inputs.first)
+    metrics = measure_all(inputs.first, config) | {
         "calibration": calibration,
         "adaptive": adaptive_of(inputs, config),
+        "provenance": provenance(config.predictions[0], inputs.first_run),
         "config": to_dict(config),
         "version": wsdm_ray.__version__,
     }
+    if len(inputs.sets) > 1:
+        metrics |= compare_sets(inputs, config)
     return Measured(to_json(metrics), calibrated_N)
+
+
+def compare_sets(inputs: Inputs, config: EvaluateConfig) -> dict[str, Any]:
+    """`sets`, the metrics of each by name, and `differences`, of each further set less the first."""
+    options = {"resamples": config.bootstrap, "seed": config.seed}
+    first = inputs.first
+    sets = {
+        name: measure(one.prob, one.label, one.prob_ab, one.prob_ba, one.group, **options)
+        | {"provenance": provenance(folder, inputs.runs[name])}
+        for (name, one), folder in zip(inputs.sets.items(), config.predictions, strict=True)
+    }
+    differences = {
+        name: paired_differences(one.prob, first.prob, one.label, one.group, **options)
+        for name, one in list(inputs.sets.items())[1:]
+    }
+    return {"sets": sets, "differences": differences}
+
+
+def calibrate(joined: Joined) -> tuple[dict[str, Any], Floats | None]:
+    """The temperature, and how well it does on other prompts; none is fitted on too few votes."""
+    calibration, calibrated_N = cross_fit(joined.prob, joined.label, joined.group)
+    too_few = shortage(joined.group)
+    if too_few:
+        calibration |= {"temperature": None, "temperatures_by_half": None, "after": None}
+        calibrated_N = None
+    return calibration | {"too_few": too_few}, calibrated_N
 
 
 def write_outputs(inputs: Inputs, measured: Measured, config: EvaluateConfig) -> None:
     """Write report.html, then metrics.json."""
     page = render_report(
         measured.metrics,
-        inputs.joined,
+        inputs.sets,
         measured.calibrated_N,
-        mistakes_to_show(inputs.joined, config),
-        inputs.run,
-        {"Predictions": config.predictions, "Votes": ", ".join(config.votes)},
+        mistakes_to_show(inputs.first, config),
+        inputs.first_run,
     )
     write_atomic(join(config.output, "report.html"), lambda file: file.write(page.encode()))
     write_json(join(config.output, "metrics.json"), measured.metrics)
@@ -122,6 +173,7 @@ def measure_all(joined: Joined, config: EvaluateConfig) -> dict[str, Any]:
         }
 
     overall = measure(*columns, **options)
+    lengths = (joined.characters_a, joined.characters_b)
     longer_N = np.sign(joined.characters_a - joined.characters_b).astype(np.float64)
     best_accuracy = float(agreement(joined.best_prob, joined.label).mean())
     best_log_loss = float(cross_entropy(joined.best_prob, joined.label).mean())
@@ -130,6 +182,7 @@ def measure_all(joined: Joined, config: EvaluateConfig) -> dict[str, Any]:
         "errors": joined.errors.total(),
         "rows_in_both_orders": int(np.count_nonzero(~np.isnan(joined.prob_ab + joined.prob_ba))),
         "error_reasons": dict(joined.errors.most_common(MOST_REASONS)),
+        "left_out": dict(joined.left_out),
         "best_accuracy": best_accuracy if best_known else None,
         "best_log_loss": best_log_loss if best_known else None,
         "share_of_best": (overall["accuracy"] - 0.5) / (best_accuracy - 0.5)
@@ -144,6 +197,14 @@ def measure_all(joined: Joined, config: EvaluateConfig) -> dict[str, Any]:
             sorted(by_name(length_bins(joined.tokens)).items(), key=lambda item: lower_bound(item[0]))
         ),
         "by_source": by_name(named_slices(joined.source)),
+        "by_length_difference": dict(
+            sorted(by_name(length_difference_bins(*lengths)).items(), key=lambda item: lower_bound(item[0]))
+        ),
+        "length_control": length_control(joined.prob, joined.label, *lengths, joined.group, **options),
+        "confusion": confusion(joined.prob, joined.label),
+        "models": model_ratings(
+            joined.model_a, joined.model_b, joined.label, joined.prob, joined.group, **options
+        ),
     }
 
 
@@ -153,26 +214,29 @@ def named_slices(names_N: NDArray[np.object_]) -> list[str | None]:
     return [name if name is not None else "unknown" for name in names] if any(names) else [None] * len(names)
 
 
-def lower_bound(length_bin: str) -> int:
-    return int(length_bin.split("-")[0])
+def lower_bound(length_bin: str) -> float:
+    return float(length_bin.split("-")[0])
 
 
 def adaptive_of(inputs: Inputs, config: EvaluateConfig) -> dict[str, Any] | None:
     """What `--orders adaptive` would have given; None of several models, or where an ordering is missing."""
-    joined, run = inputs
+    joined, run = inputs.first, inputs.first_run
     models = (run.get("config") or {}).get("model") or [None]
     if run.get("job", "score") != "score" or len(models) > 1:
         return None
-    return adaptive(
+    found = adaptive(
         joined.prob, joined.prob_ab, joined.prob_ba, joined.ba_first, joined.label, joined.group,
         config.adaptive_tolerance,
     )  # fmt: skip
+    if found and (too_few := shortage(joined.group)):
+        return found | {"threshold": None, "thresholds_by_half": None, "after": None, "too_few": too_few}
+    return found and found | {"too_few": None}
 
 
 def mistakes_to_show(joined: Joined, config: EvaluateConfig) -> list[Mistake]:
     """The most confident mistakes, with their texts."""
     rows = confident_mistakes(joined.prob, joined.label)
-    pairs = read_pairs(config.votes, config.columns, [joined.ids[row] for row in rows])
+    pairs = read_pairs(config.votes, reading_of(config), [joined.ids[row] for row in rows])
     return [
         Mistake(
             id=joined.ids[row],
@@ -198,6 +262,9 @@ def to_json(value: Any) -> Any:
 
 
 def warn_of_errors(joined: Joined) -> None:
+    if joined.left_out:
+        why = ", ".join(f"{reason} {count:,}" for reason, count in joined.left_out.most_common())
+        logger.warning("evaluate: %d votes name no winner: left out (%s)", joined.left_out.total(), why)
     if joined.errors:
         reason, count = joined.errors.most_common(1)[0]
         logger.warning(
@@ -207,55 +274,3 @@ def warn_of_errors(joined: Joined) -> None:
             count,
             " ".join(reason.split())[:200],
         )
-
-
-def adaptive_line(adaptive: dict[str, Any] | None) -> list[str]:
-    """The line about `--orders adaptive` at its threshold; none where there is no such threshold."""
-    if not adaptive or adaptive["threshold"] is None:
-        return []
-    row = next(row for row in adaptive["table"] if row["threshold"] == adaptive["threshold"])
-    after, both = adaptive["after"], adaptive["both"]
-    other_prompts = (
-        f"; fitted on half of the prompts, on the other half {percent(after['share_rerun'])} %, "
-        f"{decimals(after['log_loss'], 4)}"
-        if after
-        else ""
-    )
-    return [
-        f"score --orders adaptive --adaptive-threshold {adaptive['threshold']:g}: a second ordering for "
-        f"{percent(row['share_rerun'])} % of the rows, log loss {decimals(row['log_loss'], 4)} "
-        f"(both orderings {decimals(both['log_loss'], 4)}{other_prompts})"
-    ]
-
-
-def print_headline(metrics: dict[str, Any], output: str) -> None:
-    """Print the table of the report's first screen, and where the report is."""
-    table = Table("predictor", box=SIMPLE_HEAD)
-    for heading in ("accuracy %", "95 % interval", "log loss"):
-        table.add_column(heading, justify="right")
-    for row in table_rows(metrics):
-        ends = row["accuracy_ci95"]
-        table.add_row(
-            f"{row['name']}, {row['note']}" if row["kind"] else row["name"],
-            percent(row["accuracy"]),
-            f"{percent(ends[0])} to {percent(ends[1])}" if ends else "",
-            decimals(row["log_loss"]),
-        )
-    in_both = metrics["rows_in_both_orders"]
-    among = f" of the {in_both:,} rows in both orders" if in_both < metrics["rows"] else ""
-    position = (
-        f"position bias {decimals(metrics['position_bias'])}, flips {percent(metrics['flip_rate'])} %{among}"
-        if metrics["flip_rate"] is not None
-        else "one ordering only"
-    )
-    before, after = metrics["calibration"]["before"], metrics["calibration"]["after"]
-    lines = [
-        f"{metrics['rows']:,} rows, {metrics['errors']:,} left out with an error",
-        f"AUC {decimals(metrics['auc'])}, calibration error {decimals(before['ece'])}"
-        + (f" ({decimals(after['ece'])} after temperature)" if after else "")
-        + f", {position}",
-        *adaptive_line(metrics["adaptive"]),
-        f"report: {join(output, 'report.html')}",
-    ]
-    console = Console(markup=False, highlight=False, soft_wrap=True)
-    console.print(table, *lines, sep="\n")

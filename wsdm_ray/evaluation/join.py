@@ -1,12 +1,10 @@
 """Predictions and votes, joined by id and never by position.
 
-Of the texts, read batch by batch, only lengths and a hash of the prompt are kept; `read_pairs` fetches the
-few that a report shows. Not covered: metrics.
+Not covered: how votes are read (`votes`), metrics.
 """
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,31 +12,19 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
-from wsdm_ray.schema import MODEL_A, MODEL_B, Ordering, first_ordering, predictions_schema
+from wsdm_ray.inputs.values import common_id_type, id_type, ids_of
+from wsdm_ray.schema import predictions_schema
 from wsdm_ray.statistics import Floats
 from wsdm_ray.storage import list_files, open_parquet
-from wsdm_ray.text.groups import prompt_group_key
 
-__all__ = ["Joined", "join_by_id", "read_pairs", "read_predictions", "read_votes"]
+__all__ = ["Joined", "join_by_id", "read_predictions"]
 
 pc: Any = pyarrow.compute  # its functions are made at import, unseen by type checkers
 
 BATCH_ROWS = 2_000
 SHOWN = 5
 """A message names at most so many ids."""
-
-VOTES_SCHEMA = [
-    ("label", pa.float64()),
-    ("best_prob_a", pa.float64()),
-    ("language", pa.string()),
-    ("source", pa.string()),
-    ("characters_a", pa.int64()),
-    ("characters_b", pa.int64()),
-    ("group", pa.uint64()),
-    ("ba_first", pa.bool_()),
-]
 
 
 class Joined(NamedTuple):
@@ -60,6 +46,9 @@ class Joined(NamedTuple):
     cut_tokens: Floats
     language: NDArray[np.object_]
     source: NDArray[np.object_]
+    model_a: NDArray[np.object_]
+    """The name of the model that wrote response_a."""
+    model_b: NDArray[np.object_]
     characters_a: NDArray[np.int64]
     """Length of response_a in characters."""
     characters_b: NDArray[np.int64]
@@ -69,6 +58,8 @@ class Joined(NamedTuple):
     """Where `ba` is the ordering that scoring runs first."""
     errors: Counter[str]
     """Why rows have no probability, with their number; these rows are in none of the arrays."""
+    left_out: Counter[str]
+    """Why votes say nothing of a winner, such as ties, with their number; they are in none of the arrays."""
 
 
 def read_predictions(folder: str) -> pa.Table:
@@ -84,8 +75,9 @@ def read_predictions(folder: str) -> pa.Table:
         with open_parquet(path) as file:
             names = file.schema_arrow.names
             check_columns(path, names, ("id", "prob_a"))
-            schema = predictions_schema(id_type(path, file.schema_arrow.field("id").type))
+            schema = predictions_schema(id_type(file.schema_arrow.field("id").type, path))
             table = file.read(columns=[name for name in schema.names if name in names])
+            table = table.set_column(table.column_names.index("id"), "id", ids_of(table["id"], path, 0))
             tables.append(conform(path, table, schema))
     table = concatenate(folder, tables)
     unexplained = pc.and_(pc.is_null(table["prob_a"], nan_is_null=True), pc.is_null(table["error"]))
@@ -99,111 +91,16 @@ def read_predictions(folder: str) -> pa.Table:
     return table
 
 
-def read_votes(paths: Sequence[str], columns: Columns) -> pa.Table:
-    """What the metrics need of the votes: `id`, then the columns of `VOTES_SCHEMA`; ids unique.
-
-    `prob_a` wins over `winner` where a row has both.
-
-    Raises:
-        StorageError: a path does not exist or holds no parquet file.
-        DataError: a column is missing, a winner is unknown, a label is missing or outside 0..1, an id is null
-            or there twice, there are no rows.
-    """
-    tables = [digest(path, batch, columns) for path, batch in batches(paths, columns)]
-    where = ", ".join(paths)
-    table = concatenate(where, tables)
-    for name in ("label", "best_prob_a"):
-        check_probabilities(where, table, name, title=columns.prob_a if name == "label" else name)
-    return table
-
-
-def batches(paths: Sequence[str], columns: Columns) -> Iterator[tuple[str, pa.Table]]:
-    for path in list_files(paths):
-        with open_parquet(path) as file:
-            names = file.schema_arrow.names
-            texts = ("prompt", "response_a", "response_b")
-            check_columns(path, names, [getattr(columns, name) for name in ("id", *texts)], mapped=True)
-            if not {columns.winner, columns.prob_a} & set(names):
-                raise DataError(
-                    f"{path}: no column {columns.winner!r} nor {columns.prob_a!r}, so no votes (it has"
-                    f" {', '.join(names)}); name one with --columns.winner or --columns.prob-a"
-                )
-            optional = {name: getattr(columns, name) for name in ("winner", "prob_a", "language", "source")}
-            wanted = {name: getattr(columns, name) for name in ("id", *texts)} | {
-                name: own for name, own in (optional | {"best_prob_a": "best_prob_a"}).items() if own in names
-            }
-            for batch in file.iter_batches(BATCH_ROWS, columns=list(dict.fromkeys(wanted.values()))):
-                yield path, pa.table({name: batch[own] for name, own in wanted.items()})
-
-
-def digest(path: str, table: pa.Table, columns: Columns) -> pa.Table:
-    """One batch of votes without its texts."""
-    ids = conform(path, table.select(["id"]), pa.schema([("id", id_type(path, table["id"].type))]))["id"]
-    prompts, answers_a, answers_b = (
-        texts(cast(path, getattr(columns, name), table[name], pa.large_string()))
-        for name in ("prompt", "response_a", "response_b")
-    )
-    columns_out = {
-        "id": ids,
-        "label": labels(path, table, columns),
-        "characters_a": pa.array([len(text) for text in answers_a], pa.int64()),
-        "characters_b": pa.array([len(text) for text in answers_b], pa.int64()),
-        "group": pa.array([group_of(text) for text in prompts], pa.uint64()),
-        "ba_first": pa.array(
-            [first_ordering(*pair) is Ordering.BA for pair in zip(answers_a, answers_b, strict=True)],
-            pa.bool_(),
-        ),
-    } | {name: table[name] for name in ("best_prob_a", "language", "source") if name in table.column_names}
-    return conform(path, pa.table(columns_out), pa.schema([("id", ids.type), *VOTES_SCHEMA]))
-
-
-def texts(column: pa.ChunkedArray) -> list[str]:
-    """Strings of a text column: null becomes empty, and bytes that are not UTF-8 a replacement character."""
-    return [
-        (value or b"").decode("utf-8", errors="replace")
-        for value in column.cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
-    ]
-
-
-def group_of(prompt: str) -> int:
-    """A hash of the prompt group, uint64: rows of one group are resampled together and share their half."""
-    key = prompt_group_key(prompt).encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
-
-
-def labels(path: str, table: pa.Table, columns: Columns) -> pa.Array | pa.ChunkedArray:
-    """Soft labels where there are any, else 1 and 0 by the winner."""
-    label = pa.nulls(table.num_rows, pa.float64())
-    if "winner" in table.column_names:
-        winner = cast(path, columns.winner, table["winner"], pa.string())
-        known = pc.is_in(winner, pa.array([MODEL_A, MODEL_B]))
-        label = pc.if_else(known, pc.equal(winner, MODEL_A).cast(pa.float64()), label)
-    if "prob_a" in table.column_names:
-        label = pc.coalesce(cast(path, columns.prob_a, table["prob_a"], pa.float64()), label)
-    unknown = pc.is_null(label)
-    if count := pc.sum(unknown).as_py():
-        value = table["winner"].filter(unknown)[0].as_py() if "winner" in table.column_names else None
-        raise DataError(
-            f"{path}: {columns.winner} is {value!r} with no {columns.prob_a} ({count:,} rows of a batch;"
-            f" {ids_where(table, unknown)}); must be {MODEL_A} or {MODEL_B}: `python -m jobs.prepare` reads"
-            " other spellings and ties"
-        )
-    return label
-
-
 def join_by_id(predictions: pa.Table, votes: pa.Table) -> Joined:
     """Each vote with its prediction, in order of the ids, whatever the order of either input.
 
+    Where one has integers for ids and the other text, an integer is its spelling.
+
     Raises:
-        DataError: ids of different types, votes without a prediction, predictions without a vote, or no row
-            that has a probability.
+        DataError: votes without a prediction, predictions without a vote, no vote that names a winner, or no
+            row that has a probability.
     """
-    if predictions.schema.field("id").type != votes.schema.field("id").type:
-        raise DataError(
-            f"ids are {predictions.schema.field('id').type} in the predictions"
-            f" ({shown(predictions['id'])}) and {votes.schema.field('id').type} in the votes"
-            f" ({shown(votes['id'])}), so they cannot be joined; give both the same type"
-        )
+    predictions, votes = with_ids_of_one_type([predictions, votes])
     missing = votes["id"].filter(pc.invert(pc.is_in(votes["id"], predictions["id"])))
     extra = predictions["id"].filter(pc.invert(pc.is_in(predictions["id"], votes["id"])))
     if len(missing) or len(extra):
@@ -219,6 +116,11 @@ def join_by_id(predictions: pa.Table, votes: pa.Table) -> Joined:
     both = predictions.sort_by("id")
     for name, column in zip(votes.column_names, votes.sort_by("id").columns, strict=True):
         both = both.append_column(name, column) if name != "id" else both
+    left_out = Counter(both["left_out"].drop_null().to_pylist())
+    both = both.filter(pc.is_null(both["left_out"]))
+    if not both.num_rows:
+        why = ", ".join(f"{reason} {count:,}" for reason, count in left_out.most_common())
+        raise DataError(f"no vote names a winner ({why})")
     errors = Counter(both["error"].drop_null().to_pylist())
     both = both.filter(pc.is_null(both["error"]))
     if not both.num_rows:
@@ -235,33 +137,23 @@ def join_by_id(predictions: pa.Table, votes: pa.Table) -> Joined:
         cut_tokens=floats(both["cut_tokens"]),
         language=both["language"].to_numpy(),
         source=both["source"].to_numpy(),
+        model_a=both["model_a"].to_numpy(),
+        model_b=both["model_b"].to_numpy(),
         characters_a=both["characters_a"].to_numpy(),
         characters_b=both["characters_b"].to_numpy(),
         group=both["group"].to_numpy(),
         ba_first=both["ba_first"].to_numpy(),
         errors=errors,
+        left_out=left_out,
     )
 
 
-def read_pairs(paths: Sequence[str], columns: Columns, ids: Sequence[Any]) -> dict[Any, dict[str, str]]:
-    """`prompt`, `response_a` and `response_b` of a few ids; only row groups that hold one are read."""
-    if not ids:
-        return {}
-    wanted = pa.array(ids)
-    names = {name: getattr(columns, name) for name in ("prompt", "response_a", "response_b")}
-    pairs_by_id: dict[Any, dict[str, str]] = {}
-    for path in list_files(paths):
-        with open_parquet(path) as file:
-            for group in range(file.num_row_groups):
-                own = file.read_row_group(group, columns=[columns.id])[columns.id].cast(wanted.type)
-                rows = pc.indices_nonzero(pc.is_in(own, wanted))
-                if not len(rows):
-                    continue
-                table = file.read_row_group(group, columns=list(dict.fromkeys(names.values()))).take(rows)
-                pairs = zip(*(texts(table[column]) for column in names.values()), strict=True)
-                for key, pair in zip(own.take(rows).to_pylist(), pairs, strict=True):
-                    pairs_by_id[key] = dict(zip(names, pair, strict=True))
-    return pairs_by_id
+def with_ids_of_one_type(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """The tables with their ids as they are where all have one type, else as text."""
+    kind = common_id_type(table.schema.field("id").type for table in tables)
+    return [
+        table.set_column(table.column_names.index("id"), "id", table["id"].cast(kind)) for table in tables
+    ]
 
 
 def floats(column: pa.ChunkedArray) -> Floats:
@@ -275,17 +167,6 @@ def shown(ids: pa.ChunkedArray) -> str:
 
 def ids_where(table: pa.Table, mask: pa.ChunkedArray | pa.Array) -> str:
     return shown(table["id"].filter(mask))
-
-
-def id_type(path: str, given: pa.DataType) -> pa.DataType:
-    """int64 for integers of any width, string for text."""
-    if pa.types.is_dictionary(given):
-        given = given.value_type
-    if pa.types.is_integer(given):
-        return pa.int64()
-    if pa.types.is_string(given) or pa.types.is_large_string(given) or pa.types.is_string_view(given):
-        return pa.string()
-    raise DataError(f"{path}: ids are {given}; must be integers or strings")
 
 
 def check_columns(path: str, names: Sequence[str], needed: Iterable[str], *, mapped: bool = False) -> None:
@@ -318,10 +199,7 @@ def conform(path: str, table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def concatenate(where: str, tables: list[pa.Table]) -> pa.Table:
     """One table with at least one row and with unique ids."""
-    types = {str(table.schema.field("id").type) for table in tables}
-    if len(types) > 1:
-        raise DataError(f"{where}: ids are {' in some files and '.join(sorted(types))} in others")
-    table = pa.concat_tables(tables) if tables else None
+    table = pa.concat_tables(with_ids_of_one_type(tables)) if tables else None
     if table is None or not table.num_rows:
         raise DataError(f"{where}: no rows")
     if table["id"].null_count:

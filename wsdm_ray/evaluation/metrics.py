@@ -13,21 +13,29 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wsdm_ray.statistics import Z_95, Floats, agreement, cross_entropy
+from wsdm_ray.evaluation.fitting import LEAST_FIT_GROUPS
+from wsdm_ray.statistics import Z_95, Floats, agreement, cross_entropy, wilson_interval
 
 __all__ = [
     "ECE_BINS",
     "CalibrationBins",
     "area_under_curve",
     "bootstrap_intervals",
+    "bootstrap_means",
+    "calibration_bin",
     "calibration_bins",
+    "confusion",
     "expected_calibration_error",
     "flips",
     "length_bins",
     "majority_baseline",
+    "mean_or_none",
     "measure",
     "one_sided_baseline",
+    "percentiles",
     "position_shift",
+    "resampled_counts",
+    "roc_curve",
     "squared_error",
 ]
 
@@ -69,7 +77,8 @@ def area_under_curve(
 
     Args:
         prob_N, label_N: float64 (N,) in [0, 1].
-        groups_N: (N,), equal where rows share a prompt; fewer than two give no interval.
+        groups_N: (N,), equal where rows share a prompt; fewer than two give no interval, nor does an area
+            of 0 or 1.
     """
     _, place_N = np.unique(prob_N, return_inverse=True)
     positive, negative = (np.bincount(place_N, weights) for weights in (label_N, 1 - label_N))
@@ -86,7 +95,37 @@ def area_under_curve(
     if len(pull_G) < 2:
         return area, None
     half = Z_95 * math.sqrt(pull_G @ pull_G * len(pull_G) / (len(pull_G) - 1))
+    if not half:  # all winners are above all losers, which says nothing of the spread
+        return area, None
     return area, [max(0.0, area - half), min(1.0, area + half)]
+
+
+def roc_curve(prob_N: Floats, label_N: Floats) -> tuple[Floats, Floats] | None:
+    """False and true positive rates from (0, 0) to (1, 1), at every probability; None of one class only.
+
+    Response_a is the positive class. Soft labels count as in `area_under_curve`, which is the area below it.
+    """
+    _, place_N = np.unique(-prob_N, return_inverse=True)
+    rates = []
+    for weight_N in (1 - label_N, label_N):
+        if not weight_N.sum():
+            return None
+        passed = np.cumsum(np.bincount(place_N, weight_N))
+        rates.append(np.concatenate([[0.0], passed / passed[-1]]))
+    return rates[0], rates[1]
+
+
+def confusion(prob_N: Floats, label_N: Floats) -> dict[str, float]:
+    """Votes by predicted and actual winner; the two that agree make the accuracy.
+
+    A soft label is that share of a vote for each side. A probability of exactly 0.5 names each side by half.
+    """
+    for_a_N = np.where(prob_N > 0.5, 1.0, np.where(prob_N < 0.5, 0.0, 0.5))
+    return {
+        f"predicted_{predicted}_voted_{voted}": float(side_N @ label)
+        for predicted, side_N in (("a", for_a_N), ("b", 1 - for_a_N))
+        for voted, label in (("a", label_N), ("b", 1 - label_N))
+    }
 
 
 class CalibrationBins(NamedTuple):
@@ -99,10 +138,15 @@ class CalibrationBins(NamedTuple):
     """Mean label: the share of votes for response_a."""
 
 
+def calibration_bin(prob_N: Floats, bins: int = ECE_BINS) -> NDArray[np.int64]:
+    """The number of each row's bin, int64 (N,); equal probabilities share one."""
+    edges = np.quantile(prob_N, np.linspace(0, 1, bins + 1)[1:-1])
+    return np.searchsorted(edges, prob_N, side="right")
+
+
 def calibration_bins(prob_N: Floats, label_N: Floats, bins: int = ECE_BINS) -> CalibrationBins:
     """Up to `bins` bins of equal mass. Rows with the same probability share a bin, so bins can be fewer."""
-    edges = np.quantile(prob_N, np.linspace(0, 1, bins + 1)[1:-1])
-    bin_N = np.searchsorted(edges, prob_N, side="right")
+    bin_N = calibration_bin(prob_N, bins)
     rows, predicted, observed = (np.bincount(bin_N, weights) for weights in (None, prob_N, label_N))
     kept = rows > 0
     return CalibrationBins(
@@ -131,26 +175,20 @@ def resampled_counts(num_groups: int, resamples: int, seed: int) -> Iterator[Flo
         yield counts.reshape(size, num_groups).astype(np.float64)
 
 
-def bootstrap_intervals(
-    values_NK: Floats, groups_N: NDArray[Any], *, resamples: int, seed: int
-) -> list[list[float] | None]:
-    """95 % percentile intervals of the means of row-wise metrics.
+def bootstrap_means(values_NK: Floats, groups_N: NDArray[Any], *, resamples: int, seed: int) -> Floats:
+    """The means of row-wise metrics in each resample: float64 (B, K), NaN where a resample has no such row.
 
     Whole groups are drawn with replacement (a cluster bootstrap), because votes on one prompt are not
-    independent of each other. Without repeated prompts it is the bootstrap by rows.
+    independent of each other. Without repeated prompts it is the bootstrap by rows. The draws depend on the
+    number of groups and the seed alone, so metrics of the same rows are of the same resamples.
 
     Args:
         values_NK: float64 (N, K); NaN where a row has no such metric.
         groups_N: (N,), equal where rows share a prompt.
         resamples: number of resamples.
         seed: of the resampling.
-
-    Returns:
-        `[low, high]` for each of the K metrics; None where fewer than two groups define it.
     """
     unique, group_N = np.unique(groups_N, return_inverse=True)
-    if len(unique) < 2:
-        return [None] * values_NK.shape[1]
     known_NK = ~np.isnan(values_NK)
     sums_GK, sizes_GK = (
         np.stack([np.bincount(group_N, column) for column in columns.T], axis=1)
@@ -162,17 +200,45 @@ def bootstrap_intervals(
         means.append(
             np.divide(counts_BG @ sums_GK, size_BK, out=np.full_like(size_BK, np.nan), where=size_BK > 0)
         )
+    return np.concatenate(means)
+
+
+def bootstrap_intervals(
+    values_NK: Floats, groups_N: NDArray[Any], *, resamples: int, seed: int
+) -> list[list[float] | None]:
+    """95 % percentile intervals of the means of row-wise metrics, by `bootstrap_means`.
+
+    Returns:
+        `[low, high]` for each of the K metrics; None where fewer than two groups define it.
+    """
+    means_BK = bootstrap_means(values_NK, groups_N, resamples=resamples, seed=seed)
     return [
-        percentiles(column) if np.count_nonzero(sizes_K) > 1 else None
-        for column, sizes_K in zip(np.concatenate(means).T, sizes_GK.T, strict=True)
+        percentiles(mean_B) if len(np.unique(groups_N[~np.isnan(values_N)])) > 1 else None
+        for mean_B, values_N in zip(means_BK.T, values_NK.T, strict=True)
     ]
 
 
+def of_few(interval: list[float] | None, values_N: Floats, groups_N: NDArray[Any]) -> list[float] | None:
+    """The interval of a share, widened where it is of fewer than 100 groups.
+
+    Resampling few votes makes too little of what they have not shown: eleven that are all right have no
+    spread. There the interval holds Wilson's (1927) of as many votes as groups.
+    """
+    known_N = ~np.isnan(values_N)
+    groups = len(np.unique(groups_N[known_N]))
+    if interval is None or groups >= LEAST_FIT_GROUPS:
+        return interval
+    low, high = wilson_interval(float(values_N[known_N].mean()), groups)
+    return [min(interval[0], low), max(interval[1], high)]
+
+
 def percentiles(values: Floats) -> list[float]:
+    """Both ends of the middle 95 % of the finite values."""
     return [float(value) for value in np.percentile(values[np.isfinite(values)], (2.5, 97.5))]
 
 
 def mean_or_none(values_N: Floats) -> float | None:
+    """The mean of the values that are not NaN, or None where there are none."""
     defined = values_N[~np.isnan(values_N)]
     return float(defined.mean()) if len(defined) else None
 
@@ -215,6 +281,8 @@ def measure(
     measured: dict[str, Any] = {"rows": len(prob_N)}
     for (name, values_N), interval in zip(values_by_name.items(), intervals, strict=True):
         measured |= {name: mean_or_none(values_N), f"{name}_ci95": interval}
+        if name in ("accuracy", "flip_rate"):
+            measured[f"{name}_ci95"] = of_few(interval, values_N, groups_N)
     area, interval = area_under_curve(prob_N, label_N, groups_N)
     measured |= {"auc": area, "auc_ci95": interval}
     return measured | {"ece": expected_calibration_error(prob_N, label_N)}
@@ -239,6 +307,7 @@ def one_sided_baseline(
     named_N = np.sign(favours_a_N) / 2 + 0.5
     right_N = agreement(named_N, label_N)
     (interval,) = bootstrap_intervals(right_N[:, None], groups_N, resamples=resamples, seed=seed)
+    interval = of_few(interval, right_N, groups_N)
     decided_N = named_N != 0.5
     share = float(right_N[decided_N].mean()) if decided_N.any() else 0.5
     log_loss = decided_N.mean() * entropy(share) + (1 - decided_N.mean()) * math.log(2)

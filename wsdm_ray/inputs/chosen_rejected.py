@@ -6,7 +6,7 @@ The vote is for response_a, which is the chosen or best one; the id decides whic
 import math
 from typing import Any, TypeGuard
 
-from wsdm_ray.inputs.cells import MalformedRowError, brief, cell, parsed_list
+from wsdm_ray.inputs.cells import MalformedRowError, brief, cell, is_numpy_text, list_hint, parsed_list
 from wsdm_ray.inputs.messages import (
     ANSWER_ROLES,
     Message,
@@ -22,6 +22,7 @@ from wsdm_ray.inputs.side_by_side import NO_TEXTS, TIE, Row, Vote, optional_numb
 from wsdm_ray.schema import MODEL_A
 
 __all__ = [
+    "COUNT",
     "SIDES",
     "answer_pairs",
     "completion_pairs",
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 SIDES = ("chosen", "rejected")
+COUNT = "total_completions"
+"""A column that reward-bench-2 has, and hardly another set."""
 SCORES = ("fine-grained_score", "overall_score")
 """Scores of a completion: the first that it has."""
 
@@ -114,10 +117,16 @@ def hh_rlhf_vote(row: Row) -> Vote | None:
 
 
 def answer_pairs(row: Row) -> list[Row]:
-    """Each chosen text with each rejected one, where a row has lists of these."""
+    """Each chosen text with each rejected one, where a row has lists of these.
+
+    As text, as in CSV, they are lists only in a row with `COUNT`: elsewhere an answer may be a list in JSON.
+    """
     values = [cell(row, name) for name in SIDES]
-    if not any(isinstance(value, list) for value in values):  # as in CSV: lists only if both are
-        values = [parsed_list(value) if isinstance(value, str) else None for value in values]
+    if COUNT in row:
+        parsed = [parsed_list(value) if isinstance(value, str) else None for value in values]
+        values = [items if is_texts(items) else value for items, value in zip(parsed, values, strict=True)]
+    if not any(isinstance(value, list) for value in values):
+        return [row]
     chosen, rejected = ([value] if isinstance(value, str) else value for value in values)
     if not (is_texts(chosen) and is_texts(rejected)):
         return [row]
@@ -133,6 +142,8 @@ def dpo_vote(row: Row) -> Vote | None:
     chosen, rejected = (cell(row, name) for name in SIDES)
     if chosen is None or rejected is None:
         return NO_TEXTS
+    if all(isinstance(value, str) and is_numpy_text(value) and "{" in value for value in (chosen, rejected)):
+        raise MalformedRowError(f"chosen is {brief(chosen)}{list_hint(chosen)}", "a numpy array as text")
     before = messages_before(row)
     sides = [holds_messages(value) for value in (chosen, rejected)]
     if all(sides):

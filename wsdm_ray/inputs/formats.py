@@ -55,10 +55,11 @@ Two equal scores (ultrafeedback, ultrafeedback-raw) and a strength of 0 (helpste
 A row without a label has no winner. Not covered: how messages, parts and lists become one text (`messages`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from wsdm_ray.inputs.chosen_rejected import (
+    COUNT,
     SIDES,
     answer_pairs,
     completion_pairs,
@@ -82,7 +83,15 @@ from wsdm_ray.inputs.side_by_side import (
 )
 from wsdm_ray.schema import TEXTS
 
-__all__ = ["FORMATS", "LABELS", "NO_TEXTS", "PublishedFormat", "Vote", "winner_of_labels"]
+__all__ = [
+    "FORMATS",
+    "LABELS",
+    "NO_TEXTS",
+    "PublishedFormat",
+    "Vote",
+    "formats_that_fit",
+    "winner_of_labels",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +202,17 @@ FORMATS = {
         pairs=answer_pairs,
         needed=SIDES,
         read=(*SIDES, "prompt", "conversations"),
-        passed=("system",),
+        passed=("system", COUNT),
     ),
 }
 """Formats by the names of `--format`."""
+
+
+def formats_that_fit(names: Sequence[str]) -> str:
+    """`; --format NAME fits these columns` for a file with the columns `names`; empty where none fits."""
+    fitting = [
+        name
+        for name, form in FORMATS.items()
+        if {*form.needed, *form.labels, *((form.id,) if form.id_needed else ())} <= set(names)
+    ]
+    return f"; --format {' or '.join(fitting)} fits these columns" if fitting else ""

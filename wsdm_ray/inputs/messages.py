@@ -8,7 +8,8 @@ list of one.
 - Content: a text, or a list of parts. The texts of parts are joined, each on a line of its own; an image,
   audio, video or file is `[image]`, `[audio]`, `[video]`, `[file]` in its place, so that they are counted;
   other parts (calls and results of tools) are their JSON text.
-- Calls of tools (`tool_calls`, `function_call`) are their JSON text, after the content if there is any.
+- Calls of tools (`tool_calls`, `function_call`) are their JSON text, on a line after the content if there is
+  any. JSON text has its keys in alphabetical order, and none that are null.
 
 As one text:
 
@@ -45,8 +46,9 @@ __all__ = [
 
 ROLE_NAMES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "ai", "bot"), "assistant"),
-    "system": "system",
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "claude", "llm"), "assistant"),
+    **dict.fromkeys(("model", "ai", "bot", "chatbot"), "assistant"),
+    **{name: name for name in ("system", "developer", "tool", "function", "function_call", "observation")},
 }
 """Roles by what sets call them, in lower case. Any other keeps its name."""
 ANSWER_ROLES = ("assistant", "function_call")
@@ -82,8 +84,14 @@ def required_messages(value: Any, name: str) -> list[Message] | None:
 
 
 def holds_messages(value: Any) -> bool:
-    """Whether a cell is a list of messages, or one message."""
-    return message_items(value) is not None
+    """Whether a cell is a list of messages, or one message.
+
+    Text is only if a role is one of `ROLE_NAMES`: `{"from": "EUR", "value": "5"}` may be an answer in JSON.
+    """
+    items = message_items(value)
+    if items is None or not isinstance(value, str):
+        return items is not None
+    return any(str(first_of(item, ROLE_KEYS)).strip().casefold() in ROLE_NAMES for item in items)
 
 
 def message_items(value: Any) -> list[dict[str, Any]] | None:
@@ -153,8 +161,8 @@ def part_text(part: Any) -> str | None:
 
 
 def json_text(value: Any) -> str:
-    """JSON of a value without the keys whose value is null, which Arrow adds."""
-    return json.dumps(without_nulls(value), ensure_ascii=False, default=str)
+    """JSON of a value, the same whatever other rows a file has: Arrow orders keys and adds null ones."""
+    return json.dumps(without_nulls(value), ensure_ascii=False, sort_keys=True, default=str)
 
 
 def without_nulls(value: Any) -> Any:

@@ -153,9 +153,7 @@ class Parser:
             self.has_warned = True
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            warn_once(
-                f"{self.where}: an object has the key {twice!r} twice; the last value of such keys counts"
-            )
+            warn_once(f"{self.where}: an object has the key {twice!r} twice; the last value of a key counts")
         return row
 
 
@@ -174,8 +172,8 @@ def whole_characters(value: Any) -> Any:
 class Seen:
     """What a column holds in the rows so far.
 
-    kinds: types of its values but null. largest: magnitude of its largest integer. nested: the Arrow type of
-    its lists or objects, None where they do not go together.
+    kinds: types of its values but null. largest: its largest integer, where -1 is as large as 0. nested: the
+    Arrow type of its lists or objects, None where they do not go together.
     """
 
     kinds: set[type] = field(default_factory=set)
@@ -191,7 +189,7 @@ def look_at(rows: list[dict[str, Any]], columns: dict[str, Seen]) -> None:
         kinds = set(map(type, values))
         seen.kinds |= kinds
         if int in kinds:
-            seen.largest = max(seen.largest, *(abs(value) for value in values if type(value) is int))
+            seen.largest = max(seen.largest, *(max(value, ~value) for value in values if type(value) is int))
         if kinds & {list, dict} and len(seen.kinds) == 1 and seen.nested is not None:
             seen.nested = merged(seen.nested, inferred(values))
 

@@ -28,7 +28,7 @@ from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.cells import MalformedRowError, brief
 from wsdm_ray.inputs.faults import DIFFERENT_PROMPTS, MALFORMED, Fault
 from wsdm_ray.inputs.files import InputFile, with_partitions
-from wsdm_ray.inputs.formats import FORMATS, NO_TEXTS, PublishedFormat, Vote
+from wsdm_ray.inputs.formats import FORMATS, NO_TEXTS, PublishedFormat, Vote, formats_that_fit
 from wsdm_ray.inputs.tables import read_tables
 from wsdm_ray.inputs.values import ids_of, is_text, plain, plain_type, texts_of
 from wsdm_ray.schema import CANONICAL_TYPES, MODEL_A, MODEL_B, PAIR_COLUMNS, TEXTS
@@ -92,7 +92,7 @@ def check_columns(names: list[str], path: str, form_name: str, make_ids: bool, l
         hint = "; --make-ids makes ids" if missing == [form.id] else ""
         raise DataError(
             f"{path}: no column {', '.join(map(repr, missing))}, which --format {form_name} needs{hint}; "
-            f"there are: {', '.join(names)}"
+            f"there are: {', '.join(names)}{'' if hint else formats_that_fit(names)}"
         )
 
 

@@ -21,7 +21,7 @@ from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.cells import MalformedRowError
 from wsdm_ray.inputs.faults import MALFORMED, Fault
 from wsdm_ray.inputs.files import InputFile, with_partitions
-from wsdm_ray.inputs.formats import LABELS, winner_of_labels
+from wsdm_ray.inputs.formats import LABELS, formats_that_fit, winner_of_labels
 from wsdm_ray.inputs.messages import looks_like_lists, text_of
 from wsdm_ray.inputs.published import published_rows
 from wsdm_ray.inputs.tables import read_tables
@@ -99,7 +99,7 @@ def made_ids(file: InputFile, first_row: int, rows: int) -> pa.Array:
 def check_columns(names: list[str], path: str, reading: Reading) -> None:
     """Raise `DataError` for a column that is needed, or was named on the command line, and is not there."""
     columns = reading.columns
-    there = f"there are: {', '.join(names)}"
+    there = f"there are: {', '.join(names)}{formats_that_fit(names)}"
     defaults = Columns()
     for field in dataclasses.fields(columns):
         name = getattr(columns, field.name)

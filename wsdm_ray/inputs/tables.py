@@ -52,7 +52,7 @@ def is_json(name: str) -> bool:
 
 
 def is_parquet(path: str) -> bool:
-    """Whether `read_tables` reads the file as parquet: by its ending, and where that says nothing, its start."""
+    """Whether `read_tables` reads a file as parquet: by its ending, or where that says nothing, its start."""
     if is_table(path):
         return path.lower().endswith((".parquet", ".pq"))
     named_otherwise = is_json(path) or any(re.search(name, path, re.IGNORECASE) for name, _ in NOT_READ)

@@ -20,6 +20,7 @@ from torch import nn
 from wsdm_ray.config import to_dict
 from wsdm_ray.modeling.manifest import MANIFEST, Manifest, tokenizer_digest
 from wsdm_ray.runs import versions
+from wsdm_ray.storage import HUB
 
 __all__ = ["complete_folder", "save_classifier"]
 
@@ -38,10 +39,18 @@ def save_classifier(network: nn.Module, tokenizer_folder: str, folder: str, mani
     (root / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     if manifest.kind == "adapter":
         path = root / "adapter_config.json"
-        settings = json.loads(path.read_text()) | {"base_model_name_or_path": manifest.base}
+        settings = json.loads(path.read_text()) | plain_base(manifest.base or "")
         settings["target_modules"] = sorted(settings["target_modules"])  # PEFT's order is that of a set
         path.write_text(json.dumps(settings, indent=2, sort_keys=True))
     complete_folder(tokenizer_folder, folder, manifest)
+
+
+def plain_base(base: str) -> dict[str, str]:
+    """How PEFT names a base: its folder, or the name and the commit of a model of the Hub."""
+    if not base.startswith(HUB):
+        return {"base_model_name_or_path": base}
+    name, _, commit = base.removeprefix(HUB).partition("@")
+    return {"base_model_name_or_path": name, "revision": commit}
 
 
 def complete_folder(tokenizer_folder: str, folder: str, manifest: Manifest) -> None:

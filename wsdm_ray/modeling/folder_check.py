@@ -7,6 +7,7 @@ whether the weights are whole (`weight_files`, `classifier`).
 
 import contextlib
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +16,19 @@ from typing import Any
 from wsdm_ray.errors import DataError, ModelError, StorageError
 from wsdm_ray.modeling.adapter_io import ADAPTER_WEIGHTS
 from wsdm_ray.modeling.classifier import model_config
+from wsdm_ray.modeling.lora import ADAPTER_CONFIG
+from wsdm_ray.modeling.manifest import MANIFEST
 from wsdm_ray.modeling.weight_files import INDEX, WEIGHTS
-from wsdm_ray.storage import hub_name, join, model_location, names_in_folder, open_read, read_json
+from wsdm_ray.storage import HUB, hub_name, join, model_location, names_in_folder, open_read, read_json
 
-__all__ = ["ADAPTER_CONFIG", "about", "as_given", "check_adapter_folder", "check_model_folder"]
+__all__ = [
+    "about",
+    "as_given",
+    "check_adapter_folder",
+    "check_classifier_folder",
+    "check_model_folder",
+]
 
-ADAPTER_CONFIG = "adapter_config.json"
 EMBEDDING = "embed_tokens.weight"
 MOST_HEADER_BYTES = 100_000_000
 """Of a safetensors file, by its format."""
@@ -50,6 +58,7 @@ def about(option: str, folder: str) -> Iterator[None]:
         yield
     except (DataError, ModelError, StorageError) as error:
         said = str(error).removeprefix(f"{folder}: ")
+        said = re.sub(rf"^{HUB}\S+@[0-9a-f]{{40}}: ", "", said)  # the same folder at its commit
         raise type(error)(f"{option} {folder}: {said}") from error
 
 
@@ -88,6 +97,20 @@ def check_adapter_folder(folder: str, option: str) -> None:
         if ADAPTER_WEIGHTS not in names:
             raise ModelError(f"no {ADAPTER_WEIGHTS}; save the adapter as safetensors")
         read_object(place, ADAPTER_CONFIG, names)
+
+
+def check_classifier_folder(folder: str, option: str) -> None:
+    """Raise unless a folder is a whole one of `train` or `quantize`; the arguments are as above."""
+    with about(option, folder):
+        names = names_in_folder(model_location(folder))
+        if MANIFEST not in names:
+            raise ModelError(
+                f"no {MANIFEST}; this is no folder of `train` or `quantize`, or it is not complete"
+            )
+    if "config.json" in names:
+        check_model_folder(folder, option)
+    else:
+        check_adapter_folder(folder, option)
 
 
 def check_kind(names: set[str]) -> None:

@@ -44,7 +44,7 @@ def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec], keep: pa.Schema = N
 
 
 def readable_texts(rows: pa.Table) -> tuple[dict[str, list[str]], np.ndarray]:
-    """The texts of rows by column, "" where one is null, and why a row cannot be scored: object [N], or None."""
+    """The texts of rows by column, "" where one is null, and why a row has an error, or None: object [N]."""
     texts, errors_N = {}, np.full(len(rows), None, object)
     for name in reversed(TEXTS):  # the first one names the error
         errors_N[rows.column(name).is_null().to_numpy()] = f"{name} is null"

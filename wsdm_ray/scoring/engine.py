@@ -138,12 +138,11 @@ def log_odds(
         DeviceLostError: the process must be replaced.
     """
     wanted_NO = np.ones((len(pairs), len(orderings)), bool) if wanted_NO is None else wanted_NO
-    initial_budget = token_budget if initial_budget is None else initial_budget
     runner = BatchRunner(
         scorer=scorer,
         layout=layout,
         token_budget=token_budget,
-        shapes=BatchShapes(static=scorer.static_shapes, initial_budget=initial_budget),
+        shapes=BatchShapes(static=scorer.static_shapes, initial_budget=initial_budget or token_budget),
         max_in_flight=1 if suspects else scorer.max_in_flight,  # so that the pair that loses a GPU is known
         suspects=suspects,
         errors_N=np.full(len(pairs), None, object),
@@ -153,7 +152,6 @@ def log_odds(
     same_N = identical(pairs)
     once_N = (wanted_NO.sum(axis=1) == 1) | (wanted_NO.any(axis=1) & same_N)
     twice_N = wanted_NO.any(axis=1) & ~once_N
-
     column_N = np.argmax(wanted_NO, axis=1)  # the ordering of a pair that is run once
     for rows, both in ((np.flatnonzero(once_N), False), (np.flatnonzero(twice_N), True)):
         if not len(rows):

@@ -4,11 +4,10 @@ It runs the same code as a replica of `score`, on units of the same rows, so its
 """
 
 import gc
-import json
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -17,16 +16,16 @@ import pyarrow as pa
 import torch
 from tqdm.std import tqdm
 
-from wsdm_ray import errors
 from wsdm_ray.config import Columns, ScoreConfig
-from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, WsdmRayError
+from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError
+from wsdm_ray.failures import unpack_error
 from wsdm_ray.modeling.precision import default_device
 from wsdm_ray.schema import TEXTS, predictions_schema
 from wsdm_ray.scoring.encode import encode_texts
 from wsdm_ray.scoring.model_check import check_models, fastest_layout
 from wsdm_ray.scoring.pair_rows import PairRows, read_pair_rows
 from wsdm_ray.scoring.recovery import DeviceLostError
-from wsdm_ray.scoring.replica import Replica, ReplicaOptions
+from wsdm_ray.scoring.replica import Replica, ReplicaOptions, ReportProgress
 from wsdm_ray.telemetry import in_terminal
 
 __all__ = ["Comparison", "Judge"]
@@ -122,7 +121,8 @@ class Judge:
         )
         self.unit_rows = unit_rows
         self.lock = threading.Lock()
-        self.replica: Replica | None = load_replica(config, device_of(device))
+        self.on_share: Callable[[float], None] = ignore
+        self.replica: Replica | None = load_replica(config, device_of(device), self.report_progress)
 
     def compare(self, prompt: str, response_a: str, response_b: str) -> Comparison:
         """Which of two responses wins.
@@ -165,25 +165,23 @@ class Judge:
 
     def predict(self, pairs: PairRows, *, shown: bool) -> pa.Table:
         """The rows of a predictions file; `id` is the row's number."""
+        tables = []
         with self.lock, tqdm(total=len(pairs), unit="pair", disable=not shown, file=sys.stderr) as bar:
             if self.replica is None:
                 raise ConfigError("this Judge is closed; make another")
-            models = self.replica.options.models
-            tables = [predictions_schema(pa.int64()).empty_table()]
             for start in range(0, len(pairs), self.unit_rows):
-                unit = range(len(pairs))[start : start + self.unit_rows]
-                texts = {name: pairs.texts[name][unit.start : unit.stop] for name in TEXTS}
-                errors_N = pairs.errors_N[unit.start : unit.stop]
-                encoded = encode_texts(pa.array(unit, pa.int64()), texts, errors_N, models)
-                try:
-                    table, _ = self.replica.score(encoded)
-                except DeviceLostError as error:
-                    raise ClusterError(
-                        f"the GPU was lost ({error}); start this process, or the notebook's kernel, anew"
-                    ) from error
-                tables.append(table)
-                bar.update(len(unit))
-        return pa.concat_tables(tables[1:] or tables)
+                rows = range(len(pairs))[start : start + self.unit_rows]
+                self.on_share = lambda share, rows=rows: bar.update(
+                    rows.start + int(share * len(rows)) - bar.n
+                )
+                tables.append(score_unit(self.replica, pairs, rows))
+                self.on_share(1.0)
+            self.on_share = ignore
+        return pa.concat_tables(tables or [predictions_schema(pa.int64()).empty_table()])
+
+    def report_progress(self, number: int, share: float, tokens: int) -> None:
+        """Move the bar as micro-batches of a unit are done."""
+        self.on_share(share)
 
     def close(self) -> None:
         """Free the memory of the models; nothing can be scored afterwards."""
@@ -200,7 +198,24 @@ class Judge:
         self.close()
 
 
-def load_replica(config: ScoreConfig, device: str) -> Replica:
+def ignore(share: float) -> None:
+    """Show nothing."""
+
+
+def score_unit(replica: Replica, pairs: PairRows, rows: range) -> pa.Table:
+    """The rows of a predictions file for some of the pairs; `id` is the row's number."""
+    part = slice(rows.start, rows.stop)
+    texts = {name: pairs.texts[name][part] for name in TEXTS}
+    encoded = encode_texts(pa.array(rows, pa.int64()), texts, pairs.errors_N[part], replica.options.models)
+    try:
+        return replica.score(encoded)[0]
+    except DeviceLostError as error:
+        raise ClusterError(
+            f"the GPU was lost ({error}); start this process, or the notebook's kernel, anew"
+        ) from error
+
+
+def load_replica(config: ScoreConfig, device: str, report_progress: ReportProgress) -> Replica:
     """The models of a config, ready to score on a device."""
     on_gpu = device == "cuda"
     models = check_models(config, on_gpu, None)
@@ -217,11 +232,11 @@ def load_replica(config: ScoreConfig, device: str) -> Replica:
             adaptive_threshold=config.adaptive_threshold,
             model_weights=config.model_weights,
             device=device,
+            report_progress=report_progress,
         )
     )
     if replica.failure:
-        kind, text = json.loads(replica.failure)
-        raise getattr(errors, kind, WsdmRayError)(text)
+        raise unpack_error(replica.failure)
     return replica
 
 

@@ -34,9 +34,10 @@ def kept_schema(plan: ScorePlan, names: Sequence[str]) -> pa.Schema:
         raise ConfigError(
             f"--keep-columns {min(taken)}: the predictions have a column of that name; rename the input's"
         )
-    sources = {unit.path: unit.source for unit in plan.units} if names else {}
+    sources = list(dict.fromkeys(unit.source for unit in plan.units)) if names else []
     with ThreadPoolExecutor(16) as pool:
-        schemas = dict(zip(sources, pool.map(schema_of, sources.values()), strict=True))
+        found = pool.map(schema_of, sources)
+        schemas = {source.file.path: schema for source, schema in zip(sources, found, strict=True)}
     fields = [pa.field(name, type_in_all(schemas, name)) for name in dict.fromkeys(names)]
     return pa.schema(fields)
 
@@ -49,7 +50,9 @@ def schema_of(source: ParquetInput) -> pa.Schema:
 
 def type_in_all(schemas: dict[str, pa.Schema], name: str) -> pa.DataType:
     """The type of a column over all files. Raises `DataError` where there is none."""
-    types = {path: plain(schema.field(name).type) for path, schema in schemas.items() if name in schema.names}
+    types = {
+        path: stored_type(schema.field(name).type) for path, schema in schemas.items() if name in schema.names
+    }
     if not types:
         path, schema = next(iter(schemas.items()))
         raise DataError(
@@ -71,10 +74,10 @@ def type_in_all(schemas: dict[str, pa.Schema], name: str) -> pa.DataType:
     return shared
 
 
-def plain(kind: pa.DataType) -> pa.DataType:
+def stored_type(kind: pa.DataType) -> pa.DataType:
     """The type without what parquet has no word for: dictionaries and views."""
     if pa.types.is_dictionary(kind):
-        return plain(kind.value_type)
+        return stored_type(kind.value_type)
     if pa.types.is_string_view(kind):
         return pa.string()
     return pa.binary() if pa.types.is_binary_view(kind) else kind
@@ -111,7 +114,7 @@ def encoded_kept(unit: WorkUnit, keep: pa.Schema) -> Iterator[tuple[str, pa.Chun
     for field in keep:
         if field.name in table.column_names:
             column = table[field.name]
-            yield PREFIX + field.name, column.cast(plain(column.type)).cast(field.type)
+            yield PREFIX + field.name, column.cast(stored_type(column.type)).cast(field.type)
         else:
             yield PREFIX + field.name, pa.nulls(unit.rows, field.type)
 

@@ -5,18 +5,12 @@ from collections.abc import Sequence
 
 from wsdm_ray.config import ScoreConfig
 from wsdm_ray.errors import ConfigError, ModelError, StorageError
-from wsdm_ray.modeling.folder_check import (
-    ADAPTER_CONFIG,
-    about,
-    as_given,
-    check_adapter_folder,
-    check_model_folder,
-)
+from wsdm_ray.modeling.folder_check import about, as_given, check_classifier_folder, check_model_folder
 from wsdm_ray.modeling.loading import local_base
 from wsdm_ray.modeling.manifest import Manifest, folder_digest, read_manifest
 from wsdm_ray.modeling.precision import resolve_precision, scoring_layout, uses_fused_decoder
 from wsdm_ray.scoring.models import ModelSpec
-from wsdm_ray.storage import hub_name, local_copy, model_location, names_in_folder
+from wsdm_ray.storage import hub_name, local_copy, model_location
 
 __all__ = ["check_folders", "check_models", "fastest_layout", "with_precision"]
 
@@ -60,13 +54,8 @@ def find_model(folder: str, base: str | None) -> tuple[str, str, Manifest]:
     Args:
         base: where the base is, if not where the manifest says.
     """
-    with about("--model", folder):
-        location = model_location(folder)
-        names = names_in_folder(location)
-    if "config.json" in names:
-        check_model_folder(folder, "--model")
-    elif ADAPTER_CONFIG in names:
-        check_adapter_folder(folder, "--model")
+    check_classifier_folder(folder, "--model")
+    location = model_location(folder)
     local = local_copy(location)
     with as_given((folder, local)):
         with about("--model", folder):

@@ -103,8 +103,7 @@ def check_types(schema: pa.Schema, source: ParquetInput) -> None:
     path, columns = source.file.path, source.columns
     names = [*schema.names, *(name for name, _ in source.file.partitions if name not in schema.names)]
     check_columns(names, path, Reading(columns=columns, make_ids=source.make_ids, labels=False))
-    for canonical in TEXTS:
-        name = getattr(columns, canonical)
+    for name in (getattr(columns, name) for name in TEXTS):
         kind = schema.field(name).type if name in schema.names else pa.string()
         if not holds_text(kind):
             raise DataError(f"{path}: column {name!r} holds {kind}, but text is needed")

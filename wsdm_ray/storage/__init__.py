@@ -24,7 +24,7 @@ from wsdm_ray.storage.folders import (
     sha256_of_files,
     upload_folder,
 )
-from wsdm_ray.storage.hub import OFFLINE_BY_US, hub_name
+from wsdm_ray.storage.hub import HUB, OFFLINE_BY_US, hub_name
 from wsdm_ray.storage.hub_datasets import expand_hub, resolve_dataset
 from wsdm_ray.storage.listing import (
     Found,
@@ -40,6 +40,7 @@ from wsdm_ray.storage.listing import (
 from wsdm_ray.storage.stores import absolute, errors_for, filesystem, is_remote, join, reason
 
 __all__ = [
+    "HUB",
     "OFFLINE_BY_US",
     "CachedFolder",
     "Found",

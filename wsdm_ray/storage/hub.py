@@ -14,6 +14,7 @@ import functools
 import logging
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -189,6 +190,8 @@ def list_repository(repository: Repository) -> list[str]:
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
+    # It says so where a repository has none of these.
+    logging.getLogger("huggingface_hub._snapshot_download").setLevel(logging.ERROR)
     folder = fetch(repository, ("README.md", ".huggingface.yaml", "dataset_infos.json"))
     try:
         tree = get_cached_repo_tree(repository.id, repo_type=repository.kind, revision=repository.revision)
@@ -260,7 +263,10 @@ def reach(repository: Repository) -> None:
 def online() -> Iterator[None]:
     """Let the library ask the Hub, which is off elsewhere in this package, unless the user said no."""
     from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars
 
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not sys.stderr.isatty():
+        disable_progress_bars()
     with switch:
         before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, offline_by_user()
         try:

@@ -8,6 +8,7 @@ README.md, before any of them is fetched. Not covered: what the files hold, and 
 """
 
 import fnmatch
+import logging
 import os
 import re
 import tempfile
@@ -20,6 +21,8 @@ from wsdm_ray.storage.hub import HUB, Repository, commit_of, fetch, list_reposit
 __all__ = ["expand_hub", "resolve_dataset"]
 
 METADATA = ("README.md", ".huggingface.yaml", "dataset_infos.json")
+
+SLICE = re.compile(r":[\w.+-]*\[[^\]/]*\]$")
 
 SPLIT = re.compile(r":([^/:@]*)$")
 
@@ -41,6 +44,8 @@ def resolve_dataset(uri: str) -> list[str]:
     Raises:
         StorageError: there is no such data set, configuration, split or file, or it cannot be had.
     """
+    if SLICE.search(uri):
+        raise StorageError(f"{uri}: slices of splits are not read; name whole splits")
     match = SPLIT.search(uri)
     split = match[1] if match else None
     given = parse_repository(uri[: match.start()] if match else uri, uri)
@@ -84,6 +89,8 @@ def config_names(outline: str) -> list[str]:
     """Names of the configurations; none where the files show none."""
     import datasets
 
+    # It says of every README.md without metadata that it has none.
+    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)
     try:
         return datasets.get_dataset_config_names(outline)
     except (OSError, ValueError):

@@ -89,7 +89,6 @@ def with_scheme(name: str, path: str) -> str:
 @contextlib.contextmanager
 def errors_for(path: str) -> Iterator[None]:
     """Turn what a store raises into a `StorageError` of one line that names `path` and the remedy."""
-    remedy = "; check the bucket, the credentials and the endpoint" if is_remote(path) else ""
     try:
         yield
     except WsdmRayError:
@@ -99,16 +98,63 @@ def errors_for(path: str) -> Iterator[None]:
             f"{path}: not found; check the path" + (" and the bucket" if is_remote(path) else "")
         ) from error
     except PermissionError as error:
-        remedy = "credentials" if is_remote(path) else "file's owner and mode"
-        raise StorageError(f"{path}: permission denied; check the {remedy}") from error
+        remedy = denied_remedy(path) if is_remote(path) else "check the file's owner and mode"
+        raise StorageError(f"{path}: permission denied; {remedy}") from error
     except OSError as error:
         if not is_remote(path) or error.errno == errno.ENOSPC:  # where a remote one is kept
-            remedy = f"; {LOCAL_REMEDIES.get(error.errno, 'check the disk')}"
-        raise StorageError(f"{path}: {reason(error)}{remedy}") from error
+            remedy = LOCAL_REMEDIES.get(error.errno, "check the disk")
+        else:
+            remedy = store_remedy(path, error)
+        raise StorageError(f"{path}: {reason(error)}; {remedy}") from error
     except Exception as error:
         if not raised_by_store(error):
             raise  # a defect of the caller keeps its traceback
+        remedy = f"; {store_remedy(path, error)}" if is_remote(path) else ""
         raise StorageError(f"{path}: {reason(error)}{remedy}") from error
+
+
+PUBLIC = {
+    "s3": "FSSPEC_S3_ANON=true reads a public bucket, FSSPEC_S3_REQUESTER_PAYS=true one whose user pays",
+    "gs": "FSSPEC_GS_TOKEN=anon reads a public bucket, FSSPEC_GS_REQUESTER_PAYS=PROJECT one whose user pays",
+}
+"""How a store is read without credentials of one's own, or at one's own cost, by scheme."""
+
+HINTS = {
+    "s3": {
+        "credential": f"set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; {PUBLIC['s3']}",
+        "requester": PUBLIC["s3"],
+        "redirect": "set AWS_REGION to the bucket's region, and AWS_ENDPOINT_URL where it is not Amazon's",
+        "region": "set AWS_REGION to the bucket's region, and AWS_ENDPOINT_URL where it is not Amazon's",
+        "authorizationheader": "set AWS_REGION to the bucket's region",
+        "connect": "AWS_ENDPOINT_URL is the endpoint",
+        "timeout": "AWS_ENDPOINT_URL is the endpoint",
+    },
+    "gs": {
+        "credential": f"run `gcloud auth application-default login`; {PUBLIC['gs']}",
+        "requester": PUBLIC["gs"],
+        "userproject": PUBLIC["gs"],
+        "anonymous caller": f"run `gcloud auth application-default login`; {PUBLIC['gs']}",
+    },
+}
+"""What to do, by a word in an error of a store."""
+
+
+def scheme_of(path: str) -> str:
+    return path.split("://", 1)[0].replace("gcs", "gs")
+
+
+def denied_remedy(path: str) -> str:
+    """What to do where a store refuses a request."""
+    public = PUBLIC.get(scheme_of(path))
+    return "check the credentials" + (f"; {public}" if public else "")
+
+
+def store_remedy(path: str, error: BaseException) -> str:
+    """What to do about an error of a store, by its words."""
+    said = f"{type(error).__name__} {error} {type(error.__cause__).__name__} {error.__cause__}".lower()
+    hints = HINTS.get(scheme_of(path), {})
+    hint = next((hint for word, hint in hints.items() if word in said), None)
+    return (f"{hint}; " if hint else "") + "check the bucket, the credentials and the endpoint"
 
 
 def raised_by_store(error: BaseException) -> bool:

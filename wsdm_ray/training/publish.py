@@ -12,6 +12,7 @@ from wsdm_ray.modeling.manifest import MANIFEST
 from wsdm_ray.runs import names_in
 from wsdm_ray.storage import file_identity, is_leftover, join, upload_folder
 from wsdm_ray.training.metrics import METRICS_FILE
+from wsdm_ray.training.model_card import CARD_FILE
 from wsdm_ray.training.optimizer import STATE_FILE, STATE_TENSORS_FILE
 
 __all__ = ["PublishedFiles", "best_checkpoint", "check_published", "publish", "published_files"]
@@ -33,14 +34,20 @@ def best_checkpoint(
     return max(checkpoints, key=lambda pair: pair[1]["step"])
 
 
-def publish(checkpoint: str, output: str) -> PublishedFiles:
-    """Copy the classifier of a checkpoint folder into the output folder, its manifest last."""
+def publish(checkpoint: str, output: str, card: str = "") -> PublishedFiles:
+    """Copy the classifier of a checkpoint folder into the output folder, its manifest last.
+
+    Args:
+        card: text of its model card, if there is one. It is no part of what a finished run must keep.
+    """
     published: PublishedFiles = {}
     with tempfile.TemporaryDirectory() as staging:
         for path in Path(checkpoint).iterdir():
             if path.name not in FOR_RESUMING and not is_leftover(path.name):
                 os.symlink(path, Path(staging) / path.name)
                 published[path.name] = path.stat().st_size if path.suffix == ".safetensors" else None
+        if card:
+            Path(staging, CARD_FILE).write_text(card, "utf-8")
         upload_folder(staging, output, last=MANIFEST)
     return published
 

@@ -50,13 +50,14 @@ def report(checked: CheckedTraining, result: Any) -> dict[str, Any]:
     Args:
         result: of Ray Train, as `execute` gives it.
     """
+    from wsdm_ray.training.model_card import card_of
     from wsdm_ray.training.publish import best_checkpoint, publish
 
     config = checked.config
     assert result.best_checkpoints
     best, metrics = best_checkpoint(result.best_checkpoints, bool(config.valid))
     with best.as_directory() as folder:
-        published = publish(folder, config.output)
+        published = publish(folder, config.output, card_of(folder, checked, metrics))
     worker: WorkerResult = result.return_value
     assert worker.resolved
     content = {

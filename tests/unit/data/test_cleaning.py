@@ -29,6 +29,54 @@ def test_spellings_of_winners():
     assert "prob_a" not in table.column_names
 
 
+@pytest.mark.parametrize(
+    ("winner", "spellings"),
+    [
+        (
+            "model_a",
+            ["Model A", "model-a", "[[A]]", "(a)", "assistant_a", "Answer A", "response_1", "left",
+             "leftvote", "A>B", "[[A>>B]]", "First"],
+        ),
+        (
+            "model_b",
+            ["Model B", "MODEL-B", "[[B]]", "assistant_b", "Answer B", "Response 2", "right", "rightvote",
+             "B>A", "[[B>>A]]", "second"],
+        ),
+        (
+            "tie",
+            ["tie", "tievote", "bothbad_vote", "tie (bothbad)", "Tie (both bad)", "both_bad", "bothbad",
+             "Both bad", "both_good", "neither", "A=B", "draw", "winner_tie"],
+        ),
+    ],
+)  # fmt: skip
+def test_spellings_of_published_sets(winner, spellings):
+    table, _, tie = labels(votes(winner=spellings), "f", "drop")
+    assert tie.tolist() == [winner == "tie"] * len(spellings)
+    assert table["winner"].to_pylist() == [None if winner == "tie" else winner] * len(spellings)
+
+
+def test_an_unknown_winner_lists_the_known_spellings():
+    with pytest.raises(DataError) as caught:
+        labels(votes(winner=["a", "Gemma"]), "f", "drop")
+    message = str(caught.value)
+    assert "\n" not in message
+    for known in ("(model_a: a, response_a,", "; model_b: b,", "rightvote", "; tie: winner_tie,", "both_bad"):
+        assert known in message
+
+
+@pytest.mark.parametrize("number", ["0", "1", "2", "-1", "1.0", "0.5", "True", "false"])
+def test_numbers_are_not_guessed(number):
+    remedy = r"a number means different things.*write model_a, model_b or tie, or give --columns.prob-a=NAME"
+    with pytest.raises(DataError, match=rf"f: unknown winner '{number}' \(id v0\); {remedy}"):
+        labels(votes(winner=[number, "a"]), "f", "drop")
+
+
+@pytest.mark.parametrize("name", ["-", "()", "chosen", "c", "nobody"])
+def test_what_names_no_side_is_unknown(name):
+    with pytest.raises(DataError, match=r"unknown winner .*; give model_a, model_b or tie, or one of"):
+        labels(votes(winner=[name]), "f", "drop")
+
+
 def test_ties_are_dropped_or_soft():
     table = votes(winner=["tie", "a", "Tie (bothbad)"])
     _, _, tie = labels(table, "f", "drop")

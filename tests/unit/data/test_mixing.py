@@ -127,7 +127,7 @@ def test_teachers_by_id(tmp_path):
 
 def test_teachers_that_cannot_be_joined(tmp_path):
     numbers = pa.chunked_array([[1, 2]])
-    with pytest.raises(DataError, match="its ids are string, those of the votes int64"):
+    with pytest.raises(DataError, match=r"has none of the ids to train on \(its first is a, theirs 1\)"):
         read_teachers([write(tmp_path / "text", {"id": ["a"], "prob_a": [0.5]})], numbers)
     with pytest.raises(DataError, match="holds an id twice"):
         read_teachers([write(tmp_path / "twice", {"id": [1, 1], "prob_a": [0.5, 0.6]})], numbers)

@@ -170,22 +170,30 @@ def test_files_with_different_columns(tmp_path):
     ]  # fmt: skip
 
 
-def test_columns_of_types_that_do_not_go_together(tmp_path):
+def test_columns_of_types_that_do_not_go_together_are_text(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("wsdm_ray"), "propagate", True)
     inputs = [
-        write(tmp_path / "a.parquet", [vote(0, turns=1)]),
-        write(tmp_path / "b.parquet", [vote(1, turns="1")]),
+        write(tmp_path / "a.parquet", [vote(0, turns=1, more=[{"x": 1}])]),
+        write(tmp_path / "b.parquet", [vote(1, turns="1", more="text")]),
     ]
-    with pytest.raises(DataError, match=r"column 'turns' is int64 in .*a.parquet but string in .*b.parquet"):
-        prepare(config(tmp_path, *inputs))
+    prepare(config(tmp_path, *inputs, valid_fraction=0))
+    assert [(row["turns"], row["more"]) for row in both(tmp_path)] == [("1", '[{"x": 1}]'), ("1", "text")]
+    assert caplog.text.count("column 'turns' is int64 in ") == 1
+
+
+def test_integers_and_fractions_are_fractions(tmp_path):
     inputs = [
-        write(tmp_path / "a.parquet", [vote(0, turns=2**60 + 1)]),
-        write(tmp_path / "b.parquet", [vote(1, turns=0.5)]),
+        write(tmp_path / "a.parquet", [vote(0, turns=2**60 + 1), vote(1, turns=7)]),
+        write(tmp_path / "b.parquet", [vote(2, turns=0.5)]),
     ]
-    with pytest.raises(DataError, match=r"column 'turns' is int64 in one file and double in another"):
-        prepare(config(tmp_path, *inputs))
-    inputs[1] = write(tmp_path / "b.parquet", [vote(1, id=5)])
-    with pytest.raises(DataError, match=r"column 'id' is string in .*a.parquet but int64 in .*b.parquet"):
-        prepare(config(tmp_path, *inputs))
+    prepare(config(tmp_path, *inputs, valid_fraction=0))
+    assert [row["turns"] for row in both(tmp_path)] == [2.0**60, 7.0, 0.5]
+
+
+def test_ids_of_two_types_are_text(tmp_path):
+    inputs = [write(tmp_path / "a.parquet", [vote(0)]), write(tmp_path / "b.parquet", [vote(1, id=5)])]
+    prepare(config(tmp_path, *inputs, valid_fraction=0))
+    assert [row["id"] for row in both(tmp_path)] == ["v0", "5"]
 
 
 @pytest.mark.parametrize(

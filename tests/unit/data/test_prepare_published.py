@@ -7,7 +7,7 @@ import pytest
 from tests.unit.data.prepare_rows import both, config, vote, write, write_57k
 from wsdm_ray.config import Columns
 from wsdm_ray.data.prepare import prepare
-from wsdm_ray.errors import ConfigError, DataError
+from wsdm_ray.errors import ConfigError
 from wsdm_ray.inputs import tables
 
 
@@ -118,9 +118,8 @@ def test_made_ids_of_two_files_of_one_name(tmp_path):
         row = {"chosen": dialogue(name, "x"), "rejected": dialogue(name, "y")}
         (tmp_path / name / "train.jsonl").write_text(json.dumps(row))
     inputs = [str(tmp_path / name / "train.jsonl") for name in ("helpful", "harmless")]
-    message = r"the id 'train-0' is there twice .*; ids must be unique, so that those made of file names need"
-    with pytest.raises(DataError, match=message):
-        prepare(config(tmp_path, *inputs, format="hh-rlhf"))
+    prepare(config(tmp_path, *inputs, format="hh-rlhf", valid_fraction=0))
+    assert [row["id"] for row in both(tmp_path)] == ["helpful/train-0", "harmless/train-0"]
 
 
 def test_columns_and_a_format_of_its_own(tmp_path):

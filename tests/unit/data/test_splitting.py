@@ -165,11 +165,11 @@ def test_prompt_digests_of_nothing(tmp_path):
     [
         (
             ["a", None],
-            r"x.parquet: the prompt of row 1 \(counted from 0\) is no text but None; make canonical",
+            r"x.parquet: the prompt of row 1 \(counted from 0\) is null or not UTF-8; make canonical",
         ),
         (
             [["a"]],
-            r"x.parquet: the prompt of row 0 \(counted from 0\) is no text but \['a'\]; make canonical",
+            r"x.parquet: column 'prompt' holds list<.*>, but text is needed",
         ),
     ],
 )

@@ -68,7 +68,7 @@ def on_disk(tmp_path: Path) -> Callable[..., EvaluateConfig]:
         write_parquet(f"{tmp_path}/votes/part-000000.parquet", pa.table(votes))
         return EvaluateConfig(
             **{
-                "predictions": f"{tmp_path}/predictions",
+                "predictions": (f"{tmp_path}/predictions",),
                 "votes": (f"{tmp_path}/votes",),
                 "output": f"{tmp_path}/report",
                 "bootstrap": 50,

@@ -90,3 +90,49 @@ def test_thinning_keeps_the_mean():
     assert len(steps) == len(values) == MOST_POINTS
     assert steps[-1] == 6000
     assert values.mean() == pytest.approx(np.arange(6000).mean())
+
+
+CONFIG = {
+    "base": "bases/gemma", "train": ["data/train"], "valid": ["data/<b>valid"], "seed": 7, "epochs": 2.0,
+    "pairs_per_step": 32, "orders": "both", "precision": "auto", "quantization": "nf4",
+    "lora": {"r": 16, "alpha": 32, "targets": ["q_proj", "v_proj"]}, "text": {"max_tokens": 2048},
+    "optimizer": {"kind": "adamw", "learning_rate": 0.0002, "schedule": "cosine"},
+}  # fmt: skip
+
+
+def test_a_finished_run_shows_its_settings(tmp_path):
+    run = {
+        "config": CONFIG, "resolved": {"precision": "bf16"}, "metrics": {"step": 2},
+        "counts": {"steps": 2, "train": 7183, "valid": 804}, "fingerprint": {"base": "4b7c5b40a5fef448f2"},
+        "versions": {"wsdm_ray": "0.2.0"},
+    }  # fmt: skip
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    page = write(tmp_path, [row(1), row(2, **VALID)])
+    for title, value in (
+        ("Base", "bases/gemma (digest 4b7c5b40a5fe)"),
+        ("Train", "data/train (7,183 rows)"),
+        ("Valid", "data/&lt;b&gt;valid (804 rows)"),
+        ("Classifier", "the checkpoint of step 2"),
+        ("Precision", "bf16"),
+        ("LoRA", "rank 16, alpha 32, q_proj, v_proj"),
+        ("Optimizer", "adamw, learning rate 0.0002, cosine schedule"),
+        ("Tokens", "at most 2,048 of a pair"),
+    ):
+        assert f"<dt>{title}</dt><dd><bdi>{value}</bdi></dd>" in page
+    assert "<details><summary>Every setting of the run</summary>" in page
+    assert "<td>optimizer.learning_rate</td>" in page
+
+
+def test_a_run_that_goes_on_shows_its_settings_and_the_best_so_far(tmp_path):
+    options = {name: value for name, value in CONFIG.items() if name not in ("base", "train", "valid")}
+    inputs = {"train": {"data/train/part-0.parquet": {}}, "valid": {}}
+    started = {
+        "job": "train",
+        "fingerprint": {"options": options, "base": "4b7c5b40a5fef4", "inputs": inputs},
+    }
+    (tmp_path / "_run.json").write_text(json.dumps(started))
+    page = write(tmp_path, [row(1, **VALID), row(2, **(VALID | {"valid_log_loss": 0.65}))])
+    assert "<dt>Train</dt><dd><bdi>data/train/part-0.parquet</bdi></dd>" in page
+    assert "<dt>Seed</dt><dd><bdi>7</bdi></dd>" in page
+    assert "Valid</dt>" not in page
+    assert "at step 1, the best so far" in page

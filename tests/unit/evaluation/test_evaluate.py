@@ -1,7 +1,6 @@
 import json
 import logging
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,12 @@ import numpy as np
 import pytest
 
 from jobs._main import main
+from tests.unit.evaluation.page import page_of
+from tests.unit.evaluation.voters import enough
 from wsdm_ray.config import EvaluateConfig
 from wsdm_ray.evaluation.evaluate import evaluate
-from wsdm_ray.evaluation.report import HEAD_CHARACTERS, MOST_CHARACTERS, confident_mistakes, excerpt, visible
+from wsdm_ray.evaluation.mistakes import HEAD_CHARACTERS, MOST_CHARACTERS, confident_mistakes, excerpt
+from wsdm_ray.evaluation.pages import visible
 from wsdm_ray.schema import Ordering, first_ordering
 from wsdm_ray.storage import exists, read_json
 
@@ -24,54 +26,13 @@ HOSTILE = (
 )
 
 
-class Page(HTMLParser):
-    """The tags of a page, the attributes that load something, and whether tags are balanced."""
-
-    VOID = frozenset({"meta"})
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags: list[str] = []
-        self.open: list[str] = []
-        self.loads: list[tuple[str, str | None]] = []
-        self.headings: list[int] = []
-        self.drawings: list[dict[str, str | None]] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.loads += [
-            pair for pair in attrs if pair[0] in {"src", "href", "xlink:href", "action", "srcset", "data"}
-        ]
-        self.loads += [pair for pair in attrs if pair[0].startswith("on")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-        if tag in {"h1", "h2", "h3", "h4"}:
-            self.headings.append(int(tag[1]))
-        if tag == "svg":
-            self.drawings.append(dict(attrs))
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-def page_of(config: EvaluateConfig) -> tuple[str, Page]:
-    text = Path(config.output, "report.html").read_text()
-    page = Page(text)
-    assert not page.open
-    return text, page
-
-
 def refuse_constant(name: str) -> None:
     raise AssertionError(f"{name} is not JSON")
 
 
 def test_metrics_json_keeps_its_contract(on_disk: Write, predictions: Rows, votes: Rows, capsys):
-    config = on_disk(predictions, votes | {"best_prob_a": np.random.default_rng(1).random(60).tolist()})
+    known = votes | {"best_prob_a": np.random.default_rng(1).random(60).tolist()}
+    config = on_disk(enough(predictions), enough(known))
     returned = evaluate(config)
     written = json.loads(Path(config.output, "metrics.json").read_text(), parse_constant=refuse_constant)
     assert written == returned
@@ -90,7 +51,7 @@ def test_metrics_json_keeps_its_contract(on_disk: Write, predictions: Rows, vote
     }
     assert promised <= written.keys()
     for slices in (written["by_language"], written["by_length"]):
-        assert sum(one["rows"] for one in slices.values()) == 60
+        assert sum(one["rows"] for one in slices.values()) == 240
         assert all(promised <= one.keys() for one in slices.values())
     assert list(written["by_length"]) == sorted(
         written["by_length"], key=lambda name: int(name.split("-")[0])
@@ -118,7 +79,7 @@ def test_the_output_may_be_an_object_store(on_disk: Write, predictions: Rows, vo
 
 def test_the_command_line(on_disk: Write, predictions: Rows, votes: Rows, capsys):
     config = on_disk(predictions, votes)
-    line = ["--predictions", config.predictions, "--output", config.output, "--bootstrap", "20", "--votes"]
+    line = ["--predictions", *config.predictions, "--output", config.output, "--bootstrap", "20", "--votes"]
     assert main(evaluate, EvaluateConfig, [*line, config.votes[0]]) == 0
     assert Path(config.output, "metrics.json").exists()
     assert main(evaluate, EvaluateConfig, [*line, "nowhere.parquet"]) == 1
@@ -163,7 +124,7 @@ def test_hostile_text_stays_text(on_disk: Write, predictions: Rows, votes: Rows)
     }
     everywhere |= {"language": [HOSTILE] * 60, "source": [HOSTILE] * 60, "id": everywhere["prompt"]}
     config = on_disk(predictions | {"id": everywhere["prompt"]}, votes | everywhere)
-    Path(config.predictions, "run.json").write_text(json.dumps({HOSTILE: HOSTILE, "many": [HOSTILE] * 9}))
+    Path(config.predictions[0], "run.json").write_text(json.dumps({HOSTILE: HOSTILE, "many": [HOSTILE] * 9}))
     evaluate(config)
     text, page = page_of(config)
     assert not {"script", "img", "iframe", "object", "link"} & set(page.tags)
@@ -188,7 +149,8 @@ def test_the_page_stands_alone(on_disk: Write, predictions: Rows, votes: Rows):
     # Headings go down one level at a time, and every drawing has words for those who cannot see it.
     assert page.headings[0] == 1
     assert all(after - before <= 1 for before, after in zip(page.headings, page.headings[1:], strict=False))
-    assert len(page.drawings) == 6
+    # Reliability, ROC, position; by length difference, language, length; tokens, cut.
+    assert len(page.drawings) == 8
     assert all(drawing["role"] == "img" and drawing["aria-label"] for drawing in page.drawings)
 
 
@@ -238,6 +200,7 @@ def test_visible():
 
 
 def test_what_adaptive_orders_would_give(on_disk: Write, predictions: Rows, votes: Rows, capsys):
+    predictions, votes = enough(predictions), enough(votes)
     config = on_disk(predictions, votes, adaptive_tolerance=1.0)
     found = evaluate(config)["adaptive"]
     assert found["tolerance"] == 1
@@ -268,9 +231,9 @@ def test_adaptive_orders_of_one_model_with_both_orderings_alone(
         ({"job": "score", "config": {"model": ["one", "two"]}}, False),
         ({"job": "ensemble"}, False),
     ):
-        Path(config.predictions, "run.json").write_text(json.dumps(run))
+        Path(config.predictions[0], "run.json").write_text(json.dumps(run))
         assert (evaluate(config)["adaptive"] is not None) == known
     config = on_disk(predictions | {"prob_a_ba": [None, *predictions["prob_a_ba"][1:]]}, votes)
-    Path(config.predictions, "run.json").unlink()
+    Path(config.predictions[0], "run.json").unlink()
     assert evaluate(config)["adaptive"] is None
     assert "second order needed" not in page_of(config)[0]

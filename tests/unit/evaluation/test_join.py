@@ -19,7 +19,7 @@ Write = Callable[..., EvaluateConfig]
 
 
 def joined(config: EvaluateConfig) -> Joined:
-    return join_by_id(read_predictions(config.predictions), read_votes(config.votes, config.columns))
+    return join_by_id(read_predictions(config.predictions[0]), read_votes(config.votes, config.columns))
 
 
 def without(rows: Rows, *dropped: int) -> Rows:
@@ -51,6 +51,8 @@ def test_any_order_gives_the_same_figures(random):
             "best_prob_a": numbers.random(40),
             "language": ["Hindi", None] * 20,
             "source": pa.nulls(40, pa.string()),
+            "model_a": ["x", "y"] * 20,
+            "model_b": ["y", "z"] * 20,
             "characters_a": numbers.integers(0, 50, 40),
             "characters_b": numbers.integers(0, 50, 40),
             "group": numbers.integers(0, 20, 40).astype(np.uint64),
@@ -65,7 +67,7 @@ def test_any_order_gives_the_same_figures(random):
     )
 
     def figures(predictions: pa.Table, votes: pa.Table) -> dict[str, Any]:
-        config = EvaluateConfig(predictions="p", votes=("v",), output="o", bootstrap=20)
+        config = EvaluateConfig(predictions=("p",), votes=("v",), output="o", bootstrap=20)
         return measure_all(join_by_id(predictions, votes), config)
 
     orders = [random.sample(range(40), 40) for _ in range(2)]
@@ -224,7 +226,7 @@ def test_missing_empty_and_foreign_files(tmp_path: Path, on_disk: Write, predict
         joined(on_disk(predictions, {name: pa.array(column)[:0] for name, column in votes.items()}))
     (tmp_path / "predictions" / "part-000002.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match=r"part-000002.parquet: not a parquet file"):
-        read_predictions(config.predictions)
+        read_predictions(config.predictions[0])
 
 
 def test_null_and_broken_texts_count_as_text(tmp_path: Path):

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_score
+from sklearn.metrics import accuracy_score, auc, brier_score_loss, confusion_matrix, log_loss, roc_auc_score
+from sklearn.metrics import roc_curve as roc_of_scikit_learn
 
 from wsdm_ray.evaluation.metrics import (
     area_under_curve,
     bootstrap_intervals,
     calibration_bins,
+    confusion,
     expected_calibration_error,
     flips,
     length_bins,
@@ -17,6 +19,7 @@ from wsdm_ray.evaluation.metrics import (
     measure,
     one_sided_baseline,
     position_shift,
+    roc_curve,
     squared_error,
 )
 
@@ -175,3 +178,53 @@ def test_baselines():
 def test_length_bins():
     tokens = np.array([0.0, 1, 2, 3, 256, 257, 2048, np.nan])
     assert length_bins(tokens) == ["2-2", "2-2", "2-2", "3-4", "129-256", "257-512", "1025-2048", None]
+
+
+def test_roc_curve_is_that_of_scikit_learn():
+    random = np.random.default_rng(4)
+    prob, label = random.random(300).round(2), random.random(300)
+    hard = (label > 0.5).astype(float)
+    found = roc_curve(prob, hard)
+    assert found is not None
+    expected = roc_of_scikit_learn(hard, prob, drop_intermediate=False)
+    np.testing.assert_allclose(found, expected[:2], atol=1e-12)
+    soft = roc_curve(prob, label)
+    assert soft is not None
+    assert auc(*soft) == pytest.approx(area_under_curve(prob, label, np.arange(300))[0])
+    assert roc_curve(prob, np.ones(300)) is None
+
+
+def test_confusion_by_hand_and_by_scikit_learn():
+    assert confusion(np.array([0.9, 0.5, 0.2]), np.array([1.0, 0.0, 0.25])) == {
+        "predicted_a_voted_a": 1.0,
+        "predicted_a_voted_b": 0.5,
+        "predicted_b_voted_a": 0.25,
+        "predicted_b_voted_b": 0.5 + 0.75,
+    }
+    prob, label = np.random.default_rng(5).random((2, 200))
+    label = (label < prob).astype(float)
+    expected = confusion_matrix(label, prob > 0.5)  # by vote, then by prediction; B first
+    assert list(confusion(prob, label).values()) == [
+        expected[1, 1],
+        expected[0, 1],
+        expected[1, 0],
+        expected[0, 0],
+    ]
+
+
+def test_few_votes_that_are_all_right_are_no_certainty():
+    prob, label = np.full(11, 0.9), np.ones(11)
+    few = measure(prob, label, prob, prob, np.arange(11), resamples=50)
+    # Wilson's interval of 11 of 11: z2 / (n + z2) is left out below.
+    assert few["accuracy_ci95"] == pytest.approx([11 / (11 + 1.959964**2), 1.0])
+    baseline = one_sided_baseline(np.ones(11), label, np.arange(11), resamples=50, seed=0)
+    assert baseline["accuracy_ci95"] == few["accuracy_ci95"]
+    many = measure(*(np.repeat(each, 10) for each in (prob, label, prob, prob)), np.arange(110), resamples=50)
+    assert many["accuracy_ci95"] == [1.0, 1.0]
+
+
+def test_votes_without_a_wrong_pair_have_no_spread_to_go_by():
+    assert area_under_curve(np.array([0.1, 0.2, 0.8, 0.9]), np.array([0.0, 0, 1, 1]), np.arange(4)) == (
+        1.0,
+        None,
+    )

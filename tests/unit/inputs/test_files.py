@@ -1,7 +1,7 @@
 """Which files an input is: links, partitions, globs, saved data sets; and none is skipped in silence."""
 
-import json
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -209,18 +209,18 @@ def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path):
 def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
     fill(str(tmp_path), "a.parquet", "in/b.parquet")
 
-    def scandir(path, scandir=storage.listing.os.scandir):
+    def scandir(path, scandir=os.scandir):
         if "/in" in str(path):
             raise PermissionError(13, "denied", path)
         return scandir(path)
 
-    monkeypatch.setattr(storage.listing.os, "scandir", scandir)
+    monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(StorageError, match="permission denied; check the file's owner and mode"):
         list_inputs([str(tmp_path)])
 
 
 def test_a_pipe_is_no_file(tmp_path):
-    storage.listing.os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(StorageError, match="pipe: neither a file nor a folder"):
         list_inputs([str(tmp_path / "pipe")])
 
@@ -282,4 +282,4 @@ def test_outputs_of_prepare_are_inputs(folder, caplog):
 def test_other_splits_file_is_not_taken_for_state(folder):
     storage.write_json(f"{folder}/state.json", [1])
     assert endings(folder) == ["state.json"]
-    assert json.loads(fsspec.open(list_inputs([folder])[0].path).open().read()) == [1]
+    assert storage.read_json(list_inputs([folder])[0].path) == [1]

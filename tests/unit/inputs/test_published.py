@@ -22,6 +22,7 @@ from tests.unit.inputs.published_rows import (
     user,
     write,
 )
+from wsdm_ray.errors import DataError
 from wsdm_ray.inputs import tables
 from wsdm_ray.inputs.files import list_inputs
 from wsdm_ray.inputs.formats import FORMATS
@@ -235,12 +236,33 @@ def test_foreign_columns_never_stand_for_canonical_ones(tmp_path):
 
 @pytest.mark.parametrize(
     ("form", "column"),
-    [(form, name) for form in FORMATS for name in FORMATS[form].read if not name.startswith("winner")],
+    [
+        (form, name)
+        for form in FORMATS
+        for name in FORMATS[form].read
+        if name in ROWS[form] and not name.startswith("winner")
+    ],
 )
 def test_null_cells_are_null_texts(tmp_path, form, column):
     found, different = read(write(tmp_path, [{**ROWS[form], column: None}], "jsonl"), form)
     assert None in [found[0][text] for text in ("prompt", "response_a", "response_b")]
     assert different == [False]
+
+
+@pytest.mark.parametrize("form", [form for form in FORMATS if FORMATS[form].labels])
+def test_labels_are_needed_only_where_asked_for(tmp_path, form):
+    bare = {name: value for name, value in ROWS[form].items() if name not in FORMATS[form].labels}
+    path = write(tmp_path, [bare], "jsonl")
+    (row,), _ = read(path, form, labels=False)
+    (labelled,), _ = read(write(tmp_path, [ROWS[form]], "csv"), form)
+    assert row["winner"] is None
+    assert labelled["winner"] is not None
+    for name in ("prompt", "response_a", "response_b"):
+        assert row[name] == labelled[name]
+    with pytest.raises(
+        DataError, match=rf"no column .*{FORMATS[form].labels[0]}.*which --format {form} needs"
+    ):
+        read(path, form)
 
 
 @given(st.lists(st.integers(-(2**40), 2**40), unique=True, max_size=50), st.integers(0, 2**30))

@@ -47,6 +47,17 @@ def test_a_missing_column_is_named(tmp_path, form, column, extra):
         read(write(tmp_path, [row], "jsonl"), form)
 
 
+def test_the_format_that_fits_is_named(tmp_path):
+    raw = write(tmp_path, [ROWS["ultrafeedback-raw"]], "jsonl")
+    fits = r"; there are: source, .*, incorrect_answers; --format ultrafeedback-raw fits these columns$"
+    for form in ("ultrafeedback", "dpo"):
+        with pytest.raises(DataError, match=rf"which --format {form} needs{fits}"):
+            read(raw, form)
+    arena = write(tmp_path, [ROWS["arena-140k"]], "jsonl")
+    with pytest.raises(DataError, match=r"no column 'prompt'.*; --format arena-140k fits these columns$"):
+        read(arena, "canonical")
+
+
 def two_turns(a: list, b: list) -> dict:
     return {**LMSYS_33K, "conversation_a": a, "conversation_b": b}
 
@@ -69,8 +80,8 @@ def two_turns(a: list, b: list) -> dict:
         ),
         (
             "lmsys-57k",
-            {**LMSYS_57K, "prompt": "['Hi', None]"},
-            r"but a list of texts is needed, one a turn \(JSON",
+            {**LMSYS_57K, "prompt": "['Hi' 'And']"},
+            r"but a list of texts is needed, one a turn \(JSON in CSV\); it is a numpy array as text: write ",
         ),
         (
             "lmsys-57k",
@@ -114,7 +125,7 @@ def two_turns(a: list, b: list) -> dict:
         ),
         (
             "lmsys-33k",
-            {**LMSYS_33K, "conversation_a": [{"from": "human", "value": "Hi"}]},
+            {**LMSYS_33K, "conversation_a": [{"speaker": "human", "value": "Hi"}]},
             r"conversation_a is .*, but a list of messages with role and content is needed \(JSON in CSV\)",
         ),
         (
@@ -135,13 +146,13 @@ def two_turns(a: list, b: list) -> dict:
         ),
         (
             "orpo-dpo-mix",
-            {**ORPO, "chosen": [{"role": "human", "content": "Hi"}, assistant("y")]},
-            r"id rows-0\): chosen has the message .*human.*; role must be one of system, user, assistant",
+            {**ORPO, "chosen": [{"role": "", "content": "Hi"}, assistant("y")]},
+            r"id rows-0\): chosen has the message .*'Hi'.* without a role",
         ),
         (
             "orpo-dpo-mix",
             {**ORPO, "chosen": [{"role": "user", "content": 5}]},
-            r"chosen has the message .*5.*; role must be one of system, user, assistant, content text",
+            r"chosen has the message .*5.*; its content must be text, or a list of parts",
         ),
         (
             "hh-rlhf",
@@ -209,7 +220,7 @@ def test_a_few_malformed_rows_have_no_texts_and_a_warning(tmp_path, caplog):
     rows, different = read(write(tmp_path, [HH, bad, HH], "jsonl"), "hh-rlhf")
     assert [row["prompt"] is None for row in rows] == [False, True, False]
     assert different == [False] * 3
-    assert "1 of 3 rows are malformed and are left out, first" in caplog.text
+    assert "1 of 3 rows are malformed (not a dialogue 1), first" in caplog.text
 
 
 def test_an_id_that_a_later_batch_lacks(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 
 
 def test_bash_completes_jobs(script):
-    assert bash(script("bash"), "") == [*JOBS, "completion", "--help", "--version"]
+    assert bash(script("bash"), "") == [*JOBS, "cache", "completion", "--help", "--version"]
     assert bash(script("bash"), "qu") == ["quickstart", "quantize"]
 
 
@@ -53,6 +53,7 @@ def test_bash_completes_values_that_are_few_and_files_elsewhere(script):
     assert bash(script("bash"), "score", "--text", "--dry") == ["--dry-run"]
     assert bash(script("bash"), "score", "--input", "") == [], "bash's own completion of files comes next"
     assert bash(script("bash"), "completion", "") == ["bash", "zsh", "fish"]
+    assert bash(script("bash"), "cache", "") == ["list", "clear"]
 
 
 def test_bash_calls_the_function_for_the_script(script):

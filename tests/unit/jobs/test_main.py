@@ -9,6 +9,7 @@ import pytest
 from jobs._main import main
 from wsdm_ray.config import ArenaConfig, PrepareConfig, TrainConfig
 from wsdm_ray.errors import ConfigError, DataError
+from wsdm_ray.failures import WorkerDefectError
 
 ROOT = Path(__file__).parents[3]
 ARENA = ["--output", "x"]
@@ -19,6 +20,13 @@ def raising(error: BaseException):
         raise error
 
     return run
+
+
+def test_a_defect_in_a_worker_is_shown_as_it_was_there(capsys):
+    """Without the traceback of this process, which only waited."""
+    there = 'Traceback (most recent call last):\n  File "loop.py", line 3\nIndexError: 7'
+    assert main(raising(WorkerDefectError(there)), ArenaConfig, ARENA) == 1
+    assert capsys.readouterr().err == f"{there}\n"
 
 
 def test_options_reach_the_config():

@@ -1,6 +1,7 @@
 """Masks by hand and by a loop that follows the rule word for word; backends against each other."""
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -26,7 +27,7 @@ from wsdm_ray.modeling.attention.block_sparse import key_blocks
 from wsdm_ray.modeling.attention.tiling import MAX_KERNEL_SOFTCAP, NARROW, SOFTCAPPED, TILINGS, WIDE
 from wsdm_ray.modeling.families import Family, Shape
 from wsdm_ray.modeling.fused_layer import rotate
-from wsdm_ray.packing.layouts import lay_out
+from wsdm_ray.packing.layouts import lay_out, round_up
 from wsdm_ray.packing.ragged import Ragged
 
 
@@ -213,29 +214,37 @@ def keys_in_turn(
     return found
 
 
+def turns(
+    layout: str, tiling: Tiling, before: list[tuple[int, int]], after: list[tuple[int, int]]
+) -> dict[tuple[int, int, str], list[tuple[int, bool, bytes]]]:
+    """`keys_in_turn` of some queries of a pair between others, of (prefix, suffix) tokens each."""
+    groups = 1 if layout == "shared" else 2
+    prefixes, suffixes = zip(*before, (90, 70), *after, strict=True)
+    sizes = (layout, list(prefixes), list(suffixes))
+    needed = layout_of(*sizes, alignment=tiling.alignment).tokens_BT.shape[1]
+    tokens = round_up(needed + 1, BLOCK)  # padding is among them
+    given = layout_of(*sizes, tokens, tiling.alignment)
+    attention = BlockSparseAttention(tokens, KINDS, 100, "cpu", tiling).update(given)
+    found = {}
+    for group in range(groups):
+        places = np.flatnonzero(given.groups_BT[0] == len(before) * groups + group)
+        for kind, at in itertools.product(KINDS, (0, 31, 64, 100, len(places) - 1)):
+            found[group, at, kind] = keys_in_turn(attention, kind, int(places[at]), int(places[0]))
+    return found
+
+
+@functools.cache
+def turns_alone(layout: str, tiling: Tiling) -> dict[tuple[int, int, str], list[tuple[int, bool, bytes]]]:
+    return turns(layout, tiling, [], [])
+
+
 @pytest.mark.parametrize("tiling", EVERY_TILING, ids=["plain", "wide", "narrow", "capped"])
 @pytest.mark.parametrize("layout", ["packed", "shared"])
 @settings(max_examples=8)
 @example([(1, 1)], [])  # one block alone: blocks of more queries than keys have another half of them
 @given(*[st.lists(st.tuples(st.integers(0, 150), st.integers(1, 90)), max_size=2)] * 2)
 def test_neighbours_do_not_change_what_is_added_up_in_which_order(layout, tiling, before, after):
-    mine, window, tokens, groups = (90, 70), 100, 20 * BLOCK, 1 if layout == "shared" else 2
-
-    def turns(
-        before: list[tuple[int, int]], after: list[tuple[int, int]]
-    ) -> dict[tuple[int, int, str], list[tuple[int, bool, bytes]]]:
-        """`keys_in_turn` of some queries of `mine`."""
-        prefixes, suffixes = zip(*before, mine, *after, strict=True)
-        given = layout_of(layout, list(prefixes), list(suffixes), tokens, tiling.alignment)
-        attention = BlockSparseAttention(tokens, KINDS, window, "cpu", tiling).update(given)
-        found = {}
-        for group in range(groups):
-            places = np.flatnonzero(given.groups_BT[0] == len(before) * groups + group)
-            for kind, at in itertools.product(KINDS, (0, 31, 64, 100, len(places) - 1)):
-                found[group, at, kind] = keys_in_turn(attention, kind, int(places[at]), int(places[0]))
-        return found
-
-    assert turns(before, after) == turns([], [])
+    assert turns(layout, tiling, before, after) == turns_alone(layout, tiling)
 
 
 @pytest.mark.parametrize(("window", "looks"), [(349, [349, None]), (350, [None])])

@@ -261,7 +261,7 @@ def test_a_calibrated_checkpoint_is_nearer(family_model, tmp_path, family):
     files = write_pairs(tmp_path / "pairs.parquet", 1, 30)
     assert made(tmp_path / "near", base, files)["kind"] == "base"
     made(tmp_path / "plain", base)
-    batch = one_pass(encoded(base, 2, 30))
+    batch = one_pass(encoded(base, 2, 8))
     exact = states_of(base, batch, "none")
     near, plain = (
         float((states_of(tmp_path / name, batch, "w8a8-int8") - exact).square().mean().sqrt())

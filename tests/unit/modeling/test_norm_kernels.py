@@ -178,7 +178,7 @@ def test_hadamard_int8_rows(columns, device):
     from wsdm_ray.modeling.norm_kernels import hadamard_int8_rows
 
     # Triton's interpreter has no bfloat16 GEMM.
-    x = normal({48: 70, 576: 13, 640: 13}.get(columns, 3), columns, device=device).to(
+    x = normal({48: 70, 576: 13, 640: 13}.get(columns, 2), columns, device=device).to(
         torch.float32 if device == "cpu" else torch.bfloat16
     )
     x[0, 3] = 1_000
@@ -330,7 +330,7 @@ def test_a_stack(precision, family, device, family_model, monkeypatch):
         folder, HeadConfig(), seed=0, device="cpu", dtype=torch.float32, quantization="none"
     )
     source = np.random.default_rng(0)
-    lists = [[source.integers(3, 300, 8).astype(np.int32)] for _ in range(3)]
+    lists = [[source.integers(3, 300, 4).astype(np.int32)] for _ in range(3)]
     prompts, *answers = (Ragged.from_lists(each) for each in lists)
     layout = in_one_row(lay_out("shared", prompts, tuple(answers), np.arange(1)), 128 * (device == "cuda"))
 

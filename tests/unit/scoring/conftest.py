@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from wsdm_ray.config import Columns, HeadConfig, TextConfig
+from tests.unit.scoring.fakes import plan_of
+from wsdm_ray.config import HeadConfig, TextConfig
 from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.classifier import load_network
 from wsdm_ray.modeling.loading import load_scorer
@@ -20,7 +21,6 @@ from wsdm_ray.modeling.scorers import Scorer
 from wsdm_ray.scoring.encode import encode_unit, table_from_bytes, table_to_bytes
 from wsdm_ray.scoring.models import ModelSpec
 from wsdm_ray.scoring.parts import UnitReport
-from wsdm_ray.scoring.plan import make_plan
 from wsdm_ray.scoring.replica import Replica, ReplicaOptions
 from wsdm_ray.text.encoding import PairEncoder
 
@@ -148,13 +148,11 @@ def score(classifiers: tuple[ModelSpec, ModelSpec], replica_of: Callable[..., Re
     def run(table: pa.Table, unit_rows: int = 1_000, **options: Any) -> tuple[pa.Table, list[UnitReport]]:
         path = str(tmp_path_factory.mktemp("rows") / "rows.parquet")
         pq.write_table(table, path)
-        plan = make_plan([path], unit_rows, Columns())
+        plan = plan_of([path], unit_rows)
         models = options.pop("models", classifiers[:1])
         replica = replica_of(models, id_type=plan.id_type, **options)
         # Through the bytes that travel between the two halves.
-        encoded = [
-            table_from_bytes(table_to_bytes(encode_unit(unit, models, Columns()))) for unit in plan.units
-        ]
+        encoded = [table_from_bytes(table_to_bytes(encode_unit(unit, models))) for unit in plan.units]
         scored = [replica.score(unit) for unit in encoded]
         return pa.concat_tables([table for table, _ in scored]), [report for _, report in scored]
 

@@ -1,18 +1,31 @@
-"""Scorers without a network, or with one that is made to fail; and pairs whose tokens are known."""
+"""Scorers without a network, or with one that is made to fail; plans; and pairs whose tokens are known."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from wsdm_ray.config import Columns
+from wsdm_ray.inputs.conversion import parquet_inputs
+from wsdm_ray.inputs.files import list_inputs
+from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.modeling.scorers import BatchMemory, Scorer
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.packing.ragged import Ragged
+from wsdm_ray.scoring.plan import ScorePlan, make_plan
 from wsdm_ray.text.encoding import EncodedPairs
 
 Logits = Callable[[Layout], torch.Tensor]
+
+
+def plan_of(
+    files: Sequence[str], unit_rows: int, columns: Columns | None = None, **options: Any
+) -> ScorePlan:
+    """The plan of files, as `score` makes it."""
+    reading = Reading(columns=columns or Columns(), labels=False, **options)
+    return make_plan(parquet_inputs(list_inputs(files), reading), unit_rows)
 
 
 def token_logits(layout: Layout) -> torch.Tensor:

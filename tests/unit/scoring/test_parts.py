@@ -7,7 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
+from wsdm_ray.inputs.conversion import ParquetInput
+from wsdm_ray.inputs.files import InputFile
 from wsdm_ray.scoring.parts import (
     COUNTS_KEY,
     Totals,
@@ -19,7 +22,8 @@ from wsdm_ray.scoring.parts import (
 )
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit
 
-PLAN = ScorePlan((WorkUnit(0, "a", 0, 3), WorkUnit(1, "a", 3, 2), WorkUnit(2, "b", 0, 3)), id_type=pa.int64())
+A, B = (ParquetInput(file=InputFile(name, name), columns=Columns()) for name in "ab")
+PLAN = ScorePlan((WorkUnit(0, A, 0, 3), WorkUnit(1, A, 3, 2), WorkUnit(2, B, 0, 3)), id_type=pa.int64())
 REPORTS = (
     UnitReport(unit=0, rows=3, errors=1, cut=2, tokens=30, rerun=0, forward_tokens=70, token_budget=512),
     UnitReport(unit=1, rows=2, tokens=20, rerun=1, halvings=2, token_budget=128, seconds=0.5, process=7),

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.scoring.fakes import plan_of
 from wsdm_ray.config import Columns, PrepareConfig, PseudolabelConfig, ScoreConfig
 from wsdm_ray.data.prepare import prepare
 from wsdm_ray.data.splitting import digests
@@ -22,9 +23,10 @@ from wsdm_ray.errors import ConfigError, DataError, RunMismatchError
 from wsdm_ray.runs import file_versions
 from wsdm_ray.schema import predictions_schema
 from wsdm_ray.scoring.check import Cluster, ScoreRun
+from wsdm_ray.scoring.kept_columns import NO_COLUMNS
 from wsdm_ray.scoring.label_counts import REASONS, Distribution
 from wsdm_ray.scoring.models import ModelSpec
-from wsdm_ray.scoring.plan import make_plan, part_name, read_unit
+from wsdm_ray.scoring.plan import part_name, read_unit
 from wsdm_ray.scoring.pseudolabels import drop_codes, pseudolabel
 from wsdm_ray.scoring.replica import ReplicaOptions
 from wsdm_ray.storage import list_files
@@ -104,13 +106,13 @@ class FakeScoring:
     def check(self, config: ScoreConfig) -> ScoreRun:
         self.checked.append(config)
         files = list_files(config.input)
-        plan = make_plan(files, config.unit_rows, config.columns)
+        plan = plan_of(files, config.unit_rows, config.columns)
         replica = ReplicaOptions(
             self.models, config.output, plan.id_type, config.orders, "padded", None, False, None
         )
         return ScoreRun(
             output=config.output, restart=config.restart, files=tuple(files), plan=plan,
-            columns=config.columns, replica=replica, cluster=Cluster(replicas=1, on_gpu=False, threads=1),
+            keep=NO_COLUMNS, replica=replica, cluster=Cluster(replicas=1, on_gpu=False, threads=1),
             fingerprint={"models": [{"digest": "d"}], "inputs": file_versions(files)}, config={}, started=0.0,
         )  # fmt: skip
 
@@ -119,7 +121,7 @@ class FakeScoring:
             raise KeyboardInterrupt
         self.executed.append(run.output)
         for unit in run.plan.units:
-            rows = read_unit(unit, run.columns).to_pylist()
+            rows = read_unit(unit).table.to_pylist()
             table = pa.Table.from_pylist(
                 [self.prediction(row) for row in rows], schema=predictions_schema(run.plan.id_type)
             )

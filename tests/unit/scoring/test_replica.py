@@ -8,15 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.scoring.conftest import column, random_rows, swapped
-from tests.unit.scoring.fakes import spoiling_first
-from wsdm_ray.config import Columns
+from tests.unit.scoring.fakes import plan_of, spoiling_first
 from wsdm_ray.schema import predictions_schema
 from wsdm_ray.scoring.encode import encode_unit, encoder_of, table_to_bytes
 from wsdm_ray.scoring.parts import COUNTS_KEY
-from wsdm_ray.scoring.plan import make_plan
 from wsdm_ray.scoring.probabilities import combine, to_probability
-
-COLUMNS = Columns()
 
 
 def test_predictions(score):
@@ -169,12 +165,12 @@ def test_what_is_not_finite_is_an_error_of_its_row(score):
 
 
 def test_a_unit_is_committed_with_its_counts(write, tmp_path, classifiers, replica_of):
-    plan = make_plan([write(random_rows(15))], 10, COLUMNS)
+    plan = plan_of([write(random_rows(15))], 10)
     replica = replica_of(output=str(tmp_path / "out"))
     for unit in plan.units:
         batch = {
             "unit": np.array([unit.number]),
-            "encoded": np.array([table_to_bytes(encode_unit(unit, classifiers[:1], COLUMNS))], object),
+            "encoded": np.array([table_to_bytes(encode_unit(unit, classifiers[:1]))], object),
             "error": np.array([""]),
         }
         report = replica(batch)

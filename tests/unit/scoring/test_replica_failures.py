@@ -7,19 +7,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 
 from tests.unit.scoring.conftest import column, random_rows
-from tests.unit.scoring.fakes import with_memory_for, wrapped
-from wsdm_ray.config import Columns
+from tests.unit.scoring.fakes import plan_of, with_memory_for, wrapped
+from wsdm_ray.failures import WorkerDefectError, unpack_error
 from wsdm_ray.modeling.scorers import Scorer
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.scoring.crash_records import crash_record_path
 from wsdm_ray.scoring.encode import encode_unit, encoded_pairs, table_to_bytes
 from wsdm_ray.scoring.parts import COUNTS_KEY
-from wsdm_ray.scoring.plan import make_plan
-
-COLUMNS = Columns()
 
 
 def batch_of(number: int, encoded: pa.Table) -> dict[str, np.ndarray]:
@@ -31,8 +29,8 @@ def batch_of(number: int, encoded: pa.Table) -> dict[str, np.ndarray]:
 
 
 def test_a_lowered_budget_stays_lowered_and_is_reported(write, tmp_path, classifiers, replica_of):
-    plan = make_plan([write(random_rows(40, seed=2))], 20, COLUMNS)
-    encoded = [encode_unit(unit, classifiers[:1], COLUMNS) for unit in plan.units]
+    plan = plan_of([write(random_rows(40, seed=2))], 20)
+    encoded = [encode_unit(unit, classifiers[:1]) for unit in plan.units]
     expected = [replica_of().score(table)[0] for table in encoded]
     sizes: list[int] = []
 
@@ -67,9 +65,9 @@ def test_a_model_that_fails_on_every_row_fails_the_run(write, classifiers, repli
     def fail(layout: Layout) -> torch.Tensor:
         raise RuntimeError("no kernel image is available")
 
-    [unit] = make_plan([write(random_rows(5))], 10, COLUMNS).units
+    [unit] = plan_of([write(random_rows(5))], 10).units
     report = replica_of(change=lambda scorer: wrapped(scorer, fail))(
-        batch_of(0, encode_unit(unit, classifiers[:1], COLUMNS))
+        batch_of(0, encode_unit(unit, classifiers[:1]))
     )
     kind, text = json.loads(report["error"][0])
     assert kind == "ModelError"
@@ -90,8 +88,8 @@ def test_a_row_that_kills_its_process_is_found_and_left_out(
     texts = rows["prompt"].to_pylist()
     texts[5] = "help"
     rows = rows.set_column(1, "prompt", pa.array(texts))
-    [unit] = make_plan([write(rows)], 20, COLUMNS).units
-    encoded = encode_unit(unit, classifiers[:1], COLUMNS)
+    [unit] = plan_of([write(rows)], 20).units
+    encoded = encode_unit(unit, classifiers[:1])
     expected, _ = replica_of().score(encoded)
     row = encoded_pairs(encoded, 0).prefix[5]
     hits: list[int] = []
@@ -136,16 +134,41 @@ def test_a_row_that_kills_its_process_is_found_and_left_out(
 
 
 def test_a_unit_may_not_cost_processes_without_end(write, tmp_path, classifiers, replica_of):
-    [unit] = make_plan([write(random_rows(3))], 10, COLUMNS).units
+    [unit] = plan_of([write(random_rows(3))], 10).units
     path = Path(crash_record_path(str(tmp_path / "out"), 0))
     path.parent.mkdir()
     path.write_text(json.dumps([{"rows": [i % 3, 7], "reason": "illegal memory access"} for i in range(8)]))
-    report = replica_of(output=str(tmp_path / "out"))(
-        batch_of(0, encode_unit(unit, classifiers[:1], COLUMNS))
-    )
+    report = replica_of(output=str(tmp_path / "out"))(batch_of(0, encode_unit(unit, classifiers[:1])))
     kind, text = json.loads(report["error"][0])
     assert kind == "ClusterError"
     assert text == (
         f"{path}: 8 processes lost their GPU over this unit, the last by 'illegal memory access'; check the "
         "GPU and the model, then delete this file"
     )
+
+
+@pytest.mark.parametrize("broken", ["encoded", "model"])
+def test_a_defect_ends_the_run_with_the_traceback_of_its_process(write, classifiers, replica_of, broken):
+    """Ray Data would make other replicas, which fail each the same way."""
+
+    def no_scorer(scorer: Scorer) -> Scorer:
+        raise AttributeError("no such layer")
+
+    [unit] = plan_of([write(random_rows(3))], 5).units
+    batch = batch_of(0, encode_unit(unit, classifiers[:1]))
+    if broken == "encoded":
+        batch["encoded"][0] = table_to_bytes(pa.table({"error": pa.array([None], pa.string())}))
+    replica = replica_of(change=no_scorer) if broken == "model" else replica_of()
+    found = unpack_error(replica(batch)["error"][0])
+    assert type(found) is WorkerDefectError
+    lines = str(found).splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1].startswith("AttributeError: no such layer" if broken == "model" else "KeyError: ")
+
+
+def test_what_may_pass_is_left_to_ray(write, classifiers, replica_of):
+    def no_gpu(scorer: Scorer) -> Scorer:
+        raise RuntimeError("CUDA error: out of resources")
+
+    with pytest.raises(RuntimeError, match="out of resources"):
+        replica_of(change=no_gpu)

@@ -18,7 +18,7 @@ from wsdm_ray.training.metrics import StepMetrics
 EIGHT_BIT = {"optimizer": OptimizerConfig(kind="adamw_8bit", learning_rate=5e-3), "lora": LoraConfig(r=64)}
 DROPOUT = {"lora": LoraConfig(r=4, alpha=8, dropout=0.1), "head": HeadConfig(dropout=0.1)}
 LEARNING = {
-    "epochs": 6,
+    "epochs": 5,
     "lora": LoraConfig(r=8, alpha=16, dropout=0.0),
     "head": HeadConfig(kind="linear"),
     "optimizer": OptimizerConfig(learning_rate=5e-3, warmup_fraction=0.1),

@@ -1,0 +1,393 @@
+"""Files of every kind to tables: one schema a file, and no column that nobody needs stops one."""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import logging
+import lzma
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+import pytest
+
+from wsdm_ray.errors import DataError
+from wsdm_ray.inputs import tables
+from wsdm_ray.inputs.tables import read_tables
+
+NEEDED = ("id", "prompt")
+
+
+def read(path: Path, needed=NEEDED) -> pa.Table:
+    """The file's rows; that its tables have one schema is part of the contract."""
+    return pa.concat_tables(read_tables(str(path), needed))
+
+
+def write_lines(path: Path, *rows: dict | str) -> Path:
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def warnings_of(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+MIXED = {
+    "text and number": (["n/a", 1, None, 2.5, True], ['"n/a"', "1", None, "2.5", "true"]),
+    "number and text later": ([1, 2, 3, 4, "n/a"], ["1", "2", "3", "4", '"n/a"']),
+    "beyond 64 bits": ([1, 2**70, -(2**63), None, 0], ["1", str(2**70), str(-(2**63)), None, "0"]),
+    "beyond 64 bits, nested": ([[1], [2**70], [], [], []], ["[1]", f"[{2**70}]", "[]", "[]", "[]"]),
+    "empty objects": ([{}, {}, None, {}, {}], ["{}", "{}", None, "{}", "{}"]),
+    "empty objects, nested": ([{"a": {}}] * 5, ['{"a": {}}'] * 5),
+    "lists of all kinds": ([[1, "é"], [], [[]], None, []], ['[1, "é"]', "[]", "[[]]", None, "[]"]),
+    "object and list": ([{"a": 1}, [1], None, [], []], ['{"a": 1}', "[1]", None, "[]", "[]"]),
+    "objects of other types": (
+        [{"a": 1}, None, {"a": "x"}, None, None], ['{"a": 1}', None, '{"a": "x"}', None, None]
+    ),
+    "too precise": ([2**60 + 1, 0.5, 1, 1, 1], [str(2**60 + 1), "0.5", "1", "1", "1"]),
+    "true and fraction": ([True, 0.5, 1.0, 1.0, 1.0], ["true", "0.5", "1.0", "1.0", "1.0"]),
+    "infinite and text": ([float("inf"), "x", None, None, None], ["Infinity", '"x"', None, None, None]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2, 1_000])
+@pytest.mark.parametrize("kind", MIXED)
+def test_values_that_do_not_go_together_are_kept_as_json(tmp_path, monkeypatch, caplog, kind, batch_rows):
+    monkeypatch.setattr(tables, "BATCH_ROWS", batch_rows)
+    monkeypatch.setattr(tables, "BATCH_BYTES", 100)  # so that the file is parsed twice
+    values, expected = MIXED[kind]
+    rows = [{"id": row, "x": value, "prompt": "p" * 40} for row, value in enumerate(values)]
+    path = write_lines(tmp_path / "x.jsonl", *rows)
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    for file in (path, tmp_path / "x.json"):
+        table = read(file)
+        assert table["x"].to_pylist() == expected
+        assert table["x"].type == pa.string()
+        assert table["id"].to_pylist() == [0, 1, 2, 3, 4]
+        read(file)
+    told = warnings_of(caplog)
+    assert [line.split(" holds ")[0] for line in told] == [
+        f"{file}: the column 'x'" for file in (path, tmp_path / "x.json")
+    ]
+    assert all(line.endswith(": it is kept as JSON text") for line in told)
+
+
+GOING_TOGETHER = {
+    "integers": [1, None, -(2**63), 2**63 - 1],
+    "integers and fractions": [1, 0.5, None, 2**53],
+    "true or false": [True, None, False, True],
+    "only null": [None, None, None, None],
+    "infinite": [float("inf"), 1, -float("inf"), 0.5],
+    "lists": [[], [None], ["a"], None],
+    "messages": [[], [{"role": "user"}], [{"role": "user", "content": ["x"]}], None],
+    "objects": [{}, {"a": 1}, None, {"b": {"c": "x"}}],
+}
+
+
+@pytest.mark.parametrize("batch_rows", [1, 1_000])
+@pytest.mark.parametrize("kind", GOING_TOGETHER)
+def test_values_that_go_together_keep_their_type(tmp_path, monkeypatch, caplog, kind, batch_rows):
+    monkeypatch.setattr(tables, "BATCH_ROWS", batch_rows)
+    monkeypatch.setattr(tables, "BATCH_BYTES", 10)
+    values = GOING_TOGETHER[kind]
+    table = read(write_lines(tmp_path / "x.jsonl", *[{"x": value} for value in values]))
+    assert table["x"].to_pylist() == pa.array(values).to_pylist()
+    assert table["x"].type == pa.array(values).type
+    assert warnings_of(caplog) == []
+
+
+def test_nan_is_null_wherever_it_is(tmp_path):
+    path = write_lines(
+        tmp_path / "x.jsonl",
+        '{"id": 1, "prompt": NaN, "score": NaN, "all": NaN, "nested": [NaN, 1.5], "text": "NaN"}',
+        '{"id": NaN, "prompt": "p", "score": 2.5, "all": NaN, "nested": null, "text": "x"}',
+    )
+    assert read(path).to_pylist() == [
+        {"id": 1, "prompt": None, "score": None, "all": None, "nested": [None, 1.5], "text": "NaN"},
+        {"id": None, "prompt": "p", "score": 2.5, "all": None, "nested": None, "text": "x"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "kind"),
+    [
+        (["k0", 1, "01", 2**70], ["k0", "1", "01", str(2**70)], pa.string()),
+        ([1, 2**70], [Decimal(1), Decimal(2**70)], pa.decimal256(76, 0)),
+        ([1, 2**63], [Decimal(1), Decimal(2**63)], pa.decimal256(76, 0)),
+        ([1, 10**90], ["1", str(10**90)], pa.string()),
+        ([1, 2.5], [1.0, 2.5], pa.float64()),
+        ([2**60 + 1, 2.5], [2.0**60, 2.5], pa.float64()),
+        (["a", ["b"], {"c": "é"}], ["a", '["b"]', '{"c": "é"}'], pa.string()),
+    ],
+)
+def test_needed_columns_are_given_to_be_judged(tmp_path, monkeypatch, values, expected, kind):
+    for batch_rows in (1, 1_000):
+        monkeypatch.setattr(tables, "BATCH_ROWS", batch_rows)
+        monkeypatch.setattr(tables, "BATCH_BYTES", 5)
+        path = write_lines(tmp_path / f"{batch_rows}.jsonl", *[{"id": value, "x": 1} for value in values])
+        for needed in (NEEDED, None):
+            assert read(path, needed)["id"].to_pylist() == expected
+            assert read(path, needed)["id"].type == kind
+
+
+def test_objects_of_many_keys_are_kept_as_json(tmp_path):
+    rows = [{"x": {f"k{row}-{key}": key for key in range(30)}} for row in range(10)]
+    assert [json.loads(text) for text in read(write_lines(tmp_path / "x.jsonl", *rows))["x"].to_pylist()] == [
+        row["x"] for row in rows
+    ]
+
+
+def test_a_key_that_is_there_twice_is_named(tmp_path, caplog):
+    path = write_lines(
+        tmp_path / "x.jsonl", '{"a": 1}', '{"a": 1, "b": {"c": 1, "c": 2}}', '{"a": 1, "a": 2}'
+    )
+    assert read(path).to_pylist()[1:] == [{"a": 1, "b": {"c": 2}}, {"a": 2, "b": None}]
+    assert warnings_of(caplog) == [
+        f"{path}:2: an object has the key 'c' twice; the last value of a key counts"
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"prompt": {"0": "p", "1": "q"}, "id": {"0": 1, "1": 2}},
+        {"columns": ["id"], "index": [0], "data": [[1]]},
+        {"schema": {}, "data": [{"id": 1}]},
+    ],
+)
+def test_pandas_by_columns(tmp_path, content):
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"x.json: is one object .*to_json\(FILE, orient='records'"):
+        read(tmp_path / "x.json")
+
+
+TEXTS = {
+    "jsonl": '{"id": 1, "prompt": "é"}\n\n{"id": 2, "prompt": "b"}\n'.encode(),
+    "json": '[{"id": 1, "prompt": "é"},\n{"id": 2, "prompt": "b"}]'.encode(),
+    "csv": 'id,prompt\r\n1,é\r\n\r\n2,"b"\r\n'.encode(),
+    "tsv": "\ufeffid\tprompt\n1\té\n2\tb".encode(),
+}
+PACK = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda data: pa.compress(data, codec="zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("pack", PACK)
+@pytest.mark.parametrize("kind", TEXTS)
+def test_compressed_files_hold_the_same(tmp_path, kind, pack):
+    data, path = TEXTS[kind], tmp_path / f"x.{kind}.{pack}"
+    (tmp_path / f"x.{kind}").write_bytes(data)
+    path.write_bytes(PACK[pack](data))
+    assert [str(row["id"]) + row["prompt"] for row in read(path).to_pylist()] == ["1é", "2b"]
+    assert read(path).equals(read(tmp_path / f"x.{kind}"))
+    path.write_bytes(PACK[pack](data[:9]) + PACK[pack](data[9:]))  # as `cat` joins them
+    assert read(path).equals(read(tmp_path / f"x.{kind}"))
+
+
+@pytest.mark.parametrize("pack", PACK)
+@pytest.mark.parametrize("damage", ["cut", "changed", "other"])
+def test_damaged_compressed_files(tmp_path, pack, damage):
+    data = PACK[pack]("".join(f'{{"id": {row * 7919}}}\n' for row in range(20_000)).encode())
+    half = len(data) // 2
+    path = tmp_path / f"x.jsonl.{pack}"
+    changed = data[:half] + bytes(byte ^ 0x5A for byte in data[half : half + 50]) + data[half + 50 :]
+    path.write_bytes({"cut": data[:half], "changed": changed, "other": b'{"id": 1}\n' * 9}[damage])
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path}:")
+    assert "\n" not in str(caught.value)
+    if damage != "changed":  # what is changed may unpack to something else
+        assert f"cut short, damaged, or not .{pack} (" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("x.csv", "id\n1\n".encode("utf-16"), r"is UTF-16; save it as UTF-8: iconv -f UTF-16"),
+        ("x.jsonl", '{"id": 1}'.encode("utf-16"), r"is UTF-16; save it as UTF-8: iconv -f UTF-16"),
+        ("x.csv", gzip.compress(b"id\n1\n"), r"is compressed with gzip; rename it to end with .gz"),
+        ("x.jsonl", PACK["zst"](b'{"id": 1}'), r"is compressed with zstd; rename it to end with .zst"),
+        ("x.csv", b"PK\x03\x04...", r"is a zip archive or an Excel workbook; unpack it, or save it as CSV"),
+        ("x.jsonl", b"PAR1\x15\x04", r"is a parquet file; rename it to end with .parquet"),
+        ("x.csv", b"id\n\xe9\n", r"x.csv:2: not UTF-8 .*; save the file as UTF-8"),
+        ("x.zip", b"PK", r"an archive; unpack it"),
+        ("x.tar.gz", b"", r"an archive; unpack it"),
+        ("x.csv.zip", b"", r"an archive; unpack it"),
+        ("x.xlsx", b"", r"a workbook; save it as CSV"),
+        ("x.orc", b"", r"a format that is not read; convert it to parquet"),
+        ("x.pkl", b"", r"a pickle, which is not read"),
+        ("x.parquet.gz", b"", r"compressed as a whole; unpack it first"),
+        ("part-0.gz", b"", r"its name does not say what is in it; rename it"),
+        ("x.arrow", b"no arrow at all", r"cannot be read after row 0 .*; it is damaged or another kind"),
+        ("x.feather", b"FEA1....", r"Feather of version 1"),
+        ("x.arrow", b"", r"cannot be read after row 0"),
+        ("x.tsv", b"id,prompt\n1\t2\n", r"x.tsv:2: 2 fields, but the header has 1"),
+    ],
+)
+def test_files_that_are_not_what_is_read(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=message) as caught:
+        read(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl", "x.json", "x.csv.gz"])
+def test_an_empty_file_has_no_rows(tmp_path, caplog, name):
+    (tmp_path / name).write_bytes(gzip.compress(b"") if name.endswith("gz") else b"")
+    assert list(read_tables(str(tmp_path / name))) == []
+    assert warnings_of(caplog) == [f"{tmp_path / name}: is empty, so it has no rows"]
+
+
+@pytest.mark.parametrize(
+    "data", [b"id,prompt\n", b"\n\r\nid,prompt", b"\xef\xbb\xbf\nid,prompt\r\n\n", b"\n\n"]
+)
+def test_a_header_alone_has_no_rows(tmp_path, caplog, data):
+    (tmp_path / "x.csv").write_bytes(data)
+    assert list(read_tables(str(tmp_path / "x.csv"))) == []
+    (tmp_path / "x.csv").write_bytes(data + b"\nid,prompt\n1,p\n")
+    assert read(tmp_path / "x.csv")["id"].to_pylist() == ["1"] if data == b"\n\n" else ["id", "1"]
+    assert warnings_of(caplog) == []
+
+
+def test_a_name_that_a_header_has_twice(tmp_path, caplog):
+    (tmp_path / "x.csv").write_text("id,x,x,prompt,x\n1,2,3,4,5\n")
+    expected = [{"id": "1", "x": "2", "x.1": "3", "prompt": "4", "x.2": "5"}]
+    assert read(tmp_path / "x.csv").to_pylist() == expected
+    pq.write_table(pa.table([[1], [2], [3]], ["x", "id", "x"]), tmp_path / "x.parquet")
+    assert read(tmp_path / "x.parquet").to_pylist() == [{"x": 1, "id": 2, "x.1": 3}]
+    assert len(warnings_of(caplog)) == 3
+    with pytest.raises(DataError, match=r"x\.csv: the header names the column 'x' twice"):
+        read(tmp_path / "x.csv", ["x"])
+
+
+def odd_columns() -> dict[str, pa.Array]:
+    """Columns of the types that other libraries write."""
+    texts = ["é", None, "b"]
+    uuids = pa.array([b"\xff" * 16, None, b"0" * 16], pa.binary(16))
+    return {
+        "view": pa.array(texts, pa.string_view()),
+        "bytes_view": pa.array([b"\xff", None, b""], pa.binary_view()),
+        "large": pa.array(texts, pa.large_string()),
+        "dictionary": pa.array(texts).dictionary_encode(),
+        "uuid": pa.ExtensionArray.from_storage(pa.uuid(), uuids),
+        "json": pa.ExtensionArray.from_storage(pa.json_(), pa.array(['{"a": 1}', None, "1"])),
+        "decimal": pa.array([Decimal(2**70), None, Decimal(1)], pa.decimal128(38, 0)),
+        "map": pa.array([[("a", 1)], None, []], pa.map_(pa.string(), pa.int64())),
+        "time": pa.array([1, None, 2], pa.duration("us")),
+        "half": pa.array([1.5, None, float("nan")], pa.float16()),
+        "list_view": pa.array([[1], None, []], pa.list_view(pa.int64())),
+        "nothing": pa.nulls(3),
+    }
+
+
+ONLY_ARROW = {
+    "runs": pa.RunEndEncodedArray.from_arrays([1, 3], ["a", "b"]),
+    "empty": pa.array([{}, None, {}], pa.struct([])),
+    "union": pa.UnionArray.from_dense(pa.array([0, 1, 0], pa.int8()), pa.array([0, 0, 1], pa.int32()),
+                                      [pa.array([1, 2]), pa.array(["x"])]),
+}  # fmt: skip
+
+
+def write_arrow(path: Path, table: pa.Table, *, stream: bool) -> Path:
+    new = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with path.open("wb") as file, new(file, table.schema) as writer:
+        writer.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("rows", [1, 1_000])
+@pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
+def test_types_that_other_libraries_write(tmp_path, monkeypatch, caplog, kind, rows):
+    monkeypatch.setattr(tables, "BATCH_ROWS", rows)
+    columns = odd_columns() if kind == "parquet" else {**odd_columns(), **ONLY_ARROW}
+    table = pa.table(columns)
+    if kind == "parquet":
+        columns.pop("list_view")
+        table = pa.table(columns)
+        pq.write_table(table, tmp_path / "x")
+    else:
+        write_arrow(tmp_path / "x", table, stream=kind == "stream")
+    path = (tmp_path / "x").rename(tmp_path / ("x.arrow" if kind == "stream" else "x"))
+    back = list(read_tables(str(path), NEEDED))
+    assert [len(part) for part in back] == ([1, 1, 1] if rows == 1 else [3])
+    assert len({part.schema for part in back}) == 1
+    for name in table.column_names:
+        values = [value for part in back for value in part[name].to_pylist()]
+        assert str(values) == str(table[name].to_pylist()), name  # as text, since NaN is not itself
+    assert warnings_of(caplog) == []
+
+
+def test_feather_and_arrow_come_in_bounded_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "BATCH_ROWS", 30)
+    table = pa.table({"id": range(100), "prompt": ["x" * 1_000] * 100})
+    feather.write_feather(table, tmp_path / "a.feather", compression="lz4")
+    write_arrow(tmp_path / "b.ipc", table, stream=False)
+    for name in ("a.feather", "b.ipc"):
+        back = list(read_tables(str(tmp_path / name)))
+        assert [len(part) for part in back] == [30, 30, 30, 10]
+        assert pa.concat_tables(back).equals(table)
+    monkeypatch.setattr(tables, "BATCH_BYTES", 10_000)
+    assert max(map(len, read_tables(str(tmp_path / "b.ipc")))) <= 10
+
+
+def test_a_stream_that_is_cut_short(tmp_path):
+    path = write_arrow(tmp_path / "x.arrow", pa.table({"id": range(1_000)}), stream=True)
+    path.write_bytes(path.read_bytes()[:-1_000])
+    with pytest.raises(DataError, match=r"x\.arrow: cannot be read after row 0 "):
+        read(path)
+
+
+def broken(kind: pa.DataType) -> pa.Array:
+    """Texts of which one is not UTF-8."""
+    raw = pa.array([b"a\xffb", None, b"c"], pa.large_binary() if kind == pa.large_string() else pa.binary())
+    return pa.Array.from_buffers(kind, 3, raw.buffers())
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_bytes_that_are_not_utf8_stop_nothing_but_their_column(tmp_path, caplog, kind):
+    lists = pa.ListArray.from_arrays([0, 1, 2, 3], broken(pa.string()))
+    table = pa.table(
+        {
+            "id": [1, 2, 3],
+            "x": broken(pa.string()),
+            "y": broken(pa.large_string()),
+            "z": pa.DictionaryArray.from_arrays([0, 2, 2], broken(pa.string())),
+            "lists": lists,
+        }
+    )
+    path = tmp_path / f"x.{kind}"
+    if kind == "parquet":
+        pq.write_table(table.drop_columns(["z"]), path)
+        table = table.drop_columns(["z"])
+    else:
+        write_arrow(path, table, stream=False)
+    back = read(path)
+    assert back.schema.types == table.schema.types
+    assert back["x"].to_pylist() == back["y"].to_pylist() == ["a\ufffdb", None, "c"]
+    assert back["lists"].to_pylist() == [None, None, None]
+    assert kind == "parquet" or back["z"].to_pylist() == ["a\ufffdb", "c", "c"]
+    assert any(
+        "'x' holds text that is not UTF-8: its wrong bytes are read as" in w for w in warnings_of(caplog)
+    )
+    assert any("'lists' holds text that is not UTF-8: left out" in told for told in warnings_of(caplog))
+    for needed in (["y"], None):
+        with pytest.raises(DataError, match=r"cannot be read after row 0 in column '[xy]' \(.*UTF8"):
+            read(path, needed)
+
+
+def test_rows_come_in_the_order_of_the_file(tmp_path):
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows([["id", "prompt"], *([row, 'p,\n"'] for row in range(5_000))])
+    (tmp_path / "x.csv").write_text(file.getvalue(), newline="")
+    parts = list(read_tables(str(tmp_path / "x.csv"), NEEDED))
+    assert max(map(len, parts)) <= tables.BATCH_ROWS
+    table = pa.concat_tables(parts)
+    assert table["id"].to_pylist() == [str(row) for row in range(5_000)]
+    assert set(table["prompt"].to_pylist()) == {'p,\n"'}

@@ -1,0 +1,112 @@
+"""The cache of remote models is its user's own: where it is, who may write into it, what is in it."""
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from wsdm_ray import storage
+from wsdm_ray.errors import StorageError
+from wsdm_ray.storage import cache as module
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder of this test's, with nothing in it, and a folder for temporary files."""
+    monkeypatch.delenv("WSDM_RAY_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "temporary").mkdir()
+    return tmp_path / "home"
+
+
+def test_it_is_in_the_home_folder_and_its_users_alone(home):
+    folder = storage.cache_folder()
+    assert folder == f"{home}/.cache/wsdm_ray"
+    assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+    assert storage.cache_folder() == folder
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("XDG_CACHE_HOME", "{home}/xdg", "{home}/xdg/wsdm_ray"),
+        ("WSDM_RAY_CACHE", "{home}/own/cache", "{home}/own/cache"),
+        ("WSDM_RAY_CACHE", "~/own", "{home}/own"),
+    ],
+)
+def test_variables_name_another_place(home, monkeypatch, variable, value, expected):
+    monkeypatch.setenv(variable, value.format(home=home))
+    folder = storage.cache_folder()
+    assert folder == expected.format(home=home)
+    assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+
+
+def test_a_home_that_cannot_be_written_is_done_without(home, monkeypatch):
+    (home / ".cache").write_text("a file, as no folder can be made there, not even by root")
+    folder = storage.cache_folder()
+    assert folder == f"{home.parent}/temporary/wsdm_ray-{os.geteuid()}"
+    assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+    monkeypatch.setenv("WSDM_RAY_CACHE", str(home / ".cache" / "own"))
+    with pytest.raises(StorageError, match=r"\.cache/own: "):
+        storage.cache_folder()  # what the user names is not replaced
+
+
+@pytest.mark.parametrize("place", ["home", "temporary"])
+def test_a_folder_that_everybody_may_write_into_is_refused(home, place):
+    folder = home / ".cache" / "wsdm_ray"
+    if place == "temporary":
+        (home / ".cache").write_text("")
+        folder = home.parent / "temporary" / f"wsdm_ray-{os.geteuid()}"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    with pytest.raises(StorageError) as caught:
+        storage.cache_folder()
+    assert str(caught.value) == (
+        f"{folder}: everybody may write into it; `chmod 700 {folder}`, or set WSDM_RAY_CACHE to a folder of "
+        "your own"
+    )
+
+
+def test_a_folder_of_somebody_else_is_refused(home, monkeypatch):
+    folder = storage.cache_folder()
+    monkeypatch.setattr(module.os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(StorageError) as caught:
+        storage.cache_folder()
+    assert str(caught.value) == (
+        f"{folder}: belongs to another user (id {os.getuid()}); set WSDM_RAY_CACHE to a folder of your own"
+    )
+
+
+def test_copies_are_named_measured_and_cleared(home):
+    fs = fsspec.filesystem("memory")
+    model = "memory://cached-models/gemma"
+    for name, size in (("a.json", 10), ("b.safetensors", 90)):
+        fs.pipe_file(f"/cached-models/gemma/{name}", bytes(size))
+    copy = storage.local_copy(model)
+    os.utime(copy, (1, 1))
+    half = Path(storage.cache_folder(), f"{module.UNFINISHED}x")
+    half.mkdir()
+    first, second = storage.cached_folders()
+    assert first.name == half.name
+    assert second.name == Path(copy).name
+    assert second.name.startswith("memory-cached-models-gemma-")
+    assert (second.bytes, second.last_used) == (100, 1)
+    assert storage.local_copy(model) == copy
+    assert storage.cached_folders()[0].name == Path(copy).name, "a copy that is used is the last used"
+    assert {folder.name for folder in storage.clear_cache()} == {half.name, Path(copy).name}
+    assert storage.cached_folders() == []
+    assert os.listdir(storage.local_copy(model))
+    fs.rm("/cached-models", recursive=True)
+
+
+def test_names_differ_where_versions_do():
+    long = "s3://bucket/" + "models/" * 60 + "gemma"
+    names = {module.entry_name(long, identity) for identity in ("1", "2")}
+    assert len(names) == 2
+    assert all(len(name) < 128 and name.split("-")[1] == "models" for name in names), names

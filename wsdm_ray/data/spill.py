@@ -1,0 +1,100 @@
+"""Rows on the local disk between the two passes of `prepare`, and the one schema that they are written in."""
+
+import functools
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wsdm_ray import storage
+from wsdm_ray.inputs.values import common_id_type, plain, plain_type
+from wsdm_ray.telemetry import logger
+
+__all__ = ["Spill"]
+
+
+class Spill:
+    """Tables on the local disk, each an Arrow stream of its own, since files may differ in other columns."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.places: list[tuple[int, int]] = []  # where each table begins, and its rows
+        self.schemas: dict[pa.Schema, str] = {}  # and the first file that has it
+        self.path.touch()
+
+    def add(self, table: pa.Table, source: str) -> None:
+        """Append a table that came from the file `source`."""
+        table = pa.table({name: plain(table[name]) for name in table.column_names})
+        self.schemas.setdefault(table.schema, source)
+        with storage.errors_for(str(self.path)), pa.OSFile(str(self.path), "ab") as file:
+            self.places.append((self.path.stat().st_size, len(table)))
+            with pa.ipc.new_stream(file, table.schema) as writer:
+                writer.write_table(table)
+
+    @functools.cached_property
+    def schema(self) -> pa.Schema:
+        """One schema for all rows that were added; a column of types that do not go together is text."""
+        types: dict[str, dict[pa.DataType, str]] = {}
+        for schema, source in self.schemas.items():
+            for field in schema:
+                types.setdefault(field.name, {}).setdefault(field.type, source)
+        fields = []
+        for name, sources in types.items():
+            kind = common_id_type(sources) if name == "id" else common_type(sources)
+            if kind is None:
+                warn_of_text(name, sources)
+            fields.append(pa.field(name, kind or pa.string()))
+        return pa.schema(fields)
+
+    def rows(self, mask: np.ndarray) -> Iterator[pa.Table]:
+        """The rows where `mask` (one value for each row that was added) is true, in order, in one schema."""
+        schema = self.schema
+        start = 0
+        with pa.OSFile(str(self.path), "rb") as file:
+            for place, rows in self.places:
+                here = mask[start : start + rows]
+                start += rows
+                if not here.any():
+                    continue
+                file.seek(place)
+                with pa.ipc.open_stream(file) as reader:
+                    table = reader.read_all().filter(pa.array(here))
+                yield pa.table([column_of(table, field) for field in schema], schema=schema)
+
+
+def common_type(types: Iterable[pa.DataType]) -> pa.DataType | None:
+    """The type that holds values of all `types` and that parquet can hold; None where there is none."""
+    try:
+        schemas = [pa.schema([("column", plain_type(kind))]) for kind in types]
+        kind = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+        pq.write_table(pa.table({"column": pa.nulls(0, kind)}), io.BytesIO())
+        return kind
+    except pa.ArrowException:
+        return None
+
+
+def warn_of_text(name: str, sources: dict[pa.DataType, str]) -> None:
+    shown = " and ".join(f"{kind} in {path}" for kind, path in list(sources.items())[:2])
+    logger.warning("column %r is %s; it is kept as text", name, shown)
+
+
+def column_of(table: pa.Table, field: pa.Field) -> pa.Array | pa.ChunkedArray:
+    """The column of a table in the type that it has in the output; nulls where the table has none."""
+    if field.name not in table.column_names:
+        return pa.nulls(len(table), field.type)
+    column = table[field.name]
+    try:
+        return column.cast(field.type)
+    except pa.ArrowException:
+        if field.type != pa.string():  # integers beyond 2**53 among fractions
+            return column.cast(field.type, safe=False)
+    return pa.array(map(json_text, column.to_pylist()), pa.string())
+
+
+def json_text(value: Any) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False, default=str)
