@@ -165,8 +165,7 @@ def test_a_run_goes_on_with_the_units_that_are_missing(scored, classifier, sourc
     shutil.copytree(scored, output)
     whole = {path.name: path.read_bytes() for path in output.glob("part-*")}
     # As a run of an earlier version leaves it that died after some units: its marker within, and no run.json.
-    run = json.loads((tmp_path / "out.run" / "run.json").read_text())
-    shutil.rmtree(tmp_path / "out.run")
+    run = json.loads(Path(f"{scored}.run", "run.json").read_text())
     (output / "_run.json").write_text(json.dumps({"job": "score", "fingerprint": run["fingerprint"]}))
     for number in (1, 4):
         (output / f"part-{number:06d}.parquet").unlink()

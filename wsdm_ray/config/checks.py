@@ -56,7 +56,19 @@ def check_paths(**paths: str | tuple[str, ...]) -> None:
 
 PATHS = frozenset(
     {
-        *("adapter", "base", "calibrate", "exclude", "input", "model", "output", "predictions", "submission"),
+        *(
+            "adapter",
+            "base",
+            "calibrate",
+            "exclude",
+            "input",
+            "model",
+            "output",
+            "predictions",
+            "submission",
+            "tie_predictions",
+            "tie_votes",
+        ),
         *("teachers", "train", "valid", "votes"),
     }
 )

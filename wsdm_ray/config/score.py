@@ -102,7 +102,7 @@ class ScoringConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(SubmissionConfig, ScoringConfig):
-    """Score every row of a parquet data set."""
+    """Score every row of a data set of pairs."""
 
     keep_columns: tuple[str, ...] = ()
     """Columns of the input to copy to the predictions. Example: --keep-columns language model_a"""

@@ -23,13 +23,15 @@ class SubmissionConfig:
     """wsdm: the columns id and winner. lmsys: id, winner_model_a, winner_model_b and winner_tie."""
     tie_rate: float | None = None
     """lmsys: the probability of a tie, the same for every row; by default the share of ties in the
-    competition's train.csv, 0.309. Example: --tie-rate 0.25"""
+    competition's train.csv, 0.309.
+    Example: --tie-rate 0.25 --submission submission.csv --submission-format lmsys"""
     tie_votes: tuple[str, ...] = ()
     """lmsys: votes with ties, on which a model of ties is fitted (`prepare --ties soft` keeps them).
-    Example: --tie-votes data/valid"""
+    Example: --tie-votes data/valid --submission submission.csv --submission-format lmsys"""
     tie_predictions: str | None = None
     """lmsys: predictions of the same model for the rows of --tie-votes; by default those of this output.
-    Example: --tie-predictions valid-predictions"""
+    Example: --tie-predictions valid-predictions --tie-votes data/valid --submission submission.csv
+    --submission-format lmsys"""
 
     def check_submission(self) -> None:
         """Raise `ConfigError` where the options of the submission do not fit each other."""

@@ -17,7 +17,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-import wsdm_ray
 from wsdm_ray import storage
 from wsdm_ray.config import SUBMISSION_OPTIONS, EnsembleConfig
 from wsdm_ray.data.shards import write_shards
@@ -36,7 +35,7 @@ from wsdm_ray.evaluation.pages import decimals, percent
 from wsdm_ray.evaluation.votes import read_votes
 from wsdm_ray.evaluation.weights import combine_sets, cross_fit, fit
 from wsdm_ray.inputs.rows import Reading
-from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, open_run, options
+from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, open_run, options, versions
 from wsdm_ray.schema import LOGIT_COLUMNS, MODEL_A, MODEL_B, predictions_schema
 from wsdm_ray.statistics import (
     Floats,
@@ -154,7 +153,7 @@ def provenance(folders: Sequence[str], combination: Combination) -> dict[str, st
             models += json.loads((file.metadata.metadata or {}).get(b"wsdm_ray.models", b"[]"))
     weights = {"weights": combination.weights_S.tolist(), "temperature": combination.temperature}
     return {
-        "wsdm_ray.version": wsdm_ray.__version__,
+        "wsdm_ray.version": versions().get("wsdm_ray", ""),
         "wsdm_ray.models": json.dumps(models),
         "wsdm_ray.ensemble": json.dumps(weights),
     }

@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from wsdm_ray.config import SUBMISSION_OPTIONS, ScoreConfig, to_dict
+from wsdm_ray.data.submission import TieVotes, check_submission
 from wsdm_ray.inputs.conversion import parquet_inputs
 from wsdm_ray.inputs.files import list_inputs
 from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.modeling.folder_names import check_manifest_there
 from wsdm_ray.runs import check_no_overlap, file_versions, options
-from wsdm_ray.scoring.kept_columns import kept_schema
+from wsdm_ray.scoring.kept_columns import NO_COLUMNS, kept_schema
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan
 from wsdm_ray.storage import absolute
 
@@ -68,12 +69,15 @@ class Cluster:
 class CheckedInputs:
     """All of a run that no cluster was needed to check.
 
+    keep: columns of the input that the output has, too. ties: votes for the submission.
     models: as every process needs them, but for the precision, which is as it was asked for.
     started: `time.monotonic()` when the checks began, in seconds.
     """
 
     files: tuple[str, ...]
     plan: ScorePlan
+    keep: pa.Schema
+    ties: TieVotes | None
     models: "tuple[ModelSpec, ...]"
     started: float
 
@@ -84,7 +88,7 @@ class ScoreRun:
 
     output: the folder, as it was given. restart: delete what it holds.
     files, plan: what is scored. keep: columns of the input that the output has, too.
-    replica: how, in every replica. cluster: where.
+    replica: how, in every replica. cluster: where. ties: votes for the submission.
     fingerprint: all that decides the output.
     config: every option as it was given, for run.json.
     started: `time.monotonic()` when the checks began, in seconds.
@@ -94,12 +98,13 @@ class ScoreRun:
     restart: bool
     files: tuple[str, ...]
     plan: ScorePlan
-    keep: pa.Schema
     replica: "ReplicaOptions"
     cluster: Cluster
     fingerprint: Mapping[str, Any]
     config: Mapping[str, Any]
     started: float
+    keep: pa.Schema = NO_COLUMNS
+    ties: TieVotes | None = None
 
 
 def check_inputs(config: ScoreConfig) -> CheckedInputs:
@@ -111,14 +116,19 @@ def check_inputs(config: ScoreConfig) -> CheckedInputs:
     started = time.monotonic()
     inputs = list_inputs(config.input)
     files = [file.path for file in inputs]
-    check_no_overlap(config.output, [*config.input, *files, *config.model, *config.base])
+    given = [*config.input, *files, *config.model, *config.base]
+    check_no_overlap(config.output, given)
     for folder in config.model:
         check_manifest_there(folder, "--model")
     reading = Reading(format=config.format, columns=config.columns, make_ids=config.make_ids, labels=False)
     plan = make_plan(parquet_inputs(inputs, reading), config.unit_rows)
+    keep = kept_schema(plan, config.keep_columns)
+    ties = check_submission(config, config.output, given)
     from wsdm_ray.scoring.model_check import check_folders
 
-    return CheckedInputs(files=tuple(files), plan=plan, models=check_folders(config), started=started)
+    return CheckedInputs(
+        files=tuple(files), plan=plan, keep=keep, ties=ties, models=check_folders(config), started=started
+    )
 
 
 def check_run(config: ScoreConfig, cluster: Cluster, inputs: CheckedInputs | None = None) -> ScoreRun:
@@ -153,7 +163,6 @@ def check_run(config: ScoreConfig, cluster: Cluster, inputs: CheckedInputs | Non
         restart=config.restart,
         files=files,
         plan=plan,
-        keep=kept_schema(plan, config.keep_columns),
         replica=replica,
         cluster=cluster,
         fingerprint={
@@ -163,6 +172,8 @@ def check_run(config: ScoreConfig, cluster: Cluster, inputs: CheckedInputs | Non
         },
         config=to_dict(config),
         started=inputs.started,
+        keep=inputs.keep,
+        ties=inputs.ties,
     )
 
 

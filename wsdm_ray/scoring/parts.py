@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-import wsdm_ray
 from wsdm_ray.errors import DataError
-from wsdm_ray.runs import names_in
+from wsdm_ray.runs import names_in, versions
 from wsdm_ray.scoring.plan import ScorePlan, part_name
 from wsdm_ray.storage import join, open_parquet, write_parquet
 from wsdm_ray.telemetry import logger
@@ -34,7 +33,7 @@ def provenance(models: Sequence[Mapping[str, Any]], orders: str) -> dict[str, st
         models: the fingerprint of each model.
     """
     return {
-        "wsdm_ray.version": wsdm_ray.__version__,
+        "wsdm_ray.version": versions().get("wsdm_ray", ""),
         "wsdm_ray.models": json.dumps([dict(model) for model in models]),
         "wsdm_ray.orders": orders,
     }

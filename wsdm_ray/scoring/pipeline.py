@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wsdm_ray.config import ScoreConfig
-from wsdm_ray.data.submission import check_submission, submit
+from wsdm_ray.data.submission import submit
 from wsdm_ray.runs import finish_run, open_run
 from wsdm_ray.scoring.check import Cluster, ScoreRun, check_inputs, check_run, describe
 from wsdm_ray.scoring.crash_records import list_crash_records
@@ -35,11 +35,10 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         ClusterError: one replica does not fit the cluster beside one reader.
     """
     run = check(config)
-    ties = check_submission(config, run.output, [*config.input, *run.files, *config.model, *config.base])
     if config.dry_run:
         return describe(run)
     written = execute(run)
-    return written | {"submission": submit(config, run.output, ties)} if config.submission else written
+    return written | {"submission": submit(config, run.output, run.ties)} if config.submission else written
 
 
 def check(config: ScoreConfig) -> ScoreRun:
