@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from wsdm_ray.evaluation.pages import decimals, percent
 from wsdm_ray.evaluation.report import table_rows
@@ -53,7 +53,7 @@ def baselines_table(metrics: dict[str, Any]) -> Table:
 
 def sets_table(metrics: dict[str, Any]) -> Table:
     """Accuracy and log loss of each set, and by how much they exceed those of the first."""
-    table = Table("predictions", box=SIMPLE_HEAD)
+    table = Table(Column("predictions", overflow="fold"), box=SIMPLE_HEAD)
     for heading in ("accuracy %", "less the first", "log loss", "less the first"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, one in metrics["sets"].items():

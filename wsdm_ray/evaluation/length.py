@@ -139,17 +139,12 @@ def length_control(
         balanced = float(np.nanmean(values_NK[:, 2:], axis=0).mean())
         if intervals["longer_won"] and intervals["shorter_won"]:
             interval = percentiles(bootstrap_means(values_NK[:, 2:], groups_N, **options).mean(axis=1))
-    too_few = shortage(groups_N)
-    return result | {
-        "balanced_accuracy": balanced,
-        "balanced_accuracy_ci95": interval,
-        "too_few": too_few,
-        "length_only": None
-        if too_few
-        else beyond_length(
-            prob_N, label_N, length_only(characters_a_N, characters_b_N, label_N, groups_N), groups_N, options
-        ),
-    }
+    result |= {"balanced_accuracy": balanced, "balanced_accuracy_ci95": interval}
+    too_few, alone = shortage(groups_N), None
+    if not too_few:
+        by_length_N = length_only(characters_a_N, characters_b_N, label_N, groups_N)
+        alone = beyond_length(prob_N, label_N, by_length_N, groups_N, options)
+    return result | {"too_few": too_few, "length_only": alone}
 
 
 def beyond_length(

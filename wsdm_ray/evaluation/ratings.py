@@ -30,6 +30,8 @@ It is 0.4 % of what one comparison of equals knows, so it moves no strength that
 MOST_MODELS = 100
 """Only the comparisons of this many models, those with the most rows, are used: a fit costs their cube."""
 
+UNRATED = {"rating": None, "rating_ci95": None}
+
 STEPS = 100
 LONGEST_STEP = 2.0
 CONVERGED = 1e-9
@@ -145,12 +147,11 @@ def model_ratings(
             rated_M, first_N, second_N, shares, groups_N[usable_N], resamples=resamples, seed=seed
         )
     rates = {kind: win_rates(first_N, second_N, share_N, len(names)) for kind, share_N in shares.items()}
-    rows_M = np.bincount(first_N, minlength=len(names)) + np.bincount(second_N, minlength=len(names))
-    unknown = {"rating": None, "rating_ci95": None}
+    rows_M = np.bincount(np.concatenate([first_N, second_N]))
     models = [
         {"name": name, "rows": int(rows_M[place]), "rated": place in ratings["votes"]}
         | {
-            kind: {"win_rate": float(rates[kind][place])} | ratings[kind].get(place, unknown)
+            kind: {"win_rate": float(rates[kind][place])} | ratings[kind].get(place, UNRATED)
             for kind in shares
         }
         for place, name in enumerate(names)

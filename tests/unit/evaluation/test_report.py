@@ -91,7 +91,7 @@ def test_few_votes_recommend_nothing(on_disk: Write, predictions: Rows, votes: R
     assert metrics["adaptive"]["threshold"] is metrics["adaptive"]["after"] is None
     assert metrics["length_control"]["length_only"] is None
     low, high = metrics["accuracy_ci95"]
-    assert high - low > 0.6  # Wilson's, of six prompts
+    assert high - low > 0.55  # Wilson's, of six prompts
     text, _ = page_of(config)
     assert "<strong>A first look.</strong> 11 votes on 6 prompts" in text
     for word in (
