@@ -10,8 +10,7 @@ from filelock import FileLock
 
 if not (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()):  # before anything imports Triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: threads that wait give theirs up
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave their core to other processes
 
 
 @pytest.fixture(scope="session")
