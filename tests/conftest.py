@@ -114,6 +114,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(here / "integration"):
             item.add_marker("integration")
+            if not item.get_closest_marker("timeout"):  # ends a test that hangs; a busy machine takes minutes
+                item.add_marker(pytest.mark.timeout(1_800))
     items.sort(key=rank)
 
 

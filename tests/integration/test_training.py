@@ -22,10 +22,7 @@ from wsdm_ray.errors import ClusterError, ModelError, RunMismatchError, StorageE
 from wsdm_ray.training import progress, runner
 from wsdm_ray.training.runner import train
 
-pytestmark = [
-    pytest.mark.usefixtures("ray_session"),
-    pytest.mark.timeout(1800),  # ends a test that hangs; a busy machine takes minutes a test
-]
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 ROOT = Path(__file__).parents[2]
 GATED_JOB = """
