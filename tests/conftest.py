@@ -10,8 +10,7 @@ from filelock import FileLock
 
 if not (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()):  # before anything imports Triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: threads that wait give theirs up
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave their core to other processes
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +114,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(here / "integration"):
             item.add_marker("integration")
+            if not item.get_closest_marker("timeout"):  # ends a test that hangs; a busy machine takes minutes
+                item.add_marker(pytest.mark.timeout(1_800))
     items.sort(key=rank)
 
 

@@ -24,10 +24,7 @@ from wsdm_ray.training import progress, ray_train
 from wsdm_ray.training.progress import StepProgress
 from wsdm_ray.training.runner import train
 
-pytestmark = [
-    pytest.mark.usefixtures("ray_session"),
-    pytest.mark.timeout(1800),  # ends a test that hangs; a busy machine takes minutes a test
-]
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 ROOT = Path(__file__).parents[2]
 GATED_JOB = """

@@ -330,7 +330,7 @@ def test_a_stack(precision, family, device, family_model, monkeypatch):
         folder, HeadConfig(), seed=0, device="cpu", dtype=torch.float32, quantization="none"
     )
     source = np.random.default_rng(0)
-    lists = [[source.integers(3, 300, 4).astype(np.int32)] for _ in range(3)]
+    lists = [[source.integers(3, 300, 8).astype(np.int32)] for _ in range(3)]
     prompts, *answers = (Ragged.from_lists(each) for each in lists)
     layout = in_one_row(lay_out("shared", prompts, tuple(answers), np.arange(1)), 128 * (device == "cuda"))
 
