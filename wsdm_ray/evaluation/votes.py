@@ -117,5 +117,5 @@ def read_pairs(paths: Sequence[str], reading: Reading, ids: Sequence[Any]) -> di
             own = table["id"].cast(wanted.type) if wanted.type == pa.string() else table["id"]
             found = table.set_column(0, "id", own).filter(pc.is_in(own, wanted))
             for row in found.select(["id", *TEXTS]).to_pylist():
-                pairs_by_id[row.pop("id")] = {name: text or "" for name, text in row.items()}
+                pairs_by_id[row["id"]] = {name: row[name] or "" for name in TEXTS}
     return pairs_by_id

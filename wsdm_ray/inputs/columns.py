@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from wsdm_ray.inputs.streams import warn_once
 
-__all__ = ["mended", "usual"]
+__all__ = ["mended", "usual", "whole_texts"]
 
 
 def mended(column: pa.Array, name: str, path: str) -> pa.Array:
@@ -18,6 +18,7 @@ def mended(column: pa.Array, name: str, path: str) -> pa.Array:
 
 
 def whole_texts(column: pa.Array) -> pa.Array | None:
+    """The texts of a column with U+FFFD for bytes that are not UTF-8; None where it holds something else."""
     if isinstance(column, pa.DictionaryArray):
         texts = whole_texts(column.dictionary)
         return None if texts is None else pa.DictionaryArray.from_arrays(column.indices, texts)

@@ -86,7 +86,7 @@ def list_inputs(paths: Sequence[str]) -> list[InputFile]:
     partitions = [partitions_of(path, roots[path]) for path in kept]
     integers = integers_in(partitions)
     return [
-        InputFile(path, name, tuple(values.items()), integers & values.keys())
+        InputFile(path, name, tuple(values.items()), integers.intersection(values))
         for path, name, values in zip(
             kept, distinct_names(kept, [roots[path] for path in kept]), partitions, strict=True
         )

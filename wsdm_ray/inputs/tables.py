@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from wsdm_ray import storage
 from wsdm_ray.errors import DataError
-from wsdm_ray.inputs.columns import mended, usual
+from wsdm_ray.inputs.columns import mended, usual, whole_texts
 from wsdm_ray.inputs.objects import Limits, read_objects, whole_characters
 from wsdm_ray.inputs.streams import open_text, warn_once
 
@@ -154,11 +154,12 @@ def sound(batch: pa.RecordBatch, needed: Collection[str] | None, path: str, done
         except pa.ArrowNotImplementedError:
             pass  # there is nothing to check in such a type
         except pa.ArrowInvalid as error:
-            if needed is None or name in needed:
+            if needed is not None and name not in needed:
+                column = mended(column, name, path)
+            elif whole_texts(column) is None:  # else it is text for the caller to judge, row by row
                 raise DataError(
                     f"{path}: cannot be read after row {done} in column {name!r} ({storage.reason(error)})"
                 ) from error
-            column = mended(column, name, path)
         columns.append(usual(column, name, path))
     return pa.table(columns, names_once(batch.schema.names, needed, path))
 

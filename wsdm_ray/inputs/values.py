@@ -24,6 +24,7 @@ __all__ = [
     "ids_of",
     "is_text",
     "plain",
+    "plain_type",
     "texts_of",
     "typed",
 ]
@@ -119,6 +120,7 @@ def ids_of(column: pa.ChunkedArray, path: str, first_row: int, name: str = "id")
     kind = id_type(column.type, path, name) if len(column) else pa.string()
     try:
         column = plain(column).cast(kind)
+        column.validate(full=True)  # a file may call bytes text
     except pa.ArrowInvalid as error:
         what = "is not UTF-8" if kind == pa.string() else "does not fit 64 bits"
         raise DataError(
@@ -174,6 +176,8 @@ def typed(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:
         blank = pc.equal(pc.utf8_trim_whitespace(column), "")
         column = pc.if_else(blank, pa.scalar(None, column.type), column)
     try:
-        return column.cast(kind)
+        column = column.cast(kind)
+        column.validate(full=True)
+        return column
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(f"{path}: column {name!r} is not {kind} ({storage.reason(error)})") from error

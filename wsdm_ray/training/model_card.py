@@ -76,6 +76,20 @@ The data sets are not named here: say which votes they are, and whose.
 
 {metrics_text(metrics)}
 
+{usage_text(name, base, manifest)}
+
+## With transformers and peft alone
+
+One order, without repair and truncation of texts, with the base as its folder stores it:
+
+```python
+{lines}```
+"""
+
+
+def usage_text(name: str, base: str, manifest: Manifest) -> str:
+    """How to score with the classifier, on a command line and in Python."""
+    return f"""\
 ## Scoring with it
 
 ```bash
@@ -89,15 +103,7 @@ judge = Judge("{name}", base="{base}")
 print(judge.compare("What is 2 + 2?", "It is 4.", "I do not know.").prob_a)
 ```
 
-Both average the two orders of the responses{temperature_text(manifest)}.
-
-## With transformers and peft alone
-
-One order, without repair and truncation of texts, with the base as its folder stores it:
-
-```python
-{lines}```
-"""
+Both average the two orders of the responses{temperature_text(manifest)}."""
 
 
 def name_of(path: str) -> str:

@@ -18,7 +18,8 @@ from wsdm_ray.evaluation.compare import (
     resampled_metrics,
     short_names,
 )
-from wsdm_ray.evaluation.join import VOTES_SCHEMA, Joined, join_by_id
+from wsdm_ray.evaluation.join import Joined, join_by_id
+from wsdm_ray.evaluation.votes import VOTES_SCHEMA
 from wsdm_ray.evaluation.metrics import calibration_bin, measure, resampled_counts
 
 

@@ -57,6 +57,7 @@ def test_any_order_gives_the_same_figures(random):
             "source": pa.nulls(40, pa.string()),
             "model_a": ["x", "y"] * 20,
             "model_b": ["y", "z"] * 20,
+            "left_out": pa.nulls(40, pa.string()),
             "characters_a": numbers.integers(0, 50, 40),
             "characters_b": numbers.integers(0, 50, 40),
             "group": numbers.integers(0, 20, 40).astype(np.uint64),
@@ -141,7 +142,7 @@ def test_votes_that_name_no_winner_are_left_out_and_counted(on_disk: Write, pred
             [7, *range(1, 60)],
             r"(predictions|votes): ids that appear more than once: 1 \(id 7\); every row needs",
         ),
-        ([None, *range(1, 60)], r"(predictions|votes): null ids: 1; every row needs its own id"),
+        ([None, *range(1, 60)], r"(predictions|votes).*: row 0 \(counted from 0\) has no id"),
     ],
 )
 def test_duplicate_and_null_ids(on_disk: Write, predictions: Rows, votes: Rows, side, ids, message):

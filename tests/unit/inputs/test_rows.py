@@ -10,6 +10,7 @@ import pytest
 from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError, StorageError
 from wsdm_ray.inputs import tables
+from wsdm_ray.inputs.faults import Fault
 from wsdm_ray.inputs.files import list_inputs
 from wsdm_ray.inputs.rows import Reading, read_rows
 
@@ -245,5 +246,13 @@ def test_strings_that_are_not_utf8(tmp_path):
     table = pa.Table.from_pylist([ROW])
     broken = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff"))
     pq.write_table(table.set_column(1, "prompt", broken), tmp_path / "x.parquet")
-    with pytest.raises(DataError, match=r"x.parquet: cannot be read after row 0 .*UTF8"):
-        read(tmp_path / "x.parquet")
+    [rows] = [
+        rows for file in list_inputs([str(tmp_path / "x.parquet")]) for rows in read_rows(file, Reading())
+    ]
+    assert rows.faults == {0: Fault("malformed", "prompt is not UTF-8", "is not UTF-8")}
+    assert rows.table["prompt"].to_pylist() == [None]
+    for name in ("id", "winner"):
+        broken_table = table.set_column(table.column_names.index(name), name, broken)
+        pq.write_table(broken_table, tmp_path / "y.parquet")
+        with pytest.raises(DataError, match=r"y.parquet: (an id is not UTF-8|column 'winner' is not string)"):
+            read(tmp_path / "y.parquet")

@@ -7,7 +7,7 @@ import pytest
 
 from wsdm_ray.config import Columns
 from wsdm_ray.data.splitting import group_digests, pair_digests, prompt_digests
-from wsdm_ray.evaluation.join import read_votes
+from wsdm_ray.evaluation.votes import read_votes
 from wsdm_ray.text.groups import prompt_group_key
 
 FORMS = [
