@@ -171,9 +171,11 @@ class Judge:
                 raise ConfigError("this Judge is closed; make another")
             for start in range(0, len(pairs), self.unit_rows):
                 rows = range(len(pairs))[start : start + self.unit_rows]
-                self.on_share = lambda share, rows=rows: bar.update(
-                    rows.start + int(share * len(rows)) - bar.n
-                )
+
+                def show(share: float, rows: range = rows) -> None:
+                    bar.update(rows.start + int(share * len(rows)) - bar.n)
+
+                self.on_share = show
                 tables.append(score_unit(self.replica, pairs, rows))
                 self.on_share(1.0)
             self.on_share = ignore

@@ -19,8 +19,8 @@ from wsdm_ray.evaluation.compare import (
     short_names,
 )
 from wsdm_ray.evaluation.join import Joined, join_by_id
-from wsdm_ray.evaluation.votes import VOTES_SCHEMA
 from wsdm_ray.evaluation.metrics import calibration_bin, measure, resampled_counts
+from wsdm_ray.evaluation.votes import VOTES_SCHEMA
 
 
 def test_a_difference_is_that_of_the_metrics():

@@ -1,6 +1,7 @@
 """`--config FILE`: YAML or the run.json of an earlier run; the command line wins, then it, then a preset."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "score": {"model": ("m",), "input": ("i",), "output": "o"},
     "pseudolabel": {"model": ("m",), "input": ("i",), "output": "o"},
     "ensemble": {"predictions": ("p", "q"), "output": "o"},
-    "evaluate": {"predictions": "p", "votes": ("v",), "output": "o"},
+    "evaluate": {"predictions": ("p",), "votes": ("v",), "output": "o"},
 }
 CHANGED: dict[str, dict[str, Any]] = {
     "quickstart": {"rows": 300},
@@ -126,7 +127,12 @@ valid:
 def test_yaml_over_a_preset_and_the_command_line_over_yaml(write):
     path = write(TRAIN)
     config = parse(TrainConfig, ["--lora.r", "4", "--config", path, "--tensorboard", "--mix", "x", "0.5"])
-    assert (config.base, config.train, config.valid, config.output) == ("~/base", ("a", "../b"), (), "o")
+    assert (config.base, config.train, config.valid, config.output) == (
+        str(Path("~/base").expanduser()),
+        ("a", "../b"),
+        (),
+        "o",
+    )
     assert (config.compile, config.optimizer.learning_rate, config.optimizer.betas) == (
         "yes",
         1e-4,

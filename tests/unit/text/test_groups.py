@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from wsdm_ray.config import Columns
 from wsdm_ray.data.splitting import group_digests, pair_digests, prompt_digests
 from wsdm_ray.evaluation.votes import read_votes
+from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.text.groups import prompt_group_key
 
 FORMS = [
@@ -59,7 +59,7 @@ def groups_of_evaluation(prompts, path):
     rows = len(prompts)
     texts = {"prompt": prompts, "response_a": ["a"] * rows, "response_b": ["b"] * rows}
     pq.write_table(pa.table({"id": list(range(rows)), **texts, "winner": ["model_a"] * rows}), path)
-    return read_votes([str(path)], Columns())["group"].to_numpy()
+    return read_votes([str(path)], Reading())["group"].to_numpy()
 
 
 @pytest.mark.parametrize(
