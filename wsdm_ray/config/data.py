@@ -15,7 +15,7 @@ VoteFormat = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The names that an input gives to the canonical columns."""
+    """The names that an input gives to the canonical columns; case matters only between several alike."""
 
     id: str = "id"
     """Unique id of a row."""

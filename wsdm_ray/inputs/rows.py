@@ -29,7 +29,16 @@ from wsdm_ray.inputs.values import ids_of, is_text, plain_type, texts_of, typed
 from wsdm_ray.schema import CANONICAL_TYPES, PAIR_COLUMNS, TEXTS
 from wsdm_ray.telemetry import logger
 
-__all__ = ["Reading", "Rows", "canonical", "check_columns", "holds_lists", "made_ids", "read_rows"]
+__all__ = [
+    "Reading",
+    "Rows",
+    "canonical",
+    "check_columns",
+    "holds_lists",
+    "made_ids",
+    "own_columns",
+    "read_rows",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +46,7 @@ class Reading:
     """How the files of an input are read.
 
     format: the published data set whose columns the files have, or canonical. columns: the names that a
-    canonical file gives to its columns. make_ids: rows get the ids NAME-ROW (counted from 0) where a file has
+    canonical file gives to its columns, in any case where that is clear. make_ids: rows get the ids NAME-ROW (counted from 0) where a file has
     no column of ids, NAME being its path below the input. labels: every file must have votes.
     """
 
@@ -73,10 +82,11 @@ def read_rows(file: InputFile, reading: Reading) -> Iterator[Rows]:
 
 def canonical_rows(file: InputFile, reading: Reading) -> Iterator[Rows]:
     columns, done, lists = reading.columns, 0, False
-    for part in read_tables(file.path, set(dataclasses.asdict(columns).values())):
+    for part in read_tables(file.path, spellings(columns)):
         table = with_partitions(part, file)
         if done == 0:
-            check_columns(table.column_names, file.path, reading)
+            columns = own_columns(table.column_names, columns)
+            check_columns(table.column_names, file.path, dataclasses.replace(reading, columns=columns))
             lists = holds_lists(table, columns)
             if lists:
                 logger.warning(
@@ -89,6 +99,26 @@ def canonical_rows(file: InputFile, reading: Reading) -> Iterator[Rows]:
             table = table.append_column(columns.id, made_ids(file, done, len(table)))
         yield canonical(table, file.path, columns, done, lists)
         done += len(table)
+
+
+def own_columns(names: Sequence[str], columns: Columns) -> Columns:
+    """The names of `columns` as a file with the columns `names` spells them: case decides only among several.
+
+    Snowflake writes PROMPT for prompt.
+    """
+    wanted = dataclasses.asdict(columns)
+    free = [name for name in names if name not in wanted.values()]
+    for field, name in wanted.items():
+        alike = [other for other in free if other.casefold() == name.casefold()]
+        if name not in names and len(alike) == 1:
+            wanted[field] = alike[0]
+    return Columns(**wanted)
+
+
+def spellings(columns: Columns) -> set[str]:
+    """The names of the columns, and how they are usually spelled where case means nothing."""
+    names = dataclasses.asdict(columns).values()
+    return {own for name in names for own in (name, name.lower(), name.upper(), name.title())}
 
 
 def made_ids(file: InputFile, first_row: int, rows: int) -> pa.Array:
