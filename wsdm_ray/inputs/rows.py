@@ -46,8 +46,9 @@ class Reading:
     """How the files of an input are read.
 
     format: the published data set whose columns the files have, or canonical. columns: the names that a
-    canonical file gives to its columns, in any case where that is clear. make_ids: rows get the ids NAME-ROW (counted from 0) where a file has
-    no column of ids, NAME being its path below the input. labels: every file must have votes.
+    canonical file gives to its columns, in any case where that is clear. make_ids: rows get the ids NAME-ROW
+    (counted from 0) where a file has no column of ids, NAME being its path below the input. labels: every
+    file must have votes.
     """
 
     format: VoteFormat = "canonical"

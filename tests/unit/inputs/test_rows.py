@@ -267,7 +267,9 @@ def test_case_decides_only_between_columns_that_are_spelled_alike(tmp_path):
     unclear = {name: value for name, value in ROW.items() if name != "id"} | {"ID": 1, "Id": 2}
     with pytest.raises(DataError, match="no column 'id' for the ids"):
         read(write_parquet(tmp_path / "unclear.parquet", [unclear]))
-    mapped = read(write_parquet(tmp_path / "q.parquet", [{**ROW, "QUESTION": "q"}]), Columns(prompt="Question"))
+    mapped = read(
+        write_parquet(tmp_path / "q.parquet", [{**ROW, "QUESTION": "q"}]), Columns(prompt="Question")
+    )
     assert mapped["prompt"].to_pylist() == ["q"]
 
 
