@@ -153,7 +153,7 @@ def test_identity_tells_versions_apart(tmp_path, remote):
             b"id,prompt\n" * 9,
             lambda path: storage.open_parquet(path).__enter__(),
             DataError,
-            "; `prepare` also reads .jsonl, .json and .csv; unpack or convert others",
+            "; other kinds are known by their endings, such as .jsonl or .csv; rename, unpack or convert it",
         ),
         (b"", storage.local_copy, StorageError, "/f: no such folder; check the path"),
         (b"", lambda path: storage.write_json(path + "/x", 1), StorageError, "/f/x: "),

@@ -15,7 +15,7 @@ VoteFormat = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The names that an input gives to the canonical columns."""
+    """The names that an input gives to the canonical columns; case matters only between several alike."""
 
     id: str = "id"
     """Unique id of a row."""
@@ -66,8 +66,8 @@ class PrepareConfig:
     """Raw votes to canonical shards."""
 
     input: tuple[str, ...]
-    """Parquet, JSON (an object a line, or a list in a .json file) or CSV files, folders of them, or globs.
-    Example: --input train.parquet 'more/*.csv'"""
+    """Parquet, Arrow, JSON (an object a line, or a list in a .json file) or CSV files, folders of them, or
+    globs. Example: --input train.parquet 'more/*.csv'"""
     output: str
     """Folder for train/, valid/ and run.json. Example: --output data"""
     valid_fraction: float = 0.1

@@ -22,8 +22,8 @@ class EnsembleConfig(SubmissionConfig):
     """Weight of each set in the mean probability; by default equal, or fitted if --votes is given.
     Example: --weights 2 1"""
     votes: tuple[str, ...] = ()
-    """Canonical shards with votes on all or some of these ids: weights and temperature are fitted on them.
-    Example: --votes data/valid"""
+    """Files, folders or globs with votes on all or some of these ids: weights and temperature are fitted on
+    them. Example: --votes data/valid"""
     temperature: float | None = None
     """Divisor of the log-odds of the mean; by default 1, or fitted if --votes is given."""
     keep_columns: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class EvaluateConfig:
     """Output folders of `score` or `ensemble`; further ones are compared with the first, row by row.
     Example: --predictions predictions"""
     votes: tuple[str, ...]
-    """Canonical shards with the votes: files, folders or globs. Example: --votes data/valid"""
+    """Files, folders or globs with the votes, as `prepare` reads them. Example: --votes data/valid"""
     output: str
     """Folder for metrics.json and report.html. Example: --output report"""
     bootstrap: int = 1_000

@@ -36,6 +36,7 @@ __all__ = [
     "check_columns",
     "holds_lists",
     "made_ids",
+    "own_columns",
     "read_rows",
     "warn_of_lists",
 ]
@@ -46,8 +47,9 @@ class Reading:
     """How the files of an input are read.
 
     format: the published data set whose columns the files have, or canonical. columns: the names that a
-    canonical file gives to its columns. make_ids: rows get the ids NAME-ROW (counted from 0) where a file has
-    no column of ids, NAME being its path below the input. labels: every file must have votes.
+    canonical file gives to its columns, in any case where that is clear. make_ids: rows get the ids NAME-ROW
+    (counted from 0) where a file has no column of ids, NAME being its path below the input. labels: every
+    file must have votes.
     """
 
     format: VoteFormat = "canonical"
@@ -82,10 +84,11 @@ def read_rows(file: InputFile, reading: Reading) -> Iterator[Rows]:
 
 def canonical_rows(file: InputFile, reading: Reading) -> Iterator[Rows]:
     columns, done, lists = reading.columns, 0, False
-    for part in read_tables(file.path, set(dataclasses.asdict(columns).values())):
+    for part in read_tables(file.path, spellings(columns)):
         table = with_partitions(part, file)
         if done == 0:
-            check_columns(table.column_names, file.path, reading)
+            columns = own_columns(table.column_names, columns)
+            check_columns(table.column_names, file.path, dataclasses.replace(reading, columns=columns))
             lists = holds_lists(table, columns)
             if lists:
                 warn_of_lists(file.path)
@@ -102,6 +105,26 @@ def warn_of_lists(path: str) -> None:
     logger.warning(
         "%s: prompt and responses hold lists; their texts are joined as by --format lmsys-57k", path
     )
+
+
+def own_columns(names: Sequence[str], columns: Columns) -> Columns:
+    """The names of `columns` as a file with the columns `names` spells them: case decides only among several.
+
+    Snowflake writes PROMPT for prompt.
+    """
+    wanted = dataclasses.asdict(columns)
+    free = [name for name in names if name not in wanted.values()]
+    for field, name in wanted.items():
+        alike = [other for other in free if other.casefold() == name.casefold()]
+        if name not in names and len(alike) == 1:
+            wanted[field] = alike[0]
+    return Columns(**wanted)
+
+
+def spellings(columns: Columns) -> set[str]:
+    """The names of the columns, and how they are usually spelled where case means nothing."""
+    names = dataclasses.asdict(columns).values()
+    return {own for name in names for own in (name, name.lower(), name.upper(), name.title())}
 
 
 def made_ids(file: InputFile, first_row: int, rows: int) -> pa.Array:

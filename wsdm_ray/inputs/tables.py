@@ -185,6 +185,7 @@ def read_csv(path: str, needed: Collection[str] | None, delimiter: str) -> Itera
         reader = csv.reader(decoded(file, path), strict=True, delimiter=delimiter)
         try:
             header = names_once(next(filter(None, reader), []), needed, path)
+            check_separator(header, path)
             if len(set(header)) < len(header):
                 twice = next(name for name in header if header.count(name) > 1)
                 raise DataError(f"{path}: the header names the column {twice!r} twice")
@@ -206,8 +207,18 @@ def read_csv(path: str, needed: Collection[str] | None, delimiter: str) -> Itera
                 yield table_of_fields(rows, header)
         except csv.Error as error:
             raise DataError(
-                f"{path}:{reader.line_num}: not CSV ({error}); within quotes, a quote is two"
+                f"{path}:{reader.line_num}: not CSV ({error}); within quotes, a quote is two "
+                "(Spark writes it so with escape='\"')"
             ) from error
+
+
+def check_separator(header: list[str], path: str) -> None:
+    """Raise `DataError` for a header of one field that other separators would make several."""
+    for mark in ";\t|":
+        if len(header) == 1 and mark in header[0]:
+            raise DataError(
+                f"{path}: the fields are separated by {mark!r}; write commas to .csv, or tabs to .tsv"
+            )
 
 
 def table_of_fields(rows: list[list[str]], header: list[str]) -> pa.Table:

@@ -18,6 +18,7 @@ from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.cells import MalformedRowError
 from wsdm_ray.inputs.messages import looks_like_lists, text_of
+from wsdm_ray.inputs.rows import own_columns
 from wsdm_ray.schema import TEXTS
 
 __all__ = ["PairRows", "read_pair_rows"]
@@ -52,11 +53,14 @@ def read_pair_rows(rows: Any, columns: Columns) -> PairRows:
         DataError: it is nothing of that kind, or lacks a column, or a column of it holds no text.
     """
     if isinstance(rows, pd.DataFrame):
-        check_names([str(name) for name in rows.columns], columns)
+        names = [str(name) for name in rows.columns]
+        columns = own_columns(names, columns)
+        check_names(names, columns)
         ids: Any = rows[columns.id] if columns.id in rows.columns else None
         return pair_rows(lambda name: rows[name].tolist(), columns, ids, rows.index)
     table = as_table(rows)
     if table is not None:
+        columns = own_columns(table.column_names, columns)
         check_names(table.column_names, columns)
         ids = None
         if columns.id in table.column_names:

@@ -19,7 +19,16 @@ import pyarrow.parquet as pq
 from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.conversion import FAULT, ParquetInput, faults_in
 from wsdm_ray.inputs.files import with_partitions
-from wsdm_ray.inputs.rows import Reading, Rows, canonical, check_columns, holds_lists, made_ids, warn_of_lists
+from wsdm_ray.inputs.rows import (
+    Reading,
+    Rows,
+    canonical,
+    check_columns,
+    holds_lists,
+    made_ids,
+    own_columns,
+    warn_of_lists,
+)
 from wsdm_ray.inputs.values import common_id_type, holds_text, ids_of
 from wsdm_ray.schema import PAIR_COLUMNS, TEXTS
 from wsdm_ray.storage import open_parquet
@@ -71,7 +80,8 @@ def make_plan(sources: Sequence[ParquetInput], unit_rows: int) -> ScorePlan:
             stands twice; there are no rows.
     """
     with ThreadPoolExecutor(16) as pool:
-        ids = list(pool.map(read_ids, sources))
+        found = list(pool.map(read_ids, sources))
+    sources, ids = [source for source, _ in found], [column for _, column in found]
     units: list[WorkUnit] = []
     for source, column in zip(sources, ids, strict=True):
         for start in range(0, len(column), unit_rows):
@@ -93,31 +103,41 @@ def check_first_rows(unit: WorkUnit) -> None:
         warn_of_lists(unit.path)
 
 
-def read_ids(source: ParquetInput) -> pa.ChunkedArray:
-    """The ids of a file, whose columns are checked; a file without rows may have any."""
-    path, columns = source.file.path, source.columns
+def read_ids(source: ParquetInput) -> tuple[ParquetInput, pa.ChunkedArray]:
+    """The file with the names of its columns as it spells them, which are checked, and its ids.
+
+    A file without rows may have any columns.
+    """
+    path = source.file.path
     with open_parquet(path) as file:
         if not file.metadata.num_rows:
-            return pa.chunked_array([], pa.int64())
-        check_types(file.schema_arrow, source)
-        if columns.id in file.schema_arrow.names:
-            return ids_of(file.read([columns.id], use_threads=False).column(0), path, 0, columns.id)
+            return source, pa.chunked_array([], pa.int64())
+        source = checked(source, file.schema_arrow)
+        name = source.columns.id
+        if name in file.schema_arrow.names:
+            return source, ids_of(file.read([name], use_threads=False).column(0), path, 0, name)
         rows = pa.table({"": pa.nulls(file.metadata.num_rows)})
     partitions = with_partitions(rows, source.file)
-    if columns.id in partitions.column_names:
-        return ids_of(partitions[columns.id], path, 0, columns.id)
-    return pa.chunked_array([made_ids(source.file, 0, len(rows))])
+    if name in partitions.column_names:
+        return source, ids_of(partitions[name], path, 0, name)
+    return source, pa.chunked_array([made_ids(source.file, 0, len(rows))])
 
 
-def check_types(schema: pa.Schema, source: ParquetInput) -> None:
-    """Raise `DataError` where a column of the pair is missing or cannot hold what it should."""
-    path, columns = source.file.path, source.columns
+def checked(source: ParquetInput, schema: pa.Schema) -> ParquetInput:
+    """The file with the names of its columns as it spells them.
+
+    Raises:
+        DataError: a column of the pair is missing or cannot hold what it should.
+    """
+    path = source.file.path
     names = [*schema.names, *(name for name, _ in source.file.partitions if name not in schema.names)]
+    columns = own_columns(names, source.columns)
     check_columns(names, path, Reading(columns=columns, make_ids=source.make_ids, labels=False))
     for name in (getattr(columns, name) for name in TEXTS):
         kind = schema.field(name).type if name in schema.names else pa.string()
         if not holds_text(kind):
             raise DataError(f"{path}: column {name!r} holds {kind}, but text is needed")
+    return dataclasses.replace(source, columns=columns)
 
 
 def check_ids(files: Sequence[str], ids: Sequence[pa.ChunkedArray]) -> pa.DataType:

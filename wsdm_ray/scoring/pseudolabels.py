@@ -172,19 +172,20 @@ def carried(plan: ScorePlan, columns: Columns) -> list[str]:
     sources = list(dict.fromkeys(unit.source for unit in plan.units))
     with ThreadPoolExecutor(16) as pool:
         names_of = dict(zip(sources, pool.map(column_names, sources), strict=True))
-    all_names = {name for names in names_of.values() for name in names}
-    chosen = dataclasses.asdict(columns)
-    for name in CARRIED:
-        if chosen[name] != getattr(Columns(), name) and chosen[name] not in all_names:
-            raise DataError(
-                f"{sources[0].file.path}: no column {chosen[name]!r} in any input file (there are "
-                f"{', '.join(sorted(all_names))}); leave out --columns.{name.replace('_', '-')}"
-            )
-    return [
+    there = [
         name
         for name in CARRIED
         if any(getattr(source.columns, name) in names for source, names in names_of.items())
     ]
+    for name in CARRIED:
+        chosen = getattr(columns, name)
+        if name not in there and chosen != getattr(Columns(), name):
+            all_names = {name for names in names_of.values() for name in names}
+            raise DataError(
+                f"{sources[0].file.path}: no column {chosen!r} in any input file (there are "
+                f"{', '.join(sorted(all_names))}); leave out --columns.{name.replace('_', '-')}"
+            )
+    return there
 
 
 def column_names(source: ParquetInput) -> list[str]:

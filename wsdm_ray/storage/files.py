@@ -41,19 +41,25 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
     """A parquet file open for reading.
 
     Raises:
-        DataError: the file is not parquet.
+        DataError: the file is not parquet, or has a column of a type that cannot be read.
         StorageError: it cannot be read.
     """
     with open_read(path) as file:
         try:
             opened = pq.ParquetFile(file, memory_map=False)
+        except pa.ArrowNotImplementedError as error:
+            raise DataError(
+                f"{path}: a column has a type that is not read ({reason(error)}); write the file without it, "
+                "or as another type, such as 64-bit integers or text"
+            ) from error
         except (pa.ArrowInvalid, OSError) as error:
             if isinstance(error, OSError) and "deserialize thrift" not in str(error):
                 raise  # of the store; a damaged footer is an OSError too
             remedy = (
                 "it is damaged or another kind of file: copy or make it anew"
                 if path.lower().endswith(".parquet")
-                else "`prepare` also reads .jsonl, .json and .csv; unpack or convert others"
+                else "other kinds are known by their endings, such as .jsonl or .csv; rename, unpack or "
+                "convert it"
             )
             raise DataError(f"{path}: not a parquet file ({reason(error)}); {remedy}") from error
         with opened:

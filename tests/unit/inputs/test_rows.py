@@ -256,3 +256,27 @@ def test_strings_that_are_not_utf8(tmp_path):
         pq.write_table(broken_table, tmp_path / "y.parquet")
         with pytest.raises(DataError, match=r"y.parquet: (an id is not UTF-8|column 'winner' is not string)"):
             read(tmp_path / "y.parquet")
+
+
+def test_case_decides_only_between_columns_that_are_spelled_alike(tmp_path):
+    upper = {name.upper(): value for name, value in ROW.items()}
+    assert read(write_parquet(tmp_path / "upper.parquet", [upper])).to_pylist() == [ROW]
+    assert read(write_lines(tmp_path / "upper.jsonl", upper)).to_pylist() == [ROW]
+    both = {**ROW, "PROMPT": "another"}
+    assert read(write_parquet(tmp_path / "both.parquet", [both])).to_pylist() == [both]
+    unclear = {name: value for name, value in ROW.items() if name != "id"} | {"ID": 1, "Id": 2}
+    with pytest.raises(DataError, match="no column 'id' for the ids"):
+        read(write_parquet(tmp_path / "unclear.parquet", [unclear]))
+    mapped = read(
+        write_parquet(tmp_path / "q.parquet", [{**ROW, "QUESTION": "q"}]), Columns(prompt="Question")
+    )
+    assert mapped["prompt"].to_pylist() == ["q"]
+
+
+def test_bad_bytes_of_a_needed_column_are_a_fault_however_its_name_is_spelled(tmp_path):
+    table = pa.table({name.upper(): [value, value] for name, value in {**ROW, "id": "1"}.items()})
+    broken = pa.array([b"\xff", b"fine"], pa.binary()).view(pa.string())
+    pq.write_table(table.set_column(1, "PROMPT", broken), tmp_path / "x.parquet")
+    (rows,) = read_rows(list_inputs([str(tmp_path / "x.parquet")])[0], Reading())
+    assert list(rows.faults) == [0]
+    assert rows.table["prompt"].to_pylist() == [None, "fine"]

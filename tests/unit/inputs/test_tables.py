@@ -225,6 +225,12 @@ def test_damaged_compressed_files(tmp_path, pack, damage):
         ("x.feather", b"FEA1....", r"Feather of version 1"),
         ("x.arrow", b"", r"cannot be read after row 0"),
         ("x.tsv", b"id,prompt\n1\t2\n", r"x.tsv:2: 2 fields, but the header has 1"),
+        ("x.csv", b"id;prompt\n1;2\n", r"x.csv: the fields are separated by ';'; write commas"),
+        (
+            "x.csv",
+            b'id,prompt\n1,"a \\"b\\" c"\n',
+            r"x.csv:2: not CSV .* \(Spark writes it so with escape='\"'\)",
+        ),
     ],
 )
 def test_files_that_are_not_what_is_read(tmp_path, name, data, message):

@@ -5,6 +5,7 @@ import io
 from decimal import Decimal
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
@@ -158,3 +159,12 @@ def test_rows_come_in_the_order_of_the_file(tmp_path):
     table = pa.concat_tables(parts)
     assert table["id"].to_pylist() == [str(row) for row in range(5_000)]
     assert set(table["prompt"].to_pylist()) == {'p,\n"'}
+
+
+def test_a_parquet_type_that_pyarrow_lacks_is_named(tmp_path):
+    votes = pl.DataFrame({"id": [1], "prompt": ["p"], "hash": pl.Series([2**100], dtype=pl.Int128)})
+    votes.write_parquet(tmp_path / "x.parquet")
+    with pytest.raises(
+        DataError, match=r"x.parquet: a column has a type that is not read \(.*64 bits.*\); write"
+    ):
+        read(tmp_path / "x.parquet")

@@ -152,6 +152,13 @@ def test_index_ids_and_order_are_kept(judge):
     np.testing.assert_array_equal(found["prob_a"], plain["prob_a"])
 
 
+def test_case_of_names_matters_only_between_columns_alike(judge):
+    frame = random_rows(3).to_pandas()
+    upper = frame.rename(columns=str.upper)
+    for rows in (upper, pa.Table.from_pandas(upper)):
+        pd.testing.assert_frame_equal(judge.score(rows).rename(columns={"ID": "id"}), judge.score(frame))
+
+
 def test_every_row_has_one_row_and_says_why_it_has_no_probability(judge):
     rows = [
         ("a", "b", "c"), (None, "b", "c"), ("a", float("nan"), "c"), ("a", "b", b"caf\xc3\xa9"),
