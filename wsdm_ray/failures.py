@@ -2,6 +2,7 @@
 
 is_deterministic   whether another try would meet the same error
 pack_error         an error as text: libraries that run workers bring it back wrapped, or as text only
+pack_final         the same, of one that another try would meet again; any other is raised
 unpack_error       the error again; a defect as the traceback of the process where it came up
 """
 
@@ -19,7 +20,7 @@ from wsdm_ray.errors import (
     WsdmRayError,
 )
 
-__all__ = ["FinalError", "WorkerDefectError", "is_deterministic", "pack_error", "unpack_error"]
+__all__ = ["FinalError", "WorkerDefectError", "is_deterministic", "pack_error", "pack_final", "unpack_error"]
 
 
 class WorkerDefectError(Exception):
@@ -66,6 +67,13 @@ def pack_error(error: BaseException) -> str:
     if isinstance(error, WsdmRayError):
         return json.dumps([type(error).__name__, str(error)])
     return json.dumps([WorkerDefectError.__name__, "".join(traceback.format_exception(error)).rstrip()])
+
+
+def pack_final(error: Exception) -> str:
+    """An error of a user, or that another try would meet again, packed; any other is raised again."""
+    if isinstance(error, WsdmRayError) or is_deterministic(error):
+        return pack_error(error)
+    raise error
 
 
 def unpack_error(packed: str) -> Exception:

@@ -21,7 +21,8 @@ from synthetic import random_parquet, write_checkpoint
 from wsdm_ray.config import ScoreConfig
 from wsdm_ray.modeling.manifest import read_manifest
 from wsdm_ray.scoring.engine import log_odds
-from wsdm_ray.scoring.models import Models, ModelSpec
+from wsdm_ray.scoring.model_spec import ModelSpec
+from wsdm_ray.scoring.models import Models
 
 __all__ = ["first_pass", "scaling", "start"]
 

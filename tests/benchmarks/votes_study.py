@@ -339,7 +339,7 @@ def score_one(config: TrainConfig, work: Path, folder: Path, variant: str) -> fl
     from wsdm_ray.inputs.rows import Reading
     from wsdm_ray.modeling.manifest import read_manifest
     from wsdm_ray.scoring.encode import encode_unit
-    from wsdm_ray.scoring.models import ModelSpec
+    from wsdm_ray.scoring.model_spec import ModelSpec
     from wsdm_ray.scoring.plan import make_plan, part_name
     from wsdm_ray.scoring.replica import Replica, ReplicaOptions
 

@@ -56,18 +56,25 @@ def store_ports() -> Iterator[tuple[int, int]]:
 def ray_session(store_ports: tuple[int, int]) -> Iterator[None]:
     """One local Ray for all tests, with two CPUs, whose workers reach the session's object stores."""
     import ray
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+    from ray.train.v2.api import data_parallel_trainer
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in RAY_ENVIRONMENT.items():
             patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=200 * 1024**2,
-            configure_logging=False,
-        )
+        # A process for each group of workers, that would hand out datasets of Ray Data: there are none.
+        patch.setattr(data_parallel_trainer, "DatasetsCallback", lambda **_: WorkerGroupCallback())
+        with pytest.MonkeyPatch.context() as workers:
+            # Workers compile nothing on a CPU; without this, bitsandbytes imports a compiler in each.
+            workers.setenv("TORCHDYNAMO_DISABLE", "1")
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                object_store_memory=200 * 1024**2,
+                configure_logging=False,
+            )
         yield
         ray.shutdown()
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def run_quickstart(output: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "jobs.quickstart", "--output", str(output)]
     return subprocess.run(
-        [*command, "--rows", "300", "--num-workers", "1"],
+        [*command, "--rows", "200", "--num-workers", "1"],
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         capture_output=True,

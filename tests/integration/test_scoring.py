@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,10 +31,14 @@ def read(folder: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("part-*.parquet"))])
 
 
+def run_of(output: Path) -> dict[str, Any]:
+    return json.loads(Path(f"{output}.run", "run.json").read_text())
+
+
 def test_every_row_once_and_in_input_order(scored, pairs):
     found = read(scored)
     assert found["id"].to_pylist() == pairs["id"].to_pylist()
-    run = json.loads((scored.with_name(scored.name + ".run") / "run.json").read_text())
+    run = run_of(scored)
     assert run["counts"]["rows"] == 120
     assert run["counts"]["units"] == len(list(scored.glob("part-*.parquet"))) == 4 + 5
     assert found.schema.field("prob_a").type == pa.float32()
@@ -46,26 +51,6 @@ def test_a_row_that_cannot_be_scored_carries_its_error(scored):
     assert [row["error"] for row in rows if row["error"]] == ["prompt is null"]
     assert all(0 < row["prob_a"] < 1 for i, row in enumerate(rows) if i != 7)
     assert rows[9]["prob_a"] == 0.5  # two equal responses
-
-
-def test_neighbours_batches_files_and_replicas_change_nothing(scored, pairs, classifier, tmp_path):
-    order = np.random.default_rng(0).permutation(120)
-    pq.write_table(pairs.take(order), tmp_path / "shuffled.parquet")
-    score(
-        score_config(
-            classifier,
-            tmp_path / "shuffled.parquet",
-            tmp_path / "out",
-            unit_rows=37,
-            token_budget=1_100,
-            replicas=1,
-        )
-    )
-    expected = {row["id"]: row for row in read(scored).to_pylist()}
-    for row in read(tmp_path / "out").to_pylist():
-        if not row["error"]:
-            assert row["prob_a"] == pytest.approx(expected[row["id"]]["prob_a"], abs=1e-5)
-            assert row["tokens"] == expected[row["id"]]["tokens"]
 
 
 def test_adaptive_orders_of_two_models_beside_one_base(scored, classifier, source, tmp_path):
@@ -98,9 +83,16 @@ def test_adaptive_orders_of_two_models_beside_one_base(scored, classifier, sourc
 
 
 def test_scoring_goes_on_whatever_a_batch_fails_of(scored, classifier, source, pairs, tmp_path):
-    """Too little memory for most passes, a row that fails alone, and one that takes its GPU with it."""
-    given = score_config(classifier, source, tmp_path / "out")
-    checked = check(given)
+    """Too little memory for most passes, a row that fails alone, and one that takes its GPU with it.
+
+    The run goes on from where one of an earlier version died: its marker is within the output, after a unit.
+    """
+    output = tmp_path / "out"
+    output.mkdir()
+    shutil.copy(scored / "part-000006.parquet", output)
+    marker = {"job": "score", "fingerprint": run_of(scored)["fingerprint"]}
+    (output / "_run.json").write_text(json.dumps(marker))
+    checked = check(score_config(classifier, source, output))
     table = encode_unit(dataclasses.replace(checked.plan.units[0], rows=50), checked.replica.models)
     fails, kills = (table["prefix_0"][row].values.to_numpy() for row in (20, 30))
 
@@ -131,7 +123,7 @@ def test_scoring_goes_on_whatever_a_batch_fails_of(scored, classifier, source, p
             super().__init__(options, load)
 
     run = execute(checked, Breaking)
-    found, expected = read(tmp_path / "out"), read(scored)
+    found, expected = read(output), read(scored)
     assert found["id"].to_pylist() == pairs["id"].to_pylist()
     errors = {row: error for row, error in enumerate(found["error"].to_pylist()) if error}
     assert errors == {
@@ -142,10 +134,11 @@ def test_scoring_goes_on_whatever_a_batch_fails_of(scored, classifier, source, p
     good = np.array([row not in errors for row in range(120)])
     assert found["prob_a"].to_numpy()[good] == pytest.approx(expected["prob_a"].to_numpy()[good], abs=1e-5)
     assert run["counts"]["errors"] == 3
+    assert run["counts"]["resumed_units"] == 1
     assert run["replicas_lost"] == 2
     assert run["budget_halved"]["smallest"] == 512
     assert run["budget_halved"]["times"] >= 2
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+    assert sorted(path.name for path in output.iterdir()) == [
         f"part-{number:06d}.parquet" for number in range(9)
     ]
     assert [path.name for path in (tmp_path / "out.run").iterdir()] == ["run.json"]
@@ -160,55 +153,28 @@ def test_fewer_tokens_than_in_training(classifier, source, tmp_path):
     assert max(table["cut_0"].to_pylist()) > 0
 
 
-def test_a_run_goes_on_with_the_units_that_are_missing(scored, classifier, source, tmp_path):
-    output = tmp_path / "out"
-    shutil.copytree(scored, output)
-    whole = {path.name: path.read_bytes() for path in output.glob("part-*")}
-    # As a run of an earlier version leaves it that died after some units: its marker within, and no run.json.
-    run = json.loads(Path(f"{scored}.run", "run.json").read_text())
-    (output / "_run.json").write_text(json.dumps({"job": "score", "fingerprint": run["fingerprint"]}))
-    for number in (1, 4):
-        (output / f"part-{number:06d}.parquet").unlink()
-    before = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
-    again = score(score_config(classifier, source, output))
-    assert again["counts"] == run["counts"] | {"resumed_units": 7}
-    assert {path.name: path.read_bytes() for path in output.glob("part-*")} == whole
-    assert {name: (output / name).stat().st_mtime_ns for name in before} == before
-
-
-def test_a_part_that_is_lost_spoilt_or_of_another_unit_is_scored_again(
-    scored, classifier, source, tmp_path, caplog
+def test_a_run_goes_on_with_the_parts_that_are_missing_and_a_killed_replica_is_replaced(
+    scored, classifier, source, pairs, tmp_path, caplog
 ):
-    output = tmp_path / "out"
-    shutil.copytree(scored, output)
-    shutil.copytree(f"{scored}.run", f"{output}.run")
-    whole = {path.name: path.read_bytes() for path in output.glob("part-*")}
-    (output / "part-000001.parquet").unlink()
-    (output / "part-000003.parquet").write_bytes(whole["part-000003.parquet"][:500])
-    (output / "part-000005.parquet").write_bytes(whole["part-000006.parquet"])
-    again = score(score_config(classifier, source, output))
-    assert {path.name: path.read_bytes() for path in output.glob("part-*")} == whole
-    assert again["counts"]["resumed_units"] == len(whole) - 3
-    assert "part-000003.parquet: not a parquet file" in caplog.text
-    assert "part-000005.parquet: is not the part of that number" in caplog.text
-
-
-def test_a_run_goes_on_with_the_units_that_are_missing_and_a_killed_replica_is_replaced(
-    scored, classifier, source, pairs, tmp_path
-):
-    """The replica waits in its third unit until it is killed, so that the run cannot be over by then."""
+    """Of a finished run, some are lost, spoilt or of another unit. The replica waits in its third unit until
+    it is killed, so that the run cannot be over by then.
+    """
     output, gate, ended = tmp_path / "out", tmp_path / "killed", []
     shutil.copytree(scored, output)
     whole = {path.name: path.read_bytes() for path in output.glob("part-*")}
-    # As a run leaves it that died after some units: its marker, and no run.json.
-    run = json.loads(Path(f"{scored}.run", "run.json").read_text())
-    Path(f"{output}.run").mkdir()
-    Path(f"{output}.run", "_run.json").write_text(
-        json.dumps({"job": "score", "fingerprint": run["fingerprint"]})
-    )
-    for number in (1, 2, 4, 5, 7, 8):
+    shutil.copytree(f"{scored}.run", f"{output}.run")
+    run = run_of(scored)
+    for number in (1, 2, 4, 8):
         (output / f"part-{number:06d}.parquet").unlink()
-    before = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
+    (output / "part-000003.parquet").write_bytes(whole["part-000003.parquet"][:500])
+    (output / "part-000005.parquet").write_bytes(whole["part-000006.parquet"])
+
+    def done() -> set[str]:
+        return {path.name for path in output.glob("part-*") if path.read_bytes() == whole[path.name]}
+
+    kept = done()
+    assert kept == {f"part-{number:06d}.parquet" for number in (0, 6, 7)}
+    before = {name: (output / name).stat().st_mtime_ns for name in kept}
 
     def go_on() -> None:
         try:
@@ -219,7 +185,7 @@ def test_a_run_goes_on_with_the_units_that_are_missing_and_a_killed_replica_is_r
 
     thread = threading.Thread(target=go_on)
     thread.start()
-    wait_for(lambda: ended or len(list(output.glob("part-*"))) == 5)
+    wait_for(lambda: ended or len(done()) == 5)
     assert not ended
     os.kill(wait_for(lambda: pids_of("GatedReplica"))[0], signal.SIGKILL)
     gate.touch()
@@ -229,6 +195,8 @@ def test_a_run_goes_on_with_the_units_that_are_missing_and_a_killed_replica_is_r
     assert {name: (output / name).stat().st_mtime_ns for name in before} == before
     assert read(output)["id"].to_pylist() == pairs["id"].to_pylist()
     assert not [path for path in output.iterdir() if path.name.endswith(".tmp") and path.name[0] != "."]
+    assert "part-000003.parquet: not a parquet file" in caplog.text
+    assert "part-000005.parquet: is not the part of that number" in caplog.text
 
 
 def test_another_run_in_the_folder_is_refused_by_name(scored, classifier, source, pairs, tmp_path):

@@ -151,16 +151,16 @@ def test_killed_processes_change_nothing(classifier, monkeypatch, int8_base, pre
 
 
 def test_a_killed_job_goes_on_where_it_was(classifier, int8_base, prepared, tmp_path):
+    """On a cluster, then on a Ray of its own."""
     output = tmp_path / "model"
     options = f"""
         --preset tiny --base {int8_base} --output {output} --train {prepared}/train --valid {prepared}/valid
         --max-steps 8 --checkpoint-steps 2 --pairs-per-step 8 --micro-batches 2 --lora.dropout 0.1
     """.split()
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     first = subprocess.Popen(
         [sys.executable, "-c", GATED_JOB.format(gates={4: str(tmp_path / "never")}), *options],
         cwd=ROOT,
-        env=environment,
+        env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -175,7 +175,8 @@ def test_a_killed_job_goes_on_where_it_was(classifier, int8_base, prepared, tmp_
     assert not (output / "run.json").exists()
     second = subprocess.run(
         [sys.executable, "-m", "jobs.train", *options],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
     )  # fmt: skip
     assert second.returncode == 0, second.stderr[-2000:]
     said = second.stderr + second.stdout

@@ -273,3 +273,10 @@ def test_configs_load_neither_torch_nor_ray():
     code = f"import sys, {', '.join(names)}; print(sorted({{'torch', 'ray'}} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert run.stdout.strip() == "[]"
+
+
+def test_readers_of_score_load_no_model_library():
+    """Each is a process of its own, and imports take longer than a unit."""
+    code = "import sys, wsdm_ray.scoring.encode; print({'torch', 'transformers'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout.strip() == "set()"

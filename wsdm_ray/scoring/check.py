@@ -25,7 +25,7 @@ from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan
 from wsdm_ray.storage import absolute
 
 if TYPE_CHECKING:
-    from wsdm_ray.scoring.models import ModelSpec
+    from wsdm_ray.scoring.model_spec import ModelSpec
     from wsdm_ray.scoring.replica import ReplicaOptions
 
 __all__ = [

@@ -14,7 +14,7 @@ from wsdm_ray.config import TextConfig
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import TEXTS
 from wsdm_ray.scoring.kept_columns import NO_COLUMNS, encoded_kept
-from wsdm_ray.scoring.models import ModelSpec
+from wsdm_ray.scoring.model_spec import ModelSpec
 from wsdm_ray.scoring.plan import WorkUnit, read_unit
 from wsdm_ray.storage import local_copy
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder

@@ -10,7 +10,7 @@ from wsdm_ray.modeling.folder_names import about, as_given
 from wsdm_ray.modeling.loading import local_base
 from wsdm_ray.modeling.manifest import Manifest, folder_digest, read_manifest
 from wsdm_ray.modeling.precision import resolve_precision, scoring_layout, uses_fused_decoder
-from wsdm_ray.scoring.models import ModelSpec
+from wsdm_ray.scoring.model_spec import ModelSpec
 from wsdm_ray.storage import hub_name, local_copy, model_location
 
 __all__ = ["check_folders", "check_models", "fastest_layout", "with_precision"]

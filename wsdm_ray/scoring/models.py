@@ -8,7 +8,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,10 +22,11 @@ from wsdm_ray.modeling.manifest import Manifest
 from wsdm_ray.modeling.precision import BNB, default_device, resolve_precision, uses_fused_decoder
 from wsdm_ray.modeling.scorers import BatchMemory, Scorer, TransformersScorer
 from wsdm_ray.modeling.weight_files import weight_files
+from wsdm_ray.scoring.model_spec import ModelSpec
 from wsdm_ray.scoring.recovery import is_oom
 from wsdm_ray.storage import local_copy, reason
 
-__all__ = ["Load", "ModelSpec", "Models", "budget_within", "streamed_bytes", "weight_bytes"]
+__all__ = ["Load", "Models", "budget_within", "streamed_bytes", "weight_bytes"]
 
 MAX_GPU_TOKENS = 132 * 128
 """The highest token budget of `auto` on a GPU. Tiles of GEMMs have 128 rows and an H100 or H200 has 132 SMs,
@@ -40,29 +40,6 @@ STREAMED_BYTES = {"fp32": (4, 4), "bf16": (2, 2), "w8a8-int8": (1, 2), "w8a8-fp8
 
 Load = Callable[..., tuple[Scorer, Manifest]]
 """Loads a scorer; its options are those of `load_scorer`."""
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """A model as every process of a run needs to know it.
-
-    digest: of the files of `folder`.
-    """
-
-    folder: str
-    base: str | None
-    manifest: Manifest
-    precision: str
-    digest: str = ""
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """All of the model that decides its output."""
-        return {
-            "digest": self.digest,
-            "base_digest": self.manifest.base_digest,
-            "precision": self.precision,
-        }
 
 
 class Models:

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import ray.data
 
-from wsdm_ray.failures import unpack_error
+from wsdm_ray.failures import pack_final, unpack_error
 from wsdm_ray.scoring.check import ScoreRun
 from wsdm_ray.scoring.cluster import READER_CPUS, REPLICA_CPUS
 from wsdm_ray.scoring.encode import encode_unit, table_to_bytes
 from wsdm_ray.scoring.parts import UnitReport
 from wsdm_ray.scoring.plan import WorkUnit
 from wsdm_ray.scoring.progress import follow_replicas
-from wsdm_ray.scoring.replica import Replica, ReplicaOptions, final
+from wsdm_ray.scoring.replica import Replica, ReplicaOptions
 from wsdm_ray.telemetry import RowProgress
 
 __all__ = ["score_units"]
@@ -58,7 +58,7 @@ def unit_reports(
         try:
             encoded, error = table_to_bytes(encode_unit(unit, models, keep)), ""
         except Exception as failure:
-            encoded, error = b"", final(failure)
+            encoded, error = b"", pack_final(failure)
         return {"unit": [unit.number], "encoded": [encoded], "error": [error]}
 
     dataset = (

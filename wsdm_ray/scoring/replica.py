@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from wsdm_ray.errors import ModelError, WsdmRayError
-from wsdm_ray.failures import is_deterministic, pack_error
+from wsdm_ray.errors import ModelError
+from wsdm_ray.failures import pack_final
 from wsdm_ray.modeling.classifier import set_threads
 from wsdm_ray.modeling.loading import load_scorer
 from wsdm_ray.noise import quiet_libraries
@@ -18,13 +18,14 @@ from wsdm_ray.schema import Ordering, orderings_of
 from wsdm_ray.scoring.crash_records import crash_record_path, record_crash_and_exit, suspect_rows
 from wsdm_ray.scoring.encode import encoded_pairs, table_from_bytes
 from wsdm_ray.scoring.engine import log_odds
-from wsdm_ray.scoring.models import Load, Models, ModelSpec
+from wsdm_ray.scoring.model_spec import ModelSpec
+from wsdm_ray.scoring.models import Load, Models
 from wsdm_ray.scoring.parts import UnitReport, provenance, write_part
 from wsdm_ray.scoring.predictions import predictions_table
 from wsdm_ray.scoring.probabilities import combine_models, to_probability
 from wsdm_ray.scoring.recovery import DeviceLostError
 
-__all__ = ["Replica", "ReplicaOptions", "ReportProgress", "final"]
+__all__ = ["Replica", "ReplicaOptions", "ReportProgress"]
 
 ReportProgress = Callable[[int, float, int], None]
 """Takes the number of a unit, the share of it that is done (0 to 1), and the tokens that it took so far."""
@@ -110,7 +111,7 @@ class Replica:
                     file=sys.stderr,
                 )
         except Exception as error:
-            self.failure = final(error)  # Ray Data would make other replicas, and fail each the same way
+            self.failure = pack_final(error)  # Ray Data would make other replicas, and fail each the same way
         self.initial_budget = self.token_budget
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -126,7 +127,7 @@ class Replica:
         except DeviceLostError as error:
             record_crash_and_exit(crash_record, error)
         except Exception as error:
-            report, failure = UnitReport(unit=number), final(error)
+            report, failure = UnitReport(unit=number), pack_final(error)
         seconds = time.monotonic() - started
         return replace(report, seconds=seconds, process=os.getpid(), error=str(failure)).to_row()
 
@@ -235,10 +236,3 @@ class Replica:
         if self.options.report_progress:
             done = (unit.passes_done + share) / unit.passes
             self.options.report_progress(unit.number, min(done, 1.0), unit.forward_tokens + tokens)
-
-
-def final(error: Exception) -> str:
-    """An error of a user, or that another try would meet again, packed; any other is raised again."""
-    if isinstance(error, WsdmRayError) or is_deterministic(error):
-        return pack_error(error)
-    raise error

@@ -19,7 +19,7 @@ from wsdm_ray.modeling.loading import load_scorer
 from wsdm_ray.modeling.manifest import Manifest
 from wsdm_ray.modeling.scorers import Scorer
 from wsdm_ray.scoring.encode import encode_unit, table_from_bytes, table_to_bytes
-from wsdm_ray.scoring.models import ModelSpec
+from wsdm_ray.scoring.model_spec import ModelSpec
 from wsdm_ray.scoring.parts import UnitReport
 from wsdm_ray.scoring.replica import Replica, ReplicaOptions
 from wsdm_ray.text.encoding import PairEncoder

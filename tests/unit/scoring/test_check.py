@@ -26,7 +26,8 @@ from wsdm_ray.scoring.check import (
     describe,
 )
 from wsdm_ray.scoring.model_check import check_models, fastest_layout
-from wsdm_ray.scoring.models import Models, ModelSpec
+from wsdm_ray.scoring.model_spec import ModelSpec
+from wsdm_ray.scoring.models import Models
 from wsdm_ray.scoring.pipeline import score
 from wsdm_ray.storage import read_json, write_json
 

@@ -23,13 +23,8 @@ from wsdm_ray.modeling.manifest import Manifest, folder_digest
 from wsdm_ray.modeling.scorers import BatchMemory, Scorer
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.scoring import models
-from wsdm_ray.scoring.models import (
-    Models,
-    ModelSpec,
-    budget_within,
-    streamed_bytes,
-    weight_bytes,
-)
+from wsdm_ray.scoring.model_spec import ModelSpec
+from wsdm_ray.scoring.models import Models, budget_within, streamed_bytes, weight_bytes
 from wsdm_ray.text.encoding import PairEncoder
 
 TEXT = TextConfig(max_tokens=64)
