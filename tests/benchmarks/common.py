@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from wsdm_ray.config import Columns
-from wsdm_ray.evaluation.join import join_by_id, read_predictions, read_votes
+from wsdm_ray.evaluation.join import join_by_id, read_predictions
 from wsdm_ray.evaluation.metrics import bootstrap_intervals
+from wsdm_ray.evaluation.votes import read_votes
+from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.runs import versions
 from wsdm_ray.statistics import agreement, cross_entropy
@@ -46,7 +47,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def differences(ours: str, theirs: str, held_out: str) -> dict[str, Any]:
     """Accuracy and log loss of one set of predictions less those of another; 95 % intervals by prompt."""
-    votes = read_votes([held_out], Columns())
+    votes = read_votes([held_out], Reading())
     one, other = (join_by_id(read_predictions(folder), votes) for folder in (ours, theirs))
     values = np.stack(
         [

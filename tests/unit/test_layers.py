@@ -280,3 +280,14 @@ def test_readers_of_score_load_no_model_library():
     code = "import sys, wsdm_ray.scoring.encode; print({'torch', 'transformers'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert run.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("tests/benchmarks/*.py")), ids=lambda path: path.name)
+def test_what_benchmarks_import_is_there(path):
+    """Benchmarks run rarely, on machines that are lent: a renamed function would be noticed there only."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("wsdm_ray", "jobs"):
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                known = hasattr(module, alias.name) or f"{node.module}.{alias.name}" in MODULES
+                assert known, f"{path.name}: line {node.lineno}: {node.module} has no {alias.name}"
