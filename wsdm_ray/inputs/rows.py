@@ -29,7 +29,16 @@ from wsdm_ray.inputs.values import ids_of, is_text, plain_type, texts_of, typed
 from wsdm_ray.schema import CANONICAL_TYPES, PAIR_COLUMNS, TEXTS
 from wsdm_ray.telemetry import logger
 
-__all__ = ["Reading", "Rows", "canonical", "check_columns", "holds_lists", "made_ids", "read_rows"]
+__all__ = [
+    "Reading",
+    "Rows",
+    "canonical",
+    "check_columns",
+    "holds_lists",
+    "made_ids",
+    "read_rows",
+    "warn_of_lists",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +88,20 @@ def canonical_rows(file: InputFile, reading: Reading) -> Iterator[Rows]:
             check_columns(table.column_names, file.path, reading)
             lists = holds_lists(table, columns)
             if lists:
-                logger.warning(
-                    "%s: prompt and responses hold lists; their texts are joined as by --format lmsys-57k",
-                    file.path,
-                )
+                warn_of_lists(file.path)
         if columns.id not in table.column_names:
             if not reading.make_ids:  # a key that no object of this batch has
                 raise DataError(f"{file.path}: row {done} (counted from 0) has no id")
             table = table.append_column(columns.id, made_ids(file, done, len(table)))
         yield canonical(table, file.path, columns, done, lists)
         done += len(table)
+
+
+def warn_of_lists(path: str) -> None:
+    """Say that the texts of a file are not read as they are."""
+    logger.warning(
+        "%s: prompt and responses hold lists; their texts are joined as by --format lmsys-57k", path
+    )
 
 
 def made_ids(file: InputFile, first_row: int, rows: int) -> pa.Array:
