@@ -226,15 +226,16 @@ def test_a_defect_in_one_of_two_workers_ends_the_run_at_once(monkeypatch, int8_b
         import torch
 
         from wsdm_ray.training import worker
-        from wsdm_ray.training.loop import Trainer
+        from wsdm_ray.training.distributed import current_group
 
-        def train_step(trainer, *batch):
-            if trainer.group.is_first:
+        def run_worker(task):  # no step and no model are needed for it
+            group = current_group()
+            if group.is_first:
                 (tries / uuid.uuid4().hex).touch()
-                return trainer.no_such_name
-            return trainer.group.all_reduce(torch.zeros(1))
+                return task.no_such_name
+            return group.all_reduce(torch.zeros(1))
 
-        Trainer.train_step = train_step
+        worker.run_worker = run_worker
         return worker.work(arguments)
 
     monkeypatch.setattr(ray_train, "work", broken_work)
@@ -242,7 +243,7 @@ def test_a_defect_in_one_of_two_workers_ends_the_run_at_once(monkeypatch, int8_b
         train(train_config(int8_base, prepared, tmp_path / "model", num_workers=2))
     lines = str(caught.value).splitlines()
     assert lines[0] == "Traceback (most recent call last):"
-    assert lines[-1] == "AttributeError: 'Trainer' object has no attribute 'no_such_name'"
+    assert lines[-1] == "AttributeError: 'WorkerTask' object has no attribute 'no_such_name'"
     assert len(list(tries.iterdir())) == 1
 
 
