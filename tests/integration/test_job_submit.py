@@ -23,7 +23,7 @@ from wsdm_ray.storage import read_json
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
-UPLOAD_LIMIT_BYTES = 1 << 20
+UPLOAD_LIMIT_BYTES = 3 << 19
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,9 @@ def test_the_code_of_the_page_runs(classifier, prepared, tmp_path, monkeypatch, 
     scored = pd.read_parquet("predictions")
     judged = names["predictions"]
     assert judged["id"].tolist() == scored["id"].tolist() == votes["id"].tolist()
-    for column in ("prob_a", "prob_a_ab", "prob_a_ba", "tokens", "cut_tokens"):
+    for column in ("prob_a", "prob_a_ab", "prob_a_ba"):  # to a rounding: a replica has other threads
+        np.testing.assert_allclose(judged[column], scored[column], rtol=1e-5)
+    for column in ("tokens", "cut_tokens"):
         np.testing.assert_array_equal(judged[column], scored[column])
 
 

@@ -201,9 +201,11 @@ def test_a_run_goes_on_with_the_units_that_are_missing_and_a_killed_replica_is_r
     shutil.copytree(scored, output)
     whole = {path.name: path.read_bytes() for path in output.glob("part-*")}
     # As a run leaves it that died after some units: its marker, and no run.json.
-    run = json.loads((output / "run.json").read_text())
-    (output / "run.json").unlink()
-    (output / "_run.json").write_text(json.dumps({"job": "score", "fingerprint": run["fingerprint"]}))
+    run = json.loads(Path(f"{scored}.run", "run.json").read_text())
+    Path(f"{output}.run").mkdir()
+    Path(f"{output}.run", "_run.json").write_text(
+        json.dumps({"job": "score", "fingerprint": run["fingerprint"]})
+    )
     for number in (1, 2, 4, 5, 7, 8):
         (output / f"part-{number:06d}.parquet").unlink()
     before = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
@@ -271,7 +273,8 @@ def test_one_ordering_of_mapped_columns(scored, classifier, pairs, tmp_path):
 def test_an_error_within_a_replica_comes_back_as_itself(classifier, source, tmp_path):
     broken = tmp_path / "model"
     shutil.copytree(classifier, broken, ignore=shutil.ignore_patterns("_checkpoints"))
-    (broken / "adapter_config.json").write_text("{")
+    adapter = json.loads((broken / "adapter_config.json").read_text())
+    (broken / "adapter_config.json").write_text(json.dumps(adapter | {"r": adapter["r"] + 1}))
     with pytest.raises(ModelError, match=r"model: its adapter does not fit the base"):
         score(score_config(broken, source, tmp_path / "out"))
 
@@ -292,7 +295,7 @@ def test_what_cannot_be_done_is_refused_at_the_start(classifier, int8_base, sour
         (
             {"input": (str(tmp_path / "less.parquet"),)},
             DataError,
-            r"no column response_b .*--columns.response-b NAME",
+            r"no column 'response_b'; give --columns.response-b=NAME",
         ),
         ({"input": (str(tmp_path / "none.parquet"),)}, DataError, r"none.parquet: no rows to score"),
         (
@@ -300,7 +303,11 @@ def test_what_cannot_be_done_is_refused_at_the_start(classifier, int8_base, sour
             DataError,
             r"id arena.* stands in .*twice.parquet row 3 and ",
         ),
-        ({"input": (str(tmp_path / "null.parquet"),)}, DataError, r"null.parquet: id is null in row 119"),
+        (
+            {"input": (str(tmp_path / "null.parquet"),)},
+            DataError,
+            r"null.parquet: row 119 \(counted from 0\) has no id",
+        ),
         ({"model": (str(int8_base),)}, ModelError, r"a base without a head; train it first"),
         ({"model": (str(source),)}, ModelError, r"no wsdm_ray.json"),
         ({"precision": "nf4"}, ConfigError, r"--precision nf4: the weights are stored as bnb-int8"),

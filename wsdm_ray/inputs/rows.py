@@ -38,6 +38,7 @@ __all__ = [
     "made_ids",
     "own_columns",
     "read_rows",
+    "warn_of_lists",
 ]
 
 
@@ -90,10 +91,7 @@ def canonical_rows(file: InputFile, reading: Reading) -> Iterator[Rows]:
             check_columns(table.column_names, file.path, dataclasses.replace(reading, columns=columns))
             lists = holds_lists(table, columns)
             if lists:
-                logger.warning(
-                    "%s: prompt and responses hold lists; their texts are joined as by --format lmsys-57k",
-                    file.path,
-                )
+                warn_of_lists(file.path)
         if columns.id not in table.column_names:
             if not reading.make_ids:  # a key that no object of this batch has
                 raise DataError(f"{file.path}: row {done} (counted from 0) has no id")
@@ -120,6 +118,13 @@ def spellings(columns: Columns) -> set[str]:
     """The names of the columns, and how they are usually spelled where case means nothing."""
     names = dataclasses.asdict(columns).values()
     return {own for name in names for own in (name, name.lower(), name.upper(), name.title())}
+
+
+def warn_of_lists(path: str) -> None:
+    """Say that the texts of a file are not read as they are."""
+    logger.warning(
+        "%s: prompt and responses hold lists; their texts are joined as by --format lmsys-57k", path
+    )
 
 
 def made_ids(file: InputFile, first_row: int, rows: int) -> pa.Array:

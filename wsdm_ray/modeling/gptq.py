@@ -22,6 +22,9 @@ import torch
 from torch import Tensor
 
 from wsdm_ray.errors import DataError, ModelError
+from wsdm_ray.inputs.files import InputFile, with_partitions
+from wsdm_ray.inputs.tables import read_tables
+from wsdm_ray.inputs.values import texts_of
 from wsdm_ray.modeling.attention import DenseAttention, Heads, to_device
 from wsdm_ray.modeling.families import Shape
 from wsdm_ray.modeling.fused_decoder import FusedDecoder
@@ -41,7 +44,6 @@ from wsdm_ray.modeling.quantized_linear import (
 )
 from wsdm_ray.packing.layouts import Layout, lay_out
 from wsdm_ray.schema import TEXTS
-from wsdm_ray.storage import open_parquet
 from wsdm_ray.text.encoding import EncodedPairs
 
 __all__ = ["calibrate", "gptq_round", "run_layer", "sample_texts", "smooth"]
@@ -55,46 +57,44 @@ DAMPING = 0.1
 COLUMNS_AT_ONCE = 128
 """Columns that are rounded before their errors update the columns after them."""
 
-READ_ROWS = 2_000
-"""Rows of a file that are in memory at a time."""
-
 Moments = dict[str, Tensor]
 """By fused linear layer: the second moments of its input, summed over tokens, float32 [in, in]."""
 
 
-def sample_texts(files: Sequence[str], number: int) -> tuple[list[str], list[str], list[str]]:
-    """Prompts, responses a and responses b of up to `number` random rows of parquet files.
+def sample_texts(files: Sequence[InputFile], number: int) -> tuple[list[str], list[str], list[str]]:
+    """Prompts, responses a and responses b of up to `number` random rows of files with canonical columns.
 
     The same files give the same rows. Rows that lack a text are left out.
 
     Raises:
-        DataError: a column is missing or holds no strings; no row has all three.
+        DataError: a column is missing or holds no texts; no row has all three.
     """
-    rows = 0
-    for path in files:
-        with open_parquet(path) as file:
-            for name in TEXTS:
-                dtype = file.schema_arrow.field(name).type if name in file.schema_arrow.names else None
-                if dtype not in (pa.string(), pa.large_string()):
-                    raise DataError(
-                        f"{path}: no strings in column {name} ({dtype or 'there is none'}); make canonical "
-                        "shards with `python -m jobs.prepare`"
-                    )
-            rows += file.metadata.num_rows
+    rows = sum(len(table) for file in files for table in text_tables(file))
     chosen = np.sort(np.random.default_rng(0).permutation(rows)[:number])
     samples: list[tuple[str, str, str]] = []
     start = 0
-    for path in files:
-        with open_parquet(path) as file:
-            for batch in file.iter_batches(READ_ROWS, columns=list(TEXTS), use_threads=False):
-                indices = chosen[(chosen >= start) & (chosen < start + len(batch))] - start
-                start += len(batch)
-                columns = (batch.column(name).take(pa.array(indices)).to_pylist() for name in TEXTS)
-                samples += [texts for texts in zip(*columns, strict=True) if None not in texts]
+    for table in (table for file in files for table in text_tables(file)):
+        indices = chosen[(chosen >= start) & (chosen < start + len(table))] - start
+        start += len(table)
+        columns = (table[name].take(pa.array(indices)).to_pylist() for name in TEXTS)
+        samples += [texts for texts in zip(*columns, strict=True) if None not in texts]
     if not samples:
-        raise DataError(f"{files[0]}: no pairs to calibrate on; give files that hold some")
+        raise DataError(f"{files[0].path}: no pairs to calibrate on; give files that hold some")
     prompts, responses_a, responses_b = map(list, zip(*samples, strict=True))
     return prompts, responses_a, responses_b
+
+
+def text_tables(file: InputFile) -> Iterator[pa.Table]:
+    """The three texts of the rows of a file, a few rows at a time."""
+    for part in read_tables(file.path, TEXTS):
+        table = with_partitions(part, file)
+        for name in TEXTS:
+            if name not in table.column_names:
+                raise DataError(
+                    f"{file.path}: no column {name!r}; there are: {', '.join(table.column_names)}; make "
+                    "canonical shards with `python -m jobs.prepare`"
+                )
+        yield pa.table({name: texts_of(table[name], name, file.path)[0] for name in TEXTS})
 
 
 @torch.no_grad()

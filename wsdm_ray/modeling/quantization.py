@@ -10,6 +10,7 @@ from typing import Any
 
 from wsdm_ray.config import QuantizeConfig, TextConfig, to_dict
 from wsdm_ray.errors import ModelError
+from wsdm_ray.inputs.files import InputFile, list_inputs
 from wsdm_ray.modeling.checkpoint_writer import head_of, write_checkpoint
 from wsdm_ray.modeling.classifier import check_widths
 from wsdm_ray.modeling.folder_check import check_adapter_folder, check_model_folder
@@ -22,7 +23,7 @@ from wsdm_ray.modeling.precision import default_device
 from wsdm_ray.modeling.quantization_check import compare
 from wsdm_ray.modeling.quantization_config import CALIBRATED_INT8_CONFIG
 from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, open_run
-from wsdm_ray.storage import list_files, local_copy, upload_folder
+from wsdm_ray.storage import local_copy, upload_folder
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 
@@ -40,7 +41,7 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
     check_model_folder(config.base, "--base")
     for adapter in config.adapter:
         check_adapter_folder(adapter, "--adapter")
-    files = list_files(config.calibrate) if config.calibrate else []
+    files = list_inputs(config.calibrate) if config.calibrate else []
     base = local_copy(config.base)
     adapters = [local_copy(adapter) for adapter in config.adapter]
     with as_given((config.base, base), *zip(config.adapter, adapters, strict=True)):
@@ -50,7 +51,8 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
             "precision": config.precision,
         }
         if files:
-            fingerprint |= {"calibrate": file_versions(files), "calibration_pairs": config.calibration_pairs}
+            versions = file_versions([file.path for file in files])
+            fingerprint |= {"calibrate": versions, "calibration_pairs": config.calibration_pairs}
         merged = merge(base, adapters, fingerprint["base"])
         if config.precision == "nf4" and default_device() == "cpu":  # where it will be compared
             check_widths(base, merged.base.config)
@@ -114,7 +116,7 @@ def check_trained_on(adapter: Adapter, base: str, base_digest: str, *, first: bo
     )
 
 
-def calibration_pairs(merged: Merged, files: list[str], number: int) -> EncodedPairs:
+def calibration_pairs(merged: Merged, files: list[InputFile], number: int) -> EncodedPairs:
     """Some pairs of the files, as the checkpoint's texts are encoded."""
     head = head_of(merged)
     text = head.manifest.text if head else TextConfig()

@@ -16,6 +16,8 @@ import pyarrow as pa
 
 from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
+from wsdm_ray.inputs.cells import MalformedRowError
+from wsdm_ray.inputs.messages import looks_like_lists, text_of
 from wsdm_ray.inputs.rows import own_columns
 from wsdm_ray.schema import TEXTS
 
@@ -152,10 +154,11 @@ def pair_rows(
     """The pairs whose values `column` gives by the input's own names."""
     texts: dict[str, list[str]] = {}
     errors_N = np.full(len(index), None, object)
-    for canonical in TEXTS:
+    values_of_text = {name: column(getattr(columns, name)) for name in TEXTS}
+    read_text = text_of_list if all(map(are_lists, values_of_text.values())) else text_of_value
+    for canonical, values in values_of_text.items():
         name = getattr(columns, canonical)
-        values = column(name)
-        read = [text_of(value) for value in values]
+        read = [read_text(value) for value in values]
         wrong = [value for value, (_, why) in zip(values, read, strict=True) if why and NOT_TEXT in why]
         if wrong and all(why for _, why in read):
             raise DataError(f"column {name!r} holds values of type {type(wrong[0]).__name__}{NOT_TEXT}")
@@ -169,7 +172,25 @@ def pair_rows(
 NOT_TEXT = ", not text"
 
 
-def text_of(value: Any) -> tuple[str, str | None]:
+def are_lists(values: Sequence[Any]) -> bool:
+    """Whether all that is not null is a list of turns or messages, as such or as its JSON."""
+    some = [value for value in values if not (value is None or isinstance(value, float))]
+    if some and all(isinstance(value, str) for value in some):
+        return looks_like_lists(some)
+    return bool(some) and all(isinstance(value, list | tuple | np.ndarray) for value in some)
+
+
+def text_of_list(value: Any) -> tuple[str, str | None]:
+    """The text of a list of turns or messages, joined as in files, and why there is none."""
+    if value is None or isinstance(value, float):
+        return text_of_value(value)
+    try:
+        return text_of(value if isinstance(value, str) else list(value)) or "", None
+    except MalformedRowError as error:
+        return "", str(error)
+
+
+def text_of_value(value: Any) -> tuple[str, str | None]:
     """A value as text, and why it is none; the text is "" then."""
     if isinstance(value, str):
         return value, None

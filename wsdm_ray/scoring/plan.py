@@ -27,6 +27,7 @@ from wsdm_ray.inputs.rows import (
     holds_lists,
     made_ids,
     own_columns,
+    warn_of_lists,
 )
 from wsdm_ray.inputs.values import common_id_type, holds_text, ids_of
 from wsdm_ray.schema import PAIR_COLUMNS, TEXTS
@@ -89,7 +90,17 @@ def make_plan(sources: Sequence[ParquetInput], unit_rows: int) -> ScorePlan:
         raise DataError(
             f"{sources[0].file.path}: no rows to score" + (f" in any of {len(ids)} files" if ids[1:] else "")
         )
-    return ScorePlan(tuple(units), check_ids([source.file.path for source in sources], ids))
+    plan = ScorePlan(tuple(units), check_ids([source.file.path for source in sources], ids))
+    check_first_rows(units[0])
+    return plan
+
+
+def check_first_rows(unit: WorkUnit) -> None:
+    """Warn where the first rows hold lists: each unit joins its own, where nobody sees a warning."""
+    few = dataclasses.replace(unit, rows=min(unit.rows, READ_ROWS))
+    table = read_columns(few, [getattr(unit.source.columns, name) for name in TEXTS])
+    if holds_lists(table, unit.source.columns):
+        warn_of_lists(unit.path)
 
 
 def read_ids(source: ParquetInput) -> tuple[ParquetInput, pa.ChunkedArray]:

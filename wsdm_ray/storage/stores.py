@@ -62,6 +62,8 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         options |= S3_OPTIONS
     # gcsfs logs a traceback of every error that it also raises, which `errors_for` puts on one line.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    # And google.auth warns of each kind of credentials that it tried, also where none is needed.
+    logging.getLogger("google.auth").setLevel(logging.ERROR)
     with errors_for(path):
         return fsspec.core.url_to_fs(path, **options)
 

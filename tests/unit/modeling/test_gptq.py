@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from wsdm_ray.config import HeadConfig, LoraConfig, QuantizeConfig, TextConfig
 from wsdm_ray.errors import DataError, ModelError, RunMismatchError
+from wsdm_ray.inputs.files import list_inputs
 from wsdm_ray.modeling.attention import scoring_backend
 from wsdm_ray.modeling.classifier import add_lora, load_network
 from wsdm_ray.modeling.families import FAMILIES
@@ -194,14 +195,14 @@ def test_inputs_that_say_nothing_leave_the_nearest(moments):
 
 def test_some_texts_are_the_same_rows_each_time(tmp_path):
     files = [write_pairs(tmp_path / f"{number}.parquet", number, 2_500 * number) for number in (1, 2)]
-    prompts, *_ = chosen = sample_texts(files, 40)
-    assert chosen == sample_texts(files, 40)
+    prompts, *_ = chosen = sample_texts(list_inputs(files), 40)
+    assert chosen == sample_texts(list_inputs(files), 40)
     every = [texts for number in (1, 2) for texts in zip(*texts_of(number, 2_500 * number), strict=True)]
     places = [every.index(texts) for texts in zip(*chosen, strict=True)]
     assert places == sorted(set(places))
     assert len(prompts) == 40
     assert places[0] < 2_500 < 4_500 < places[-1], "of both files, and of more than what is read at a time"
-    assert len(sample_texts(files, 10_000)[0]) == 7_500
+    assert len(sample_texts(list_inputs(files), 10_000)[0]) == 7_500
 
 
 def test_rows_without_a_text_are_left_out(tmp_path):
@@ -209,14 +210,20 @@ def test_rows_without_a_text_are_left_out(tmp_path):
         {"prompt": ["a", "b", None], "response_a": ["", None, "c"], "response_b": ["d", "e", "f"]}
     )
     pq.write_table(table, tmp_path / "p.parquet")
-    assert sample_texts([str(tmp_path / "p.parquet")], 9) == (["a"], [""], ["d"])
+    assert sample_texts(list_inputs([str(tmp_path / "p.parquet")]), 9) == (["a"], [""], ["d"])
 
 
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"prompt": ["a"], "response_a": ["b"]}, "no strings in column response_b (there is none); make"),
-        ({"prompt": [1], "response_a": ["b"], "response_b": ["c"]}, "no strings in column prompt (int64)"),
+        (
+            {"prompt": ["a"], "response_a": ["b"]},
+            "no column 'response_b'; there are: prompt, response_a",
+        ),
+        (
+            {"prompt": [1], "response_a": ["b"], "response_b": ["c"]},
+            "column 'prompt' holds int64, but",
+        ),
         (
             {name: pa.array([None], pa.string()) for name in ("prompt", "response_a", "response_b")},
             "no pairs to calibrate on",
@@ -226,7 +233,7 @@ def test_rows_without_a_text_are_left_out(tmp_path):
 def test_files_to_calibrate_on_that_do_not_serve(tmp_path, columns, words):
     pq.write_table(pa.table(columns), tmp_path / "p.parquet")
     with pytest.raises(DataError) as caught:
-        sample_texts([str(tmp_path / "p.parquet")], 9)
+        sample_texts(list_inputs([str(tmp_path / "p.parquet")]), 9)
     assert str(caught.value).startswith(f"{tmp_path / 'p.parquet'}: {words}")
 
 

@@ -221,3 +221,68 @@ def test_a_file_that_shrank(write, left):
     assert str(caught.value) == (
         f"{path}: {missing} rows fewer than when the run was planned; restore the file"
     )
+
+
+IDS = {
+    "uint8": (pa.array([1, 2], pa.uint8()), [1, 2]),
+    "decimal": (pa.array([1, 2], pa.decimal128(38, 0)), [1, 2]),
+    "categories": (pa.array(["x", "y"]).dictionary_encode(), ["x", "y"]),
+    "view": (pa.array(["x", "y"], pa.string_view()), ["x", "y"]),
+    "uuid": (
+        pa.array([b"\0" * 16, b"\1" * 16], pa.uuid()),
+        ["00000000-0000-0000-0000-000000000000", "01010101-0101-0101-0101-010101010101"],
+    ),
+    "bytes": (pa.array([b"x", "é".encode()]), ["x", "é"]),
+}
+
+
+@pytest.mark.parametrize("kind", IDS)
+def test_ids_of_any_type_that_tools_write(write, kind):
+    ids, expected = IDS[kind]
+    [unit] = plan_of([write(replaced("id", ids))], 10).units
+    assert read_unit(unit).table["id"].to_pylist() == expected
+
+
+def test_ids_that_do_not_fit(write):
+    path = write(replaced("id", pa.array([1, 2**63], pa.uint64())))
+    assert refusal([path]).startswith(f"{path}: an id does not fit 64 bits (")
+
+
+def test_texts_of_any_type_that_tools_write(write):
+    texts = ["é", None]
+    for column in (
+        pa.array(texts, pa.large_string()), pa.array(texts).dictionary_encode(),
+        pa.array(texts, pa.string_view()), pa.array([text and text.encode() for text in texts]),
+    ):  # fmt: skip
+        [unit] = plan_of([write(replaced("prompt", column))], 10).units
+        assert read_unit(unit).table["prompt"].to_pylist() == texts
+
+
+def test_bytes_that_are_not_utf8_are_the_fault_of_their_row(write):
+    [unit] = plan_of([write(replaced("prompt", pa.array([b"\xff", b"good"])))], 10).units
+    rows, faults = read_unit(unit)
+    assert rows["prompt"].to_pylist() == [None, "good"]
+    assert {row: str(fault) for row, fault in faults.items()} == {0: "prompt is not UTF-8"}
+
+
+def test_lists_of_turns_are_joined_with_a_warning(write, caplog):
+    lists = {name: pa.array([["one"], ["1", None]]) for name in ("prompt", "response_a", "response_b")}
+    as_json = {name: pa.array(['["one"]', '["1", null]']) for name in lists}
+    for columns in (lists, as_json):
+        [unit] = plan_of([write(pa.table({"id": [1, 2], **columns}))], 10).units
+        assert read_unit(unit).table["prompt"].to_pylist() == ["one", "[turn 1]\n1\n\n[turn 2]\n"]
+        assert "their texts are joined as by --format lmsys-57k" in caplog.text
+        caplog.clear()
+
+
+def test_made_ids_go_on_over_units(write):
+    path = write(without("id"), "x.parquet")
+    units = plan_of([path], 1, make_ids=True).units
+    assert [read_unit(unit).table["id"].to_pylist() for unit in units] == [["x-0"], ["x-1"]]
+
+
+def test_columns_of_folders(tmp_path, write):
+    (tmp_path / "language=de").mkdir()
+    path = write(table_of([1, 2]), "language=de/x.parquet")
+    [unit] = plan_of([path], 10).units
+    assert read_unit(unit).table["language"].to_pylist() == ["de", "de"]
