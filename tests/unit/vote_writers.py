@@ -16,6 +16,7 @@ import duckdb
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tests.unit.vote_rows import (
@@ -226,7 +227,7 @@ def spark_parquet(folder: Path):
 def spark_partitions(folder: Path):
     votes = table(id=pa.int32())
     for language in ("de", "en"):
-        part = votes.filter(pa.compute.equal(votes["language"], language)).drop_columns(["language"])
+        part = votes.filter(pc.field("language") == language).drop_columns(["language"])
         pq.write_table(part, f"{spark_folder(folder, f'language={language}')}.snappy.parquet")
 
 
@@ -347,7 +348,7 @@ def hub_saved(folder: Path):
 @wrote("Hub", "`DatasetDict.save_to_disk(DIR)`, as `DIR/train`", "saved/train")
 def hub_saved_splits(folder: Path):
     test = datasets.Dataset.from_list([{**vote(99), "prompt": "another"}])
-    datasets.DatasetDict(train=hub_set(), test=test).save_to_disk(folder / "saved")
+    datasets.DatasetDict({"train": hub_set(), "test": test}).save_to_disk(folder / "saved")
 
 
 @wrote("Hub", "`lmarena-ai/arena-human-preference-140k`, parquet", "set", text_id, format="arena-140k")
