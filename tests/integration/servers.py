@@ -138,7 +138,7 @@ def run_s3(folder: Path, port: int) -> Iterator[None]:
         "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
-    config.write_text(json.dumps({"file_versions": [user]}))
+    config.write_text(json.dumps({"identities": [user]}))
     options = {
         "dir": folder, "ip": "127.0.0.1", "s3.port": port, "s3.config": config,
         "s3.iam": "false", "s3.autoCreateBucket": "false", "s3.port.iceberg": 0, "s3.port.lance": 0,
