@@ -117,6 +117,8 @@ class ScoreConfig(SubmissionConfig, ScoringConfig):
 class PseudolabelConfig(ScoringConfig):
     """Score unlabelled pairs and make training shards of them, OUTPUT/train."""
 
+    output: str
+    """Folder for train/, predictions/ and run.json. Example: --output pseudolabels"""
     predictions: str | None = None
     """Folder for the predictions, by default OUTPUT/predictions. Predictions of the same model, input and
     options in it, of `score` or of this job, are reused. Example: --predictions predictions"""

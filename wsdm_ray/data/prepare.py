@@ -230,6 +230,6 @@ def show(counts: dict[str, Any]) -> None:
         logger.info(
             "%12s kept in %s/, %s prompt groups", f"{rows:,}", split, f"{counts['prompt_groups'][split]:,}"
         )
-    logger.info("%12s texts mended", f"{counts['texts_fixed']:,}")
+    logger.info("%12s texts repaired", f"{counts['texts_fixed']:,}")
     if not counts["kept"]["valid"]:
         logger.warning("no rows in valid: --valid-fraction is 0, or there are too few prompt groups")
