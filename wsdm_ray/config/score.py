@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from wsdm_ray.config.checks import check, check_paths, expand_home
-from wsdm_ray.config.data import Columns, VoteFormat
+from wsdm_ray.config.data import Columns, VoteFormat, check_columns_of_format
 from wsdm_ray.config.submission import SubmissionConfig
 from wsdm_ray.config.train import Layout
 
@@ -28,7 +28,7 @@ class ScoringConfig:
     format: VoteFormat = "canonical"
     """The published data set whose columns and conventions the input has; canonical takes `--columns`."""
     make_ids: bool = False
-    """Make ids from file name and row number for an input without ids."""
+    """Make ids from each file's path below the input and the row number, where a file has none."""
     output: str
     """Folder for part-NNNNNN.parquet; run.json is in OUTPUT.run. Example: --output predictions"""
     base: tuple[str, ...] = ()
@@ -68,6 +68,7 @@ class ScoringConfig:
     def __post_init__(self) -> None:
         expand_home(self)
         check_paths(model=self.model, input=self.input, output=self.output)
+        check_columns_of_format(self.format, self.columns)
         check(
             len(self.base) in (0, 1, len(self.model)) and all(self.base),
             "base",
