@@ -19,7 +19,8 @@ class ScoringConfig:
     """What `score` and `pseudolabel` share."""
 
     model: tuple[str, ...]
-    """Checkpoint folder of `train` or `quantize`; several are averaged. Example: --model gemma qwen"""
+    """Checkpoint folder of `train` or `quantize`, or OWNER/NAME on the Hub; several are averaged.
+    Example: --model gemma qwen"""
     model_weights: tuple[float, ...] = ()
     """Weight of each model in the mean probability; by default equal. Example: --model-weights 2 1"""
     input: tuple[str, ...]
