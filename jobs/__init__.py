@@ -9,5 +9,4 @@ _help         the help and the list of jobs
 _completion   shell completion
 _cli          the console script
 _cache        the copies of remote models: list, clear
-_ray          how a job gets its Ray
 """

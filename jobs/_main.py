@@ -36,8 +36,8 @@ def main(
 ) -> int:
     """The exit status of `run(config)`, with the config read from the command line.
 
-    0: done. 1: failed, with one line on standard error for what a user can mend and a traceback for a defect.
-    2: wrong arguments, with one line. 130: interrupted. 143: terminated, temporary files removed.
+    0: done. 1: failed, with one line on standard error for what a user can correct and a traceback for a
+    defect. 2: wrong arguments, with one line. 130: interrupted. 143: terminated, temporary files removed.
 
     Args:
         config_type: a frozen dataclass of `wsdm_ray.config`; each field is an option (`--valid-fraction`).

@@ -17,7 +17,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jobs._ray import connect
 from jobs._registry import command
 from wsdm_ray import presets
 from wsdm_ray.config import (
@@ -37,6 +36,7 @@ from wsdm_ray.modeling.quantization import quantize
 from wsdm_ray.modeling.tiny import make_tiny_model
 from wsdm_ray.runs import RUN_FILE, finish_run, open_run
 from wsdm_ray.scoring.pipeline import score
+from wsdm_ray.session import connect
 from wsdm_ray.storage import join, read_json, upload_folder
 from wsdm_ray.telemetry import logger
 from wsdm_ray.training.runner import train

@@ -1,8 +1,8 @@
 """The jobs as functions, for scripts and notebooks: `score(model="model", input="pairs.parquet", ...)`.
 
-Each takes the options of its job as keywords and does what the command line does. One value stands for a
+Each takes the options of its job as keywords and does what the command line does. One value is taken as a
 list of one; a nested option is a mapping (`lora={"r": 16}`) or a config of `wsdm_ray.config`; `config` names
-a file of options, as `--config` does. What a user can mend is raised as a `WsdmRayError`.
+a file of options, as `--config` does. What a user can correct is raised as a `WsdmRayError`.
 
 `train`, `score` and `pseudolabel` use the Ray that this process is connected to, if it is, and otherwise
 connect as the job does; Ray stays connected. Where the caller has not set up `logging`, log lines go to

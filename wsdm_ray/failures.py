@@ -70,7 +70,11 @@ def pack_error(error: BaseException) -> str:
 
 
 def pack_final(error: Exception) -> str:
-    """An error of a user, or that another try would meet again, packed; any other is raised again."""
+    """An error that a user can cause, or that another try would meet again, packed (`pack_error`).
+
+    Raises:
+        Exception: `error` itself, where it is another.
+    """
     if isinstance(error, WsdmRayError) or is_deterministic(error):
         return pack_error(error)
     raise error

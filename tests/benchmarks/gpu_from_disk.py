@@ -67,8 +67,8 @@ def first_pass(bench: Bench, folder: str, started: float) -> dict[str, float]:
 
 def scaling(bench: Bench) -> Iterator[list[dict[str, Any]]]:
     """The whole pipeline on Ray, from parquet to parquet, with one replica and with one on each GPU."""
-    from jobs._ray import connect
     from wsdm_ray.scoring.pipeline import score
+    from wsdm_ray.session import connect
 
     folder, given, rows = saved_model(bench), bench.given, []
     random_parquet(folder.parent / "rows.parquet", given.rows, max_tokens=given.max_tokens)

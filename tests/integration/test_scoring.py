@@ -269,7 +269,7 @@ def test_what_cannot_be_done_is_refused_at_the_start(classifier, int8_base, sour
         (
             {"input": (str(tmp_path / "twice.parquet"),)},
             DataError,
-            r"id arena.* stands in .*twice.parquet row 3 and ",
+            r"id arena.* is in .*twice.parquet row 3 and ",
         ),
         (
             {"input": (str(tmp_path / "null.parquet"),)},

@@ -30,7 +30,7 @@ def test_a_terminated_job_removes_its_temporary_files(ray_session, tmp_path):
     code = f"""
 import os, ray, signal, sys, tempfile, threading
 from jobs._main import main
-from jobs._ray import connect
+from wsdm_ray.session import connect
 from wsdm_ray.config import ArenaConfig
 
 @ray.remote(num_cpus=0)

@@ -43,6 +43,21 @@ def test_empty_path_is_refused(cls):
                 cls(**(REQUIRED[cls] | {name: empty}))
 
 
+OF_INPUTS = [cls for cls in REQUIRED if "format" in {field.name for field in dataclasses.fields(cls)}]
+
+
+@pytest.mark.parametrize("cls", OF_INPUTS)
+def test_names_of_columns_beside_a_format_that_has_its_own(cls):
+    renamed = config.Columns(prompt="question")
+    assert cls(**REQUIRED[cls], columns=renamed).columns == renamed
+    with pytest.raises(ConfigError, match=r"--columns: --format wsdm has its own columns; leave one"):
+        cls(**REQUIRED[cls], format="wsdm", columns=renamed)
+
+
+def test_every_job_with_a_format_is_tried():
+    assert len(OF_INPUTS) == 5
+
+
 PATH_FIELDS = [
     (cls, name)
     for cls in [*REQUIRED, config.ObjectiveConfig]

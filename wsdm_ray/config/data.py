@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from wsdm_ray.config.checks import check, check_paths, check_seed, expand_home
+from wsdm_ray.errors import ConfigError
 
-__all__ = ["ArenaConfig", "Columns", "PrepareConfig", "VoteFormat"]
+__all__ = ["ArenaConfig", "Columns", "PrepareConfig", "VoteFormat", "check_columns_of_format"]
 
 VoteFormat = Literal[
     "canonical", "wsdm", "lmsys-57k", "lmsys-33k", "arena-140k", "ultrafeedback", "ultrafeedback-raw",
@@ -37,6 +38,14 @@ class Columns:
     """Language of the prompt; optional, for metrics by language."""
     source: str = "source"
     """Data set that the row comes from; optional, for mixtures and weights by source."""
+
+
+def check_columns_of_format(format: VoteFormat, columns: Columns) -> None:
+    """Raise `ConfigError` for names of columns beside a format that has its own."""
+    if format != "canonical" and columns != Columns():
+        raise ConfigError(
+            f"--columns: --format {format} has its own columns; leave one of the two options out"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +95,7 @@ class PrepareConfig:
     columns: Columns = field(default_factory=Columns)
     """The input's own column names. Example: --columns.prompt question"""
     make_ids: bool = False
-    """Make ids from file name and row number for an input without ids."""
+    """Make ids from each file's path below the input and the row number, where a file has none."""
     shard_rows: int = 20_000
     """Rows of one output file; the last file may have fewer."""
     restart: bool = False
@@ -95,6 +104,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         expand_home(self)
         check_paths(input=self.input, output=self.output)
+        check_columns_of_format(self.format, self.columns)
         check_seed(self.seed)
         check(0 <= self.valid_fraction < 1, "valid_fraction", self.valid_fraction, "in [0, 1)")
         check(

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from wsdm_ray.config.checks import check, check_paths, check_positive, check_seed, expand_home
-from wsdm_ray.config.data import Columns, VoteFormat
+from wsdm_ray.config.data import Columns, VoteFormat, check_columns_of_format
 from wsdm_ray.config.submission import SubmissionConfig
 
 __all__ = ["EnsembleConfig", "EvaluateConfig", "QuickstartConfig"]
@@ -33,13 +33,14 @@ class EnsembleConfig(SubmissionConfig):
     columns: Columns = field(default_factory=Columns)
     """The votes' own column names. Example: --columns.winner label"""
     make_ids: bool = False
-    """Make ids from file name and row number for votes without ids, as `score --make-ids` does."""
+    """Make ids from each file's path below --votes and the row number, as `score --make-ids` does."""
     restart: bool = False
     """Delete what the output folder holds and start over."""
 
     def __post_init__(self) -> None:
         expand_home(self)
         check_paths(predictions=self.predictions, output=self.output)
+        check_columns_of_format(self.format, self.columns)
         check(
             not self.weights or len(self.weights) == len(self.predictions),
             "weights",
@@ -78,11 +79,12 @@ class EvaluateConfig:
     columns: Columns = field(default_factory=Columns)
     """The votes' own column names. Example: --columns.winner label"""
     make_ids: bool = False
-    """Make ids from file name and row number for votes without ids, as `score --make-ids` does."""
+    """Make ids from each file's path below --votes and the row number, as `score --make-ids` does."""
 
     def __post_init__(self) -> None:
         expand_home(self)
         check_paths(predictions=self.predictions, votes=self.votes, output=self.output)
+        check_columns_of_format(self.format, self.columns)
         check_seed(self.seed)
         check(
             len(set(self.predictions)) == len(self.predictions),

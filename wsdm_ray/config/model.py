@@ -76,7 +76,8 @@ class QuantizeConfig:
     output: str
     """Folder for the checkpoint. Example: --output quantized"""
     adapter: tuple[str, ...] = ()
-    """Folders of adapters, of `train` or plain PEFT ones, that are merged in first, in order.
+    """Folders of adapters, of `train` or plain PEFT ones, or OWNER/NAME on the Hub, that are merged in first,
+    in order.
     Example: --adapter model"""
     precision: Literal["bnb-int8", "nf4", "w8a8-int8", "w8a8-fp8", "bf16"] = "bnb-int8"
     """For training and scoring: bnb-int8 (bitsandbytes' LLM.int8()) and nf4. For scoring alone: w8a8-int8 and

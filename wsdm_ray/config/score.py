@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from wsdm_ray.config.checks import check, check_paths, expand_home
-from wsdm_ray.config.data import Columns, VoteFormat
+from wsdm_ray.config.data import Columns, VoteFormat, check_columns_of_format
 from wsdm_ray.config.submission import SubmissionConfig
 from wsdm_ray.config.train import Layout
 
@@ -19,7 +19,8 @@ class ScoringConfig:
     """What `score` and `pseudolabel` share."""
 
     model: tuple[str, ...]
-    """Checkpoint folder of `train` or `quantize`; several are averaged. Example: --model gemma qwen"""
+    """Checkpoint folder of `train` or `quantize`, or OWNER/NAME on the Hub; several are averaged.
+    Example: --model gemma qwen"""
     model_weights: tuple[float, ...] = ()
     """Weight of each model in the mean probability; by default equal. Example: --model-weights 2 1"""
     input: tuple[str, ...]
@@ -28,7 +29,7 @@ class ScoringConfig:
     format: VoteFormat = "canonical"
     """The published data set whose columns and conventions the input has; canonical takes `--columns`."""
     make_ids: bool = False
-    """Make ids from file name and row number for an input without ids."""
+    """Make ids from each file's path below the input and the row number, where a file has none."""
     output: str
     """Folder for part-NNNNNN.parquet; run.json is in OUTPUT.run. Example: --output predictions"""
     base: tuple[str, ...] = ()
@@ -68,6 +69,7 @@ class ScoringConfig:
     def __post_init__(self) -> None:
         expand_home(self)
         check_paths(model=self.model, input=self.input, output=self.output)
+        check_columns_of_format(self.format, self.columns)
         check(
             len(self.base) in (0, 1, len(self.model)) and all(self.base),
             "base",
@@ -117,6 +119,8 @@ class ScoreConfig(SubmissionConfig, ScoringConfig):
 class PseudolabelConfig(ScoringConfig):
     """Score unlabelled pairs and make training shards of them, OUTPUT/train."""
 
+    output: str
+    """Folder for train/, predictions/ and run.json. Example: --output pseudolabels"""
     predictions: str | None = None
     """Folder for the predictions, by default OUTPUT/predictions. Predictions of the same model, input and
     options in it, of `score` or of this job, are reused. Example: --predictions predictions"""

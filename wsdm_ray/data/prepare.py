@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from wsdm_ray import storage
-from wsdm_ray.config import Columns, PrepareConfig
+from wsdm_ray.config import PrepareConfig
 from wsdm_ray.data.cleaning import REASONS, clean_texts, drop_reasons, labels, probability_of_a
 from wsdm_ray.data.shards import write_shards
 from wsdm_ray.data.spill import Spill
@@ -28,7 +28,7 @@ from wsdm_ray.data.splitting import (
     pair_digests,
     prompt_digests,
 )
-from wsdm_ray.errors import ConfigError, DataError
+from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.faults import FaultCounts
 from wsdm_ray.inputs.files import InputFile, list_inputs
 from wsdm_ray.inputs.rows import Reading, read_rows
@@ -45,7 +45,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     A folder that holds this very run already is left as it is.
 
     Raises:
-        ConfigError: an input within the output folder, or `--columns` beside a `--format` that names them.
+        ConfigError: an input within the output folder.
         DataError: an input is not what it should be; the message names file, column or id, and the remedy.
         StorageError: a path is missing or unreadable.
         RunMismatchError: the output folder belongs to another run.
@@ -66,7 +66,6 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
 def check(config: PrepareConfig) -> tuple[list[InputFile], dict[str, Any]]:
     """The input files, and the fingerprint of the run. Nothing is written."""
-    check_columns_of_format(config)
     files = list_inputs(config.input)
     paths = [file.path for file in files]
     excluded = storage.list_files(config.exclude)
@@ -112,14 +111,6 @@ def check_shards(output: str, kept: dict[str, int]) -> None:
                 f"{folder}: holds {there:,} of the {rows:,} rows that the finished run wrote; copy the "
                 "shards back, or prepare anew with --restart"
             )
-
-
-def check_columns_of_format(config: PrepareConfig) -> None:
-    """Raise `ConfigError` for names of columns beside a format that has its own."""
-    if config.format != "canonical" and config.columns != Columns():
-        raise ConfigError(
-            f"--columns: --format {config.format} has its own columns; leave one of the two options out"
-        )
 
 
 class Survey:
@@ -230,6 +221,6 @@ def show(counts: dict[str, Any]) -> None:
         logger.info(
             "%12s kept in %s/, %s prompt groups", f"{rows:,}", split, f"{counts['prompt_groups'][split]:,}"
         )
-    logger.info("%12s texts mended", f"{counts['texts_fixed']:,}")
+    logger.info("%12s texts repaired", f"{counts['texts_fixed']:,}")
     if not counts["kept"]["valid"]:
         logger.warning("no rows in valid: --valid-fraction is 0, or there are too few prompt groups")

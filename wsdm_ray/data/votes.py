@@ -55,7 +55,7 @@ def read_votes(paths: Sequence[str]) -> Votes:
 
     Raises:
         DataError: a column is missing or of a wrong type, a text is null, a row has no winner (a tie has
-            none) and no soft label, an id stands twice, or there are no rows. The first row at fault is
+            none) and no soft label, an id is there twice, or there are no rows. The first row at fault is
             named by its id.
     """
     tables: list[pa.Table] = []
@@ -92,7 +92,7 @@ def check_unique(files: Sequence[str], tables: Sequence[pa.Table]) -> None:
             if name in first_file:
                 where = f"in {first_file[name]} too" if first_file[name] != path else "there twice"
                 raise DataError(
-                    f"{path}: id {name} stands {where}; ids must be unique over all sets: give one of them "
+                    f"{path}: id {name} is {where}; ids must be unique over all sets: give one of them "
                     "other ids and prepare it again"
                 )
             first_file[name] = path

@@ -111,7 +111,7 @@ def roc_chart(curves: Sequence[Curve]) -> Markup:
 
 
 def position_chart(prob_ab_N: Floats, prob_ba_N: Floats) -> Markup:
-    """Map of the probability of A when it stands first (x) and when it stands second (y)."""
+    """Map of the probability of A when it comes first (x) and when it comes second (y)."""
     x, y, cells = Axis(0, 1, 50, 396), Axis(0, 1, 372, 26), 25
     counts, *_ = np.histogram2d(prob_ab_N, prob_ba_N, bins=cells, range=((0, 1), (0, 1)))
     edges = np.linspace(0, 1, cells + 1).tolist()
@@ -119,8 +119,8 @@ def position_chart(prob_ab_N: Floats, prob_ba_N: Floats) -> Markup:
     shade = np.ceil(np.sqrt(counts / counts.max()) * LEVELS).astype(int)
     side = round(346 / cells, 1)
     parts = [
-        x_axis(x, 26, 372, share_ticks(), "probability of A when A stands first"),
-        y_axis(y, 50, 396, share_ticks(), "probability of A when A stands second"),
+        x_axis(x, 26, 372, share_ticks(), "probability of A when A comes first"),
+        y_axis(y, 50, 396, share_ticks(), "probability of A when A comes second"),
     ]
     cell = Markup('<path d="M{} {}h{}v{}h-{}z" class="bar" opacity="{}"><title>{} rows</title></path>')
     parts += [
@@ -142,8 +142,8 @@ def position_chart(prob_ab_N: Floats, prob_ba_N: Floats) -> Markup:
         float(np.mean((prob_ab_N < 0.5) & (prob_ba_N > 0.5))),
     ]
     described = (
-        "Density of the probability of A when it stands first against when it stands second."
-        f" In {shares[0]:.1%} of the rows whichever stands first wins, in {shares[1]:.1%} the second."
+        "Density of the probability of A when it comes first against when it comes second."
+        f" In {shares[0]:.1%} of the rows whichever comes first wins, in {shares[1]:.1%} the second."
     )
     return svg(412, described, parts)
 
@@ -158,7 +158,7 @@ def histogram_chart(
 ) -> Markup:
     """Number of rows by value; `ticks` are (position, label).
 
-    `scale` makes of an edge the value that it stands for, so that the axis may be a logarithm.
+    `scale` makes of an edge the value that it is of, so that the axis may be a logarithm.
     """
     counts, _ = np.histogram(values_N, bins=edges)
     values = [scale(edge) for edge in edges.tolist()]

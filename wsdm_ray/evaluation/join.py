@@ -169,11 +169,12 @@ def ids_where(table: pa.Table, mask: pa.ChunkedArray | pa.Array) -> str:
     return shown(table["id"].filter(mask))
 
 
-def check_columns(path: str, names: Sequence[str], needed: Iterable[str], *, mapped: bool = False) -> None:
+def check_columns(path: str, names: Sequence[str], needed: Iterable[str]) -> None:
+    """Raise `DataError` where predictions lack a column."""
     if missing := [name for name in needed if name not in names]:
-        remedy = "name yours with --columns.NAME" if mapped else "give the output folder of jobs.score"
         raise DataError(
-            f"{path}: no column {', '.join(map(repr, missing))} (it has {', '.join(names)}); {remedy}"
+            f"{path}: no column {', '.join(map(repr, missing))} (it has {', '.join(names)}); "
+            "give the output folder of jobs.score"
         )
 
 
@@ -214,7 +215,8 @@ def concatenate(where: str, tables: list[pa.Table]) -> pa.Table:
     return table
 
 
-def check_probabilities(where: str, table: pa.Table, name: str, title: str | None = None) -> None:
+def check_probabilities(where: str, table: pa.Table, name: str) -> None:
+    """Raise `DataError` where a value of a column is outside 0..1, or NaN."""
     column = table[name]
     outside = pc.fill_null(
         pc.invert(pc.and_(pc.greater_equal(column, 0), pc.less_equal(column, 1))), False
@@ -222,6 +224,5 @@ def check_probabilities(where: str, table: pa.Table, name: str, title: str | Non
     if count := pc.sum(outside).as_py():
         value = column.filter(outside)[0].as_py()
         raise DataError(
-            f"{where}: values of {title or name} outside 0..1: {count:,}"
-            f" ({value}; {ids_where(table, outside)})"
+            f"{where}: values of {name} outside 0..1: {count:,} ({value}; {ids_where(table, outside)})"
         )

@@ -58,20 +58,24 @@ def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
+    """A straight line."""
     return Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>').format(x1, y1, x2, y2, kind)
 
 
 def text(x: float, y: float, content: str, kind: str) -> Markup:
+    """A text whose baseline is at `y`."""
     return Markup('<text x="{}" y="{}" class="{}">{}</text>').format(x, y, kind, content)
 
 
 def svg(height: float, description: str, parts: Iterable[Markup]) -> Markup:
+    """A chart of its parts; `description` is what a screen reader says."""
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         WIDTH, height, description, Markup("").join(parts)
     )
 
 
 def x_axis(axis: Axis, top: float, bottom: float, ticks: Iterable[tuple[float, str]], title: str) -> Markup:
+    """Grid lines from `top` to `bottom` at the ticks (value, label), with the title below."""
     parts = [line(axis.at(at), top, axis.at(at), bottom, "grid") for at, _ in ticks]
     parts += [text(axis.at(at), bottom + 16, label, "middle") for at, label in ticks]
     parts.append(text((axis.start + axis.end) / 2, bottom + 36, title, "middle title"))
@@ -79,6 +83,7 @@ def x_axis(axis: Axis, top: float, bottom: float, ticks: Iterable[tuple[float, s
 
 
 def y_axis(axis: Axis, left: float, right: float, ticks: Iterable[tuple[float, str]], title: str) -> Markup:
+    """Grid lines from `left` to `right` at the ticks (value, label), with the title above."""
     parts = [line(left, axis.at(at), right, axis.at(at), "grid") for at, _ in ticks]
     parts += [text(left - 6, axis.at(at) + 4, label, "end") for at, label in ticks]
     parts.append(text(4, axis.end - 13, title, "title"))  # level, above: a turned one is hard to read
@@ -92,6 +97,7 @@ def shortened(label: str, most: int) -> str:
 
 
 def circle(x: float, y: float, radius: float, kind: str, words: str) -> Markup:
+    """A dot with words that appear where the pointer rests."""
     return Markup('<circle cx="{}" cy="{}" r="{}" class="{}"><title>{}</title></circle>').format(
         x, y, radius, kind, words
     )
@@ -129,10 +135,12 @@ def hover_bands(x: Axis, top: float, bottom: float, at: Sequence[float], words: 
 
 
 def share_ticks(step: float = 0.25) -> list[tuple[float, str]]:
+    """Ticks from 0 to 1, labelled in percent."""
     return [(at, f"{at:.0%}".replace("%", " %")) for at in np.arange(0, 1 + step / 2, step).tolist()]
 
 
 def polyline(steps: Floats, values: Floats, x: Axis, y: Axis, kind: str) -> Markup:
+    """A line through the points, float64 (N,) each; values beyond the axis are drawn at its end."""
     inside = np.clip(values, y.low, y.high).tolist()
     points = " ".join(f"{x.at(step)},{y.at(at)}" for step, at in zip(steps.tolist(), inside, strict=True))
     return Markup('<polyline points="{}" class="{}"/>').format(points, kind)

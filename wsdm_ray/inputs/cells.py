@@ -12,7 +12,7 @@ import warnings
 from typing import Any
 
 from wsdm_ray.errors import DataError
-from wsdm_ray.inputs.tables import whole_characters
+from wsdm_ray.inputs.objects import whole_characters
 
 __all__ = ["MalformedRowError", "brief", "cell", "is_numpy_text", "list_hint", "parsed_list"]
 

@@ -41,6 +41,7 @@ SCORES = ("fine-grained_score", "overall_score")
 
 
 def ultrafeedback_vote(row: Row) -> Vote | None:
+    """The vote of two dialogues, a tie where their scores are equal; None where their prompts differ."""
     vote = dialogue_vote(row)
     scores = [optional_number(cell(row, name), name) for name in ("score_chosen", "score_rejected")]
     tie = None not in scores and scores[0] == scores[1]
@@ -58,7 +59,11 @@ def completion_pairs(row: Row) -> list[Row]:
 
 
 def ultrafeedback_raw_vote(row: Row) -> Vote:
-    """The vote of a row of two completions, of which the first is not worse."""
+    """The vote of a row of two completions, of which the first is not worse.
+
+    Raises:
+        MalformedRowError: its completions are not two, or lack a response.
+    """
     if cell(row, "completions") in (None, ""):
         return NO_TEXTS
     completions = completions_of(row)
@@ -101,6 +106,11 @@ def dialogue_vote(row: Row) -> Vote | None:
 
 
 def hh_rlhf_vote(row: Row) -> Vote | None:
+    """The vote of two written dialogues; None where they differ before the last answer.
+
+    Raises:
+        MalformedRowError: a side is no such dialogue, or has no turn of the assistant.
+    """
     sides = []
     for name in SIDES:
         text = cell(row, name)
@@ -139,6 +149,11 @@ def is_texts(value: Any) -> TypeGuard[list[str | None]]:
 
 
 def dpo_vote(row: Row) -> Vote | None:
+    """The vote of two texts or two lists of messages; None where they differ before the last answer.
+
+    Raises:
+        MalformedRowError: the sides are neither, or there is no prompt, or another than the messages have.
+    """
     chosen, rejected = (cell(row, name) for name in SIDES)
     if chosen is None or rejected is None:
         return NO_TEXTS

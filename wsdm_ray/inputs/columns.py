@@ -6,10 +6,10 @@ import pyarrow as pa
 
 from wsdm_ray.inputs.streams import warn_once
 
-__all__ = ["mended", "usual", "whole_texts"]
+__all__ = ["repaired", "usual", "whole_texts"]
 
 
-def mended(column: pa.Array, name: str, path: str) -> pa.Array:
+def repaired(column: pa.Array, name: str, path: str) -> pa.Array:
     """A column with U+FFFD for bytes that are not UTF-8; of lists and the like, nulls. A warning says so."""
     whole = whole_texts(column)
     how = "it is left out" if whole is None else "its wrong bytes are read as U+FFFD"

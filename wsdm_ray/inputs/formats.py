@@ -117,7 +117,7 @@ class PublishedFormat:
     """Canonical columns that the file has under their own names."""
     id: str = "id"
     id_needed: bool = False
-    """Whether a file without ids is an error. Else its rows get the ids FILESTEM-ROW."""
+    """Whether a file without ids is an error. Else its rows get the ids NAME-ROW (`Reading`)."""
     id_of_prompt: bool = False
     """Whether several rows may have one id. The later ones get -1, -2, ... added to it."""
     chosen: bool = True

@@ -230,7 +230,11 @@ def is_list_text(text: str) -> bool:
 
 
 def transcript_messages(text: Any, name: str) -> list[Message]:
-    """The messages of a dialogue that is written as `\\n\\nHuman: ...\\n\\nAssistant: ...`."""
+    """The messages of a dialogue that is written as `\\n\\nHuman: ...\\n\\nAssistant: ...`.
+
+    Raises:
+        MalformedRowError: the cell `name` does not begin so.
+    """
     parts = SPEAKER.split(text) if isinstance(text, str) else [text]
     if len(parts) < 3 or parts[0].strip():
         raise MalformedRowError(

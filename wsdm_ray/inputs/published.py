@@ -1,6 +1,6 @@
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow.compute makes its functions at import)
-"""Published data sets as they are published, to canonical rows: `prepare --format NAME`.
+"""Published data sets as they are published, to canonical rows: `--format NAME`.
 
 What a row of each format is, and how it becomes a vote, is in `formats`. A row whose two sides have different
 prompts, or which is not of its format, has a fault.
@@ -12,8 +12,8 @@ of the file with the same one gets the id PROMPT_ID-1.
 `source` is the format's name where the file has none. Columns from which the texts and the winner are made,
 and columns that repeat these (`prompt` and `messages` of ultrafeedback, `prompt` of orpo-dpo-mix), are not
 passed on. Another column with a canonical name is passed on as `input_NAME`, such as the `source` of
-orpo-dpo-mix, which names the set within the mix. Not covered: what the values mean (`cleaning`), which
-rows are the same (`splitting`).
+orpo-dpo-mix, which names the set within the mix. Not covered: what a winner means (`data.cleaning`), which
+rows are the same (`data.splitting`).
 """
 
 from collections import Counter

@@ -57,10 +57,16 @@ NO_TEXTS = Vote(None, None, None, MODEL_A)
 
 
 def wsdm_vote(row: Row) -> Vote:
+    """The vote of a row whose texts and winner are as they are."""
     return Vote(*(cell(row, name) for name in (*TEXTS, "winner")))
 
 
 def lmsys_57k_vote(row: Row) -> Vote:
+    """The vote of three lists of turns, each joined to one text.
+
+    Raises:
+        MalformedRowError: a text is no list of turns, their numbers differ, or there is not one winner.
+    """
     turns = [required_turns(cell(row, name), name) for name in TEXTS]
     counts = {name: len(texts) for name, texts in zip(TEXTS, turns, strict=True) if texts is not None}
     if len(set(counts.values())) > 1:
@@ -91,6 +97,11 @@ def winner_of_labels(row: Row) -> str | None:
 
 
 def arena_vote(row: Row) -> Vote | None:
+    """The vote of two conversations; None where what they were asked differs.
+
+    Raises:
+        MalformedRowError: a side is no conversation, or they differ in their number of turns.
+    """
     sides = []
     for name in ("conversation_a", "conversation_b"):
         messages = required_messages(cell(row, name), name)
@@ -147,11 +158,13 @@ def turns_of(messages: list[Message], name: str) -> list[Turn]:
 
 
 def helpsteer2_vote(row: Row) -> Vote:
+    """The vote of two texts, by a strength of preference. Raises `MalformedRowError` of a wrong value."""
     prompt, first, second = (text_in(row, name) for name in ("prompt", "response_1", "response_2"))
     return Vote(prompt, first, second, winner_of_strength(row, "preference_strength"))
 
 
 def helpsteer3_vote(row: Row) -> Vote:
+    """The vote of two answers to a dialogue, by a strength of preference. Raises as `helpsteer2_vote`."""
     context = required_messages(cell(row, "context"), "context")
     first, second = (text_in(row, name) for name in ("response1", "response2"))
     return Vote(dialogue_text(context or []), first, second, winner_of_strength(row, "overall_preference"))
@@ -168,6 +181,7 @@ def winner_of_strength(row: Row, name: str) -> str | None:
 
 
 def text_in(row: Row, name: str) -> str | None:
+    """The text of a cell, or None. Raises `MalformedRowError` for another value."""
     value = cell(row, name)
     if not isinstance(value, str | None):
         raise MalformedRowError(f"{name} is {brief(value)}, but text is needed", "not a text")
@@ -175,6 +189,7 @@ def text_in(row: Row, name: str) -> str | None:
 
 
 def optional_number(value: Any, name: str) -> float | None:
+    """The number of a cell; None for null, blank and NaN. Raises `MalformedRowError` for another value."""
     if value is None or value == "":
         return None
     try:

@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from wsdm_ray import storage
 from wsdm_ray.errors import DataError
-from wsdm_ray.inputs.columns import mended, usual, whole_texts
-from wsdm_ray.inputs.objects import Limits, read_objects, whole_characters
+from wsdm_ray.inputs.columns import repaired, usual, whole_texts
+from wsdm_ray.inputs.objects import Limits, read_objects
 from wsdm_ray.inputs.streams import open_text, warn_once
 
-__all__ = ["is_json", "is_parquet", "is_table", "read_tables", "whole_characters"]
+__all__ = ["is_json", "is_parquet", "is_table", "read_tables"]
 
 TABLE = re.compile(
     r"\.(parquet|pq|arrow|feather|ipc|(jsonl|ndjson|csv|tsv)(\.(gz|bz2|xz|zst))?)$", re.IGNORECASE
@@ -146,7 +146,7 @@ def arrow_batches(file: IO[bytes], path: str) -> Iterator[pa.RecordBatch]:
 
 
 def sound(batch: pa.RecordBatch, needed: Collection[str] | None, path: str, done: int) -> pa.Table:
-    """The rows of a batch in usual types, with every text in UTF-8: a column that is not needed is mended."""
+    """The rows of a batch in usual types; texts that are not UTF-8 are repaired where they are not needed."""
     columns = []
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
@@ -155,7 +155,7 @@ def sound(batch: pa.RecordBatch, needed: Collection[str] | None, path: str, done
             pass  # there is nothing to check in such a type
         except pa.ArrowInvalid as error:
             if needed is not None and name not in needed:
-                column = mended(column, name, path)
+                column = repaired(column, name, path)
             elif whole_texts(column) is None:  # else it is text for the caller to judge, row by row
                 raise DataError(
                     f"{path}: cannot be read after row {done} in column {name!r} ({storage.reason(error)})"

@@ -22,13 +22,22 @@ def check_models(
     """The models, with digests of their files. Every part is checked to be there, to fit, to be supported.
 
     Args:
+        on_gpu: the models run on GPUs.
         capability: the least compute capability of the GPUs; None where the precision does not depend on it.
+
+    Raises:
+        ModelError, StorageError: a folder or its base is missing, damaged or of another kind.
+        ConfigError: the token budget or the precision does not fit a model.
     """
     return with_precision(check_folders(config), config.precision, on_gpu, capability)
 
 
 def check_folders(config: ScoreConfig) -> tuple[ModelSpec, ...]:
-    """The models, but for the precision. Every part is checked to be there and to fit."""
+    """The models, with `precision` as the option has it. Every part is checked to be there and to fit.
+
+    Raises:
+        As `check_models`, but for the precision.
+    """
     models = []
     bases = config.base if len(config.base) > 1 else (config.base or (None,)) * len(config.model)
     for folder, base in zip(config.model, bases, strict=True):

@@ -69,6 +69,7 @@ class ScorePlan:
 
 
 def part_name(number: int) -> str:
+    """The file name of part `number`, counted from 0."""
     return f"part-{number:06d}.parquet"
 
 
@@ -77,7 +78,7 @@ def make_plan(sources: Sequence[ParquetInput], unit_rows: int) -> ScorePlan:
 
     Raises:
         DataError: a file is not parquet, lacks a column, or has none of the right type; an id is null or
-            stands twice; there are no rows.
+            there twice; there are no rows.
     """
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(read_ids, sources))
@@ -141,7 +142,7 @@ def checked(source: ParquetInput, schema: pa.Schema) -> ParquetInput:
 
 
 def check_ids(files: Sequence[str], ids: Sequence[pa.ChunkedArray]) -> pa.DataType:
-    """The type that all ids have in the output. Raises `DataError` where an id stands twice."""
+    """The type that all ids have in the output. Raises `DataError` where an id is there twice."""
     filled = [(path, column) for path, column in zip(files, ids, strict=True) if len(column)]
     kind = common_id_type(column.type for _, column in filled)
     filled = [(path, column.cast(kind)) for path, column in filled]
@@ -155,7 +156,7 @@ def check_ids(files: Sequence[str], ids: Sequence[pa.ChunkedArray]) -> pa.DataTy
             for row in np.flatnonzero(pc.equal(column, first).to_numpy()).tolist()
         ]
         raise DataError(
-            f"id {first} stands in {' and '.join(places[:2])}; ids must be unique, drop or rename one"
+            f"id {first} is in {' and '.join(places[:2])}; ids must be unique, drop or rename one"
         )
     return kind
 

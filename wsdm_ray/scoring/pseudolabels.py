@@ -256,7 +256,7 @@ def drop_codes(
     for_itself = cleaning.drop_reasons(pairs)
     for code in np.unique(for_itself[for_itself >= 0]).tolist():
         codes_N[left[for_itself == code]] = REASONS.index(cleaning.REASONS[code])
-    # Canonical shards have mended texts.
+    # Canonical shards have repaired texts.
     prompts = group_digests(map(fix_text, pairs.column("prompt").to_pylist()))
     codes_N[left[among(prompts, excluded) & (codes_N[left] < 0)]] = REASONS.index("excluded_prompt")
     if hard_threshold is not None:

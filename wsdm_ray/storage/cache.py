@@ -119,7 +119,11 @@ def measure(folder: Path) -> CachedFolder:
 
 
 def clear_cache() -> list[CachedFolder]:
-    """Delete all that the cache holds; returns what that was."""
+    """Delete all that the cache holds, and return what that was.
+
+    Raises:
+        StorageError: something cannot be deleted, or the cache is not the user's own.
+    """
     found, cache = cached_folders(), cache_folder()
     for folder in found:
         path = os.path.join(cache, folder.name)

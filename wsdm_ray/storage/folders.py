@@ -59,6 +59,9 @@ def model_location(folder: str) -> str:
     """Where a model folder is, as it means the same on every node and later on.
 
     That is an absolute path, the URL of a store, or a model of the Hub at a commit (hf://OWNER/NAME@COMMIT).
+
+    Raises:
+        StorageError: it names a model of the Hub that cannot be had.
     """
     model = hub_model(folder)
     return absolute(folder) if model is None else commit_of(model).uri()
@@ -100,6 +103,9 @@ def local_copy(folder: str, *, only_cached: bool = False) -> str:
 
     Args:
         only_cached: ask no hub for a model of the Hub.
+
+    Raises:
+        StorageError: there is no such folder, or it cannot be fetched.
     """
     model = hub_model(folder)
     if model is not None:

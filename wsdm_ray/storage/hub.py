@@ -96,7 +96,11 @@ def hub_name(folder: str) -> str | None:
 
 
 def hub_model(folder: str) -> Repository | None:
-    """The repository of a model that `folder` names; None where it is a folder here or in a store."""
+    """The repository of a model that `folder` names; None where it is a folder here or in a store.
+
+    Raises:
+        StorageError: it names a data set, or a file within a model.
+    """
     name = hub_name(folder)
     if name is None:
         return None
@@ -107,7 +111,14 @@ def hub_model(folder: str) -> Repository | None:
 
 
 def parse_repository(uri: str, given: str) -> Repository:
-    """The repository and the place that an hf:// URI names."""
+    """The repository and the place that an hf:// URI names.
+
+    Args:
+        given: what the user wrote, for messages.
+
+    Raises:
+        StorageError: it is no such URI, or of neither a model nor a data set.
+    """
     from huggingface_hub.errors import HfUriError
     from huggingface_hub.utils import parse_hf_uri
 
@@ -127,6 +138,9 @@ def commit_of(repository: Repository) -> Repository:
     """The same repository at its revision's commit: of now, or without a network of when it was fetched.
 
     All of a process takes the commit that it found first.
+
+    Raises:
+        StorageError: there is no such repository or revision for this user, or the Hub cannot be reached.
     """
     import httpx2
 
@@ -186,7 +200,11 @@ def fetch(repository: Repository, patterns: Sequence[str] = MODEL_FILES, *, only
 
 
 def list_repository(repository: Repository) -> list[str]:
-    """Paths of the files of a pinned repository, sorted; without a network those that are here."""
+    """Paths of the files of a pinned repository, sorted; without a network those that are here.
+
+    Raises:
+        StorageError: the repository cannot be had.
+    """
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -205,7 +223,11 @@ def list_repository(repository: Repository) -> list[str]:
 
 
 def local_file(uri: str) -> str:
-    """The local file of an hf:// URI of a file at a commit, fetched where it is not in the cache."""
+    """The local file of an hf:// URI of a file at a commit, fetched where it is not in the cache.
+
+    Raises:
+        StorageError: the URI has no commit or no file, or the file cannot be had.
+    """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     file = parse_repository(uri, uri)

@@ -32,7 +32,11 @@ DATA = re.compile(
 
 
 def expand_hub(paths: Sequence[str]) -> list[str]:
-    """`paths` with the files of each data set of the Hub in its place; others stay as they are."""
+    """`paths` with the files of each data set of the Hub in its place; others stay as they are.
+
+    Raises:
+        StorageError: as of `resolve_dataset`.
+    """
     return [file for path in paths for file in (resolve_dataset(path) if path.startswith(HUB) else [path])]
 
 

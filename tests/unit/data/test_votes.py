@@ -121,11 +121,11 @@ def test_files_of_different_types(write):
 def test_ids_are_unique_over_all_sets(write):
     one, two = write(table_of(winner=["model_a"] * 3), table_of((10, 8), winner=["model_a"] * 2))
     assert refusal([one, two]) == (
-        f"{two}: id 8 stands in {one} too; ids must be unique over all sets: give one of them other ids and "
+        f"{two}: id 8 is in {one} too; ids must be unique over all sets: give one of them other ids and "
         "prepare it again"
     )
     (twice,) = write(table_of((1, 1), winner=["model_a"] * 2))
-    assert f"{twice}: id 1 stands there twice" in refusal([twice])
+    assert f"{twice}: id 1 is there twice" in refusal([twice])
 
 
 def test_sets_with_ids_of_two_types(write):

@@ -150,14 +150,14 @@ def test_part_names_sort_as_numbers_do():
 def test_an_id_that_stands_twice(write):
     within = write(table_of([4, 5, 6, 5]))
     assert refusal([within]) == (
-        f"id 5 stands in {within} row 1 and {within} row 3; ids must be unique, drop or rename one"
+        f"id 5 is in {within} row 1 and {within} row 3; ids must be unique, drop or rename one"
     )
     first, second = (
         write(table_of(["a", "b"], pa.string()), "1.parquet"),
         write(table_of(["c", "b"], pa.string()), "2.parquet"),
     )
     assert refusal([first, second]) == (
-        f"id b stands in {first} row 1 and {second} row 1; ids must be unique, drop or rename one"
+        f"id b is in {first} row 1 and {second} row 1; ids must be unique, drop or rename one"
     )
 
 
@@ -194,7 +194,7 @@ def test_ids_of_different_types(write):
     plan = plan_of([first, second], 10)
     assert plan.id_type == pa.string()
     first, second = write(table_of([1]), "1.parquet"), write(table_of(["1"], pa.string()), "2.parquet")
-    assert refusal([first, second]).startswith(f"id 1 stands in {first} row 0 and {second} row 0")
+    assert refusal([first, second]).startswith(f"id 1 is in {first} row 0 and {second} row 0")
 
 
 def test_not_parquet(tmp_path):
