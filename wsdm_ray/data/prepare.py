@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from wsdm_ray import storage
-from wsdm_ray.config import Columns, PrepareConfig
+from wsdm_ray.config import PrepareConfig
 from wsdm_ray.data.cleaning import REASONS, clean_texts, drop_reasons, labels, probability_of_a
 from wsdm_ray.data.shards import write_shards
 from wsdm_ray.data.spill import Spill
@@ -28,7 +28,7 @@ from wsdm_ray.data.splitting import (
     pair_digests,
     prompt_digests,
 )
-from wsdm_ray.errors import ConfigError, DataError
+from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.faults import FaultCounts
 from wsdm_ray.inputs.files import InputFile, list_inputs
 from wsdm_ray.inputs.rows import Reading, read_rows
@@ -66,7 +66,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
 def check(config: PrepareConfig) -> tuple[list[InputFile], dict[str, Any]]:
     """The input files, and the fingerprint of the run. Nothing is written."""
-    check_columns_of_format(config)
+    reading_of(config)  # which says what does not go together, before anything is listed
     files = list_inputs(config.input)
     paths = [file.path for file in files]
     excluded = storage.list_files(config.exclude)
@@ -112,14 +112,6 @@ def check_shards(output: str, kept: dict[str, int]) -> None:
                 f"{folder}: holds {there:,} of the {rows:,} rows that the finished run wrote; copy the "
                 "shards back, or prepare anew with --restart"
             )
-
-
-def check_columns_of_format(config: PrepareConfig) -> None:
-    """Raise `ConfigError` for names of columns beside a format that has its own."""
-    if config.format != "canonical" and config.columns != Columns():
-        raise ConfigError(
-            f"--columns: --format {config.format} has its own columns; leave one of the two options out"
-        )
 
 
 class Survey:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from wsdm_ray.config import Columns, VoteFormat
-from wsdm_ray.errors import DataError
+from wsdm_ray.errors import ConfigError, DataError
 from wsdm_ray.inputs.cells import MalformedRowError
 from wsdm_ray.inputs.faults import MALFORMED, Fault
 from wsdm_ray.inputs.files import InputFile, with_partitions
@@ -50,12 +50,21 @@ class Reading:
     canonical file gives to its columns, in any case where that is clear. make_ids: rows get the ids NAME-ROW
     (counted from 0) where a file has no column of ids, NAME being its path below the input. labels: every
     file must have votes.
+
+    Raises:
+        ConfigError: names of columns beside a format that has its own.
     """
 
     format: VoteFormat = "canonical"
     columns: Columns = dataclasses.field(default_factory=Columns)
     make_ids: bool = False
     labels: bool = True
+
+    def __post_init__(self) -> None:
+        if self.format != "canonical" and self.columns != Columns():
+            raise ConfigError(
+                f"--columns: --format {self.format} has its own columns; leave one of the two options out"
+            )
 
 
 class Rows(NamedTuple):
@@ -182,8 +191,11 @@ def canonical(table: pa.Table, path: str, columns: Columns, first_row: int, list
     Args:
         lists: the texts are lists of turns, as text or not.
     """
-    chosen = {getattr(columns, name): name for name in (*PAIR_COLUMNS, *CANONICAL_TYPES)}
-    given = {chosen[name]: table[name] for name in table.column_names if name in chosen}
+    own_names = {name: getattr(columns, name) for name in ("id", *CANONICAL_TYPES)}
+    if columns.winner == columns.prob_a:
+        del own_names["winner"]  # the column was named as one of probabilities
+    chosen = set(own_names.values())
+    given = {name: table[own] for name, own in own_names.items() if own in table.column_names}
     out = {"id": ids_of(given["id"], path, first_row, columns.id)}
     faults: dict[int, Fault] = {}
     for name in TEXTS:
@@ -203,7 +215,10 @@ def canonical(table: pa.Table, path: str, columns: Columns, first_row: int, list
         faults = bad | faults
     for name in table.column_names:
         if name not in chosen:
-            out[f"input_{name}" if name in out or name in CANONICAL_TYPES else name] = table[name]
+            free = name
+            while free in out or free in CANONICAL_TYPES or (free != name and free in table.column_names):
+                free = f"input_{free}"
+            out[free] = table[name]
     return Rows(without_texts(pa.table(out), faults), faults)
 
 
