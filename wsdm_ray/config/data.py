@@ -39,6 +39,13 @@ class Columns:
     source: str = "source"
     """Data set that the row comes from; optional, for mixtures and weights by source."""
 
+    def __post_init__(self) -> None:
+        names = [self.id, self.prompt, self.response_a, self.response_b]
+        for name in names:
+            check(
+                names.count(name) == 1, "columns", name, "one of id, prompt, response_a and response_b alone"
+            )
+
 
 def check_columns_of_format(format: VoteFormat, columns: Columns) -> None:
     """Raise `ConfigError` for names of columns beside a format that has its own."""

@@ -32,13 +32,19 @@ class ParquetInput:
     """A parquet file of canonical rows.
 
     columns: the names that it gives to its columns. make_ids: it may have no column of ids. converted: the
-    path is of a temporary copy; `file.name` is still that of the file it was made of.
+    path is of a temporary copy; `file.name` is still that of the file it was made of, and `given` its path.
     """
 
     file: InputFile
     columns: Columns
     make_ids: bool = False
     converted: bool = False
+    given: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The path for messages: that of the user's own file."""
+        return self.given or self.file.path
 
 
 def parquet_inputs(files: Sequence[InputFile], reading: Reading) -> list[ParquetInput]:
@@ -59,7 +65,7 @@ def parquet_inputs(files: Sequence[InputFile], reading: Reading) -> list[Parquet
         with errors_for(folder):
             convert(file, reading, target, counts)
         copy = dataclasses.replace(file, path=target, partitions=())
-        inputs.append(ParquetInput(file=copy, columns=Columns(), converted=True))
+        inputs.append(ParquetInput(file=copy, columns=Columns(), converted=True, given=file.path))
     if counts.rows:
         logger.info("%d rows converted to parquet", counts.rows)
     counts.check()
@@ -97,6 +103,7 @@ def with_faults(
     for table, faults in tables:
         counts.add(len(table), faults, path, done, table["id"])
         texts = [str(faults[row]) if row in faults else None for row in range(len(table))]
+        table = table.rename_columns({FAULT: f"input_{FAULT}"} if FAULT in table.column_names else {})
         yield table.append_column(FAULT, pa.array(texts, pa.string()))
         done += len(table)
 
@@ -136,9 +143,9 @@ def in_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def faults_in(table: pa.Table) -> dict[int, Fault]:
+def faults_in(table: pa.Table, source: ParquetInput) -> dict[int, Fault]:
     """The faults that a converted file keeps of its rows, by row; none of another file."""
-    if FAULT not in table.column_names:
+    if not source.converted:  # a column of that name is the user's
         return {}
     texts = table[FAULT].to_pylist()
     return {row: Fault(MALFORMED, text) for row, text in enumerate(texts) if text is not None}

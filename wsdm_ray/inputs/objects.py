@@ -30,6 +30,9 @@ LARGE = 10**76
 WIDEST = 200
 """Keys of objects that become fields; objects with more have keys that are data."""
 
+DEEPEST = 40
+"""Levels of lists and objects that Arrow and parquet files can hold for certain."""
+
 KINDS = {
     str: "texts",
     int: "integers",
@@ -242,7 +245,11 @@ def form_of(seen: Seen, path: str, name: str, is_needed: bool) -> Form:
         return form
     what = " and ".join(sorted(KINDS[kind] for kind in seen.kinds))
     if len(seen.kinds) == 1:
-        what += " beyond 64 bits" if seen.kinds == {int} else " of different types, of none, or of many keys"
+        what += (
+            " beyond 64 bits"
+            if seen.kinds == {int}
+            else " of different types, of none, of many keys or too deep"
+        )
     how = "is read as text, each text as it is" if is_needed else "is kept as JSON text"
     warn_once(f"{path}: the column {name!r} holds {what}: it {how}")
     return Form(type=pa.string(), change=as_text if is_needed else as_json)
@@ -270,11 +277,11 @@ def typed_form(seen: Seen, is_needed: bool) -> Form | None:
     return Form(type={str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}[kind])
 
 
-def is_storable(kind: pa.DataType) -> bool:
-    """Whether no struct in it is empty, which parquet cannot hold, or wider than `WIDEST`."""
-    if pa.types.is_struct(kind) and not 0 < kind.num_fields <= WIDEST:
+def is_storable(kind: pa.DataType, level: int = 1) -> bool:
+    """Whether no struct in it is empty, which parquet cannot hold, or wider than `WIDEST`; nor too deep."""
+    if level > DEEPEST or (pa.types.is_struct(kind) and not 0 < kind.num_fields <= WIDEST):
         return False
-    return all(is_storable(kind.field(place).type) for place in range(kind.num_fields))
+    return all(is_storable(kind.field(place).type, level + 1) for place in range(kind.num_fields))
 
 
 def as_json(value: Any) -> str:

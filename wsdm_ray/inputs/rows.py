@@ -182,8 +182,11 @@ def canonical(table: pa.Table, path: str, columns: Columns, first_row: int, list
     Args:
         lists: the texts are lists of turns, as text or not.
     """
-    chosen = {getattr(columns, name): name for name in (*PAIR_COLUMNS, *CANONICAL_TYPES)}
-    given = {chosen[name]: table[name] for name in table.column_names if name in chosen}
+    own_names = {name: getattr(columns, name) for name in ("id", *CANONICAL_TYPES)}
+    if columns.winner == columns.prob_a:
+        del own_names["winner"]  # the column was named as one of probabilities
+    chosen = set(own_names.values())
+    given = {name: table[own] for name, own in own_names.items() if own in table.column_names}
     out = {"id": ids_of(given["id"], path, first_row, columns.id)}
     faults: dict[int, Fault] = {}
     for name in TEXTS:
@@ -203,7 +206,10 @@ def canonical(table: pa.Table, path: str, columns: Columns, first_row: int, list
         faults = bad | faults
     for name in table.column_names:
         if name not in chosen:
-            out[f"input_{name}" if name in out or name in CANONICAL_TYPES else name] = table[name]
+            free = name
+            while free in out or free in CANONICAL_TYPES or (free != name and free in table.column_names):
+                free = f"input_{free}"
+            out[free] = table[name]
     return Rows(without_texts(pa.table(out), faults), faults)
 
 

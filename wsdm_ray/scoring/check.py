@@ -114,13 +114,13 @@ def check_inputs(config: ScoreConfig) -> CheckedInputs:
         DataError, ModelError, ConfigError, StorageError: what was asked for cannot be done.
     """
     started = time.monotonic()
+    reading = Reading(format=config.format, columns=config.columns, make_ids=config.make_ids, labels=False)
     inputs = list_inputs(config.input)
     files = [file.path for file in inputs]
     given = [*config.input, *files, *config.model, *config.base]
     check_no_overlap(config.output, given)
     for folder in config.model:
         check_manifest_there(folder, "--model")
-    reading = Reading(format=config.format, columns=config.columns, make_ids=config.make_ids, labels=False)
     plan = make_plan(parquet_inputs(inputs, reading), config.unit_rows)
     keep = kept_schema(plan, config.keep_columns)
     ties = check_submission(config, config.output, given)

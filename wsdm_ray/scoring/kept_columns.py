@@ -37,7 +37,7 @@ def kept_schema(plan: ScorePlan, names: Sequence[str]) -> pa.Schema:
     sources = list(dict.fromkeys(unit.source for unit in plan.units)) if names else []
     with ThreadPoolExecutor(16) as pool:
         found = pool.map(schema_of, sources)
-        schemas = {source.file.path: schema for source, schema in zip(sources, found, strict=True)}
+        schemas = {source.shown: schema for source, schema in zip(sources, found, strict=True)}
     fields = [pa.field(name, type_in_all(schemas, name)) for name in dict.fromkeys(names)]
     return pa.schema(fields)
 

@@ -89,9 +89,9 @@ def make_plan(sources: Sequence[ParquetInput], unit_rows: int) -> ScorePlan:
             units.append(WorkUnit(len(units), source, start, min(unit_rows, len(column) - start)))
     if not units:
         raise DataError(
-            f"{sources[0].file.path}: no rows to score" + (f" in any of {len(ids)} files" if ids[1:] else "")
+            f"{sources[0].shown}: no rows to score" + (f" in any of {len(ids)} files" if ids[1:] else "")
         )
-    plan = ScorePlan(tuple(units), check_ids([source.file.path for source in sources], ids))
+    plan = ScorePlan(tuple(units), check_ids([source.shown for source in sources], ids))
     check_first_rows(units[0])
     return plan
 
@@ -109,8 +109,8 @@ def read_ids(source: ParquetInput) -> tuple[ParquetInput, pa.ChunkedArray]:
 
     A file without rows may have any columns.
     """
-    path = source.file.path
-    with open_parquet(path) as file:
+    path = source.shown
+    with open_parquet(source.file.path) as file:
         if not file.metadata.num_rows:
             return source, pa.chunked_array([], pa.int64())
         source = checked(source, file.schema_arrow)
@@ -130,7 +130,7 @@ def checked(source: ParquetInput, schema: pa.Schema) -> ParquetInput:
     Raises:
         DataError: a column of the pair is missing or cannot hold what it should.
     """
-    path = source.file.path
+    path = source.shown
     names = [*schema.names, *(name for name, _ in source.file.partitions if name not in schema.names)]
     columns = own_columns(names, source.columns)
     check_columns(names, path, Reading(columns=columns, make_ids=source.make_ids, labels=False))
@@ -173,7 +173,7 @@ def read_unit(unit: WorkUnit) -> Rows:
     if source.columns.id not in table.column_names:
         table = table.append_column(source.columns.id, made_ids(source.file, unit.start, len(table)))
     rows = canonical(table, unit.path, source.columns, unit.start, holds_lists(table, source.columns))
-    return Rows(rows.table, faults_in(table) | rows.faults)
+    return Rows(rows.table, faults_in(table, source) | rows.faults)
 
 
 def read_columns(unit: WorkUnit, names: Sequence[str]) -> pa.Table:

@@ -182,7 +182,7 @@ def carried(plan: ScorePlan, columns: Columns) -> list[str]:
         if name not in there and chosen != getattr(Columns(), name):
             all_names = {name for names in names_of.values() for name in names}
             raise DataError(
-                f"{sources[0].file.path}: no column {chosen!r} in any input file (there are "
+                f"{sources[0].shown}: no column {chosen!r} in any input file (there are "
                 f"{', '.join(sorted(all_names))}); leave out --columns.{name.replace('_', '-')}"
             )
     return there

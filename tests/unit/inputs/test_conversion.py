@@ -10,7 +10,7 @@ import pytest
 from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
 from wsdm_ray.inputs import tables
-from wsdm_ray.inputs.conversion import ParquetInput, faults_in, parquet_inputs
+from wsdm_ray.inputs.conversion import FAULT, ParquetInput, faults_in, parquet_inputs
 from wsdm_ray.inputs.files import list_inputs
 from wsdm_ray.inputs.rows import Reading
 
@@ -75,12 +75,21 @@ def test_a_malformed_row_stays_with_its_fault(tmp_path):
     table = rows_of(source)
     assert table["id"].to_pylist() == [1, 2, 3]
     assert table["response_b"].to_pylist() == ["b", None, "b"]
-    faults = faults_in(table)
+    faults = faults_in(table, source)
     assert list(faults) == [1]
     assert str(faults[1]).startswith("the numbers of turns differ")
     bad = {"id": 1, **good, "response_b": ["b", "c"]}
     with pytest.raises(DataError, match=r"x.jsonl: row 0 .*; 1 of 1 rows are malformed"):
         parquet_inputs(list_inputs([write_lines(tmp_path / "x.jsonl", bad)]), reading)
+
+
+def test_a_column_with_the_name_of_our_faults_is_the_users(tmp_path):
+    path = write_lines(tmp_path / "x.jsonl", pair(1, **{FAULT: "boo"}), pair(2, **{FAULT: "hoo"}))
+    pq.write_table(pa.Table.from_pylist([pair(3, **{FAULT: "boo"})]), tmp_path / "y.parquet")
+    for source in parquet_inputs(list_inputs([path, str(tmp_path / "y.parquet")]), UNLABELLED):
+        assert faults_in(rows_of(source), source) == {}
+    of_lines, _ = parquet_inputs(list_inputs([path, str(tmp_path / "y.parquet")]), UNLABELLED)
+    assert rows_of(of_lines)[f"input_{FAULT}"].to_pylist() == ["boo", "hoo"]
 
 
 def test_ids_that_become_text_within_a_file_are_text_in_all_of_it(tmp_path, monkeypatch):

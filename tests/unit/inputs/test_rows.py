@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from wsdm_ray.config import Columns
-from wsdm_ray.errors import DataError, StorageError
+from wsdm_ray.errors import ConfigError, DataError, StorageError
 from wsdm_ray.inputs import tables
 from wsdm_ray.inputs.faults import Fault
 from wsdm_ray.inputs.files import list_inputs
@@ -92,6 +92,34 @@ def test_columns_can_be_mapped(tmp_path):
             "input_prompt": "another",
         }
     ]
+
+
+def test_a_column_can_have_a_role_besides_another(tmp_path):
+    row = {**ROW, "model_a": "x", "winner": 0.25}
+    columns = Columns(source="model_a", prob_a="winner")
+    [found] = read(write_parquet(tmp_path / "x.parquet", [row]), columns).to_pylist()
+    assert (found["source"], found["model_a"], found["prob_a"]) == ("x", "x", 0.25)
+    assert "winner" not in found
+
+
+def test_names_of_columns_beside_a_format_that_has_its_own():
+    with pytest.raises(ConfigError, match="--columns: --format wsdm has its own columns"):
+        Reading(format="wsdm", columns=Columns(id="key"))
+
+
+@pytest.mark.parametrize("columns", [{"id": "prompt"}, {"response_a": "x", "response_b": "x"}])
+def test_a_column_that_is_needed_twice_is_refused(columns):
+    with pytest.raises(ConfigError, match=r"--columns (prompt|x): must be one of id, prompt, response_a and"):
+        Columns(**columns)
+
+
+@pytest.mark.parametrize("names", [["input_id", "id"], ["id", "input_id"]])
+def test_a_column_that_passes_through_never_takes_the_place_of_another(tmp_path, names):
+    row = {**dict.fromkeys(names, "old"), "id": "mine", **{n: ROW[n] for n in ROW if n != "id"}, "key": 7}
+    row = {name: row[name] for name in [*names, *(set(row) - set(names))]}
+    [found] = read(write_parquet(tmp_path / "x.parquet", [row]), Columns(id="key")).to_pylist()
+    assert found["id"] == 7
+    assert (found["input_input_id"], found["input_id"]) == ("mine", "old")
 
 
 def test_made_ids_count_from_the_first_row_of_the_file(tmp_path, monkeypatch):

@@ -136,6 +136,15 @@ def test_objects_of_many_keys_are_kept_as_json(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("levels", [70, 500])
+@pytest.mark.parametrize("both", [('{"a":', "}"), ("[", "]")])
+def test_values_that_are_too_deep_for_a_file_of_columns_are_kept_as_json(tmp_path, levels, both):
+    deep = both[0] * levels + "1" + both[1] * levels
+    path = write_lines(tmp_path / "x.jsonl", '{"id": 1, "x": ' + deep + "}")
+    [table] = read_tables(str(path), NEEDED)
+    assert table["x"][0].as_py().replace(" ", "") == deep
+
+
 def test_a_key_that_is_there_twice_is_named(tmp_path, caplog):
     path = write_lines(
         tmp_path / "x.jsonl", '{"a": 1}', '{"a": 1, "b": {"c": 1, "c": 2}}', '{"a": 1, "a": 2}'
@@ -208,7 +217,7 @@ def test_damaged_compressed_files(tmp_path, pack, damage):
     [
         ("x.csv", "id\n1\n".encode("utf-16"), r"is UTF-16; save it as UTF-8: iconv -f UTF-16"),
         ("x.jsonl", '{"id": 1}'.encode("utf-16"), r"is UTF-16; save it as UTF-8: iconv -f UTF-16"),
-        ("x.csv", gzip.compress(b"id\n1\n"), r"is compressed with gzip; rename it to end with .gz"),
+        ("x.csv", gzip.compress(b"id\n1\n", mtime=0), r"is compressed with gzip; rename it to end with .gz"),
         ("x.jsonl", PACK["zst"](b'{"id": 1}'), r"is compressed with zstd; rename it to end with .zst"),
         ("x.csv", b"PK\x03\x04...", r"is a zip archive or an Excel workbook; unpack it, or save it as CSV"),
         ("x.jsonl", b"PAR1\x15\x04", r"is a parquet file; rename it to end with .parquet"),

@@ -286,3 +286,23 @@ def test_columns_of_folders(tmp_path, write):
     path = write(table_of([1, 2]), "language=de/x.parquet")
     [unit] = plan_of([path], 10).units
     assert read_unit(unit).table["language"].to_pylist() == ["de", "de"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [("", "no rows to score"), ("7,p,a,b\n7,q,a,b\n", "id 7 stands in")],
+)
+def test_a_message_names_the_file_that_was_given_and_not_its_copy(tmp_path, lines, message):
+    path = tmp_path / "x.csv"
+    path.write_text("id,prompt,response_a,response_b\n" + lines)
+    told = refusal([str(path)])
+    assert message in told
+    assert str(path) in told
+    assert "wsdm_ray_inputs" not in told
+
+
+def test_a_column_with_the_name_of_our_faults_stops_no_row(tmp_path):
+    table = table_of([1, 2]).append_column("_wsdm_ray_fault", pa.array(["x", "y"]))
+    pq.write_table(table, tmp_path / "x.parquet")
+    [unit] = plan_of([str(tmp_path / "x.parquet")], 10).units
+    assert read_unit(unit).faults == {}
