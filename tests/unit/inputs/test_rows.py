@@ -102,11 +102,6 @@ def test_a_column_can_have_a_role_besides_another(tmp_path):
     assert "winner" not in found
 
 
-def test_names_of_columns_beside_a_format_that_has_its_own():
-    with pytest.raises(ConfigError, match="--columns: --format wsdm has its own columns"):
-        Reading(format="wsdm", columns=Columns(id="key"))
-
-
 @pytest.mark.parametrize("columns", [{"id": "prompt"}, {"response_a": "x", "response_b": "x"}])
 def test_a_column_that_is_needed_twice_is_refused(columns):
     with pytest.raises(ConfigError, match=r"--columns (prompt|x): must be one of id, prompt, response_a and"):

@@ -290,7 +290,7 @@ def test_columns_of_folders(tmp_path, write):
 
 @pytest.mark.parametrize(
     ("lines", "message"),
-    [("", "no rows to score"), ("7,p,a,b\n7,q,a,b\n", "id 7 stands in")],
+    [("", "no rows to score"), ("7,p,a,b\n7,q,a,b\n", "id 7 is in")],
 )
 def test_a_message_names_the_file_that_was_given_and_not_its_copy(tmp_path, lines, message):
     path = tmp_path / "x.csv"
