@@ -112,7 +112,7 @@ def test_a_name_that_is_no_text_stops_no_job(tmp_path, caplog, name, value, text
 def test_a_header_with_spaces_after_its_commas(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("id, prompt, response_a, response_b, winner\n1, p, a, b, model_a\n")
-    assert read(str(path)).to_pylist() == [
+    assert read(path).to_pylist() == [
         {"id": "1", "prompt": " p", "response_a": " a", "response_b": " b", "winner": " model_a"}
     ]
 
