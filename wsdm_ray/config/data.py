@@ -43,7 +43,10 @@ class Columns:
         names = [self.id, self.prompt, self.response_a, self.response_b]
         for name in names:
             check(
-                names.count(name) == 1, "columns", name, "one of id, prompt, response_a and response_b alone"
+                names.count(name) == 1,
+                "columns",
+                name,
+                "the column of one role (id, prompt, a response)",
             )
 
 

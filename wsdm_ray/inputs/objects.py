@@ -30,6 +30,9 @@ LARGE = 10**76
 WIDEST = 200
 """Keys of objects that become fields; objects with more have keys that are data."""
 
+HOLDERS = ("data", "rows", "train", "test")
+"""Keys by which an object holds the rows of a set."""
+
 DEEPEST = 40
 """Levels of lists and objects that Arrow and parquet files can hold for certain."""
 
@@ -121,7 +124,8 @@ class Parser:
 
     def object_of_line(self, line: bytes, number: int) -> dict[str, Any]:
         where = f"{self.path}:{number}"
-        row = self.value(line, where, "one object a line is needed")
+        hint = "`jq -c . FILE` writes an object over several lines as one, `jq -c .[] FILE` a list as lines"
+        row = self.value(line, where, f"one object a line is needed ({hint})")
         if not isinstance(row, dict):
             raise DataError(f"{where}: a JSON {type(row).__name__}, but one object a line is needed")
         return row
@@ -300,4 +304,12 @@ def check_by_rows(columns: dict[str, Seen], path: str) -> None:
         raise DataError(
             f"{path}: is one object with the keys {', '.join(list(names)[:5])}, not one object a row; pandas "
             "writes such rows by to_json(FILE, orient='records', lines=True)"
+        )
+    within = [
+        name for name in names if columns[name].kinds == {list} and (name in HOLDERS or len(names) == 1)
+    ]
+    if within:
+        raise DataError(
+            f"{path}: is one object that holds its rows in the list {within[0]!r}; write the list alone: "
+            f"`jq -c '.[\"{within[0]}\"][]' FILE > NEW.jsonl`"
         )

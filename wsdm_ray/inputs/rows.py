@@ -9,6 +9,7 @@ covered: what labels mean (`data.cleaning`).
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,8 +25,9 @@ from wsdm_ray.inputs.files import InputFile, with_partitions
 from wsdm_ray.inputs.formats import LABELS, formats_that_fit, winner_of_labels
 from wsdm_ray.inputs.messages import looks_like_lists, text_of
 from wsdm_ray.inputs.published import published_rows
+from wsdm_ray.inputs.streams import warn_once
 from wsdm_ray.inputs.tables import read_tables
-from wsdm_ray.inputs.values import ids_of, is_text, plain_type, texts_of, typed
+from wsdm_ray.inputs.values import ids_of, is_text, plain, plain_type, texts_of, typed
 from wsdm_ray.schema import CANONICAL_TYPES, PAIR_COLUMNS, TEXTS
 from wsdm_ray.telemetry import logger
 
@@ -40,6 +42,10 @@ __all__ = [
     "read_rows",
     "warn_of_lists",
 ]
+
+
+NAMES = ("model_a", "model_b", "language", "source")
+"""Columns that some reports group by, and no job needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +116,12 @@ def warn_of_lists(path: str) -> None:
 def own_columns(names: Sequence[str], columns: Columns) -> Columns:
     """The names of `columns` as a file with the columns `names` spells them: case decides only among several.
 
-    Snowflake writes PROMPT for prompt.
+    Snowflake writes PROMPT for prompt; by hand, a header has spaces after its commas.
     """
     wanted = dataclasses.asdict(columns)
     free = [name for name in names if name not in wanted.values()]
     for field, name in wanted.items():
-        alike = [other for other in free if other.casefold() == name.casefold()]
+        alike = [other for other in free if other.strip().casefold() == name.strip().casefold()]
         if name not in names and len(alike) == 1:
             wanted[field] = alike[0]
     return Columns(**wanted)
@@ -200,7 +206,7 @@ def canonical(table: pa.Table, path: str, columns: Columns, first_row: int, list
         faults = bad | faults
     for name in CANONICAL_TYPES:
         if name not in TEXTS and name in given:
-            out[name] = typed(given[name], name, path)
+            out[name] = (named if name in NAMES else typed)(given[name], name, path)
     if not {"winner", "prob_a"} & out.keys() and set(LABELS) <= set(table.column_names):
         out["winner"], bad = each(winner_of_labels, table.select(list(LABELS)).to_pylist())
         faults = bad | faults
@@ -211,6 +217,23 @@ def canonical(table: pa.Table, path: str, columns: Columns, first_row: int, list
                 free = f"input_{free}"
             out[free] = table[name]
     return Rows(without_texts(pa.table(out), faults), faults)
+
+
+def named(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:
+    """A column of names as text; where it holds something else, as JSON, since no job stops for it."""
+    try:
+        return typed(column, name, path)
+    except DataError as error:
+        warn_once(f"{error}; it is read as text all the same, lists and objects as JSON")
+    column = plain(column)
+    values = (column.cast(pa.large_binary()) if is_text(column.type) else column).to_pylist()
+    return pa.chunked_array([pa.array(map(name_text, values), pa.string())])
+
+
+def name_text(value: Any) -> str | None:
+    if value is None or isinstance(value, bytes):
+        return None if value is None else value.decode(errors="replace")
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def each(

@@ -87,6 +87,8 @@ def check_start(start: bytes, path: str) -> None:
         warn_once(f"{path}: is empty, so it has no rows")
     for pattern, what, remedy in OTHER_STARTS:
         if re.match(pattern, start):
+            if what.startswith("compressed") and path.lower().endswith(tuple(UNPACK)):
+                what, remedy = f"{what} twice or as something else", "unpack it once"
             raise DataError(f"{path}: is {what}; {remedy}")
 
 

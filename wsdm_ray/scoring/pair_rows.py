@@ -78,7 +78,15 @@ def as_table(rows: Any) -> pa.Table | None:
         return rows.with_format("arrow")[:]
     if isinstance(rows, pa.RecordBatch):
         return pa.Table.from_batches([rows])
-    return pa.table(rows) if hasattr(rows, "__arrow_c_stream__") else None
+    if not hasattr(rows, "__arrow_c_stream__"):
+        return None
+    try:
+        return pa.table(rows)
+    except pa.ArrowException as error:  # one column, such as a Series
+        raise DataError(
+            f"a {type(rows).__name__}, which is no table: give a DataFrame, or a list of dicts or of "
+            "(prompt, response_a, response_b)"
+        ) from error
 
 
 def values_of(column: pa.ChunkedArray) -> list[Any]:

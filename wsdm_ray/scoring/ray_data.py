@@ -87,3 +87,5 @@ def quiet_ray_data() -> None:
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that the bars are off
+    # It warns that a replica asks for a GPU and CPUs, which is what it takes.
+    logging.getLogger("ray.data._internal.execution.operators.map_operator").setLevel(logging.ERROR)

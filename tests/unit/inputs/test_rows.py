@@ -94,6 +94,29 @@ def test_columns_can_be_mapped(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (["en", "de"], '["en", "de"]'),
+        ({"by": "x"}, '{"by": "x"}'),
+        (b"\xffen", "\ufffden"),
+    ],
+)
+@pytest.mark.parametrize("name", ["language", "source", "model_a"])
+def test_a_name_that_is_no_text_stops_no_job(tmp_path, caplog, name, value, text):
+    path = write_parquet(tmp_path / "x.parquet", [{**ROW, name: value}, {**ROW, "id": "2", name: None}])
+    assert read(path)[name].to_pylist() == [text, None]
+    assert f"{path}: column '{name}' is not string" in caplog.text
+
+
+def test_a_header_with_spaces_after_its_commas(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("id, prompt, response_a, response_b, winner\n1, p, a, b, model_a\n")
+    assert read(path).to_pylist() == [
+        {"id": "1", "prompt": " p", "response_a": " a", "response_b": " b", "winner": " model_a"}
+    ]
+
+
 def test_a_column_can_have_a_role_besides_another(tmp_path):
     row = {**ROW, "model_a": "x", "winner": 0.25}
     columns = Columns(source="model_a", prob_a="winner")
@@ -104,7 +127,7 @@ def test_a_column_can_have_a_role_besides_another(tmp_path):
 
 @pytest.mark.parametrize("columns", [{"id": "prompt"}, {"response_a": "x", "response_b": "x"}])
 def test_a_column_that_is_needed_twice_is_refused(columns):
-    with pytest.raises(ConfigError, match=r"--columns (prompt|x): must be one of id, prompt, response_a and"):
+    with pytest.raises(ConfigError, match=r"--columns (prompt|x): must be the column of one role"):
         Columns(**columns)
 
 

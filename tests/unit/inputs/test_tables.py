@@ -169,6 +169,12 @@ def test_pandas_by_columns(tmp_path, content):
         read(tmp_path / "x.json")
 
 
+def test_one_row_of_lists_is_a_row(tmp_path):
+    row = {"prompt": ["p"], "response_a": ["a"], "response_b": ["b"]}
+    (tmp_path / "x.json").write_text(json.dumps(row))
+    assert read(tmp_path / "x.json").to_pylist() == [row]
+
+
 TEXTS = {
     "jsonl": '{"id": 1, "prompt": "é"}\n\n{"id": 2, "prompt": "b"}\n'.encode(),
     "json": '[{"id": 1, "prompt": "é"},\n{"id": 2, "prompt": "b"}]'.encode(),
@@ -218,6 +224,18 @@ def test_damaged_compressed_files(tmp_path, pack, damage):
         ("x.csv", "id\n1\n".encode("utf-16"), r"is UTF-16; save it as UTF-8: iconv -f UTF-16"),
         ("x.jsonl", '{"id": 1}'.encode("utf-16"), r"is UTF-16; save it as UTF-8: iconv -f UTF-16"),
         ("x.csv", gzip.compress(b"id\n1\n", mtime=0), r"is compressed with gzip; rename it to end with .gz"),
+        (
+            "x.csv.gz",
+            gzip.compress(gzip.compress(b"id\n1\n", mtime=0), mtime=0),
+            r"with gzip twice .*; unpack it once",
+        ),
+        (
+            "x.json",
+            b'{"data": [{"id": 1}], "n": 1}',
+            r"holds its rows in the list 'data'; .* '\.\[\"data\"\]\[\]",
+        ),
+        ("x.json", b'{"votes": [{"id": 1}]}', r"holds its rows in the list 'votes'"),
+        ("x.json", b'{\n "id": 1\n}', r"x.json:1: not JSON .*`jq -c \. FILE` writes an object over several"),
         ("x.jsonl", PACK["zst"](b'{"id": 1}'), r"is compressed with zstd; rename it to end with .zst"),
         ("x.csv", b"PK\x03\x04...", r"is a zip archive or an Excel workbook; unpack it, or save it as CSV"),
         ("x.jsonl", b"PAR1\x15\x04", r"is a parquet file; rename it to end with .parquet"),

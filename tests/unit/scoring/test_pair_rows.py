@@ -4,8 +4,10 @@ import json
 
 import pandas as pd
 import pyarrow as pa
+import pytest
 
 from wsdm_ray.config import Columns
+from wsdm_ray.errors import DataError
 from wsdm_ray.scoring.pair_rows import read_pair_rows
 
 LISTS = {
@@ -34,3 +36,9 @@ def test_a_text_that_is_json_stays_itself_where_another_column_is_text():
         {"prompt": ['["x"]', "plain"], "response_a": ['["a"]'] * 2, "response_b": ['["b"]'] * 2}
     )
     assert read_pair_rows(given, Columns()).texts["prompt"] == ['["x"]', "plain"]
+
+
+@pytest.mark.parametrize("series", [pd.Series(["p"]), pd.DataFrame([{"prompt": "p", "n": 1}]).iloc[0]])
+def test_a_column_is_no_table(series):
+    with pytest.raises(DataError, match="a Series, which is no table: give a DataFrame"):
+        read_pair_rows(series, Columns())
