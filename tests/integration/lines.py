@@ -23,7 +23,8 @@ OF_SUBMISSION = (
     r"  (Query the (logs|status) of the job|Request the job to be stopped):",
     r"    ray job (logs|status|stop) raysubmit_\w+",
     r"Tailing logs until the job exits \(disable with --no-wait\):",
-    r".*\s(INFO|WARNING|SUCC)\s(cli|dashboard_sdk|packaging|working_dir)\.py:\d+ -- .*",
+    r".*\s(INFO|WARNING|SUCC)\s(cli|dashboard_sdk|packaging|sdk|working_dir)\.py:\d+ -- .*",
+    r"Running entrypoint for job raysubmit_\w+: .*",
     r".*\sINFO\sjob_manager\.py:\d+ -- Runtime env is setting up\.",
 )
 """Lines of the command `ray job submit`, which runs where the user is."""
