@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-import torch
 
 from tests.unit.scoring.conftest import column, random_rows
 from wsdm_ray.config import Columns
@@ -50,11 +49,11 @@ def test_the_numbers_are_those_of_score(score, classifiers):
         pd.testing.assert_frame_equal(found, expected.to_pandas(), check_exact=True)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="by default, a GPU scores in 8 bits")
-def test_by_default_the_options_are_those_of_score(judge, score):
+def test_by_default_the_options_are_those_of_score(classifiers, score):
     rows = random_rows(30, seed=1)
-    expected, _ = score(rows, token_budget=2_048)
-    np.testing.assert_array_equal(judge.score(rows)["prob_a"], column(expected, "prob_a"))
+    expected, _ = score(rows, token_budget=2_048, device="cpu")
+    with Judge(classifiers[0].folder, device="cpu") as judge:
+        np.testing.assert_array_equal(judge.score(rows)["prob_a"], column(expected, "prob_a"))
 
 
 def test_one_pair(judge):
