@@ -6,6 +6,7 @@ of each row only 56 bytes stay in memory (digests of id, prompt and pair, and th
 writes train/ and valid/ from the spilled rows.
 """
 
+import dataclasses
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -119,6 +120,7 @@ class Survey:
     def __init__(self) -> None:
         self.input_rows = self.texts_fixed = 0
         self.dropped: Counter[str] = Counter()
+        self.malformed: Counter[str] = Counter()
         self.parts: list[tuple[np.ndarray, ...]] = []
         self.ids: list[np.ndarray] = []
 
@@ -156,6 +158,7 @@ def first_pass(files: list[InputFile], config: PrepareConfig, spill: Spill) -> S
     if not survey.input_rows:
         raise DataError(f"{', '.join(config.input)}: no rows")
     malformed.check()
+    survey.malformed = malformed.kinds
     check_ids(survey, files, config)
     survey.close()
     return survey
@@ -183,7 +186,7 @@ def check_ids(survey: Survey, files: list[InputFile], config: PrepareConfig) -> 
 def locate(row: int, files: list[InputFile], config: PrepareConfig) -> tuple[Any, str]:
     """Id and file of an input row; it reads the inputs again, as no error needs this but one."""
     for file in files:
-        for table, _ in read_rows(file, reading_of(config)):
+        for table, _ in read_rows(file, dataclasses.replace(reading_of(config), others=())):
             if row < len(table):
                 return table["id"][row].as_py(), file.path
             row -= len(table)
@@ -202,6 +205,7 @@ def count(survey: Survey, kept: np.ndarray, valid: np.ndarray) -> dict[str, Any]
         "input_rows": survey.input_rows,
         "kept": {"train": int((kept & ~valid).sum()), "valid": int(valid.sum())},
         "dropped": {name: survey.dropped[name] for name in REASONS},
+        "malformed": dict(survey.malformed),
         "prompt_groups": {
             "train": len(np.unique(survey.prompts[kept & ~valid])),
             "valid": len(np.unique(survey.prompts[valid])),

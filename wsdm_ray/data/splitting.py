@@ -57,7 +57,7 @@ def prompt_digests(paths: Sequence[str]) -> np.ndarray:
     parts = [np.empty(0, DIGEST)]
     for file in list_inputs(paths):
         done = 0
-        for part in read_tables(file.path, {"prompt"}):
+        for part in read_tables(file.path, {"prompt"}, {"prompt"}):
             table = with_partitions(part, file)
             if "prompt" not in table.column_names:
                 there = ", ".join(table.column_names)

@@ -62,7 +62,7 @@ def read_votes(paths: Sequence[str]) -> Votes:
     labels: list[np.ndarray] = []
     tables_of: list[str] = []
     for file in list_inputs(paths):
-        for rows in read_rows(file, Reading()):
+        for rows in read_rows(file, Reading(others=())):
             check_texts(file.path, rows)
             table = rows.table
             labels.append(prob_a_of(file.path, table))

@@ -6,6 +6,7 @@ Of the texts, read a few rows at a time, only lengths and a hash of the prompt a
 the few that a report shows.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -53,6 +54,7 @@ def read_votes(paths: Sequence[str], reading: Reading) -> pa.Table:
         DataError: a column is missing, a winner is unknown, a label is outside 0..1, an id is null or there
             twice, there are no rows, most rows are malformed.
     """
+    reading = dataclasses.replace(reading, others=("best_prob_a",))
     counts = FaultCounts()
     tables = []
     for file in list_inputs(paths):
@@ -110,6 +112,7 @@ def read_pairs(paths: Sequence[str], reading: Reading, ids: Sequence[Any]) -> di
     """`prompt`, `response_a` and `response_b` of a few ids, by id; null is an empty text."""
     if not ids:
         return {}
+    reading = dataclasses.replace(reading, others=())
     wanted = pa.array(ids)
     pairs_by_id: dict[Any, dict[str, str]] = {}
     for file in list_inputs(paths):

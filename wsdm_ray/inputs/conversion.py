@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from wsdm_ray.config import Columns
 from wsdm_ray.inputs.faults import MALFORMED, Fault, FaultCounts
 from wsdm_ray.inputs.files import InputFile
+from wsdm_ray.inputs.formats import FORMATS
 from wsdm_ray.inputs.rows import Reading, read_rows
 from wsdm_ray.inputs.tables import is_parquet
 from wsdm_ray.schema import CANONICAL_TYPES
@@ -32,7 +33,8 @@ class ParquetInput:
     """A parquet file of canonical rows.
 
     columns: the names that it gives to its columns. make_ids: it may have no column of ids. converted: the
-    path is of a temporary copy; `file.name` is still that of the file it was made of, and `given` its path.
+    path is of a temporary copy; `file.name` is still that of the file it was made of, `given` its path, and
+    `renamed` its columns with other names in the copy, each with that name.
     """
 
     file: InputFile
@@ -40,11 +42,22 @@ class ParquetInput:
     make_ids: bool = False
     converted: bool = False
     given: str = ""
+    renamed: tuple[tuple[str, str], ...] = ()
 
     @property
     def shown(self) -> str:
         """The path for messages: that of the user's own file."""
         return self.given or self.file.path
+
+    def name_of(self, name: str) -> str:
+        """The name in the file of a column that the user's own file calls `name`."""
+        return dict(self.renamed).get(name, name)
+
+    def own_schema(self, schema: pa.Schema) -> pa.Schema:
+        """The schema of the file with the names of the user's own file."""
+        own = {new: name for name, new in self.renamed}
+        fields = [field.with_name(own.get(field.name, field.name)) for field in schema]
+        return pa.schema([field for field in fields if not (self.converted and field.name == FAULT)])
 
 
 def parquet_inputs(files: Sequence[InputFile], reading: Reading) -> list[ParquetInput]:
@@ -65,11 +78,27 @@ def parquet_inputs(files: Sequence[InputFile], reading: Reading) -> list[Parquet
         with errors_for(folder):
             convert(file, reading, target, counts)
         copy = dataclasses.replace(file, path=target, partitions=())
-        inputs.append(ParquetInput(file=copy, columns=Columns(), converted=True, given=file.path))
+        inputs.append(
+            ParquetInput(
+                file=copy, columns=Columns(), converted=True, given=file.path, renamed=renamed(reading)
+            )
+        )
     if counts.rows:
         logger.info("%d rows converted to parquet", counts.rows)
     counts.check()
     return inputs
+
+
+def renamed(reading: Reading) -> tuple[tuple[str, str], ...]:
+    """The columns whose names a conversion changes, each with its new name."""
+    canonical = ("id", *CANONICAL_TYPES)
+    if reading.format == "canonical":
+        chosen = {getattr(reading.columns, name): name for name in canonical}
+    else:
+        form = FORMATS[reading.format]
+        chosen = {form.id: "id"} | {name: name for name in form.kept}
+    aside = {name: f"input_{name}" for name in canonical if name not in chosen}
+    return tuple((name, new) for name, new in (chosen | aside).items() if name != new)
 
 
 def scratch_folder() -> str:

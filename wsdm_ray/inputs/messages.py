@@ -22,6 +22,7 @@ As one text:
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeGuard
 
@@ -31,6 +32,7 @@ __all__ = [
     "ANSWER_ROLES",
     "Message",
     "begins_with",
+    "count_media",
     "dialogue_text",
     "holds_messages",
     "looks_like_lists",
@@ -150,14 +152,35 @@ def part_text(part: Any) -> str | None:
         return part
     if not isinstance(part, dict):
         raise TypeError(type(part).__name__)
-    kind = str(part.get("type") or "").casefold()
-    medium = next((name for name in MEDIA if name in kind or part.get(name) is not None), None)
+    kind, medium = str(part.get("type") or "").casefold(), medium_of(part)
     text = part.get("text")
     if medium is not None:
         return f"{text}\n[{medium}]" if text else f"[{medium}]"
     if isinstance(text, str) or "text" in kind:
         return text
     return json_text(part)
+
+
+def medium_of(part: dict[str, Any]) -> str | None:
+    """What of `MEDIA` a part of a content is; None where it is none."""
+    kind = str(part.get("type") or "").casefold()
+    return next((name for name in MEDIA if name in kind or part.get(name) is not None), None)
+
+
+def count_media(value: Any, counts: Counter[str]) -> None:
+    """Add the images, audios, videos and files of a cell of messages, whose texts have `[image]` for one."""
+    if isinstance(value, str):
+        if value.lstrip().startswith(("[", "{")) and any(name in value for name in MEDIA):
+            count_media(parsed_list(value), counts)
+    elif isinstance(value, list):
+        for item in value:
+            count_media(item, counts)
+    elif isinstance(value, dict):
+        content = next((value[key] for key in CONTENT_KEYS if key in value), None)
+        if isinstance(content, list | dict):
+            count_media(content, counts)
+        elif content is None and (medium := medium_of(value)):
+            counts[medium] += 1
 
 
 def json_text(value: Any) -> str:

@@ -29,16 +29,18 @@ from wsdm_ray.inputs.cells import MalformedRowError, brief
 from wsdm_ray.inputs.faults import DIFFERENT_PROMPTS, MALFORMED, Fault
 from wsdm_ray.inputs.files import InputFile, with_partitions
 from wsdm_ray.inputs.formats import FORMATS, NO_TEXTS, PublishedFormat, Vote, formats_that_fit
+from wsdm_ray.inputs.messages import count_media
 from wsdm_ray.inputs.tables import read_tables
 from wsdm_ray.inputs.values import ids_of, is_text, plain, plain_type, texts_of
 from wsdm_ray.schema import CANONICAL_TYPES, MODEL_A, MODEL_B, PAIR_COLUMNS, TEXTS
+from wsdm_ray.telemetry import logger
 from wsdm_ray.text.digests import digests
 
-__all__ = ["chosen_is_a", "published_rows"]
+__all__ = ["chosen_is_a", "published_rows", "warn_of_media"]
 
 
 def published_rows(
-    file: InputFile, name: str, make_ids: bool, labels: bool
+    file: InputFile, name: str, make_ids: bool, labels: bool, others: tuple[str, ...] | None = None
 ) -> Iterator[tuple[pa.Table, dict[int, Fault]]]:
     """The rows of one file of a published data set, in order, in tables with canonical names.
 
@@ -46,6 +48,7 @@ def published_rows(
         name: one of `FORMATS`.
         make_ids: give rows ids also where the format has a column for them and the file has none.
         labels: the file must have votes.
+        others: the columns that are used besides those of the format; None: all.
 
     Returns:
         Tables, each with the fault of each row that has one, by row; the texts of such rows are null.
@@ -57,8 +60,10 @@ def published_rows(
     form = FORMATS[name]
     ids_made = False
     seen: Counter[str] = Counter()
+    media: Counter[str] = Counter()
     done = 0
-    for part in read_tables(file.path, {form.id, *form.read, *form.passed, *form.kept}):
+    needed = {form.id, *form.read, *form.passed, *form.kept}
+    for part in read_tables(file.path, needed, None if others is None else {*needed, *others}):
         table = with_partitions(part, file)
         if done == 0:
             check_columns(table.column_names, file.path, name, make_ids, labels)
@@ -71,12 +76,21 @@ def published_rows(
         if form.id_of_prompt and not ids_made:
             ids = [numbered_id(id, seen) for id in ids]
         rows, faults = readable_rows(table, form, file.path)
+        for row in rows:
+            count_media(list(row.values()), media)
         rows, places, ids, faults = paired(rows, ids, faults, form)
         votes, faults = votes_of(rows, ids, faults, form)
         table = table.take(pa.array(places, pa.int64()))
         out = canonical_votes(table, ids, votes, form, id_column="" if ids_made else form.id)
         yield with_source(out, name), faults
         done += len(part)
+    warn_of_media(file.path, media)
+
+
+def warn_of_media(path: str, media: Counter[str]) -> None:
+    """Say what of a file its texts do not hold."""
+    for medium, count in media.items():
+        logger.warning("%s: %d parts are no text but %s: [%s] is in their place", path, count, medium, medium)
 
 
 def check_columns(names: list[str], path: str, form_name: str, make_ids: bool, labels: bool) -> None:

@@ -10,6 +10,7 @@ covered: what labels mean (`data.cleaning`).
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,8 +24,8 @@ from wsdm_ray.inputs.cells import MalformedRowError
 from wsdm_ray.inputs.faults import MALFORMED, Fault
 from wsdm_ray.inputs.files import InputFile, with_partitions
 from wsdm_ray.inputs.formats import LABELS, formats_that_fit, winner_of_labels
-from wsdm_ray.inputs.messages import looks_like_lists, text_of
-from wsdm_ray.inputs.published import published_rows
+from wsdm_ray.inputs.messages import count_media, looks_like_lists, text_of
+from wsdm_ray.inputs.published import published_rows, warn_of_media
 from wsdm_ray.inputs.streams import warn_once
 from wsdm_ray.inputs.tables import read_tables
 from wsdm_ray.inputs.values import ids_of, is_text, plain, plain_type, texts_of, typed
@@ -55,13 +56,22 @@ class Reading:
     format: the published data set whose columns the files have, or canonical. columns: the names that a
     canonical file gives to its columns, in any case where that is clear. make_ids: rows get the ids NAME-ROW
     (counted from 0) where a file has no column of ids, NAME being its path below the input. labels: every
-    file must have votes.
+    file must have votes. others: the columns to pass on besides the canonical ones; None passes on all.
     """
 
     format: VoteFormat = "canonical"
     columns: Columns = dataclasses.field(default_factory=Columns)
     make_ids: bool = False
     labels: bool = True
+    others: tuple[str, ...] | None = None
+
+    def passed_on(self, table: pa.Table) -> pa.Table:
+        """A canonical table without the other columns that are not asked for."""
+        if self.others is None:
+            return table
+        aside = (f"input_{name}" for name in self.others)
+        names = {"id", *CANONICAL_TYPES, *self.others, *aside}
+        return table.select([name for name in table.column_names if name in names])
 
 
 class Rows(NamedTuple):
@@ -78,11 +88,16 @@ def read_rows(file: InputFile, reading: Reading) -> Iterator[Rows]:
         DataError: the file cannot be parsed; a column is missing or of a wrong type; an id is null.
         StorageError: the file cannot be read.
     """
-    if reading.format == "canonical":
-        yield from canonical_rows(file, reading)
-        return
+    read = canonical_rows if reading.format == "canonical" else rows_of_format
+    for table, faults in read(file, reading):
+        yield Rows(reading.passed_on(table), faults)
+
+
+def rows_of_format(file: InputFile, reading: Reading) -> Iterator[Rows]:
     done = 0
-    for table, faults in published_rows(file, reading.format, reading.make_ids, reading.labels):
+    for table, faults in published_rows(
+        file, reading.format, reading.make_ids, reading.labels, reading.others
+    ):
         rows = canonical(table, file.path, Columns(), done)
         yield Rows(rows.table, faults | rows.faults)
         done += len(table)
@@ -90,7 +105,10 @@ def read_rows(file: InputFile, reading: Reading) -> Iterator[Rows]:
 
 def canonical_rows(file: InputFile, reading: Reading) -> Iterator[Rows]:
     columns, done, lists = reading.columns, 0, False
-    for part in read_tables(file.path, spellings(columns)):
+    media: Counter[str] = Counter()
+    needed = spellings(columns)
+    only = None if reading.others is None else {*needed, *LABELS, *reading.others}
+    for part in read_tables(file.path, needed, only):
         table = with_partitions(part, file)
         if done == 0:
             columns = own_columns(table.column_names, columns)
@@ -102,8 +120,12 @@ def canonical_rows(file: InputFile, reading: Reading) -> Iterator[Rows]:
             if not reading.make_ids:  # a key that no object of this batch has
                 raise DataError(f"{file.path}: row {done} (counted from 0) has no id")
             table = table.append_column(columns.id, made_ids(file, done, len(table)))
+        if lists:
+            for name in TEXTS:
+                count_media(table[getattr(columns, name)].to_pylist(), media)
         yield canonical(table, file.path, columns, done, lists)
         done += len(table)
+    warn_of_media(file.path, media)
 
 
 def warn_of_lists(path: str) -> None:

@@ -60,7 +60,9 @@ def is_parquet(path: str) -> bool:
     return not named_otherwise and not starts_as_arrow(path)
 
 
-def read_tables(path: str, needed: Collection[str] | None = None) -> Iterator[pa.Table]:
+def read_tables(
+    path: str, needed: Collection[str] | None = None, only: Collection[str] | None = None
+) -> Iterator[pa.Table]:
     """The rows of one file as it is, in tables of bounded size that are never empty.
 
     All tables of a file have one schema. A column that is not needed never stops a file: values of it that do
@@ -70,17 +72,19 @@ def read_tables(path: str, needed: Collection[str] | None = None) -> Iterator[pa
         needed: columns of the file whose values the caller judges itself: in JSON, integers among texts are
             spelled as texts, integers beyond 64 bits are decimals, and fractions among integers make all
             float64. None: all columns.
+        only: names, in any case, of the columns that the caller uses: parquet and Arrow files are read for
+            these alone. None: all columns.
 
     Raises:
         DataError: the file is not what its name says, is damaged, or a needed column is not UTF-8.
         StorageError: it cannot be read.
     """
-    for table in tables_of(path, needed):
+    for table in tables_of(path, needed, only):
         if len(table):
             yield table
 
 
-def tables_of(path: str, needed: Collection[str] | None) -> Iterator[pa.Table]:
+def tables_of(path: str, needed: Collection[str] | None, only: Collection[str] | None) -> Iterator[pa.Table]:
     kind = re.sub(r"\.(gz|bz2|xz|zst)$", "", path.lower()).rpartition(".")[2]
     if is_json(path) or kind in ("jsonl", "ndjson"):
         limits = Limits(rows=BATCH_ROWS, bytes=BATCH_BYTES)
@@ -91,17 +95,25 @@ def tables_of(path: str, needed: Collection[str] | None) -> Iterator[pa.Table]:
         if re.search(pattern, path, re.IGNORECASE):
             raise DataError(f"{path}: {what}")
     if kind in ("arrow", "feather", "ipc") or (not is_table(path) and starts_as_arrow(path)):
-        return read_arrow(path, needed)
-    return read_parquet(path, needed)
+        return read_arrow(path, needed, only)
+    return read_parquet(path, needed, only)
 
 
-def read_parquet(path: str, needed: Collection[str] | None) -> Iterator[pa.Table]:
+def used(names: list[str], only: Collection[str] | None) -> list[str]:
+    """The names that are among `only` in any case; all where none is, or where `only` is None."""
+    wanted = {name.casefold() for name in only or ()}
+    return [name for name in names if name.casefold() in wanted] or names
+
+
+def read_parquet(
+    path: str, needed: Collection[str] | None, only: Collection[str] | None
+) -> Iterator[pa.Table]:
     with storage.open_parquet(path) as file:
         size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES * file.metadata.num_rows // max(size, 1)))
         done = 0
         try:
-            for batch in file.iter_batches(batch_size=rows):
+            for batch in file.iter_batches(rows, columns=used(file.schema_arrow.names, only)):
                 yield sound(batch, needed, path, done)
                 done += len(batch)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
@@ -113,12 +125,13 @@ def starts_as_arrow(path: str) -> bool:
         return file.read(6) == b"ARROW1"
 
 
-def read_arrow(path: str, needed: Collection[str] | None) -> Iterator[pa.Table]:
+def read_arrow(path: str, needed: Collection[str] | None, only: Collection[str] | None) -> Iterator[pa.Table]:
     """An Arrow file (Feather too) or stream, a batch of it in memory at a time."""
     done = 0
     with storage.open_read(path) as file:
         try:
             for whole in arrow_batches(file, path):
+                whole = whole.select(used(whole.schema.names, only))
                 rows = max(1, min(BATCH_ROWS, BATCH_BYTES * len(whole) // max(whole.nbytes, 1)))
                 for first in range(0, len(whole), rows):
                     batch = whole.slice(first, rows)

@@ -86,7 +86,7 @@ def sample_texts(files: Sequence[InputFile], number: int) -> tuple[list[str], li
 
 def text_tables(file: InputFile) -> Iterator[pa.Table]:
     """The three texts of the rows of a file, a few rows at a time."""
-    for part in read_tables(file.path, TEXTS):
+    for part in read_tables(file.path, TEXTS, TEXTS):
         table = with_partitions(part, file)
         for name in TEXTS:
             if name not in table.column_names:

@@ -114,7 +114,13 @@ def check_inputs(config: ScoreConfig) -> CheckedInputs:
         DataError, ModelError, ConfigError, StorageError: what was asked for cannot be done.
     """
     started = time.monotonic()
-    reading = Reading(format=config.format, columns=config.columns, make_ids=config.make_ids, labels=False)
+    reading = Reading(
+        format=config.format,
+        columns=config.columns,
+        make_ids=config.make_ids,
+        labels=False,
+        others=config.keep_columns,
+    )
     inputs = list_inputs(config.input)
     files = [file.path for file in inputs]
     given = [*config.input, *files, *config.model, *config.base]

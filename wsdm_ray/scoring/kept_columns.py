@@ -12,10 +12,10 @@ from wsdm_ray.errors import ConfigError, DataError
 from wsdm_ray.inputs.conversion import ParquetInput
 from wsdm_ray.inputs.files import with_partitions
 from wsdm_ray.schema import LOGIT_COLUMNS, predictions_schema
-from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, read_columns
+from wsdm_ray.scoring.plan import ScorePlan
 from wsdm_ray.storage import open_parquet
 
-__all__ = ["NO_COLUMNS", "append_kept", "encoded_kept", "kept_schema"]
+__all__ = ["NO_COLUMNS", "append_kept", "encoded_kept", "kept_names", "kept_schema"]
 
 PREFIX = "keep_"
 
@@ -43,9 +43,9 @@ def kept_schema(plan: ScorePlan, names: Sequence[str]) -> pa.Schema:
 
 
 def schema_of(source: ParquetInput) -> pa.Schema:
-    """The columns of a file, and those that its folders name."""
+    """The columns of a file, and those that its folders name, as the user's own file calls them."""
     with open_parquet(source.file.path) as file:
-        return with_partitions(file.schema_arrow.empty_table(), source.file).schema
+        return source.own_schema(with_partitions(file.schema_arrow.empty_table(), source.file).schema)
 
 
 def type_in_all(schemas: dict[str, pa.Schema], name: str) -> pa.DataType:
@@ -106,17 +106,26 @@ def holds(kind: pa.DataType, part: pa.DataType) -> bool:
     return whole <= (63 if pa.types.is_integer(kind) else 53)
 
 
-def encoded_kept(unit: WorkUnit, keep: pa.Schema) -> Iterator[tuple[str, pa.ChunkedArray | pa.Array]]:
-    """Name in the encoded table, and values, of the columns of a unit that are kept."""
-    if not keep.names:
-        return
-    table = read_columns(unit, keep.names)
-    for field in keep:
-        if field.name in table.column_names:
-            column = table[field.name]
+def kept_names(source: ParquetInput, keep: pa.Schema) -> list[str]:
+    """The names that a file gives to the columns that are kept."""
+    return [source.name_of(name) for name in keep.names]
+
+
+def encoded_kept(
+    table: pa.Table, own: Sequence[str], keep: pa.Schema
+) -> Iterator[tuple[str, pa.ChunkedArray | pa.Array]]:
+    """Name in the encoded table, and values, of the columns of a unit that are kept.
+
+    Args:
+        table: of the unit; a column that it lacks is null.
+        own: their names in it, of `kept_names`.
+    """
+    for name, field in zip(own, keep, strict=True):
+        if name in table.column_names:
+            column = table[name]
             yield PREFIX + field.name, column.cast(stored_type(column.type)).cast(field.type)
         else:
-            yield PREFIX + field.name, pa.nulls(unit.rows, field.type)
+            yield PREFIX + field.name, pa.nulls(len(table), field.type)
 
 
 def append_kept(table: pa.Table, encoded: pa.Table) -> pa.Table:

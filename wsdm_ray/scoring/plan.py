@@ -33,9 +33,22 @@ from wsdm_ray.inputs.values import common_id_type, holds_text, ids_of
 from wsdm_ray.schema import PAIR_COLUMNS, TEXTS
 from wsdm_ray.storage import open_parquet
 
-__all__ = ["CARRIED", "ScorePlan", "WorkUnit", "make_plan", "part_name", "read_columns", "read_unit"]
+__all__ = [
+    "CARRIED",
+    "ScorePlan",
+    "WorkUnit",
+    "canonical_unit",
+    "make_plan",
+    "own_names",
+    "part_name",
+    "read_columns",
+    "read_unit",
+]
 
 READ_ROWS = 2_000
+
+SAMPLE_ROWS = 100
+"""Rows of the input that are looked at for lists."""
 
 CARRIED = ("model_a", "model_b", "language")
 """Canonical columns that a unit has where its input has them, besides those of the pair."""
@@ -98,9 +111,13 @@ def make_plan(sources: Sequence[ParquetInput], unit_rows: int) -> ScorePlan:
 
 def check_first_rows(unit: WorkUnit) -> None:
     """Warn where the first rows hold lists: each unit joins its own, where nobody sees a warning."""
-    few = dataclasses.replace(unit, rows=min(unit.rows, READ_ROWS))
-    table = read_columns(few, [getattr(unit.source.columns, name) for name in TEXTS])
-    if holds_lists(table, unit.source.columns):
+    columns = unit.source.columns
+    names = [getattr(columns, name) for name in TEXTS]
+    with open_parquet(unit.path, buffer_bytes=1 << 16) as file:  # not whole columns of a row group
+        there = [name for name in names if name in file.schema_arrow.names]
+        batch = next(file.iter_batches(SAMPLE_ROWS, columns=there, use_threads=False))
+    table = with_partitions(pa.Table.from_batches([batch]), unit.source.file)
+    if holds_lists(table, columns):
         warn_of_lists(unit.path)
 
 
@@ -161,15 +178,26 @@ def check_ids(files: Sequence[str], ids: Sequence[pa.ChunkedArray]) -> pa.DataTy
     return kind
 
 
-def read_unit(unit: WorkUnit) -> Rows:
+def read_unit(unit: WorkUnit, extra: Sequence[str] = ()) -> Rows:
     """The rows of a unit in canonical columns, and the faults of those that cannot be scored.
+
+    Args:
+        extra: canonical columns besides those of the pair, where the file has them.
 
     Raises:
         DataError: the file has fewer rows than when the plan was made.
     """
+    return canonical_unit(unit, read_columns(unit, own_names(unit.source, extra)))
+
+
+def own_names(source: ParquetInput, extra: Sequence[str] = ()) -> list[str]:
+    """The columns of a file that `canonical_unit` takes: those of the pair, `extra` ones, and its faults."""
+    return [*(getattr(source.columns, name) for name in (*PAIR_COLUMNS, *extra)), FAULT]
+
+
+def canonical_unit(unit: WorkUnit, table: pa.Table) -> Rows:
+    """The rows of a unit, as `read_columns` gives them, in canonical columns, and their faults."""
     source = unit.source
-    wanted = [getattr(source.columns, name) for name in (*PAIR_COLUMNS, *CARRIED)]
-    table = read_columns(unit, (*wanted, FAULT))
     if source.columns.id not in table.column_names:
         table = table.append_column(source.columns.id, made_ids(source.file, unit.start, len(table)))
     rows = canonical(table, unit.path, source.columns, unit.start, holds_lists(table, source.columns))

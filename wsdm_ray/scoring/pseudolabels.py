@@ -203,7 +203,7 @@ def shards_schema(id_type: pa.DataType, extra: Sequence[str], hard: bool) -> pa.
 def label_units(run: LabelRun, tally: Tally) -> Iterator[pa.Table]:
     """The rows of each unit that are kept, with their labels, in input order; every row goes to the tally."""
     for unit in run.score.plan.units:
-        rows = read_unit(unit).table
+        rows = read_unit(unit, CARRIED).table
         part = join(run.score.output, part_name(unit.number))
         prob_N = probabilities(part, rows.column("id"), unit)
         codes_N = drop_codes(rows, prob_N, run.excluded, run.hard_threshold)

@@ -37,8 +37,11 @@ def open_read(path: str) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(path: str, *, buffer_bytes: int = 0) -> Iterator[pq.ParquetFile]:
     """A parquet file open for reading.
+
+    Args:
+        buffer_bytes: how much of a column is read at a time; 0: its whole part of a row group.
 
     Raises:
         DataError: the file is not parquet, or has a column of a type that cannot be read.
@@ -46,7 +49,7 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
     """
     with open_read(path) as file:
         try:
-            opened = pq.ParquetFile(file, memory_map=False)
+            opened = pq.ParquetFile(file, memory_map=False, buffer_size=buffer_bytes)
         except pa.ArrowNotImplementedError as error:
             raise DataError(
                 f"{path}: a column has a type that is not read ({reason(error)}); write the file without it, "

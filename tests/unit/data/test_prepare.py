@@ -70,6 +70,7 @@ def test_every_reason_is_counted(tmp_path):
             "no_label": 1, "tie": 1, "identical_responses": 1, "excluded_prompt": 0, "duplicate": 1,
             "conflicting_duplicate": 2,
         },
+        "malformed": {},
         "prompt_groups": {"train": 2, "valid": 0},
         "texts_fixed": 2,
     }  # fmt: skip

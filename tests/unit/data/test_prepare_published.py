@@ -126,3 +126,13 @@ def test_columns_and_a_format_of_its_own(tmp_path):
     path = write(tmp_path / "x.parquet", [vote(0)])
     with pytest.raises(ConfigError, match=r"--columns: --format wsdm has its own columns; leave one"):
         prepare(config(tmp_path, path, format="wsdm", columns=Columns(prompt="question")))
+
+
+def test_malformed_rows_are_counted_by_kind(tmp_path):
+    good = [{"chosen": dialogue(f"q{row}", "x"), "rejected": dialogue(f"q{row}", "y")} for row in range(9)]
+    bad = [{"chosen": "Hello", "rejected": dialogue("q", "y")}] * 2
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (*good, *bad)))
+    run = prepare(config(tmp_path, str(path), format="hh-rlhf"))
+    assert run["counts"]["dropped"]["malformed"] == 2
+    assert run["counts"]["malformed"] == {"not a dialogue": 2}

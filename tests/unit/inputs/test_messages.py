@@ -1,6 +1,7 @@
 """Messages, parts and lists, in every shape that sets have, to texts written out here."""
 
 import json
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from tests.unit.inputs.published_rows import parts
 from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.cells import MOST_PYTHON_CHARACTERS, MalformedRowError
 from wsdm_ray.inputs.messages import (
+    count_media,
     dialogue_text,
     holds_messages,
     looks_like_lists,
@@ -274,3 +276,19 @@ def test_what_is_no_text(value):
 )
 def test_columns_of_lists(texts, is_lists):
     assert looks_like_lists(texts) == is_lists
+
+
+def test_media_are_counted():
+    image = {"type": "image_url", "image_url": {"url": "u"}}
+    text = {"type": "text", "text": "a file of images"}
+    messages = [
+        {"role": "user", "content": [text, image, image, {"type": "input_audio", "input_audio": {}}]},
+        {"role": "assistant", "content": "an [image]"},
+    ]
+    counts: Counter[str] = Counter()
+    for value in (messages, json.dumps(messages)):
+        count_media(value, counts)
+    assert counts == {"image": 4, "audio": 2}
+    for nothing in (None, "an image", '["an image"]', [text], "[", 5, ["image"]):
+        count_media(nothing, counts)
+    assert counts.total() == 6

@@ -295,3 +295,16 @@ def test_ids_can_be_made(tmp_path, form):
     row = {name: value for name, value in ROWS[form].items() if name != FORMATS[form].id}
     found, _ = read(write(tmp_path, [row, row]), form, make_ids=True)
     assert [row["id"] for row in found] == ["rows-0", "rows-1"]
+
+
+def test_images_are_counted_in_a_warning(tmp_path, caplog):
+    image = {"type": "image_url", "image_url": {"url": "u"}}
+    asked = {"role": "user", "content": [{"type": "text", "text": "What is it?"}, image]}
+    row = {
+        **LMSYS_33K,
+        "conversation_a": [asked, assistant("A cat.")],
+        "conversation_b": [asked, assistant("A dog.")],
+    }
+    rows, _ = read(write(tmp_path, [row, {**LMSYS_33K, "question_id": "x"}], "jsonl"), "lmsys-33k")
+    assert rows[0]["prompt"] == "What is it?\n[image]"
+    assert "rows.jsonl: 2 parts are no text but image: [image] is in their place" in caplog.text

@@ -326,3 +326,17 @@ def test_bad_bytes_of_a_needed_column_are_a_fault_however_its_name_is_spelled(tm
     (rows,) = read_rows(list_inputs([str(tmp_path / "x.parquet")])[0], Reading())
     assert list(rows.faults) == [0]
     assert rows.table["prompt"].to_pylist() == [None, "fine"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_other_columns_are_passed_on_where_they_are_asked_for(tmp_path, kind):
+    row = {**ROW, "more": 1, "left": 2}
+    path = tmp_path / f"x.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    else:
+        write_lines(path, row)
+    names = ["id", "prompt", "response_a", "response_b", "winner"]
+    assert read(path).column_names == [*names, "more", "left"]
+    assert read(path, others=("more",)).column_names == [*names, "more"]
+    assert read(path, others=()).column_names == names

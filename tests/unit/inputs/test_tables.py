@@ -7,6 +7,7 @@ import lzma
 from decimal import Decimal
 
 import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
@@ -298,3 +299,15 @@ def test_a_name_that_a_header_has_twice(tmp_path, caplog):
     assert len(warnings_of(caplog)) == 3
     with pytest.raises(DataError, match=r"x\.csv: the header names the column 'x' twice"):
         read(tmp_path / "x.csv", ["x"])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_only_the_columns_that_are_used_are_read(tmp_path, kind):
+    table = pa.table({"ID": [1, 2], "prompt": ["a", "b"], "more": ["x", "y"]})
+    path = tmp_path / f"x.{kind}"
+    pq.write_table(table, path) if kind == "parquet" else feather.write_feather(table, path, "uncompressed")
+    assert pa.concat_tables(read_tables(str(path), only=["id", "prompt", "gone"])).column_names == [
+        "ID",
+        "prompt",
+    ]
+    assert pa.concat_tables(read_tables(str(path), only=["gone"])).column_names == ["ID", "prompt", "more"]

@@ -2,18 +2,20 @@
 
 import datetime
 import decimal
+import json
 import uuid
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.unit.scoring.fakes import plan_of as made_plan
 from wsdm_ray.config import Columns
 from wsdm_ray.errors import ConfigError, DataError
 from wsdm_ray.inputs.conversion import ParquetInput
 from wsdm_ray.inputs.files import InputFile
-from wsdm_ray.scoring.kept_columns import NO_COLUMNS, append_kept, encoded_kept, kept_schema
-from wsdm_ray.scoring.plan import ScorePlan, WorkUnit
+from wsdm_ray.scoring.kept_columns import NO_COLUMNS, append_kept, encoded_kept, kept_names, kept_schema
+from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, read_columns
 
 
 def plan_of(tmp_path, *tables: pa.Table, unit_rows: int = 2) -> ScorePlan:
@@ -33,7 +35,8 @@ def kept(plan: ScorePlan, *names: str) -> pa.Table:
     schema = kept_schema(plan, names)
     found = []
     for unit in plan.units:
-        encoded = pa.table(dict(encoded_kept(unit, schema)))
+        own = kept_names(unit.source, schema)
+        encoded = pa.table(dict(encoded_kept(read_columns(unit, own), own, schema)))
         found.append(append_kept(pa.table({"id": range(unit.rows)}), encoded).drop_columns(["id"]))
     return pa.concat_tables(found)
 
@@ -62,7 +65,7 @@ def test_values_stay_with_their_rows_in_their_own_types(tmp_path):
     pq.write_table(found, tmp_path / "out.parquet")
     assert pq.read_table(tmp_path / "out.parquet").equals(found)
     assert kept_schema(plan, ()) == NO_COLUMNS
-    assert dict(encoded_kept(plan.units[0], NO_COLUMNS)) == {}
+    assert dict(encoded_kept(pa.table({}), [], NO_COLUMNS)) == {}
 
 
 @pytest.mark.parametrize(
@@ -112,3 +115,17 @@ def test_a_name_that_no_file_has_or_that_the_predictions_have_is_refused(tmp_pat
             ConfigError, match=f"--keep-columns {name}: the predictions have a column of that"
         ):
             kept_schema(plan, ["x", name])
+
+
+def test_columns_of_a_file_that_is_converted_keep_the_names_that_it_gives(tmp_path):
+    row = {"key": 1, "q": "p", "response_a": "a", "response_b": "b", "prompt": "aside", "more": 5, "left": 0}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n")
+    names = ("q", "prompt", "more", "key")
+    columns = Columns(id="key", prompt="q")
+    plan = made_plan([str(tmp_path / "x.jsonl")], 5, columns, others=names)
+    assert kept(plan, *names).to_pylist() == [{"q": "p", "prompt": "aside", "more": 5, "key": 1}]
+    assert pq.read_schema(plan.units[0].path).get_field_index("left") == -1, "it is not copied"
+    with pytest.raises(DataError) as caught:
+        kept_schema(plan, ("gone",))
+    assert "x.jsonl: no column gone in any input file (there are key, q," in str(caught.value)
+    assert "_wsdm_ray" not in str(caught.value)

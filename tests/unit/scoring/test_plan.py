@@ -285,7 +285,7 @@ def test_columns_of_folders(tmp_path, write):
     (tmp_path / "language=de").mkdir()
     path = write(table_of([1, 2]), "language=de/x.parquet")
     [unit] = plan_of([path], 10).units
-    assert read_unit(unit).table["language"].to_pylist() == ["de", "de"]
+    assert read_unit(unit, ("language",)).table["language"].to_pylist() == ["de", "de"]
 
 
 @pytest.mark.parametrize(
