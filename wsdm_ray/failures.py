@@ -20,7 +20,15 @@ from wsdm_ray.errors import (
     WsdmRayError,
 )
 
-__all__ = ["FinalError", "WorkerDefectError", "is_deterministic", "pack_error", "pack_final", "unpack_error"]
+__all__ = [
+    "FinalError",
+    "WorkerDefectError",
+    "chain",
+    "is_deterministic",
+    "pack_error",
+    "pack_final",
+    "unpack_error",
+]
 
 
 class WorkerDefectError(Exception):

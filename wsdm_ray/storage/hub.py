@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wsdm_ray.errors import StorageError, WsdmRayError
+from wsdm_ray.failures import chain
 
 __all__ = [
     "HUB",
@@ -313,12 +314,6 @@ def errors_for_hub(repository: Repository) -> Iterator[None]:
         cause = next((each for each in chain(error) if isinstance(each, HfHubHTTPError)), None)
         said = refused(repository, cause) if cause is not None else unreachable(repository, error)
         raise StorageError(f"{repository.given}: {said}") from error
-
-
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 def refused(repository: Repository, error: Any) -> str:
