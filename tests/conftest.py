@@ -1,5 +1,6 @@
 """What tests of every kind share: tiny votes and models, made when first asked for; the order of files."""
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,18 @@ from filelock import FileLock
 if not (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()):  # before anything imports Triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave their core to other processes
+
+
+@pytest.fixture(autouse=True)
+def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that runs in a test sets up the log for good; each test begins without.
+
+    pytest adds its handler to each logger that does not propagate as well as to the root.
+    """
+    logger = logging.getLogger("wsdm_ray")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", True)
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

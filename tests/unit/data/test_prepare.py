@@ -79,8 +79,7 @@ def test_every_reason_is_counted(tmp_path):
     assert not (tmp_path / "out/valid").exists()
 
 
-def test_counts_are_on_the_screen(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("wsdm_ray"), "propagate", True)
+def test_counts_are_on_the_screen(tmp_path, caplog):
     rows = [vote(number) for number in range(2_000)] + [vote(2_000, winner="tie")]
     with caplog.at_level(logging.INFO, logger="wsdm_ray"):
         prepare(config(tmp_path, write(tmp_path / "x.parquet", rows)))
@@ -171,8 +170,7 @@ def test_files_with_different_columns(tmp_path):
     ]  # fmt: skip
 
 
-def test_columns_of_types_that_do_not_go_together_are_text(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("wsdm_ray"), "propagate", True)
+def test_columns_of_types_that_do_not_go_together_are_text(tmp_path, caplog):
     inputs = [
         write(tmp_path / "a.parquet", [vote(0, turns=1, more=[{"x": 1}])]),
         write(tmp_path / "b.parquet", [vote(1, turns="1", more="text")]),

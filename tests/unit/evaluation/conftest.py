@@ -11,16 +11,8 @@ import pytest
 from wsdm_ray.config import EvaluateConfig
 from wsdm_ray.schema import predictions_schema
 from wsdm_ray.storage import write_parquet
-from wsdm_ray.telemetry import logger
 
 Rows = dict[str, list[Any]]
-
-
-@pytest.fixture(autouse=True)
-def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that runs in a test sets up the log for good; leave the others theirs."""
-    monkeypatch.setattr(logger, "handlers", [])
-    monkeypatch.setattr(logger, "propagate", True)
 
 
 @pytest.fixture

@@ -55,8 +55,7 @@ def copy_of(folders: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """The package's log lines so far."""
-    monkeypatch.setattr(logging.getLogger("wsdm_ray"), "propagate", True)
     caplog.set_level(logging.INFO, "wsdm_ray")
     return lambda: [record.getMessage() for record in caplog.records]

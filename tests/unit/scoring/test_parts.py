@@ -1,7 +1,6 @@
 """Parts: which units are done, what their footers keep, and that every row is in exactly one."""
 
 import json
-import logging
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,8 +58,7 @@ def test_footers_keep_what_they_always_kept(output):
     )
 
 
-def test_completed_units_are_those_whose_parts_are_theirs(output, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("wsdm_ray"), "propagate", True)
+def test_completed_units_are_those_whose_parts_are_theirs(output, tmp_path, caplog):
     completed = completed_units(PLAN, output)
     assert {number: report.rows for number, report in completed.items()} == {0: 3, 1: 2, 2: 3}
     assert (completed[1].halvings, completed[1].token_budget) == (2, 128)

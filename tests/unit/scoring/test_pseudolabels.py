@@ -136,8 +136,7 @@ class FakeScoring:
 
 
 @pytest.fixture
-def scoring(monkeypatch: pytest.MonkeyPatch) -> FakeScoring:
-    monkeypatch.setattr(logging.getLogger("wsdm_ray"), "propagate", True)
+def scoring() -> FakeScoring:
     return FakeScoring()
 
 
