@@ -31,7 +31,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Rows and labels": (
         "rows", "lengths", "format", "split", "valid_fraction", "ties", "make_ids", "shard_rows",
-        "hard_threshold", "source", "mix", "allow_leakage", "keep_columns",
+        "hard_threshold", "source", "mix", "allow_leakage", "keep_columns", "on_bad_file", "duplicate_ids",
     ),
     "Orderings and averages": ("orders", "adaptive_threshold", "model_weights", "weights", "temperature"),
     "Ties": ("tie_rate", "tie_votes", "tie_predictions"),

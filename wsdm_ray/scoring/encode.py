@@ -13,9 +13,10 @@ import pyarrow as pa
 from wsdm_ray.config import TextConfig
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import TEXTS
-from wsdm_ray.scoring.kept_columns import NO_COLUMNS, encoded_kept, kept_names
+from wsdm_ray.scoring.kept_columns import NO_COLUMNS
 from wsdm_ray.scoring.model_spec import ModelSpec
-from wsdm_ray.scoring.plan import WorkUnit, canonical_unit, own_names, read_columns
+from wsdm_ray.scoring.plan import WorkUnit
+from wsdm_ray.scoring.unit_rows import read_with_kept
 from wsdm_ray.storage import local_copy
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 
@@ -33,15 +34,13 @@ def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec], keep: pa.Schema = N
 
     A row with a fault or a null text has an `error` and the token ids of empty texts.
     """
-    pair, kept = own_names(unit.source), kept_names(unit.source, keep)
-    table = read_columns(unit, (*pair, *kept))
-    rows, faults = canonical_unit(unit, table.select([name for name in pair if name in table.column_names]))
+    (rows, faults), kept = read_with_kept(unit, keep)
     texts, errors_N = readable_texts(rows)
     for row, fault in faults.items():
         errors_N[row] = str(fault)
     encoded = encode_texts(rows.column("id"), texts, errors_N, models)
-    for name, column in encoded_kept(table, kept, keep):
-        encoded = encoded.append_column(name, column)
+    for name in kept.column_names:
+        encoded = encoded.append_column(name, kept[name])
     return encoded
 
 

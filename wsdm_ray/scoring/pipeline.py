@@ -6,6 +6,7 @@ start: they are, when all that needs neither has been checked. Not covered: how 
 how one is scored (`replica`, `engine`).
 """
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from wsdm_ray.runs import finish_run, open_run
 from wsdm_ray.scoring.check import Cluster, ScoreRun, check_inputs, check_run, describe
 from wsdm_ray.scoring.crash_records import list_crash_records
 from wsdm_ray.scoring.parts import Totals, UnitReport, add_up, completed_units
+from wsdm_ray.scoring.plan import check_inputs_unchanged
 from wsdm_ray.scoring.shared_inputs import shared_units
 from wsdm_ray.storage import delete_file, read_json
 from wsdm_ray.telemetry import human, logger
@@ -88,12 +90,15 @@ def execute(run: ScoreRun, replica_class: "type[Replica] | None" = None) -> dict
 
 def report(run: ScoreRun, totals: Totals, fresh: Sequence[UnitReport]) -> dict[str, Any]:
     """Write run.json, delete the crash records and log the totals; returns what run.json holds."""
+    check_inputs_unchanged(run.plan)
     crash_records = list_crash_records(run.output)
     seconds = time.monotonic() - run.started
     adaptive = {"rerun": totals.rerun, "share_rerun": round(totals.rerun / totals.rows, 4)}
     content = {
         "config": run.config,
         "counts": totals.counts,
+        "duplicate_ids": run.plan.duplicate_ids,
+        "bad_files": [dataclasses.asdict(file) for file in run.plan.bad_files],
         "adaptive": adaptive if run.replica.orders == "adaptive" else None,
         "budget_halved": {"times": totals.halvings, "smallest": totals.smallest_budget},
         "replicas_lost": sum(len(read_json(path)) for path in crash_records),

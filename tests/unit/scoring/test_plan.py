@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from tests.unit.scoring.fakes import plan_of
 from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
-from wsdm_ray.scoring.plan import part_name, read_unit, row_groups_of
+from wsdm_ray.inputs.parquet_rows import row_groups_of
+from wsdm_ray.scoring.plan import WorkUnit, part_name
+from wsdm_ray.scoring.unit_rows import read_unit
 
 
 def table_of(ids: list, kind: pa.DataType | None = None) -> pa.Table:
@@ -23,6 +25,10 @@ def table_of(ids: list, kind: pa.DataType | None = None) -> pa.Table:
             "response_a": texts,
         }
     )
+
+
+def places_of(unit: WorkUnit) -> list[tuple[int, int]]:
+    return [(part.start, part.rows) for part in unit.slices]
 
 
 def refusal(files: list[str], columns: Columns | None = None) -> str:
@@ -78,15 +84,15 @@ def test_every_row_once_in_order(tmp_path, sizes, group_rows, unit_rows):
 def test_large_files_are_read_in_pieces(write, group_rows):
     path = write(table_of(list(range(9_000))), row_group_size=group_rows)
     plan = plan_of([path], 2_500)
-    assert [(unit.start, unit.rows) for unit in plan.units] == [
+    assert [place for unit in plan.units for place in places_of(unit)] == [
         (0, 2_500),
         (2_500, 2_500),
         (5_000, 2_500),
         (7_500, 1_500),
     ]
     for unit in plan.units:
-        ids = read_unit(unit).table["id"].to_pylist()
-        assert ids == list(range(unit.start, unit.start + unit.rows))
+        [(start, rows)] = places_of(unit)
+        assert read_unit(unit).table["id"].to_pylist() == list(range(start, start + rows))
 
 
 @pytest.mark.parametrize(
@@ -120,9 +126,9 @@ def test_columns_by_other_names(write):
 def test_empty_files_among_others(write):
     files = [write(table_of(ids), f"{i}.parquet") for i, ids in enumerate([[], [1, 2], [], [3]])]
     plan = plan_of(files, 10)
-    assert [(unit.number, unit.path, unit.start, unit.rows) for unit in plan.units] == [
-        (0, files[1], 0, 2), (1, files[3], 0, 1)
-    ]  # fmt: skip
+    [unit] = plan.units
+    assert [(part.source.file.path, part.rows) for part in unit.slices] == [(files[1], 2), (files[3], 1)]
+    assert read_unit(unit).table["id"].to_pylist() == [1, 2, 3]
 
 
 def test_an_empty_file_whose_columns_have_no_type(write):
@@ -213,14 +219,15 @@ def test_no_rows(write):
 @pytest.mark.parametrize("left", [0, 5, 12])
 def test_a_file_that_shrank(write, left):
     path = write(table_of(list(range(20))), row_group_size=4)
-    units = plan_of([path], 10).units
+    [first, second] = plan_of([path], 10).units
     write(table_of(list(range(left))), row_group_size=4)
-    with pytest.raises(DataError) as caught:
-        read_unit(units[1])
-    missing = min(20 - left, 10)
-    assert str(caught.value) == (
-        f"{path}: {missing} rows fewer than when the run was planned; restore the file"
-    )
+    for unit in (first, second):
+        with pytest.raises(DataError) as caught:
+            read_unit(unit)
+        assert str(caught.value).startswith(f"{path}: has changed from ")
+        assert str(caught.value).endswith(
+            "bytes since the run was planned; restore it, or score what is there now into another --output"
+        )
 
 
 IDS = {
