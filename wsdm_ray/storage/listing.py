@@ -156,7 +156,7 @@ def matches(fs: fsspec.AbstractFileSystem, pattern: str) -> dict[str, FileVersio
     """Paths that match, with their versions by the same listing; a folder has `FOLDER`."""
     if isinstance(fs, LocalFileSystem):
         return {match: local_version(match) for match in glob_local(pattern)}
-    infos = fs.glob(pattern, detail=True)
+    infos: Any = fs.glob(pattern, detail=True)
     return {
         str(name): FOLDER if info["type"] == "directory" else version_of(info) for name, info in infos.items()
     }
@@ -180,7 +180,7 @@ def below(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, FileVersion |
     if isinstance(fs, LocalFileSystem):
         return walk(folder)
     # A key that ends with "/" is what some consoles make for a folder.
-    infos = {str(name): info for name, info in fs.find(folder, detail=True).items()}
+    infos: Any = fs.find(folder, detail=True)
     return {
         name.removeprefix(folder.rstrip("/")).lstrip("/"): version_of(info)
         for name, info in infos.items()
