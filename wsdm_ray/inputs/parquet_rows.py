@@ -62,14 +62,11 @@ def is_damage(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def unchanged(file: InputFile, shown: str = "") -> Iterator[None]:
+def unchanged(file: InputFile) -> Iterator[None]:
     """Reads of a file that must still be the one that was listed, when they begin and when they end.
 
     A version never comes back, so that the one at the end tells of both; it also says what an error within
     is due to.
-
-    Args:
-        shown: the path for messages.
 
     Raises:
         DataError: the file was replaced, changed or deleted.
@@ -77,19 +74,15 @@ def unchanged(file: InputFile, shown: str = "") -> Iterator[None]:
     try:
         yield
     except Exception:
-        check_version(shown or file.path, file.version)
+        check_version(file)
         raise
-    check_version(shown or file.path, file.version)
+    check_version(file)
 
 
-def check_version(path: str, planned: storage.FileVersion | None) -> None:
-    """Raise `DataError` where a file is not what it was when the input was listed.
-
-    Args:
-        planned: its version then; None: unknown, as of our own copies.
-    """
-    if planned is not None:
-        compare_versions(path, planned, storage.file_versions_now([path])[path])
+def check_version(file: InputFile) -> None:
+    """Raise `DataError` where a file is not what it was when the input was listed; our own copies may be."""
+    if file.version:
+        compare_versions(file.path, file.version, storage.file_versions_now([file.path])[file.path])
 
 
 def compare_versions(path: str, planned: storage.FileVersion, now: storage.FileVersion | None) -> None:
@@ -145,7 +138,7 @@ class RowStream:
             columns = [name for name in dict.fromkeys(names) if name in there] or there[:1]
             groups, skipped = row_groups_of(file.metadata, start, rows)
             reads = reads_of(file.metadata, groups, columns)
-            self.schema = file.schema_arrow
+            self.none = file.schema_arrow.empty_table().select(columns)
             self.ends = group_ends(file.metadata)
             self.position = start - skipped
             if any(read.stored > WHOLE_BYTES for read in reads):
@@ -166,12 +159,10 @@ class RowStream:
     def take(self, start: int, rows: int) -> pa.Table:
         """Rows `start` to `start + rows`, or to the file's end; what lies before is skipped."""
         found: list[pa.RecordBatch] = []
-        schema = None
         while self.position < start + rows:
             batch = self.rest if self.rest is not None else next(self.batches, None)
             if batch is None:
                 break
-            schema = batch.schema
             skip = min(max(start - self.position, 0), len(batch))
             part = batch.slice(skip, start + rows - self.position - skip)
             if len(part):  # an empty slice would keep its batch in memory
@@ -179,7 +170,7 @@ class RowStream:
             used = skip + len(part)
             self.rest = batch.slice(used) if used < len(batch) else None
             self.position += used
-        return pa.Table.from_batches(found, schema) if schema else self.schema.empty_table()
+        return pa.Table.from_batches(found) if found else self.none
 
     def is_within_group(self) -> bool:
         """Whether the row group that was read last has more rows."""

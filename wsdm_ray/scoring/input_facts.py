@@ -12,22 +12,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.conversion import ParquetInput
 from wsdm_ray.inputs.faults import BadFiles
 from wsdm_ray.inputs.files import with_partitions
-from wsdm_ray.inputs.parquet_rows import damage_named, unchanged
+from wsdm_ray.inputs.parquet_rows import damage_named, read_slice, unchanged
 from wsdm_ray.inputs.rows import Reading, check_columns, holds_lists, made_ids, own_columns, warn_of_lists
 from wsdm_ray.inputs.values import holds_text, ids_of
 from wsdm_ray.schema import TEXTS
 from wsdm_ray.scoring.unique_ids import IdHashes, first_twice, hash_ids
-from wsdm_ray.storage import open_parquet
+from wsdm_ray.storage import is_remote, open_parquet
 from wsdm_ray.telemetry import logger
 
 __all__ = ["FileFacts", "check_first_rows", "check_ids", "read_files"]
 
 READERS = 16
-"""Files that are read side by side: most of the time is waiting for a store."""
+LOCAL_READERS = 4
+"""Files that are read side by side, in a store, where most of the time is waiting, and on a disk."""
 
 ID_ROWS = 16_384
 READ_BYTES = 1 << 20
@@ -49,16 +51,19 @@ class FileFacts(NamedTuple):
 def read_files(sources: Sequence[ParquetInput], hashes: IdHashes, bad: BadFiles) -> list[FileFacts]:
     """What the plan knows of each file, in order, but of those that cannot be read, which go to `bad`."""
 
+    known: dict[tuple, Columns] = {}
+
     def read(source: ParquetInput) -> FileFacts | tuple[DataError, int | None]:
         rows: list[int] = []
-        with unchanged(source.file, source.shown):  # a file that changes is refused, never left out
+        with unchanged(source.file):  # a file that changes is refused, never left out
             try:
-                return read_file(source, hashes, rows)
+                return read_file(source, hashes, rows, known)
             except DataError as error:
                 return error, rows[0] if rows else None
 
     found = []
-    with ThreadPoolExecutor(READERS) as pool:
+    readers = READERS if any(is_remote(source.file.path) for source in sources[:1]) else LOCAL_READERS
+    with ThreadPoolExecutor(readers) as pool:
         for source, facts in zip(sources, pool.map(read, sources), strict=True):
             if isinstance(facts, FileFacts):
                 found.append(facts)
@@ -67,20 +72,31 @@ def read_files(sources: Sequence[ParquetInput], hashes: IdHashes, bad: BadFiles)
     return found
 
 
-def read_file(source: ParquetInput, hashes: IdHashes, rows: list[int]) -> FileFacts:
+def read_file(
+    source: ParquetInput, hashes: IdHashes, rows: list[int], known: dict[tuple, Columns]
+) -> FileFacts:
     """The file with the names of its columns as it spells them, which are checked; its ids go to `hashes`.
 
     A file without rows may have any columns.
 
     Args:
         rows: is given the number of rows once it is known.
+        known: columns by schema, of files that were checked: most files of an input have one schema.
     """
     with open_parquet(source.file.path, buffer_bytes=READ_BYTES) as file:
         total = file.metadata.num_rows
         rows.append(total)
         if not total:
             return FileFacts(source, 0, 0, None)
-        source = checked(source, file.schema_arrow)
+        key = (
+            file.schema_arrow,
+            source.columns,
+            source.make_ids,
+            *(name for name, _ in source.file.partitions),
+        )
+        if key not in known:
+            known[key] = checked(source, file.schema_arrow)
+        source = dataclasses.replace(source, columns=known[key])
         columns = list(own_hashes(source, file))
         for _, found in columns:
             hashes.add(found)
@@ -120,8 +136,8 @@ def text_bytes(source: ParquetInput, metadata: pq.FileMetaData) -> int:
     return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in names)
 
 
-def checked(source: ParquetInput, schema: pa.Schema) -> ParquetInput:
-    """The file with the names of its columns as it spells them.
+def checked(source: ParquetInput, schema: pa.Schema) -> Columns:
+    """The names of a file's columns as it spells them.
 
     Raises:
         DataError: a column of the pair is missing or cannot hold what it should.
@@ -134,16 +150,18 @@ def checked(source: ParquetInput, schema: pa.Schema) -> ParquetInput:
         kind = schema.field(name).type if name in schema.names else pa.string()
         if not holds_text(kind):
             raise DataError(f"{path}: column {name!r} holds {kind}, but text is needed")
-    return dataclasses.replace(source, columns=columns)
+    return columns
 
 
 def check_first_rows(source: ParquetInput) -> None:
     """Warn where the first rows hold lists: each unit joins its own, where nobody sees a warning."""
     names = [getattr(source.columns, name) for name in TEXTS]
-    with damage_named(source.shown), open_parquet(source.file.path, buffer_bytes=READ_BYTES) as file:
-        there = [name for name in names if name in file.schema_arrow.names]
-        batch = next(file.iter_batches(SAMPLE_ROWS, columns=there, use_threads=False))
-    table = with_partitions(pa.Table.from_batches([batch]), source.file)
+    try:
+        table = with_partitions(read_slice(source.file, names, 0, SAMPLE_ROWS), source.file)
+    except DataError:
+        if source.errors_in_rows:
+            return  # its rows will say so
+        raise
     if holds_lists(table, source.columns):
         warn_of_lists(source.file.path)
 
@@ -174,7 +192,7 @@ def places_of(sources: Sequence[ParquetInput], repeated: np.ndarray) -> Iterator
     """Ids whose hashes are among `repeated`, in order, each with its file and row."""
     for source in sources:
         with (
-            unchanged(source.file, source.shown),
+            unchanged(source.file),
             open_parquet(source.file.path, buffer_bytes=READ_BYTES) as file,
         ):
             for first, ids in id_columns(source, file):

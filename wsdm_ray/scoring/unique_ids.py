@@ -101,7 +101,7 @@ class IdHashes:
         """Append what waits to the files of its partitions."""
         if self.folder is None:
             self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="wsdm_ray_ids_")))
-        hashes = np.concatenate(self.waiting)
+        hashes = np.concatenate([np.empty(0, np.uint64), *self.waiting])
         self.waiting, self.number = [], 0
         hashes.sort()
         bounds = np.arange(1, 1 << PARTITION_BITS, dtype=np.uint64) << np.uint64(64 - PARTITION_BITS)

@@ -60,7 +60,7 @@ def rows_of_slice(part: Slice, extra: Sequence[str], keep: pa.Schema) -> tuple[R
     source = part.source
     pair = [*(getattr(source.columns, name) for name in (*PAIR_COLUMNS, *extra)), FAULT]
     kept = kept_names(source, keep)
-    with unchanged(source.file, source.shown):
+    with unchanged(source.file):
         try:
             table = read_columns(part, [*pair, *kept])
             rows = canonical_slice(part, table.select([name for name in pair if name in table.column_names]))

@@ -58,7 +58,8 @@ def open_parquet(path: str, *, buffer_bytes: int = 0) -> Iterator[pq.ParquetFile
                 file,
                 memory_map=False,
                 buffer_size=buffer_bytes,
-                pre_buffer=not buffer_bytes,  # else whole columns of a row group are read all the same
+                # All columns by few requests: of use in a store, and where whole columns are wanted.
+                pre_buffer=is_remote(path) and not buffer_bytes,
                 page_checksum_verification=True,
             )
         except pa.ArrowNotImplementedError as error:
