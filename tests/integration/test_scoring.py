@@ -93,8 +93,7 @@ def test_scoring_goes_on_whatever_a_batch_fails_of(scored, classifier, source, p
     marker = {"job": "score", "fingerprint": run_of(scored)["fingerprint"]}
     (output / "_run.json").write_text(json.dumps(marker))
     checked = check(score_config(classifier, source, output))
-    tables = [encode_unit(unit, checked.replica.models) for unit in checked.plan.units[:3]]
-    table = pa.concat_tables(tables)  # 48 rows
+    table = pa.concat_tables(encode_unit(unit, checked.replica.models) for unit in checked.plan.units[:3])
     fails, kills = (table["prefix_0"][row].values.to_numpy() for row in (20, 30))
 
     class Breaking(Replica):
