@@ -22,7 +22,14 @@ from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.modeling.folder_names import check_manifest_there
 from wsdm_ray.runs import check_no_overlap, options
 from wsdm_ray.scoring.kept_columns import NO_COLUMNS, kept_schema
-from wsdm_ray.scoring.plan import ScorePlan, cut_digest, input_versions, make_plan, narrowed
+from wsdm_ray.scoring.plan import (
+    ScorePlan,
+    WorkUnit,
+    cut_digest,
+    input_versions,
+    make_plan,
+    narrowed,
+)
 from wsdm_ray.storage import absolute
 
 if TYPE_CHECKING:
@@ -39,8 +46,9 @@ __all__ = [
     "describe",
 ]
 
+SAMPLES = 4
 SAMPLED_ROWS = 200
-"""A dry run estimates tokens from about this many rows."""
+"""A dry run estimates tokens from this many rows, in so many places."""
 
 NOT_OF_THE_OUTPUT = (
     *("output", "restart", "dry_run", "replicas", "base", "model", "input", "precision"),
@@ -205,10 +213,9 @@ def describe(run: ScoreRun) -> dict[str, Any]:
     from wsdm_ray.scoring.encode import encode_unit
 
     plan, models = run.plan, run.replica.models
-    step = max(len(plan.units) // 4, 1)
     sampled = []
-    for unit in plan.units[::step][:4]:
-        table = encode_unit(narrowed(unit, 0, SAMPLED_ROWS // 4), models[:1])
+    for unit in sample_units(plan):
+        table = encode_unit(narrowed(unit, 0, SAMPLED_ROWS // SAMPLES), models[:1])
         prefix, suffix = (table.column(name).combine_chunks() for name in ("prefix_0", "suffix_ab_0"))
         lengths = np.diff(prefix.offsets.to_numpy()) + np.diff(suffix.offsets.to_numpy())
         sampled.append(np.stack([lengths, table.column("cut_0").to_numpy() > 0]))
@@ -229,6 +236,18 @@ def describe(run: ScoreRun) -> dict[str, Any]:
     if run.cluster.assumed:
         print(f"{'cluster':>20}  {assumption(run)}")
     return figures
+
+
+def sample_units(plan: ScorePlan) -> list[WorkUnit]:
+    """Units whose first rows stand for the input: of several files the first of some, of one file some of it.
+
+    Rows far within a large row group are not reached without all that lies before them, so one file is
+    sampled in its first units alone where its row groups are few.
+    """
+    firsts = [unit for unit in plan.units if unit.slices[0].start == 0]
+    units = firsts if len(firsts) >= SAMPLES else list(plan.units[:SAMPLES])
+    step = max(len(units) // SAMPLES, 1)
+    return units[::step][:SAMPLES]
 
 
 def assumption(run: ScoreRun) -> str:
