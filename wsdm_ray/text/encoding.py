@@ -19,6 +19,7 @@ from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import Ordering, first_ordering
 from wsdm_ray.text.normalize import fix_text
 from wsdm_ray.text.truncation import balanced_budgets, truncate_middle
+from wsdm_ray.text.words import WordEncoder, words_are_independent
 
 __all__ = ["EncodedPairs", "PairEncoder", "ba_first", "read_settings"]
 
@@ -57,6 +58,8 @@ class PairEncoder:
     def __init__(self, folder: str, config: TextConfig):
         self.config = config
         self.tokenizer = load_tokenizer(folder)
+        independent = words_are_independent(read_settings(Path(folder) / "tokenizer.json"))
+        self.by_words = WordEncoder(self.tokenizer) if independent else None
         self.eos_id = eos_id_of(folder, self.tokenizer)
         self.eos = np.asarray([self.eos_id], np.int32)
         first = self.tokenizer.encode("", add_special_tokens=True).ids[:1]
@@ -73,6 +76,8 @@ class PairEncoder:
             )
 
     def ids_of(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if self.by_words:
+            return self.by_words(texts)
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
