@@ -43,6 +43,7 @@ SAMPLED_ROWS = 200
 
 NOT_OF_THE_OUTPUT = (
     *("output", "restart", "dry_run", "replicas", "base", "model", "input", "precision"),
+    "allow_version_change",
     *SUBMISSION_OPTIONS,
     "token_budget",  # decides what shares a micro-batch, which changes roundings alone
 )
@@ -87,6 +88,7 @@ class ScoreRun:
     """All that executing a run needs.
 
     output: the folder, as it was given. restart: delete what it holds.
+    allow_version_change: go on with other versions of what changes numbers than it was begun with.
     files, plan: what is scored. keep: columns of the input that the output has, too.
     replica: how, in every replica. cluster: where. ties: votes for the submission.
     fingerprint: all that decides the output.
@@ -105,6 +107,7 @@ class ScoreRun:
     started: float
     keep: pa.Schema = NO_COLUMNS
     ties: TieVotes | None = None
+    allow_version_change: bool = False
 
 
 def check_inputs(config: ScoreConfig) -> CheckedInputs:
@@ -180,6 +183,7 @@ def check_run(config: ScoreConfig, cluster: Cluster, inputs: CheckedInputs | Non
         started=inputs.started,
         keep=inputs.keep,
         ties=inputs.ties,
+        allow_version_change=config.allow_version_change,
     )
 
 

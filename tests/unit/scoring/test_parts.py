@@ -21,6 +21,8 @@ from wsdm_ray.scoring.parts import (
 )
 from wsdm_ray.scoring.plan import ScorePlan, WorkUnit
 
+DIGEST = "of this run"
+
 A, B = (ParquetInput(file=InputFile(name, name), columns=Columns()) for name in "ab")
 PLAN = ScorePlan((WorkUnit(0, A, 0, 3), WorkUnit(1, A, 3, 2), WorkUnit(2, B, 0, 3)), id_type=pa.int64())
 REPORTS = (
@@ -34,7 +36,7 @@ REPORTS = (
 def output(tmp_path) -> str:
     """A folder with the parts of all units."""
     for report in REPORTS:
-        write_part(str(tmp_path), pa.table({"id": [*range(report.rows)]}), report)
+        write_part(str(tmp_path), pa.table({"id": [*range(report.rows)]}), report, DIGEST)
     return str(tmp_path)
 
 
@@ -59,32 +61,32 @@ def test_footers_keep_what_they_always_kept(output):
 
 
 def test_completed_units_are_those_whose_parts_are_theirs(output, tmp_path, caplog):
-    completed = completed_units(PLAN, output)
+    completed = completed_units(PLAN, output, DIGEST)
     assert {number: report.rows for number, report in completed.items()} == {0: 3, 1: 2, 2: 3}
     assert (completed[1].halvings, completed[1].token_budget) == (2, 128)
     assert not caplog.text
     (tmp_path / "part-000000.parquet").write_bytes((tmp_path / "part-000002.parquet").read_bytes())
     (tmp_path / "part-000001.parquet").write_bytes(b"PAR1")
     pq.write_table(pa.table({"id": [1]}), tmp_path / "part-000009.parquet")
-    assert set(completed_units(PLAN, output)) == {2}
+    assert set(completed_units(PLAN, output, DIGEST)) == {2}
     assert "part-000000.parquet: is not the part of that number; its rows are scored again" in caplog.text
     assert "part-000001.parquet: not a parquet file" in caplog.text
     assert "part-000009.parquet: is not the part of that number" in caplog.text
 
 
 def test_totals(output):
-    totals = add_up(PLAN, output, {0: REPORTS[0]}, REPORTS[1:])
+    totals = add_up(PLAN, output, {0: REPORTS[0]}, REPORTS[1:], DIGEST)
     assert totals == Totals(
         rows=8, errors=1, cut=2, tokens=80, rerun=1, units=3, resumed_units=1, halvings=3, smallest_budget=128
     )
     assert list(totals.counts) == ["rows", "errors", "cut", "tokens", "rerun", "units", "resumed_units"]
-    assert add_up(PLAN, output, {}, REPORTS).resumed_units == 0
+    assert add_up(PLAN, output, {}, REPORTS, DIGEST).resumed_units == 0
 
 
 def test_a_part_that_is_missing_is_an_error(output, tmp_path):
     with pytest.raises(DataError, match=r"part-000002.parquet: missing or not of 3 rows; delete it"):
-        add_up(PLAN, output, {}, REPORTS[:2])
+        add_up(PLAN, output, {}, REPORTS[:2], DIGEST)
     (tmp_path / "part-000001.parquet").unlink()
     assert set(list_parts(output)) == {0, 2}
     with pytest.raises(DataError, match=r"part-000001.parquet: missing or not of 2 rows"):
-        add_up(PLAN, output, {}, REPORTS)
+        add_up(PLAN, output, {}, REPORTS, DIGEST)

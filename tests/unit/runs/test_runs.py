@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs import finish_run, open_run
 from wsdm_ray.config import ArenaConfig
 from wsdm_ray.errors import ConfigError, RunMismatchError, StorageError
 from wsdm_ray.runs import (
@@ -13,8 +14,6 @@ from wsdm_ray.runs import (
     check_no_overlap,
     check_no_overwrite,
     file_versions,
-    finish_run,
-    open_run,
     options,
     read_run,
     run_folder,
