@@ -27,6 +27,7 @@ def begun(tmp_path, monkeypatch) -> str:
     monkeypatch.setattr(opening, "numeric_versions", lambda: OLD)
     with hold(output) as run:
         assert run.numbers == OLD
+        write_json(f"{output}/part-000000.parquet", "rows")
     monkeypatch.setattr(opening, "numeric_versions", lambda: NEW)
     return output
 
