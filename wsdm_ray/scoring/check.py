@@ -36,6 +36,7 @@ __all__ = [
     "check_inputs",
     "check_run",
     "describe",
+    "options_of_the_output",
 ]
 
 SAMPLED_ROWS = 200

@@ -16,6 +16,7 @@ from wsdm_ray.data.submission import submit
 from wsdm_ray.runs import HeldRun, hold_run
 from wsdm_ray.scoring.check import Cluster, ScoreRun, check_inputs, check_run, describe
 from wsdm_ray.scoring.crash_records import list_crash_records
+from wsdm_ray.scoring.finished import finished_run
 from wsdm_ray.scoring.parts import (
     Totals,
     UnitReport,
@@ -42,6 +43,9 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         RunMismatchError: the output folder belongs to another run.
         ClusterError: one replica does not fit the cluster beside one reader.
     """
+    if finished := finished_run(config):
+        log_complete(config.output, finished)
+        return finished
     run = check(config)
     if config.dry_run:
         return describe(run)
