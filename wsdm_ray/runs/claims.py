@@ -58,9 +58,8 @@ class Wanted:
             )
         if self.restart or (own and not earlier.finished and not self.resumes):
             return False
-        changed = changes(
-            *({key: each[key] for key in ("job", "fingerprint")} for each in (record, self.record))
-        )
+        theirs, ours = ({key: each[key] for key in ("job", "fingerprint")} for each in (record, self.record))
+        changed = changes(theirs, ours)
         if changed:
             remedy = "add --restart to delete it and start over" if own else "delete the folder yourself"
             raise RunMismatchError(

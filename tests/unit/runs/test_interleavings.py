@@ -242,3 +242,17 @@ def test_a_part_that_a_finished_run_lost_is_made_again():
             first.go_on()
             assert second.result in ("finished", "complete")
             check_left_right(first, second)
+
+
+def test_what_a_stopped_driver_writes_is_not_taken_for_the_record_of_a_later_run():
+    for pause, later in itertools.product(list(each_pause())[::2], range(8, requests_of_a_calm_run(), 5)):
+        with gated_store():
+            first = driver(seed=0).go_on(pause)
+            second = driver(seed=1, restart=True).go_on(later)
+            begun = find_run(OUTPUT)
+            if begun and not begun.finished and begun.record["fingerprint"] == {"seed": 1}:
+                second.kill()
+                first.go_on()
+                assert not isinstance(first.result, str), (pause, later)
+                assert driver(seed=1, seen=False).go_on().result == "finished", (pause, later)
+                check_output(1)
