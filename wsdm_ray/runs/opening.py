@@ -209,7 +209,7 @@ def lease_for(wanted: Wanted, driver: Driver) -> Lease:
             holder = newest_lease(wanted.place)
             if holder and holder.get("command") != command and not wanted.restart:
                 raise RunMismatchError(
-                    f"{output}: {shown(holder)} has just begun another command there; choose another --output"
+                    f"{output}: {shown(holder)} is at work there on another command; choose another --output"
                 ) from None
             raise
         if number_in(output) < lease.number:
