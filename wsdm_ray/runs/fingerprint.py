@@ -16,6 +16,9 @@ __all__ = ["changes", "digest_of", "file_versions", "options", "plain"]
 
 SHOWN_CHANGES = 5
 
+NEVER_OF_THE_OUTPUT = ("allow_version_change", "store_timeout_seconds")
+"""Options that decide nothing of what comes out, of any job."""
+
 
 def digest_of(fingerprint: Mapping[str, Any]) -> str:
     """A digest of a fingerprint, which each file of its run can carry: 32 hexadecimal digits."""
@@ -25,7 +28,8 @@ def digest_of(fingerprint: Mapping[str, Any]) -> str:
 
 def options(config: Any, *, leave_out: Sequence[str] = ("output", "restart")) -> dict[str, Any]:
     """The options of a config that decide what comes out, as plain values."""
-    return {name: value for name, value in plain(to_dict(config)).items() if name not in leave_out}
+    unused = {*leave_out, *NEVER_OF_THE_OUTPUT}
+    return {name: value for name, value in plain(to_dict(config)).items() if name not in unused}
 
 
 def file_versions(files: Sequence[str]) -> dict[str, dict[str, Any]]:

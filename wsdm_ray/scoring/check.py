@@ -44,7 +44,6 @@ SAMPLED_ROWS = 200
 
 NOT_OF_THE_OUTPUT = (
     *("output", "restart", "dry_run", "replicas", "base", "model", "input", "precision"),
-    "allow_version_change",
     *SUBMISSION_OPTIONS,
     "token_budget",  # decides what shares a micro-batch, which changes roundings alone
 )
