@@ -28,7 +28,8 @@ TABLE_JOBS = ("ensemble", "score")
 """Jobs whose output folder is one table: it holds parquet files of one schema, and nothing else."""
 
 PRIVATE_FOLDER = "_private"
-"""Folder in `run_folder` for what a run needs only until it is finished; `HeldRun.finish` deletes it."""
+"""Folder in `run_folder` for what a run needs only until it is finished. `HeldRun.finish` deletes all there
+whose name begins with `_`."""
 
 LEASE_NAME = re.compile(r"_lease-(\d{6,})\.json")
 

@@ -43,7 +43,7 @@ from wsdm_ray.errors import RunBusyError, RunMismatchError
 from wsdm_ray.runs.claims import Wanted, check_empty, settle
 from wsdm_ray.runs.fingerprint import digest_of, plain
 from wsdm_ray.runs.lease import Lease, Watch, beating, newest_lease, shown, take_lease
-from wsdm_ray.runs.names import PRIVATE_FOLDER, RUN_FILE, STARTED_FILE, listed, names_in, place_of
+from wsdm_ray.runs.names import RUN_FILE, STARTED_FILE, is_lease, listed, place_of
 from wsdm_ray.runs.process import ThisProcess
 from wsdm_ray.runs.records import EarlierRun, claim_of, find_run, number_of, read_record
 from wsdm_ray.runs.versions import numeric_versions, version_changes, versions
@@ -219,9 +219,10 @@ def lease_for(wanted: Wanted, driver: Driver) -> Lease:
 
 def tidy_up(wanted: Wanted, driver: Driver) -> None:
     """Delete what a process left that died after it had finished the run, unless it may be at it still."""
-    left = {STARTED_FILE, PRIVATE_FOLDER} & set(names_in(wanted.place))
     holder = newest_lease(wanted.place)
-    if (left or holder) and (holder is None or driver.watch.is_running(holder) is False):
+    if holder is None and not needless_in(wanted.output, wanted.job):
+        return
+    if holder is None or driver.watch.is_running(holder) is False:
         with beating(lease_for(wanted, driver), renewed=driver.beats) as lease:
             earlier = find_run(wanted.output)
             if earlier and earlier.finished and number_of(earlier.record) < lease.number:
@@ -289,16 +290,23 @@ def finish_run(output: str, run: dict[str, Any]) -> dict[str, Any]:
     return run
 
 
-def delete_needless(output: str, job: str) -> None:
-    """Delete what a run needs only until it is finished, and what killed writers left."""
-    place = place_of(output, job)
-    storage.delete_file(storage.join(place, STARTED_FILE))
-    if place != output:
-        storage.delete_folder(storage.join(place, PRIVATE_FOLDER))
+def needless_in(output: str, job: str) -> list[str]:
+    """What a finished run needs no longer: its first record, all private names beside a table, and what
+    killed writers left, over which readers of a table would stumble."""
+    place, found = place_of(output, job), []
     for folder in dict.fromkeys((output, place)):
         for name in listed(folder):
-            if storage.is_leftover(name):  # readers of a table would stumble over it
-                storage.delete_file(storage.join(folder, name))
+            private = name.startswith("_") and not is_lease(name) and folder != output
+            if name == STARTED_FILE or private or storage.is_leftover(name):
+                found.append(storage.join(folder, name))
+    return found
+
+
+def delete_needless(output: str, job: str) -> None:
+    """Delete what a finished run needs no longer; its first record at once, as it was just looked at."""
+    storage.delete_file(storage.join(place_of(output, job), STARTED_FILE))
+    for path in needless_in(output, job):
+        storage.delete_folder(path)
 
 
 def check_mine(output: str, run: Mapping[str, Any], record: Mapping[str, Any] | None) -> None:
