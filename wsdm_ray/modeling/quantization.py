@@ -22,7 +22,7 @@ from wsdm_ray.modeling.merging import Merged, read_base
 from wsdm_ray.modeling.precision import default_device
 from wsdm_ray.modeling.quantization_check import compare
 from wsdm_ray.modeling.quantization_config import CALIBRATED_INT8_CONFIG
-from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, open_run
+from wsdm_ray.runs import check_no_overlap, file_versions, hold_run
 from wsdm_ray.storage import local_copy, upload_folder
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
@@ -56,21 +56,21 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
         merged = merge(base, adapters, fingerprint["base"])
         if config.precision == "nf4" and default_device() == "cpu":  # where it will be compared
             check_widths(base, merged.base.config)
-    earlier = open_run(config.output, "quantize", fingerprint, config.restart)
-    if earlier:
-        logger.info("quantize: %s is complete already", config.output)
-        return earlier
-    for folder, heads in left_out(merged):
-        logger.info("quantize: %s: its head is left out: %s", folder, ", ".join(heads))
-    pairs = calibration_pairs(merged, files, config.calibration_pairs) if files else None
-    with tempfile.TemporaryDirectory() as work:
-        manifest = write_checkpoint(merged, config.precision, work, pairs)
-        check = compare(merged, work, manifest)
-        upload_folder(work, config.output, last=MANIFEST)
-    content = {"config": to_dict(config), "kind": manifest.kind, "check": check}
-    run = finish_run(config.output, "quantize", fingerprint, content)
+    with hold_run(config.output, "quantize", fingerprint, config.restart) as run:
+        if run.finished:
+            logger.info("quantize: %s is complete already", config.output)
+            return run.finished
+        for folder, heads in left_out(merged):
+            logger.info("quantize: %s: its head is left out: %s", folder, ", ".join(heads))
+        pairs = calibration_pairs(merged, files, config.calibration_pairs) if files else None
+        with tempfile.TemporaryDirectory() as work:
+            manifest = write_checkpoint(merged, config.precision, work, pairs)
+            check = compare(merged, work, manifest)
+            run.check()
+            upload_folder(work, config.output, last=MANIFEST)
+        written = run.finish({"config": to_dict(config), "kind": manifest.kind, "check": check})
     logger.info("quantize: %s is %s (%s)", config.output, config.precision, manifest.kind)
-    return run
+    return written
 
 
 def merge(base: str, adapters: list[str], base_digest: str) -> Merged:
