@@ -86,8 +86,8 @@ class ObjectiveConfig:
 class TrainConfig:
     """Fine-tune a classifier on votes.
 
-    `--preset NAME` starts from a whole config: gemma2_9b, gemma3_270m, qwen25_14b, recipe_gemma2_9b_ab,
-    recipe_gemma2_9b_ba, smollm2_135m or tiny.
+    `--preset NAME` starts from a whole config: gemma2_9b, gemma3_270m, qwen25_0_5b, qwen25_14b, qwen25_1_5b,
+    recipe_gemma2_9b_ab, recipe_gemma2_9b_ba, smollm2_135m or tiny.
     """
 
     base: str
