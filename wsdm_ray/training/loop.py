@@ -38,6 +38,7 @@ from wsdm_ray.schema import orderings_of
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 from wsdm_ray.training.batches import num_steps, step_rows
 from wsdm_ray.training.distributed import WorkerGroup, clip_gradients, current_group
+from wsdm_ray.training.encode import encode_rows, encode_together, valid_share
 from wsdm_ray.training.health import evaluation_error, is_spike, step_error, usual_loss, worst_rows
 from wsdm_ray.training.metrics import METRICS_FILE, StepMetrics, ValidMetrics
 from wsdm_ray.training.model import prepare_model
@@ -114,6 +115,8 @@ class Trainer:
         self.step = 0
         """Steps taken."""
         self.metrics: list[StepMetrics] = []
+        self.valid_pairs: tuple[np.ndarray, EncodedPairs] | None = None
+        """Of `encode_valid`, once it was asked."""
 
     def steps(self) -> Iterator[StepMetrics]:
         """Take the steps that are left; yields the metrics of each, the same on every worker."""
@@ -130,15 +133,15 @@ class Trainer:
     def prepare_step(self, step: int) -> tuple[np.ndarray, Batches]:
         """The rows of step `step` (from 0), int64 [n], and their micro-batches."""
         rows = step_rows(self.config.seed, step, len(self.train), self.config.pairs_per_step)
-        return rows, self.prepare_batches(self.train, rows, self.config.micro_batches or self.group.size)
+        pairs = encode_together(self.encoder, self.train, rows, self.group)
+        return rows, self.plan(pairs, self.config.micro_batches or self.group.size)
 
-    def prepare_batches(self, votes: Votes, rows: np.ndarray, at_least: int = 1) -> Batches:
-        """The micro-batches of `rows` of `votes`, within the token budget.
+    def plan(self, pairs: EncodedPairs, at_least: int = 1) -> Batches:
+        """The micro-batches of `pairs`, within the token budget.
 
         Args:
-            at_least: the fewest micro-batches, if there are so many rows.
+            at_least: the fewest micro-batches, if there are so many pairs.
         """
-        pairs = self.encoder.encode(*votes.texts(rows))
         tokens = pair_tokens(self.layout, pairs.prefix.lengths, pairs.suffix_ab.lengths, len(self.orderings))
         plan = plan_batches_at_least(self.layout, tokens, self.config.token_budget, at_least)
         return Batches(pairs, plan, [batch_tokens(self.layout, tokens[places]) for places in plan])
@@ -287,17 +290,28 @@ class Trainer:
     def valid_log_odds(self, valid: Votes) -> torch.Tensor:
         """Log-odds of each ordering of each row that the given response_a wins: float64 [N, orderings].
 
-        Each worker scores its share.
+        Each worker scores its share, which it encodes once in a run.
         """
         self.network.eval()
-        batches = self.prepare_batches(valid, np.arange(len(valid)))
+        rows, pairs = self.encode_valid(valid)
+        batches = self.plan(pairs)
         log_odds_NO = torch.zeros(len(valid), len(self.orderings), dtype=torch.float64)
         sign_O = torch.tensor([1.0 if ordering == 0 else -1.0 for ordering in self.orderings])
-        for number in self.group.own_batches(batches.costs):
+        for number, places in enumerate(batches.micro_batches):
             logits = ordering_logits(self.network, self.lay_out(batches, number))
             log_odds = preference_log_odds(logits).view(-1, len(self.orderings)).cpu()
-            log_odds_NO[torch.from_numpy(batches.micro_batches[number])] = (log_odds * sign_O).double()
+            log_odds_NO[torch.from_numpy(rows[places])] = (log_odds * sign_O).double()
         return self.group.all_reduce(log_odds_NO.to(self.device)).cpu()
+
+    def encode_valid(self, valid: Votes) -> tuple[np.ndarray, EncodedPairs]:
+        """This worker's rows of `valid`, int64 [n], and their pairs; those of the run's set are kept."""
+        if valid is not self.valid or self.valid_pairs is None:
+            rows = valid_share(valid, self.group)
+            encoded = rows, encode_rows(self.encoder, valid, rows)
+            if valid is not self.valid:
+                return encoded
+            self.valid_pairs = encoded
+        return self.valid_pairs
 
     def save(self, folder: str) -> None:
         """Write a checkpoint from which `restore` continues exactly, and which `score` can load."""

@@ -194,7 +194,7 @@ def test_the_loss_of_each_row(trainer_of):
     assert len(sums.row_losses) > 1
     assert float(losses.sum()) / 2 / 16 == pytest.approx(float(sums.totals[0]), rel=1e-6)
     one = trainer_of(max_steps=1).forward_backward(
-        rows[3:4], trainer.prepare_batches(trainer.train, rows[3:4])
+        rows[3:4], trainer.plan(trainer.encoder.encode(*trainer.train.texts(rows[3:4])))
     )
     [(_, alone)] = one.row_losses
     assert float(losses[3]) == pytest.approx(float(alone), abs=1e-5)
