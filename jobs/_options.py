@@ -22,7 +22,7 @@ __all__ = ["GROUPS", "Option", "nearest", "options_of"]
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Input and output": (
-        "config", "model", "input", "base", "adapter", "train", "valid", "predictions", "votes", "exclude",
+        "config", "model", "input", "base", "adapter", "start_from", "train", "valid", "predictions", "votes", "exclude",
         "output", "submission", "submission_format",
     ),
     "Model": (
@@ -55,7 +55,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 METAVARS = {
     **dict.fromkeys(
-        ("output", "base", "adapter", "model", "predictions", "teachers", "tie_predictions"), "DIR"
+        ("output", "base", "adapter", "model", "predictions", "start_from", "teachers", "tie_predictions"),
+        "DIR",
     ),
     **dict.fromkeys(("input", "train", "valid", "votes", "exclude", "calibrate", "tie_votes"), "PATH"),
     "keep_columns": "NAME",

@@ -152,6 +152,7 @@ WRONG = [
         {"swap_consistency_weight": -1},
         "--objective.swap-consistency-weight -1: must be 0 or more",
     ),
+    (config.ObjectiveConfig, {"length_balance": 1.5}, "--objective.length-balance 1.5: must be in [0, 1]"),
     (
         config.ObjectiveConfig,
         {"source_weights": {"wsdm": -1.0}},

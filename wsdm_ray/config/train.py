@@ -67,6 +67,9 @@ class ObjectiveConfig:
     """Divisor of the log-odds of teachers and student before they are compared."""
     swap_consistency_weight: float = 0.0
     """Weight of a loss term that pulls the two orderings of a pair together."""
+    length_balance: float = 0.0
+    """How far votes are weighted so that the longer response wins half of them, among votes whose lengths
+    differ alike: 0 not at all, 1 fully."""
     source_weights: dict[str, float] = field(default_factory=dict)
     """Weight of the rows of a source in the loss; by default 1.
     Example: --objective.source-weights pseudolabels 0.5"""
@@ -77,6 +80,7 @@ class ObjectiveConfig:
         check(0 <= self.teacher_weight <= 1, "objective.teacher_weight", self.teacher_weight, "in [0, 1]")
         check_positive("objective.teacher_temperature", self.teacher_temperature)
         check_not_negative("objective.swap_consistency_weight", self.swap_consistency_weight)
+        check(0 <= self.length_balance <= 1, "objective.length_balance", self.length_balance, "in [0, 1]")
         for source, weight in self.source_weights.items():
             fits = 0 <= weight < math.inf
             check(fits, "objective.source_weights", f"{source} {weight}", "0 or more each")
@@ -100,6 +104,9 @@ class TrainConfig:
     valid: tuple[str, ...] = ()
     """Canonical shards to validate on; the checkpoint with the lowest log loss on them is kept.
     Example: --valid data/valid"""
+    start_from: str | None = None
+    """Folder of an earlier `train` on the same base, local, remote or on the Hub, whose adapter and head this
+    run starts with instead of new ones. Example: --start-from warm-up"""
     num_workers: int = 1
     """Workers of Ray Train: one for each GPU, or CPU processes."""
     seed: int = 0

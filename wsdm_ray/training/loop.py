@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from wsdm_ray.config import TrainConfig
+from wsdm_ray.data.length_balance import balance_lengths
 from wsdm_ray.data.mixing import read_teachers, sample_weights
 from wsdm_ray.data.votes import Votes
 from wsdm_ray.modeling.adapter_io import load_adapter_weights
@@ -94,7 +95,8 @@ class Trainer:
     ):  # fmt: skip
         self.config, self.base, self.manifest, self.train, self.valid = config, base, manifest, train, valid
         self.group = group or current_group()
-        self.weights_N = sample_weights(train.sources_N, config.objective.source_weights)
+        weights_N = sample_weights(train.sources_N, config.objective.source_weights)
+        self.weights_N = balance_lengths(train, weights_N, config.objective.length_balance)
         self.teacher_N = read_teachers(config.objective.teachers, train.table["id"])
         self.orderings = tuple(int(ordering) for ordering in orderings_of(config.orders))
         self.total_steps = num_steps(len(train), config.pairs_per_step, config.epochs, config.max_steps)
