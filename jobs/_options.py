@@ -22,7 +22,8 @@ __all__ = ["GROUPS", "Option", "nearest", "options_of"]
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Input and output": (
-        "config", "model", "input", "base", "adapter", "start_from", "train", "valid", "predictions", "votes", "exclude",
+        "config", "model", "input", "base", "adapter", "start_from", "train", "valid", "predictions", "votes",
+        "exclude",
         "output", "submission", "submission_format",
     ),
     "Model": (

@@ -1,10 +1,10 @@
-"""What the workers of a run do together: share micro-batches, add up gradients and results.
+"""What the workers of a run do together: share micro-batches, exchange values, add up results.
 
-Every worker holds the same weights, so after `all_reduce_gradients` every worker takes the same step. A run
-of one worker communicates with nobody, and needs no process group of torch.distributed.
+Every worker holds the same weights, so with the sum of all gradients (`gradients`) every worker takes the
+same step. A run of one worker communicates with nobody, and needs no process group of torch.distributed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -58,25 +58,11 @@ class WorkerGroup:
         dist.all_gather_object(values, value, group=self.exchange)
         return values
 
-    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradient of each parameter over all workers, in one message.
-
-        A parameter without a gradient gets zeros: this worker may have had no micro-batch.
-        """
-        parameters = list(parameters)
-        gradients = [
-            torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            for parameter in parameters
-        ]
-        if self.size > 1:
-            total = self.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
-            parts = total.split([gradient.numel() for gradient in gradients])
-            gradients = [
-                part.view_as(parameter).to(parameter.dtype)  # a bfloat16 head beside float32 adapters
-                for part, parameter in zip(parts, parameters, strict=True)
-            ]
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+    def start_all_reduce(self, tensor: torch.Tensor) -> Callable[[], object]:
+        """Begin to sum `tensor` over all workers in place; what is returned waits until it is summed."""
+        work = dist.all_reduce(tensor, async_op=True)
+        assert work is not None
+        return work.wait
 
 
 def current_group() -> WorkerGroup:

@@ -40,6 +40,7 @@ from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 from wsdm_ray.training.batches import num_steps, step_rows
 from wsdm_ray.training.distributed import WorkerGroup, clip_gradients, current_group
 from wsdm_ray.training.encode import encode_rows, encode_together, valid_share
+from wsdm_ray.training.gradients import GradientReducer
 from wsdm_ray.training.health import evaluation_error, is_spike, step_error, usual_loss, worst_rows
 from wsdm_ray.training.metrics import METRICS_FILE, StepMetrics, ValidMetrics
 from wsdm_ray.training.model import prepare_model
@@ -113,6 +114,7 @@ class Trainer:
         self.layout = self.resolved.layout
         self.network = prepare_model(config, base, self.resolved, self.device, dtype)
         self.parameters = trainable_parameters(self.network)
+        self.reducer = GradientReducer(self.group, self.parameters.values())
         self.optimizer = make_optimizer(config.optimizer, self.parameters)
         self.step = 0
         """Steps taken."""
@@ -152,7 +154,7 @@ class Trainer:
         """One optimizer step on `rows` (int64 [n]) of the train set."""
         started = time.monotonic()
         sums = self.forward_backward(rows, batches)
-        self.group.all_reduce_gradients(self.parameters.values())
+        self.reducer.finish()
         loss, right, tokens = self.group.all_reduce(sums.totals).tolist()
         options = self.config.optimizer
         grad_norm = clip_gradients(self.parameters.values(), options.max_grad_norm)
@@ -183,11 +185,14 @@ class Trainer:
         count = self.num_sequences(rows)
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         row_losses: list[tuple[np.ndarray, torch.Tensor]] = []
-        for number in self.group.own_batches(batches.costs):
+        own = self.group.own_batches(batches.costs)
+        for number in own:
             torch.manual_seed(dropout_seed(self.config.seed, self.step, number))
             layout, places = self.lay_out(batches, number), batches.micro_batches[number]
             log_odds = preference_log_odds(ordering_logits(self.network, layout))
             loss_S, right = self.loss(log_odds, rows[places])
+            if number == own[-1]:
+                self.reducer.overlap()
             (loss_S.sum() / count).backward()
             totals[0] += loss_S.detach().sum() / count  # no wait for the GPU
             totals[1] += right
