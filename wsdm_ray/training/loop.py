@@ -24,7 +24,6 @@ from wsdm_ray.data.mixing import read_teachers, sample_weights
 from wsdm_ray.data.votes import Votes
 from wsdm_ray.modeling.adapter_io import load_adapter_weights
 from wsdm_ray.modeling.attention import training_backend
-from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.classifier import (
     model_config,
     ordering_logits,
@@ -54,8 +53,9 @@ from wsdm_ray.training.objective import (
     targets_of,
     valid_metrics,
 )
-from wsdm_ray.training.optimizer import load_state, make_optimizer, save_state, set_learning_rates
+from wsdm_ray.training.optimizer import load_state, make_optimizer, set_learning_rates
 from wsdm_ray.training.policy import resolve_options
+from wsdm_ray.training.snapshot import Snapshot, take_snapshot
 
 __all__ = ["BatchSums", "Batches", "Trainer"]
 
@@ -322,11 +322,13 @@ class Trainer:
 
     def save(self, folder: str) -> None:
         """Write a checkpoint from which `restore` continues exactly, and which `score` can load."""
-        summary = self.metrics[-1].summary() if self.metrics else {"step": self.step}
-        save_classifier(self.network, self.base, folder, dataclasses.replace(self.manifest, metrics=summary))
-        save_state(self.optimizer, self.step, folder)
-        rows = "".join(json.dumps(metrics.to_row()) + "\n" for metrics in self.metrics)
-        (Path(folder) / METRICS_FILE).write_text(rows)
+        self.snapshot().write(folder)
+
+    def snapshot(self) -> Snapshot:
+        """What `save` writes, as it is now."""
+        return take_snapshot(
+            self.network, self.parameters, self.optimizer, self.step, self.metrics, self.manifest, self.base
+        )
 
     def restore(self, folder: str) -> None:
         """Continue from a checkpoint of `save`."""
