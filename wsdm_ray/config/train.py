@@ -109,6 +109,9 @@ class TrainConfig:
     run starts with instead of new ones. Example: --start-from warm-up"""
     num_workers: int = 1
     """Workers of Ray Train: one for each GPU, or CPU processes."""
+    min_workers: int | None = None
+    """Go on with as few workers where the cluster has no place for more, and with more again where it has;
+    the steps stay the same. By default all of --num-workers."""
     seed: int = 0
     """Seed of the order of the rows, dropout and initial weights."""
     epochs: float = 1.0
@@ -126,8 +129,8 @@ class TrainConfig:
     token_budget: int = 16_384
     """The most tokens of one micro-batch."""
     micro_batches: int | None = None
-    """The fewest micro-batches of a step over all workers; by default one for each worker. Fix it to get the
-    same numbers from another number of workers."""
+    """The fewest micro-batches of a step over all workers; by default --num-workers. Fix it to get the same
+    numbers from another --num-workers."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of activations. auto: bf16 if the GPU supports it, else fp32."""
     quantization: Literal["auto", "bnb-int8", "nf4", "none"] = "auto"
@@ -170,6 +173,12 @@ class TrainConfig:
         check_paths(base=self.base, train=self.train, output=self.output)
         check_seed(self.seed)
         check(self.num_workers >= 1, "num_workers", self.num_workers, "at least 1")
+        check(
+            self.min_workers is None or 1 <= self.min_workers <= self.num_workers,
+            "min_workers",
+            self.min_workers,
+            f"between 1 and --num-workers ({self.num_workers})",
+        )
         check_positive("epochs", self.epochs)
         check(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
         check(self.pairs_per_step >= 1, "pairs_per_step", self.pairs_per_step, "at least 1")

@@ -36,7 +36,7 @@ __all__ = [
 NOT_IN_FINGERPRINT = (
     "output", "restart", "max_failures", "loss_spike", "allow_leakage", "tensorboard", "wandb",
     "base", "start_from", "train", "valid",  # by their content
-    "num_workers", "micro_batches",  # as `passes`
+    "num_workers", "min_workers", "micro_batches",  # as `passes`
 )  # fmt: skip
 """Options that may change between a run and its resumption, or that the fingerprint has in another form."""
 
@@ -133,7 +133,7 @@ def check(
         ClusterError: the workers do not fit the cluster.
     """
     inputs = inputs or check_inputs(config)
-    on_gpu = fit_cluster(config.num_workers, cluster)
+    on_gpu = fit_cluster(config, cluster)
     return CheckedTraining(
         config=config,
         worker_config=with_absolute_paths(config, inputs.files, inputs.manifest),
@@ -201,12 +201,14 @@ def check_data(config: TrainConfig, files: TrainingFiles) -> TrainingCounts:
     )
 
 
-def fit_cluster(num_workers: int, cluster: ClusterResources) -> bool:
-    """Whether workers run on GPUs. Raises `ClusterError` where so many do not fit the cluster."""
+def fit_cluster(config: TrainConfig, cluster: ClusterResources) -> bool:
+    """Whether workers run on GPUs. Raises `ClusterError` where the fewest allowed do not fit the cluster."""
+    num_workers = config.min_workers or config.num_workers
     if num_workers > (cluster.gpus or cluster.cpus):
         raise ClusterError(
             f"the cluster has {cluster.cpus:g} CPUs and {cluster.gpus} GPUs: too small for {num_workers} "
-            f"workers of 1 {'GPU' if cluster.gpus else 'CPU'} each; add nodes or lower --num-workers"
+            f"workers of 1 {'GPU' if cluster.gpus else 'CPU'} each; add nodes or lower "
+            f"{'--min-workers' if config.min_workers else '--num-workers'}"
         )
     return cluster.gpus > 0
 

@@ -138,7 +138,9 @@ class Trainer:
         """The rows of step `step` (from 0), int64 [n], and their micro-batches."""
         rows = step_rows(self.config.seed, step, len(self.train), self.config.pairs_per_step)
         pairs = encode_together(self.encoder, self.train, rows, self.group)
-        return rows, self.plan(pairs, self.config.micro_batches or self.group.size)
+        return rows, self.plan(
+            pairs, self.config.micro_batches or max(self.config.num_workers, self.group.size)
+        )
 
     def plan(self, pairs: EncodedPairs, at_least: int = 1) -> Batches:
         """The micro-batches of `pairs`, within the token budget.

@@ -217,6 +217,15 @@ def test_by_default_each_worker_has_a_micro_batch(trainer_of):
         assert len(batches.micro_batches) == size
 
 
+def test_fewer_workers_than_asked_for_cut_the_same_micro_batches(trainer_of):
+    plans = [
+        trainer_of(token_budget=4_000, num_workers=3, group=WorkerGroup(0, size)).prepare_step(0)[1]
+        for size in (1, 2, 3)
+    ]
+    assert [plan.costs for plan in plans] == [plans[0].costs] * 3
+    assert len(plans[0].costs) == 3
+
+
 def test_seeds_of_micro_batches_differ():
     seeds = {
         dropout_seed(seed, step, number) for seed in range(3) for step in range(5) for number in range(4)
