@@ -27,7 +27,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "output", "submission", "submission_format",
     ),
     "Model": (
-        "preset", "precision", "quantization", "int8_activations", "compile", "calibrate",
+        "preset", "average", "precision", "quantization", "int8_activations", "compile", "calibrate",
         "calibration_pairs",
     ),
     "Rows and labels": (
