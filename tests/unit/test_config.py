@@ -185,7 +185,11 @@ WRONG = [
         "--valid-fraction 0.7: must be at most 0.5 with --split modulo",
     ),
     (config.PrepareConfig, {"shard_rows": 0}, "--shard-rows 0: must be at least 1"),
-    (config.QuantizeConfig, {"average": True, "adapter": ("A",)}, "--adapter A: must be two folders or more"),
+    (
+        config.QuantizeConfig,
+        {"average": True, "adapter": ("A",)},
+        "--adapter A: must be two folders or more where --average is given",
+    ),
     (config.TrainConfig, {"min_workers": 2}, "--min-workers 2: must be between 1 and --num-workers (1)"),
     (config.TrainConfig, {"num_workers": 0}, "--num-workers 0: must be at least 1"),
     (config.TrainConfig, {"epochs": 0}, "--epochs 0: must be above 0"),
