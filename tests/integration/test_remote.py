@@ -65,10 +65,13 @@ def check_scores(model: str, pairs: str, output: str) -> None:
 
 
 def test_two_workers_in_s3_agree_with_one_on_a_disk(s3_bucket, classifier, int8_base, prepared):
-    """Steps of the same pairs: only the order in which gradients are added up differs."""
+    """Steps of the same pairs: only the order in which gradients are added up differs.
+
+    Three workers are asked for, and two have place.
+    """
     upload(s3_bucket, int8_base, prepared)
     model = f"{s3_bucket}/model"
-    run = train(train_config(f"{s3_bucket}/base", f"{s3_bucket}/data", model, num_workers=2))
+    run = train(train_config(f"{s3_bucket}/base", f"{s3_bucket}/data", model, num_workers=3, min_workers=2))
     check_folder(model, "step-000008")
     two = Path(local_copy(model))
     one, other = (load_file(folder / "adapter_model.safetensors") for folder in (classifier, two))

@@ -194,7 +194,7 @@ def test_the_loss_of_each_row(trainer_of):
     assert len(sums.row_losses) > 1
     assert float(losses.sum()) / 2 / 16 == pytest.approx(float(sums.totals[0]), rel=1e-6)
     one = trainer_of(max_steps=1).forward_backward(
-        rows[3:4], trainer.prepare_batches(trainer.train, rows[3:4])
+        rows[3:4], trainer.plan(trainer.encoder.encode(*trainer.train.texts(rows[3:4])))
     )
     [(_, alone)] = one.row_losses
     assert float(losses[3]) == pytest.approx(float(alone), abs=1e-5)
@@ -215,6 +215,15 @@ def test_by_default_each_worker_has_a_micro_batch(trainer_of):
     for size in (1, 3):
         _, batches = trainer_of(token_budget=4_000, group=WorkerGroup(0, size)).prepare_step(0)
         assert len(batches.micro_batches) == size
+
+
+def test_fewer_workers_than_asked_for_cut_the_same_micro_batches(trainer_of):
+    plans = [
+        trainer_of(token_budget=4_000, num_workers=3, group=WorkerGroup(0, size)).prepare_step(0)[1]
+        for size in (1, 2, 3)
+    ]
+    assert [plan.costs for plan in plans] == [plans[0].costs] * 3
+    assert len(plans[0].costs) == 3
 
 
 def test_seeds_of_micro_batches_differ():
