@@ -69,7 +69,7 @@ def ray_session(store_ports: tuple[int, int]) -> Iterator[None]:
             patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
         # Two processes a run: one would hand out datasets of Ray Data, of which there are none; the other
-        # frees what a lost controller held, but ends at once where it finds a second Ray, as test runs have.
+        # asks a dashboard, which there is not, for the controller, to free what a lost one held.
         for name in ("DatasetsCallback", "PlacementGroupCleanerCallback"):
             patch.setattr(data_parallel_trainer, name, lambda **_: WorkerGroupCallback())
         with pytest.MonkeyPatch.context() as workers:
