@@ -18,7 +18,7 @@ from wsdm_ray.training.metrics import StepMetrics
 EIGHT_BIT = {"optimizer": OptimizerConfig(kind="adamw_8bit", learning_rate=5e-3), "lora": LoraConfig(r=64)}
 DROPOUT = {"lora": LoraConfig(r=4, alpha=8, dropout=0.1), "head": HeadConfig(dropout=0.1)}
 LEARNING = {
-    "epochs": 5,
+    "epochs": 4,
     "lora": LoraConfig(r=8, alpha=16, dropout=0.0),
     "head": HeadConfig(kind="linear"),
     "optimizer": OptimizerConfig(learning_rate=5e-3, warmup_fraction=0.1),
@@ -64,29 +64,24 @@ def test_two_runs_are_the_same_to_the_byte(trainer_of, tmp_path, quantization):
     [{}, DROPOUT, EIGHT_BIT, {"optimizer": OptimizerConfig(learning_rate=5e-3, head_learning_rate=1e-3)}],
     ids=["plain", "dropout", "adamw_8bit", "head_rate"],
 )
-@pytest.mark.parametrize("stop", [1, 4])
-def test_a_run_in_two_parts_is_the_same_to_the_byte(trainer_of, tmp_path, options, stop):
-    whole = trainer_of(**options, epochs=2)
-    metrics = without_times(list(whole.steps()))
+def test_a_run_in_two_parts_is_the_same_to_the_byte(trainer_of, tmp_path, options):
+    whole, metrics = trainer_of(**options, epochs=2), []
+    for row in whole.steps():
+        metrics += without_times([row])
+        if whole.step in (1, 4):
+            whole.save(str(tmp_path / f"after-{whole.step}"))
     assert len(metrics) == 6
     expected = saved(whole, tmp_path / "whole")
-
-    first = trainer_of(**options, epochs=2)
-    steps = first.steps()
-    for _ in range(stop):
-        next(steps)
-    first.save(str(tmp_path / "part"))
-    steps.close()
-
-    disturb()
-    second = trainer_of(**options, epochs=2)
-    second.restore(str(tmp_path / "part"))
-    assert second.step == stop
-    disturb()
-    rest = list(second.steps())
-    assert without_times(rest) == metrics[stop:]
-    assert without_times(second.metrics) == metrics, "those of the first part included"
-    assert saved(second, tmp_path / "second") == expected
+    for stop in (1, 4):
+        disturb()
+        second = trainer_of(**options, epochs=2)
+        second.restore(str(tmp_path / f"after-{stop}"))
+        assert second.step == stop
+        disturb()
+        rest = list(second.steps())
+        assert without_times(rest) == metrics[stop:]
+        assert without_times(second.metrics) == metrics, "those of the first part included"
+        assert saved(second, tmp_path / "second") == expected
 
 
 def test_dropout_changes_the_run(trainer_of, tmp_path):
