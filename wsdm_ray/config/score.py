@@ -71,6 +71,9 @@ class ScoringConfig:
     """Print the plan and exit."""
     restart: bool = False
     """Delete what the output folder holds and start over."""
+    allow_version_change: bool = False
+    """Go on with a run that was begun with other versions of torch, transformers, tokenizers, ftfy or of this
+    package's arithmetic, which give other numbers; run.json records it."""
 
     def __post_init__(self) -> None:
         expand_home(self)

@@ -44,6 +44,7 @@ __all__ = [
     "check_inputs",
     "check_run",
     "describe",
+    "options_of_the_output",
 ]
 
 SAMPLES = 4
@@ -96,6 +97,7 @@ class ScoreRun:
     """All that executing a run needs.
 
     output: the folder, as it was given. restart: delete what it holds.
+    allow_version_change: go on with other versions of what changes numbers than it was begun with.
     files, plan: what is scored. keep: columns of the input that the output has, too.
     replica: how, in every replica. cluster: where. ties: votes for the submission.
     fingerprint: all that decides the output.
@@ -114,6 +116,7 @@ class ScoreRun:
     started: float
     keep: pa.Schema = NO_COLUMNS
     ties: TieVotes | None = None
+    allow_version_change: bool = False
 
 
 def check_inputs(config: ScoreConfig) -> CheckedInputs:
@@ -194,6 +197,7 @@ def check_run(config: ScoreConfig, cluster: Cluster, inputs: CheckedInputs | Non
         started=inputs.started,
         keep=inputs.keep,
         ties=inputs.ties,
+        allow_version_change=config.allow_version_change,
     )
 
 

@@ -21,7 +21,7 @@ from wsdm_ray.data.shards import write_shards
 from wsdm_ray.data.splitting import among, group_digests, prompt_digests
 from wsdm_ray.errors import DataError, RunMismatchError
 from wsdm_ray.inputs.conversion import ParquetInput
-from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, open_run, options
+from wsdm_ray.runs import check_no_overlap, file_versions, hold_run, options
 from wsdm_ray.schema import CANONICAL_TYPES, MODEL_A, MODEL_B, TEXTS
 from wsdm_ray.scoring import pipeline
 from wsdm_ray.scoring.check import NOT_OF_THE_OUTPUT, ScoreRun, describe
@@ -95,17 +95,16 @@ def pseudolabel(config: PseudolabelConfig, scoring: Scoring = pipeline) -> dict[
     run = check_labels(config, score_run, excluded_files)
     if config.predictions:
         use_finished(run.score, scoring)  # before --restart deletes anything
-    finished = open_run(run.output, JOB, run.fingerprint, run.restart)
-    if finished:
-        logger.info("pseudolabel: %s is finished already, nothing to do", run.output)
-        log_counts(finished)
-        return finished
-    if not config.predictions:
-        scoring.execute(run.score)
-    tally = Tally()
-    write_shards(join(run.output, "train"), run.schema, label_units(run, tally), SHARD_ROWS)
-    tally.check_some_kept(run.hard_threshold, run.score.output)
-    written = finish_run(run.output, JOB, run.fingerprint, {"config": run.config, **tally.summary()})
+    with hold_run(run.output, JOB, run.fingerprint, run.restart) as held:
+        if written := held.finished:
+            logger.info("pseudolabel: %s is finished already, nothing to do", run.output)
+        else:
+            if not config.predictions:
+                scoring.execute(run.score)
+            tally = Tally()
+            write_shards(join(run.output, "train"), run.schema, label_units(run, tally), SHARD_ROWS)
+            tally.check_some_kept(run.hard_threshold, run.score.output)
+            written = held.finish({"config": run.config, **tally.summary()})
     log_counts(written)
     return written
 
