@@ -17,6 +17,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ from wsdm_ray import storage
 from wsdm_ray.errors import DataError, StorageError
 from wsdm_ray.inputs.tables import is_json, is_table
 
-__all__ = ["InputFile", "list_inputs", "with_partitions"]
+__all__ = ["InputFile", "list_inputs", "listed_versions", "with_partitions"]
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,15 @@ def list_inputs(paths: Sequence[str]) -> list[InputFile]:
             kept, distinct_names(kept, [roots[path] for path in kept]), partitions, strict=True
         )
     ]
+
+
+def listed_versions(files: Sequence[InputFile]) -> dict[str, dict[str, Any]]:
+    """Size, version and place of each file by its path, as they were listed: what a fingerprint keeps."""
+    return {
+        file.path: {"bytes": file.version.size, "version": file.version.stamp, "place": place}
+        for place, file in enumerate(files)
+        if file.version
+    }
 
 
 def with_partitions(table: pa.Table, file: InputFile) -> pa.Table:

@@ -17,7 +17,7 @@ from wsdm_ray.config import SUBMISSION_OPTIONS, ScoreConfig, to_dict
 from wsdm_ray.data.submission import TieVotes, check_submission
 from wsdm_ray.inputs.conversion import parquet_inputs
 from wsdm_ray.inputs.faults import BadFiles
-from wsdm_ray.inputs.files import list_inputs
+from wsdm_ray.inputs.files import list_inputs, listed_versions
 from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.modeling.folder_names import check_manifest_there
 from wsdm_ray.runs import check_no_overlap, options
@@ -26,7 +26,6 @@ from wsdm_ray.scoring.plan import (
     ScorePlan,
     WorkUnit,
     cut_digest,
-    input_versions,
     make_plan,
     narrowed,
 )
@@ -190,7 +189,7 @@ def check_run(config: ScoreConfig, cluster: Cluster, inputs: CheckedInputs | Non
         fingerprint={
             "options": options_of_the_output(config) | {"layout": replica.layout},
             "models": [model.fingerprint for model in models],
-            "inputs": input_versions(plan),
+            "inputs": listed_versions(plan.files),
         }
         | ({"units": cut} if (cut := cut_digest(plan)) else {}),
         config=to_dict(config),

@@ -6,7 +6,6 @@ options always give the same units. Not covered: how the rows of a unit are read
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -29,7 +28,6 @@ __all__ = [
     "check_inputs_unchanged",
     "cut_digest",
     "cut_units",
-    "input_versions",
     "make_plan",
     "narrowed",
     "part_name",
@@ -132,15 +130,6 @@ def cut_digest(plan: ScorePlan) -> str | None:
         for part in unit.slices
     ]
     return digest(repr(cut)).hex()
-
-
-def input_versions(plan: ScorePlan) -> dict[str, dict[str, Any]]:
-    """Size, version and place of each input file by its path: what a fingerprint keeps of the input."""
-    return {
-        file.path: {"bytes": file.version.size, "version": file.version.stamp, "place": place}
-        for place, file in enumerate(plan.files)
-        if file.version
-    }
 
 
 def check_inputs_unchanged(plan: ScorePlan) -> None:

@@ -10,10 +10,10 @@ import pytest
 from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.conversion import parquet_inputs
 from wsdm_ray.inputs.faults import BadFiles
-from wsdm_ray.inputs.files import list_inputs
+from wsdm_ray.inputs.files import list_inputs, listed_versions
 from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.runs import file_versions
-from wsdm_ray.scoring.plan import ScorePlan, check_inputs_unchanged, input_versions, make_plan
+from wsdm_ray.scoring.plan import ScorePlan, check_inputs_unchanged, make_plan
 from wsdm_ray.scoring.unit_rows import read_unit
 
 
@@ -32,7 +32,7 @@ def planned(files: list[str], *, skip: bool = False, keep: bool = False) -> Scor
 def test_versions_are_those_of_the_listing(write):
     files = [write(table_of([number]), f"{number}.parquet") for number in range(3)]
     plan = planned(files)
-    assert input_versions(plan) == file_versions(files)
+    assert listed_versions(plan.files) == file_versions(files)
     check_inputs_unchanged(plan)
     write(table_of([9]), "1.parquet")
     with pytest.raises(DataError, match=r"1\.parquet: has changed"):
