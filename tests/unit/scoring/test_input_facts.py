@@ -2,6 +2,8 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +15,7 @@ from wsdm_ray.inputs.faults import BadFiles
 from wsdm_ray.inputs.files import list_inputs, listed_versions
 from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.runs import file_versions
+from wsdm_ray.scoring.pipeline import report
 from wsdm_ray.scoring.plan import ScorePlan, check_inputs_unchanged, make_plan
 from wsdm_ray.scoring.unit_rows import read_unit
 
@@ -91,3 +94,11 @@ def test_ids_that_are_there_twice_may_be_kept(write, caplog):
     plan = planned([first, second], keep=True)
     assert (plan.rows, plan.duplicate_ids) == (4, 2)
     assert f"2 rows have an id that an earlier row has, the first: id 4 is in {first} row 0" in caplog.text
+
+
+def test_a_run_whose_input_changed_at_the_end_has_no_report(write):
+    plan = planned([write(table_of([1, 2]))])
+    write(table_of([3, 4, 5]))
+    run: Any = SimpleNamespace(plan=plan)
+    with pytest.raises(DataError, match="has changed from"):
+        report(run, held=None, totals=None, fresh=[])  # pyright: ignore[reportArgumentType]
