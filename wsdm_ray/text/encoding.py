@@ -99,7 +99,8 @@ class PairEncoder:
         lengths = [np.asarray([len(ids) for ids in segment], np.int64) for segment in columns]
         total_N = np.sum(lengths, axis=0)
         if self.config.truncation == "balanced":
-            budgets = balanced_budgets(*lengths, self.text_budget, self.config.prompt_share)
+            for_prompt, for_a, for_b = lengths
+            budgets = balanced_budgets(for_prompt, for_a, for_b, self.text_budget, self.config.prompt_share)
             columns = [
                 [truncate_middle(ids, keep) for ids, keep in zip(segment, budget.tolist(), strict=True)]
                 for segment, budget in zip(columns, budgets, strict=True)
@@ -116,8 +117,8 @@ class PairEncoder:
             drop = max(drop - len(prefix), 0)
             suffixes_ab.append(self.suffix(a[i], b[i])[drop:])
             suffixes_ba.append(self.suffix(b[i], a[i])[drop:])
-        lists = (prefixes, suffixes_ab, suffixes_ba)
-        return EncodedPairs(*map(Ragged.from_lists, lists), cut_N.astype(np.int32), ba_first_N)
+        prefix, suffix_ab, suffix_ba = map(Ragged.from_lists, (prefixes, suffixes_ab, suffixes_ba))
+        return EncodedPairs(prefix, suffix_ab, suffix_ba, cut_N.astype(np.int32), ba_first_N)
 
     def suffix(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return np.concatenate([self.first_tag, first, self.second_tag, second, self.eos])

@@ -90,7 +90,7 @@ def alternatives(pattern: re.Pattern) -> Any:
         warnings.simplefilter("ignore", DeprecationWarning)
         import sre_parse
 
-        parsed = sre_parse.parse(pattern.pattern, pattern.flags & ~re.UNICODE)
+        parsed: Any = sre_parse.parse(pattern.pattern, pattern.flags & ~re.UNICODE)
     assert parsed.getwidth()[1] == MOJIBAKE_LENGTH
     [(_, (_, branches))] = parsed
     return branches
