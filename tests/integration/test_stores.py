@@ -26,11 +26,6 @@ from wsdm_ray.runs import hold_run
 ROOT = Path(__file__).parents[2]
 
 
-def run_job(job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"jobs.{job}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
 def test_write_list_read_delete(bucket):
     table = pa.table({"id": list(range(5_000)), "text": ["é\x00"] * 5_000})
     for name in ("b.parquet", "a.parquet", "in/c.parquet", "_run/d.parquet"):
@@ -255,8 +250,7 @@ def test_prepare_and_evaluate(bucket, tiny_votes, capsys):
     raw = pq.read_table(storage.list_files(str(tiny_votes)))
     storage.write_parquet(f"{bucket}/raw/votes.parquet", raw)
     arguments = ["--input", f"{bucket}/raw", "--output", f"{bucket}/data", "--valid-fraction", "0.5"]
-    run = run_job("prepare", *arguments)
-    assert run.returncode == 0, run.stderr
+    assert main.run_job("prepare", arguments) == 0
     counts = storage.read_json(f"{bucket}/data/run.json")
     valid = pa.concat_tables(
         file.read()
@@ -284,8 +278,7 @@ def test_prepare_and_evaluate(bucket, tiny_votes, capsys):
     )  # fmt: skip
     storage.write_parquet(f"{bucket}/predictions/part-000000.parquet", predictions)
     arguments = ["--predictions", f"{bucket}/predictions", "--votes", f"{bucket}/data/valid"]
-    run = run_job("evaluate", *arguments, "--output", f"{bucket}/report")
-    assert run.returncode == 0, run.stderr
+    assert main.run_job("evaluate", [*arguments, "--output", f"{bucket}/report"]) == 0
     metrics = storage.read_json(f"{bucket}/report/metrics.json")
     assert metrics["rows"] == count
     assert metrics["accuracy"] > 0.7

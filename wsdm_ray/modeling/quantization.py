@@ -6,6 +6,8 @@ on a few pairs (`quantization_check`).
 """
 
 import tempfile
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from wsdm_ray.config import QuantizeConfig, TextConfig, to_dict
@@ -50,10 +52,12 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
             "adapter": [folder_digest(adapter) for adapter in adapters],
             "precision": config.precision,
         }
+        if config.average:
+            fingerprint["average"] = True
         if files:
             versions = file_versions([file.path for file in files])
             fingerprint |= {"calibrate": versions, "calibration_pairs": config.calibration_pairs}
-        merged = merge(base, adapters, fingerprint["base"])
+        merged = merge(base, adapters, fingerprint["base"], average=config.average)
         if config.precision == "nf4" and default_device() == "cpu":  # where it will be compared
             check_widths(base, merged.base.config)
     with hold_run(config.output, "quantize", fingerprint, config.restart) as run:
@@ -73,8 +77,8 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
     return written
 
 
-def merge(base: str, adapters: list[str], base_digest: str) -> Merged:
-    """The weights of a base with adapters merged in, in order; nothing is computed yet.
+def merge(base: str, adapters: list[str], base_digest: str, *, average: bool = False) -> Merged:
+    """The weights of a base with adapters merged in, in order, or their mean; nothing is computed yet.
 
     Raises:
         ModelError: a part is not usable, or does not fit.
@@ -86,16 +90,38 @@ def merge(base: str, adapters: list[str], base_digest: str) -> Merged:
         raise ModelError(
             f"{base}: is calibrated, so adapters cannot be added to it; give the model as it was before"
         )
-    merged = Merged(base=found, adapters=tuple(read_adapter(folder, found.config) for folder in adapters))
+    merged = Merged(
+        base=found,
+        adapters=tuple(read_adapter(folder, found.config) for folder in adapters),
+        average=average,
+    )
     for number, adapter in enumerate(merged.adapters):
-        check_trained_on(adapter, base, base_digest, first=number == 0)
+        check_trained_on(adapter, base, base_digest, first=average or number == 0)
+    if average:
+        check_alike(merged.adapters)
     return merged
+
+
+def check_alike(adapters: Sequence[Adapter]) -> None:
+    """Raise `ModelError` where the mean of adapters and heads would mean nothing."""
+    first, *others = adapters
+    for adapter in adapters:
+        if adapter.manifest is None:
+            raise ModelError(f"{adapter.folder}: is no folder of `train`; leave it or --average out")
+    for adapter, name in product(others, ("quantization", "head", "text", "orders", "temperature")):
+        ours, theirs = getattr(first.manifest, name), getattr(adapter.manifest, name)
+        if ours != theirs:
+            raise ModelError(
+                f"{adapter.folder}: its {name} is not that of {first.folder}; --average takes runs with the "
+                "same options"
+            )
 
 
 def left_out(merged: Merged) -> list[tuple[str, tuple[str, ...]]]:
     """Folders whose heads the checkpoint does not have, each with the names of the tensors."""
     head = head_of(merged)
-    parts = (part for part in (merged.base, *merged.adapters) if not head or part.folder != head.folder)
+    every = (merged.base,) if merged.average else (merged.base, *merged.adapters)
+    parts = (part for part in every if not head or part.folder != head.folder)
     return [(part.folder, part.heads) for part in parts if part.heads]
 
 

@@ -25,6 +25,7 @@ from wsdm_ray.scoring.parts import (
     delete_others,
     parts_are_there,
 )
+from wsdm_ray.scoring.plan import check_inputs_unchanged
 from wsdm_ray.scoring.shared_inputs import shared_units
 from wsdm_ray.storage import delete_file, read_json
 from wsdm_ray.telemetry import human, logger
@@ -123,12 +124,15 @@ def log_complete(output: str, finished: Mapping[str, Any]) -> None:
 
 def report(run: ScoreRun, held: HeldRun, totals: Totals, fresh: Sequence[UnitReport]) -> dict[str, Any]:
     """Write run.json, delete the crash records and log the totals; returns what run.json holds."""
+    check_inputs_unchanged(run.plan)
     crash_records = list_crash_records(run.output)
     seconds = time.monotonic() - run.started
     adaptive = {"rerun": totals.rerun, "share_rerun": round(totals.rerun / totals.rows, 4)}
     content = {
         "config": run.config,
         "counts": totals.counts,
+        "duplicate_ids": run.plan.duplicate_ids,
+        "bad_files": [dataclasses.asdict(file) for file in run.plan.bad_files],
         "adaptive": adaptive if run.replica.orders == "adaptive" else None,
         "budget_halved": {"times": totals.halvings, "smallest": totals.smallest_budget},
         "replicas_lost": sum(len(read_json(path)) for path in crash_records),

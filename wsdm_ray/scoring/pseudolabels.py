@@ -26,7 +26,8 @@ from wsdm_ray.schema import CANONICAL_TYPES, MODEL_A, MODEL_B, TEXTS
 from wsdm_ray.scoring import pipeline
 from wsdm_ray.scoring.check import NOT_OF_THE_OUTPUT, ScoreRun, describe
 from wsdm_ray.scoring.label_counts import REASONS, Tally, log_counts
-from wsdm_ray.scoring.plan import CARRIED, ScorePlan, WorkUnit, part_name, read_unit
+from wsdm_ray.scoring.plan import CARRIED, ScorePlan, WorkUnit, part_name, place_of, sources_of
+from wsdm_ray.scoring.unit_rows import read_unit
 from wsdm_ray.storage import join, list_files, open_parquet
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.normalize import fix_text
@@ -168,7 +169,7 @@ def carried(plan: ScorePlan, columns: Columns) -> list[str]:
     Raises:
         DataError: a name that was chosen for one of them is in no file.
     """
-    sources = list(dict.fromkeys(unit.source for unit in plan.units))
+    sources = sources_of(plan.units)
     with ThreadPoolExecutor(16) as pool:
         names_of = dict(zip(sources, pool.map(column_names, sources), strict=True))
     there = [
@@ -228,7 +229,7 @@ def probabilities(path: str, ids: pa.ChunkedArray, unit: WorkUnit) -> Floats:
         both = zip(scored.to_pylist(), ids.to_pylist(), strict=False)
         row = next((row for row, (one, other) in enumerate(both) if one != other), min(len(part), len(ids)))
         raise DataError(
-            f"{path}: {len(part)} rows that are not those of {unit.path} from row {unit.start}, first in row "
+            f"{path}: {len(part)} rows that are not those of {place_of(unit)}, first in row "
             f"{row}; delete the predictions and score again"
         )
     prob_N = part.column("prob_a").cast(pa.float64()).to_numpy()

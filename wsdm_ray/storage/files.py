@@ -38,16 +38,20 @@ NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EM
 
 
 @contextlib.contextmanager
-def open_read(path: str) -> Iterator[IO[bytes]]:
-    """A binary file open for reading."""
+def open_read(path: str, **options: Any) -> Iterator[IO[bytes]]:
+    """A binary file open for reading.
+
+    Args:
+        options: for the file system's own way to open a file.
+    """
     fs, inner = filesystem(path)
-    with errors_for(path), fs.open(inner, "rb") as file:
+    with errors_for(path), fs.open(inner, "rb", **options) as file:
         yield cast(IO[bytes], file)
 
 
 @contextlib.contextmanager
 def open_parquet(path: str, *, buffer_bytes: int = 0) -> Iterator[pq.ParquetFile]:
-    """A parquet file open for reading.
+    """A parquet file open for reading; a page whose checksum is wrong is an error when it is read.
 
     Args:
         buffer_bytes: how much of a column is read at a time; 0: its whole part of a row group.
@@ -56,9 +60,17 @@ def open_parquet(path: str, *, buffer_bytes: int = 0) -> Iterator[pq.ParquetFile
         DataError: the file is not parquet, or has a column of a type that cannot be read.
         StorageError: it cannot be read.
     """
-    with open_read(path) as file:
+    # Parquet says what it reads next: a cache between it and a store would only read more.
+    with open_read(path, **({"cache_type": "none"} if is_remote(path) else {})) as file:
         try:
-            opened = pq.ParquetFile(file, memory_map=False, buffer_size=buffer_bytes)
+            opened = pq.ParquetFile(
+                file,
+                memory_map=False,
+                buffer_size=buffer_bytes,
+                # All columns by few requests: of use in a store, and where whole columns are wanted.
+                pre_buffer=is_remote(path) and not buffer_bytes,
+                page_checksum_verification=True,
+            )
         except pa.ArrowNotImplementedError as error:
             raise DataError(
                 f"{path}: a column has a type that is not read ({reason(error)}); write the file without it, "

@@ -23,12 +23,13 @@ from wsdm_ray.scoring.parts import (
     parts_are_there,
     write_part,
 )
-from wsdm_ray.scoring.plan import ScorePlan, WorkUnit
+from wsdm_ray.scoring.plan import ScorePlan, Slice, WorkUnit
 
 DIGEST = "of this run"
 
 A, B = (ParquetInput(file=InputFile(name, name), columns=Columns()) for name in "ab")
-PLAN = ScorePlan((WorkUnit(0, A, 0, 3), WorkUnit(1, A, 3, 2), WorkUnit(2, B, 0, 3)), id_type=pa.int64())
+SLICES = (Slice(A, 0, 3), Slice(A, 3, 2), Slice(B, 0, 3))
+PLAN = ScorePlan(tuple(WorkUnit(number, (part,)) for number, part in enumerate(SLICES)), id_type=pa.int64())
 REPORTS = (
     UnitReport(unit=0, rows=3, errors=1, cut=2, tokens=30, rerun=0, forward_tokens=70, token_budget=512),
     UnitReport(unit=1, rows=2, tokens=20, rerun=1, halvings=2, token_budget=128, seconds=0.5, process=7),
