@@ -7,10 +7,11 @@ from wsdm_ray.config import ScoreConfig
 from wsdm_ray.errors import WsdmRayError
 from wsdm_ray.inputs.files import list_inputs
 from wsdm_ray.modeling.manifest import folder_digest
-from wsdm_ray.runs import RUN_FILE, file_versions, find_run, run_folder
+from wsdm_ray.runs import RUN_FILE, find_run, run_folder
 from wsdm_ray.runs.names import listed
 from wsdm_ray.scoring.check import options_of_the_output
 from wsdm_ray.scoring.parts import list_parts
+from wsdm_ray.scoring.plan import versions_of
 from wsdm_ray.storage import local_copy, model_location
 
 __all__ = ["finished_run"]
@@ -50,7 +51,7 @@ def is_of(config: ScoreConfig, fingerprint: Mapping[str, Any]) -> bool:
         options == fingerprint["options"]
         and len(models) == len(config.model)
         and all(config.precision in ("auto", model["precision"]) for model in models)
-        and file_versions([file.path for file in list_inputs(config.input)]) == fingerprint["inputs"]
+        and versions_of(list_inputs(config.input)) == fingerprint["inputs"]
         and [folder_digest(local_copy(model_location(folder))) for folder in config.model]
         == [model["digest"] for model in models]
     )

@@ -35,6 +35,7 @@ __all__ = [
     "part_name",
     "place_of",
     "sources_of",
+    "versions_of",
 ]
 
 CARRIED = ("model_a", "model_b", "language")
@@ -135,10 +136,15 @@ def cut_digest(plan: ScorePlan) -> str | None:
 
 
 def input_versions(plan: ScorePlan) -> dict[str, dict[str, Any]]:
-    """Size, version and place of each input file by its path: what a fingerprint keeps of the input."""
+    """What a fingerprint keeps of the input."""
+    return versions_of(plan.files)
+
+
+def versions_of(files: Sequence[InputFile]) -> dict[str, dict[str, Any]]:
+    """Size, version and place of each input file by its path, as they were listed."""
     return {
         file.path: {"bytes": file.version.size, "version": file.version.stamp, "place": place}
-        for place, file in enumerate(plan.files)
+        for place, file in enumerate(files)
         if file.version
     }
 

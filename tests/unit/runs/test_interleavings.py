@@ -31,10 +31,11 @@ from wsdm_ray.scoring.parts import (
     read_footer,
     write_part,
 )
-from wsdm_ray.scoring.plan import ScorePlan, WorkUnit
+from wsdm_ray.scoring.plan import ScorePlan, Slice, WorkUnit
 
 SOURCE = ParquetInput(file=InputFile("a", "a"), columns=Columns())
-PLAN = ScorePlan((WorkUnit(0, SOURCE, 0, 1), WorkUnit(1, SOURCE, 1, 1)), id_type=pa.int64())
+UNITS = tuple(WorkUnit(number, (Slice(SOURCE, number, 1),)) for number in range(2))
+PLAN = ScorePlan(UNITS, id_type=pa.int64())
 OUTPUT = "memory://runs/out"
 TABLE = pa.table({"id": [1]})
 
