@@ -246,7 +246,7 @@ def test_a_part_that_a_finished_run_lost_is_made_again():
 
 
 def test_what_a_stopped_driver_writes_is_not_taken_for_the_record_of_a_later_run():
-    for pause, later in itertools.product(list(each_pause())[::3], range(8, requests_of_a_calm_run(), 7)):
+    for pause, later in itertools.product(each_pause()[20:], range(8, requests_of_a_calm_run(), 7)):
         with gated_store():
             first = driver(seed=0).go_on(pause)
             before = find_run(OUTPUT)
