@@ -34,9 +34,8 @@ from wsdm_ray.scoring.parts import (
 from wsdm_ray.scoring.plan import ScorePlan, Slice, WorkUnit
 
 SOURCE = ParquetInput(file=InputFile("a", "a"), columns=Columns())
-PLAN = ScorePlan(
-    tuple(WorkUnit(number, (Slice(SOURCE, number, 1),)) for number in range(2)), id_type=pa.int64()
-)
+UNITS = tuple(WorkUnit(number, (Slice(SOURCE, number, 1),)) for number in range(2))
+PLAN = ScorePlan(UNITS, id_type=pa.int64())
 OUTPUT = "memory://runs/out"
 TABLE = pa.table({"id": [1]})
 
@@ -247,14 +246,16 @@ def test_a_part_that_a_finished_run_lost_is_made_again():
 
 
 def test_what_a_stopped_driver_writes_is_not_taken_for_the_record_of_a_later_run():
-    for pause, later in itertools.product(list(each_pause())[::3], range(8, requests_of_a_calm_run(), 7)):
+    for pause, later in itertools.product(each_pause()[20:], range(8, requests_of_a_calm_run(), 7)):
         with gated_store():
             first = driver(seed=0).go_on(pause)
+            before = find_run(OUTPUT)
             second = driver(seed=1, restart=True).go_on(later)
             begun = find_run(OUTPUT)
             if begun and not begun.finished and begun.record["fingerprint"] == {"seed": 1}:
                 second.kill()
                 first.go_on()
-                assert not isinstance(first.result, str), (pause, later)
+                was_done = before is not None and before.finished
+                assert was_done or not isinstance(first.result, str), (pause, later)
                 assert driver(seed=1, seen=False).go_on().result == "finished", (pause, later)
                 check_output(1)
