@@ -15,11 +15,19 @@ from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import TEXTS
 from wsdm_ray.scoring.kept_columns import NO_COLUMNS, encoded_kept, kept_names
 from wsdm_ray.scoring.model_spec import ModelSpec
-from wsdm_ray.scoring.plan import WorkUnit, canonical_unit, own_names, read_columns
+from wsdm_ray.scoring.plan import WorkUnit, canonical_unit, own_names, read_columns, read_unit_ids
 from wsdm_ray.storage import local_copy
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 
-__all__ = ["encode_texts", "encode_unit", "encoded_pairs", "encoder_of", "table_from_bytes", "table_to_bytes"]
+__all__ = [
+    "encode_texts",
+    "encode_unit",
+    "encode_without_texts",
+    "encoded_pairs",
+    "encoder_of",
+    "table_from_bytes",
+    "table_to_bytes",
+]
 
 
 @functools.lru_cache(maxsize=4)
@@ -41,6 +49,18 @@ def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec], keep: pa.Schema = N
         errors_N[row] = str(fault)
     encoded = encode_texts(rows.column("id"), texts, errors_N, models)
     for name, column in encoded_kept(table, kept, keep):
+        encoded = encoded.append_column(name, column)
+    return encoded
+
+
+def encode_without_texts(
+    unit: WorkUnit, error: str, models: Sequence[ModelSpec], keep: pa.Schema = NO_COLUMNS
+) -> pa.Table:
+    """The unit's rows, as of `encode_unit`, each with `error`; of its files, only the ids are read."""
+    ids = read_unit_ids(unit)
+    texts = {str(name): [""] * unit.rows for name in TEXTS}
+    encoded = encode_texts(ids, texts, np.full(unit.rows, error, object), models)
+    for name, column in encoded_kept(encoded.select([]), kept_names(unit.source, keep), keep):
         encoded = encoded.append_column(name, column)
     return encoded
 

@@ -12,11 +12,21 @@ import pyarrow as pa
 
 from wsdm_ray.errors import DataError
 from wsdm_ray.runs import names_in, versions
+from wsdm_ray.scoring.error_kinds import ErrorKind, kinds_from_json, kinds_to_json, merge_kinds
 from wsdm_ray.scoring.plan import ScorePlan, part_name
 from wsdm_ray.storage import join, open_parquet, write_parquet
 from wsdm_ray.telemetry import logger
 
-__all__ = ["Totals", "UnitReport", "add_up", "completed_units", "list_parts", "provenance", "write_part"]
+__all__ = [
+    "Totals",
+    "UnitReport",
+    "add_up",
+    "completed_units",
+    "joined_reports",
+    "list_parts",
+    "provenance",
+    "write_part",
+]
 
 COUNTS_KEY = b"wsdm_ray.counts"
 """The key in a part's parquet footer of its counts, so that a resumed run can add them up."""
@@ -47,6 +57,7 @@ class UnitReport:
     tokens: of one ordering, after truncation. forward_tokens: what went through the models, padding included.
     halvings: how many times memory ran out and the token budget was halved; token_budget: the last one.
     seconds, process: how long the replica took, and which one it was.
+    kinds: of errors, as JSON (`error_kinds`).
     error: a packed `WsdmRayError` that ended the unit, else "".
     """
 
@@ -61,6 +72,7 @@ class UnitReport:
     forward_tokens: int = 0
     seconds: float = 0.0
     process: int = 0
+    kinds: str = ""
     error: str = ""
 
     def to_row(self) -> dict[str, np.ndarray]:
@@ -77,6 +89,8 @@ class UnitReport:
         counts = {name: getattr(self, name) for name in FOOTER_COUNTS}
         if self.halvings:
             counts |= {"halved": self.halvings, "token_budget": self.token_budget}
+        if self.kinds:
+            counts["kinds"] = json.loads(self.kinds)
         return json.dumps(counts).encode()
 
     @classmethod
@@ -86,12 +100,16 @@ class UnitReport:
         if not {"unit", "rows"} <= counts.keys():
             return None
         known: dict[str, Any] = {name: int(counts.get(name, 0)) for name in (*FOOTER_COUNTS, "token_budget")}
-        return cls(**known, halvings=int(counts.get("halved", 0)))
+        kinds = json.dumps(counts["kinds"]) if "kinds" in counts else ""
+        return cls(**known, halvings=int(counts.get("halved", 0)), kinds=kinds)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:
-    """Counts over all units of a run; halvings and smallest_budget say how memory ran out, if it did."""
+    """Counts over all units of a run; halvings and smallest_budget say how memory ran out, if it did.
+
+    kinds: of the errors.
+    """
 
     rows: int
     errors: int
@@ -102,12 +120,21 @@ class Totals:
     resumed_units: int
     halvings: int
     smallest_budget: int | None
+    kinds: Mapping[str, ErrorKind] = dataclasses.field(default_factory=dict)
 
     @property
     def counts(self) -> dict[str, int]:
         """What run.json keeps as its `counts`."""
-        left_out = ("halvings", "smallest_budget")
+        left_out = ("halvings", "smallest_budget", "kinds")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
+
+
+def joined_reports(unit: int, parts: Sequence[UnitReport]) -> UnitReport:
+    """What became of a unit that was scored in parts."""
+    summed = ("rows", "errors", "cut", "tokens", "rerun", "halvings", "forward_tokens")
+    counts: dict[str, Any] = {name: sum(getattr(part, name) for part in parts) for name in summed}
+    kinds = merge_kinds(kinds_from_json(part.kinds) for part in parts)
+    return UnitReport(unit=unit, **counts, token_budget=parts[-1].token_budget, kinds=kinds_to_json(kinds))
 
 
 def write_part(output: str, table: pa.Table, report: UnitReport) -> None:
@@ -176,4 +203,5 @@ def add_up(
         resumed_units=len(completed),
         halvings=sum(report.halvings for report in short_of_memory),
         smallest_budget=min((report.token_budget for report in short_of_memory), default=None),
+        kinds=merge_kinds(kinds_from_json(report.kinds) for report in reports),
     )

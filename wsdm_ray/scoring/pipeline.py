@@ -6,21 +6,25 @@ start: they are, when all that needs neither has been checked. Not covered: how 
 how one is scored (`replica`, `engine`).
 """
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wsdm_ray.config import ScoreConfig
 from wsdm_ray.data.submission import submit
+from wsdm_ray.errors import DataError
 from wsdm_ray.runs import finish_run, open_run
 from wsdm_ray.scoring.check import Cluster, ScoreRun, check_inputs, check_run, describe
-from wsdm_ray.scoring.crash_records import list_crash_records
+from wsdm_ray.scoring.crash_records import list_crash_records, list_death_records
+from wsdm_ray.scoring.error_kinds import by_process
 from wsdm_ray.scoring.parts import Totals, UnitReport, add_up, completed_units
 from wsdm_ray.scoring.shared_inputs import shared_units
 from wsdm_ray.storage import delete_file, read_json
 from wsdm_ray.telemetry import human, logger
 
 if TYPE_CHECKING:
+    from wsdm_ray.scoring.reader import Encode
     from wsdm_ray.scoring.replica import Replica
 
 __all__ = ["check", "execute", "score"]
@@ -38,6 +42,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     if config.dry_run:
         return describe(run)
     written = execute(run)
+    if config.strict:
+        check_no_row_killed(run.output, written)
     return written | {"submission": submit(config, run.output, run.ties)} if config.submission else written
 
 
@@ -59,11 +65,14 @@ def cluster_of(config: ScoreConfig) -> Cluster:
     return check_cluster(config.replicas, config.precision)
 
 
-def execute(run: ScoreRun, replica_class: "type[Replica] | None" = None) -> dict[str, Any]:
+def execute(
+    run: ScoreRun, replica_class: "type[Replica] | None" = None, encode: "Encode | None" = None
+) -> dict[str, Any]:
     """Score the units that are not done yet; returns what run.json holds.
 
     Args:
         replica_class: makes the replicas; by default `Replica`.
+        encode: reads and encodes a unit; by default `encode_unit`.
     """
     finished = open_run(run.output, "score", run.fingerprint, run.restart)
     completed = completed_units(run.plan, run.output)
@@ -78,17 +87,19 @@ def execute(run: ScoreRun, replica_class: "type[Replica] | None" = None) -> dict
         )  # fmt: skip
     fresh: list[UnitReport] = []
     if units:
+        from wsdm_ray.scoring.encode import encode_unit
         from wsdm_ray.scoring.ray_data import score_units
         from wsdm_ray.scoring.replica import Replica
 
-        fresh = score_units(run, shared_units(units, run.output), replica_class or Replica)
+        replica_class, encode = replica_class or Replica, encode or encode_unit
+        fresh = score_units(run, shared_units(units, run.output), replica_class, encode)
     totals = add_up(run.plan, run.output, completed, fresh)
     return report(run, totals, fresh)
 
 
 def report(run: ScoreRun, totals: Totals, fresh: Sequence[UnitReport]) -> dict[str, Any]:
     """Write run.json, delete the crash records and log the totals; returns what run.json holds."""
-    crash_records = list_crash_records(run.output)
+    crash_records, death_records = list_crash_records(run.output), list_death_records(run.output)
     seconds = time.monotonic() - run.started
     adaptive = {"rerun": totals.rerun, "share_rerun": round(totals.rerun / totals.rows, 4)}
     content = {
@@ -97,11 +108,14 @@ def report(run: ScoreRun, totals: Totals, fresh: Sequence[UnitReport]) -> dict[s
         "adaptive": adaptive if run.replica.orders == "adaptive" else None,
         "budget_halved": {"times": totals.halvings, "smallest": totals.smallest_budget},
         "replicas_lost": sum(len(read_json(path)) for path in crash_records),
+        "processes_died": sum(len(read_json(path)) for path in death_records),
+        "rows_given_up": by_process(totals.kinds),
+        "error_kinds": {name: dataclasses.asdict(kind) for name, kind in totals.kinds.items()},
         "throughput": throughput(fresh, seconds)
         | {"replicas": run.cluster.replicas, "gpu": run.cluster.on_gpu},
     }
     written = finish_run(run.output, "score", run.fingerprint, content)
-    for path in crash_records:
+    for path in (*crash_records, *death_records):
         delete_file(path)
     log_totals(run.output, totals, content, fresh, seconds)
     return written
@@ -123,6 +137,22 @@ def log_totals(
         )  # fmt: skip
     if content["replicas_lost"]:
         logger.warning("score: %d replicas lost their GPU and were replaced", content["replicas_lost"])
+    if content["processes_died"]:
+        logger.warning(
+            "score: %d processes died or ran out of time; %d rows that ended theirs have an error",
+            content["processes_died"], content["rows_given_up"],
+        )  # fmt: skip
+    for name, kind in totals.kinds.items():
+        logger.info("score: %d rows: %s; one is id %s", kind.rows, name, kind.example)
+
+
+def check_no_row_killed(output: str, written: Mapping[str, Any]) -> None:
+    """Raise `DataError` where rows have no probability because their process died."""
+    if rows := written.get("rows_given_up", 0):
+        raise DataError(
+            f"{output}: {rows} rows end the process that reads or scores them; their `error` says how, all "
+            "other rows are scored (--strict)"
+        )
 
 
 def throughput(fresh: Sequence[UnitReport], seconds: float) -> dict[str, float]:

@@ -43,6 +43,8 @@ __all__ = [
     "part_name",
     "read_columns",
     "read_unit",
+    "read_unit_ids",
+    "rows_of",
 ]
 
 READ_ROWS = 2_000
@@ -79,6 +81,11 @@ class ScorePlan:
     @property
     def rows(self) -> int:
         return sum(unit.rows for unit in self.units)
+
+
+def rows_of(unit: WorkUnit, start: int, stop: int) -> WorkUnit:
+    """Rows `start` to `stop` of a unit, counted from its first, as a unit of the same number."""
+    return dataclasses.replace(unit, start=unit.start + start, rows=stop - start)
 
 
 def part_name(number: int) -> str:
@@ -188,6 +195,15 @@ def read_unit(unit: WorkUnit, extra: Sequence[str] = ()) -> Rows:
         DataError: the file has fewer rows than when the plan was made.
     """
     return canonical_unit(unit, read_columns(unit, own_names(unit.source, extra)))
+
+
+def read_unit_ids(unit: WorkUnit) -> pa.ChunkedArray | pa.Array:
+    """The ids of a unit; no other column is read, where the file has one of ids."""
+    name = unit.source.columns.id
+    table = read_columns(unit, [name])
+    if name in table.column_names:
+        return ids_of(table[name], unit.path, unit.start, name)
+    return made_ids(unit.source.file, unit.start, unit.rows)
 
 
 def own_names(source: ParquetInput, extra: Sequence[str] = ()) -> list[str]:

@@ -72,15 +72,15 @@ def rows_ahead(
 
 @contextlib.contextmanager
 def follow_replicas(
-    progress: RowProgress, rows: Mapping[int, int], finished: Collection[int]
+    actor: Any, progress: RowProgress, rows: Mapping[int, int], finished: Collection[int]
 ) -> Iterator[Reporter]:
     """What replicas report to, while a thread shows it as the progress of the run.
 
     Args:
+        actor: handle of a `ProgressActor`.
         rows: of each unit.
         finished: units that the run counts as done; it grows.
     """
-    actor: Any = ray.remote(num_cpus=0)(ProgressActor).remote()
     ended = threading.Event()
 
     def follow() -> None:
