@@ -37,6 +37,7 @@ RAY = {
     "wsdm_ray.scoring.progress",
     "wsdm_ray.scoring.ray_data",
     "wsdm_ray.scoring.read_ahead",
+    "wsdm_ray.scoring.run_metrics",
     "wsdm_ray.session",
     "wsdm_ray.training.progress",
     "wsdm_ray.training.ray_train",

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from wsdm_ray.config import ScoreConfig
 from wsdm_ray.data.submission import submit
 from wsdm_ray.errors import DataError
-from wsdm_ray.runs import finish_run, open_run
+from wsdm_ray.runs import finish_run, open_run, run_folder
 from wsdm_ray.scoring.check import Cluster, ScoreRun, check_inputs, check_run, describe
 from wsdm_ray.scoring.crash_records import list_crash_records, list_death_records
 from wsdm_ray.scoring.error_kinds import by_process
 from wsdm_ray.scoring.parts import Totals, UnitReport, add_up, completed_units
+from wsdm_ray.scoring.run_status import PROGRESS_FILE, slowest_units
 from wsdm_ray.scoring.shared_inputs import shared_units
-from wsdm_ray.storage import delete_file, read_json
+from wsdm_ray.storage import delete_file, join, read_json
 from wsdm_ray.telemetry import human, logger
 
 if TYPE_CHECKING:
@@ -113,9 +114,10 @@ def report(run: ScoreRun, totals: Totals, fresh: Sequence[UnitReport]) -> dict[s
         "error_kinds": {name: dataclasses.asdict(kind) for name, kind in totals.kinds.items()},
         "throughput": throughput(fresh, seconds)
         | {"replicas": run.cluster.replicas, "gpu": run.cluster.on_gpu},
+        "slowest_units": slowest_units(fresh),
     }
     written = finish_run(run.output, "score", run.fingerprint, content)
-    for path in (*crash_records, *death_records):
+    for path in (*crash_records, *death_records, join(run_folder(run.output), PROGRESS_FILE)):
         delete_file(path)
     log_totals(run.output, totals, content, fresh, seconds)
     return written
@@ -142,6 +144,11 @@ def log_totals(
             "score: %d processes died or ran out of time; %d rows that ended theirs have an error",
             content["processes_died"], content["rows_given_up"],
         )  # fmt: skip
+    if len(fresh) > 1:
+        slowest = (
+            f"{unit['unit']} ({unit['seconds']} s, {unit['rows']:,} rows)" for unit in slowest_units(fresh)
+        )
+        logger.info("score: the slowest units: %s", ", ".join(slowest))
     for name, kind in totals.kinds.items():
         logger.info("score: %d rows: %s; one is id %s", kind.rows, name, kind.example)
 

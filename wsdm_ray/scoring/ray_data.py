@@ -19,6 +19,7 @@ from ray import cloudpickle
 
 from wsdm_ray.errors import ClusterError
 from wsdm_ray.failures import unpack_error
+from wsdm_ray.runs import run_folder
 from wsdm_ray.scoring.check import ScoreRun
 from wsdm_ray.scoring.cluster import READER_CPUS, REPLICA_CPUS
 from wsdm_ray.scoring.coordinator import Coordinator, RayCoordination
@@ -27,7 +28,7 @@ from wsdm_ray.scoring.encode import encode_unit
 from wsdm_ray.scoring.isolation import Part, PartDeath
 from wsdm_ray.scoring.parts import UnitReport
 from wsdm_ray.scoring.plan import WorkUnit
-from wsdm_ray.scoring.progress import Reporter, follow_replicas
+from wsdm_ray.scoring.progress import Follower, Reporter, following
 from wsdm_ray.scoring.read_ahead import data_context
 from wsdm_ray.scoring.reader import Encode, reader_of_process, reading
 from wsdm_ray.scoring.replica import Replica
@@ -60,7 +61,8 @@ def score_units(
     finished: dict[int, UnitReport] = {}
     coordinator: Any = ray.remote(num_cpus=0)(Coordinator).remote()
     left, idle = list(units), 0
-    with follow_replicas(coordinator, progress, rows, finished) as reporter:
+    folder = run_folder(run.output)
+    with following(Follower(coordinator, progress, rows, finished, folder, gpu_price(run))) as reporter:
         while left:
             for report in unit_reports(run, left, coordinator, reporter, replica_class, encode):
                 progress.begin(seconds_ago=report.seconds)
@@ -75,6 +77,13 @@ def score_units(
                     "Ray's workers, and run again"
                 )
     return list(finished.values())
+
+
+def gpu_price(run: ScoreRun) -> float | None:
+    """The price of the run's GPUs for a second; None where it is not known or there are none."""
+    if run.gpu_hour_price is None or not run.cluster.on_gpu:
+        return None
+    return run.gpu_hour_price * run.cluster.replicas / 3600
 
 
 def record_lost(output: str, left: Sequence[WorkUnit], coordinator: Any) -> int:

@@ -1,13 +1,14 @@
 """How many units are read before replicas are done with them."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import ray.data
 
 from wsdm_ray.scoring.read_ahead import BoundedReadAhead, data_context, most_open_units
 
 
-def readers(submitted: int, failed: int = 0, finished: int = 0) -> SimpleNamespace:
+def readers(submitted: int, failed: int = 0, finished: int = 0) -> Any:
     replicas = SimpleNamespace(metrics=SimpleNamespace(num_tasks_finished=finished))
     metrics = SimpleNamespace(num_tasks_submitted=submitted, num_tasks_failed=failed)
     return SimpleNamespace(name="MapBatches(read)", metrics=metrics, output_dependencies=[replicas])
@@ -16,7 +17,7 @@ def readers(submitted: int, failed: int = 0, finished: int = 0) -> SimpleNamespa
 def test_a_few_units_a_replica_are_read_ahead():
     before = ray.data.DataContext.get_current()
     context = data_context(slots=3)
-    policy = context.get_config("backpressure_policies.enabled")[-1](context, None, None)
+    policy: Any = context.get_config("backpressure_policies.enabled")[-1](context, None, None)
     assert isinstance(policy, BoundedReadAhead)
     assert most_open_units(3) == 8
     assert policy.can_add_input(readers(7))
