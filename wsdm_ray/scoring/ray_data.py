@@ -21,7 +21,7 @@ from wsdm_ray.errors import ClusterError
 from wsdm_ray.failures import unpack_error
 from wsdm_ray.runs import run_folder
 from wsdm_ray.scoring.check import ScoreRun
-from wsdm_ray.scoring.cluster import READER_CPUS, REPLICA_CPUS
+from wsdm_ray.scoring.cluster import READER_CPUS, REPLICA_CPUS, fit_readers, replicas_that_fit
 from wsdm_ray.scoring.coordinator import Coordinator, RayCoordination
 from wsdm_ray.scoring.crash_records import UnitStage, read_deaths, write_deaths
 from wsdm_ray.scoring.encode import encode_unit
@@ -29,7 +29,7 @@ from wsdm_ray.scoring.isolation import Part, PartDeath
 from wsdm_ray.scoring.parts import UnitReport
 from wsdm_ray.scoring.plan import WorkUnit
 from wsdm_ray.scoring.progress import Follower, Reporter, following
-from wsdm_ray.scoring.read_ahead import data_context
+from wsdm_ray.scoring.read_ahead import data_context, most_open_units
 from wsdm_ray.scoring.reader import Encode, reader_of_process, reading
 from wsdm_ray.scoring.replica import Replica
 from wsdm_ray.scoring.replica_slot import ReplicaSlot, replicating
@@ -110,7 +110,7 @@ def unit_reports(
     encode: Encode,
 ) -> Iterator[UnitReport]:
     """One pass over the units: a report of each that no Ray worker was lost with, as they come."""
-    slots = min(run.cluster.replicas, len(units))
+    slots = min(replicas_that_fit(ray.nodes(), run.cluster.replicas), len(units))
     ray.get(coordinator.begin_pass.remote(slots))
     supervision = Supervision(
         target=pickled(reading, encode, run.replica.models, run.keep),
@@ -135,6 +135,8 @@ def dataset(
     slots: int,
 ) -> "ray.data.Dataset":
     """The dataset itself: units -> encoded -> reports, a row each."""
+    readers = fit_readers(ray.cluster_resources().get("CPU", 1), slots)
+    context = data_context(most_open_units(slots, readers))
     key = uuid.uuid4().hex
     replicas = dataclasses.replace(supervision, target=pickled(replicating, replica_class, run.replica))
 
@@ -143,12 +145,19 @@ def dataset(
         return {name: [value] for name, value in encoded.items()}
 
     # It warns of `max_retries` and `max_task_retries`, which later versions lack; Ray is pinned.
-    with warnings.catch_warnings(), ray.data.DataContext.current(data_context(slots)):
+    with warnings.catch_warnings(), ray.data.DataContext.current(context):
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         indices = [{"index": index} for index in range(len(units))]
         return (
             ray.data.from_items(indices, override_num_blocks=len(units))
-            .map_batches(read, batch_size=1, num_cpus=READER_CPUS, max_retries=0)  # pyright: ignore[reportArgumentType]
+            .map_batches(
+                read,  # pyright: ignore[reportArgumentType]
+                batch_size=1,
+                compute=ray.data.TaskPoolStrategy(size=readers),
+                # Without GPUs, a replica that Ray restarts on another node may take all CPUs that are left.
+                num_cpus=READER_CPUS if run.cluster.on_gpu else 0,
+                max_retries=0,
+            )
             .map_batches(
                 type(replica_class.__name__, (ReplicaSlot,), {}),  # by its name, Ray shows it
                 fn_constructor_args=(replicas, reporter),

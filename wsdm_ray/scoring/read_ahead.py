@@ -16,49 +16,34 @@ READERS = "MapBatches(read)"
 """Ray Data's name of the stage that reads."""
 
 
-def most_open_units(slots: int) -> int:
+def most_open_units(slots: int, readers: int) -> int:
     """The most units that are being read, or were read and not finished: each slot has one at hand and one
-    that waits for it; two more are on their way."""
-    return 2 * slots + 2
-
-
-def may_read(submitted: int, failed: int, finished: int, slots: int) -> bool:
-    """Whether another unit may be read.
-
-    Args:
-        submitted: units whose reading began; failed: those of them that were lost with their reader.
-        finished: units that left a slot, scored or lost.
-    """
-    return submitted - failed - finished < most_open_units(slots)
+    that waits for it, each reader one."""
+    return 2 * slots + readers
 
 
 class BoundedReadAhead(BackpressurePolicy):
-    """Reads no more units ahead of the replicas than `most_open_units`, lest they fill the object store."""
+    """Reads no more units ahead of the replicas than `limit`, lest they fill the object store."""
 
-    slots = 1
+    limit = 1
 
     def can_add_input(self, op: PhysicalOperator) -> bool:
         """Whether another task of an operator may start."""
         if op.name != READERS:
             return True
         [replicas] = op.output_dependencies
-        read = op.metrics
-        return may_read(
-            read.num_tasks_submitted,
-            read.num_tasks_failed,
-            replicas.metrics.num_tasks_finished,  # the failed ones are among them
-            self.slots,
-        )
+        read = op.metrics.num_tasks_submitted - op.metrics.num_tasks_failed
+        return read - replicas.metrics.num_tasks_finished < self.limit  # those that failed are finished
 
 
-def data_context(slots: int) -> "ray.data.DataContext":
-    """The context of a dataset whose units `slots` replicas score.
+def data_context(limit: int) -> "ray.data.DataContext":
+    """The context of a dataset of which at most `limit` units are read and not finished.
 
     Ray Data's own bars and logs are off: they say nothing of pairs or tokens, and show a traceback for every
     unit that was lost with a Ray worker, which is run again.
     """
     context = ray.data.DataContext.get_current().copy()
-    bounded = type("BoundedReadAhead", (BoundedReadAhead,), {"slots": slots})
+    bounded = type("BoundedReadAhead", (BoundedReadAhead,), {"limit": limit})
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, bounded])
     context.max_errored_blocks = -1
     context.enable_progress_bars = False

@@ -55,6 +55,8 @@ class Reader:
         except StartError as failure:
             reason = f"no process can be started to read the input, on {os.uname().nodename}: {failure}"
             encoded, error = b"", pack_error(ClusterError(f"{reason}; see the log of that node"))
+        except Exception as failure:  # of this process: Ray Data would go on without the unit
+            encoded, error = b"", pack_error(failure)
         return {"unit": unit.number, "rows": unit.rows, "encoded": encoded, "error": error}
 
     def read(self, unit: WorkUnit) -> bytes:

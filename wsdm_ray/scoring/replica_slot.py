@@ -106,6 +106,8 @@ class ReplicaSlot:
             print(f"the replica cannot start again: {error}; Ray tries elsewhere", file=sys.stderr)
             sys.stderr.flush()
             self.end(1)
+        except Exception as error:  # of this process: Ray Data would go on without the unit
+            report = dataclasses.replace(report, error=pack_error(error))
         seconds = time.monotonic() - started
         return dataclasses.replace(report, seconds=seconds, process=os.getpid()).to_row()
 

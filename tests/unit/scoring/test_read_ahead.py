@@ -16,10 +16,10 @@ def readers(submitted: int, failed: int = 0, finished: int = 0) -> Any:
 
 def test_a_few_units_a_replica_are_read_ahead():
     before = ray.data.DataContext.get_current()
-    context = data_context(slots=3)
+    assert most_open_units(slots=3, readers=2) == 8
+    context = data_context(limit=8)
     policy: Any = context.get_config("backpressure_policies.enabled")[-1](context, None, None)
     assert isinstance(policy, BoundedReadAhead)
-    assert most_open_units(3) == 8
     assert policy.can_add_input(readers(7))
     assert not policy.can_add_input(readers(8))
     assert policy.can_add_input(readers(8, finished=1))

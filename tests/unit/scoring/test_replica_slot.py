@@ -162,3 +162,15 @@ def test_a_slot_that_breaks_later_leaves_its_unit_to_others(encoded, tmp_path):
     child.deaths_at_start = ["process died: exit status 1"] * 3
     slot(batch_of(encoded))
     assert ended == [1]
+
+
+def test_a_defect_of_the_slot_itself_ends_the_run(encoded, tmp_path):
+    """Ray Data would go on without the unit."""
+
+    def score(batch):
+        return {"unit": [0]}  # a row that is none
+
+    slot = ReplicaSlot(supervision_of(tmp_path / "out"), child=FakeChild({"score": score}))
+    kind, text = json.loads(report_of(slot(batch_of(encoded))).error)
+    assert kind == "WorkerDefectError"
+    assert "KeyError" in text
