@@ -14,14 +14,23 @@ from typing import TYPE_CHECKING, Any
 from wsdm_ray.config import ScoreConfig
 from wsdm_ray.data.submission import submit
 from wsdm_ray.errors import DataError
-from wsdm_ray.runs import finish_run, open_run, run_folder
+from wsdm_ray.runs import HeldRun, hold_run
 from wsdm_ray.scoring.check import Cluster, ScoreRun, check_inputs, check_run, describe
 from wsdm_ray.scoring.crash_records import list_crash_records, list_death_records
 from wsdm_ray.scoring.error_kinds import by_process
-from wsdm_ray.scoring.parts import Totals, UnitReport, add_up, completed_units
-from wsdm_ray.scoring.run_status import PROGRESS_FILE, slowest_units
+from wsdm_ray.scoring.finished import finished_run
+from wsdm_ray.scoring.parts import (
+    Totals,
+    UnitReport,
+    add_up,
+    completed_units,
+    delete_others,
+    parts_are_there,
+)
+from wsdm_ray.scoring.plan import check_inputs_unchanged
+from wsdm_ray.scoring.run_status import slowest_units
 from wsdm_ray.scoring.shared_inputs import shared_units
-from wsdm_ray.storage import delete_file, join, read_json
+from wsdm_ray.storage import delete_file, read_json
 from wsdm_ray.telemetry import human, logger
 
 if TYPE_CHECKING:
@@ -39,12 +48,15 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         RunMismatchError: the output folder belongs to another run.
         ClusterError: one replica does not fit the cluster beside one reader.
     """
+    if finished := finished_run(config):
+        log_complete(config.output, finished)
+        check_no_row_killed(config, finished)
+        return finished
     run = check(config)
     if config.dry_run:
         return describe(run)
     written = execute(run)
-    if config.strict:
-        check_no_row_killed(run.output, written)
+    check_no_row_killed(config, written)
     return written | {"submission": submit(config, run.output, run.ties)} if config.submission else written
 
 
@@ -75,11 +87,30 @@ def execute(
         replica_class: makes the replicas; by default `Replica`.
         encode: reads and encodes a unit; by default `encode_unit`.
     """
-    finished = open_run(run.output, "score", run.fingerprint, run.restart)
-    completed = completed_units(run.plan, run.output)
-    if finished and len(completed) == len(run.plan.units):
-        logger.info("score: %s is complete already (%d rows)", run.output, finished["counts"]["rows"])
-        return finished
+    with hold_run(
+        run.output,
+        "score",
+        run.fingerprint,
+        run.restart,
+        is_whole=lambda _: parts_are_there(run.plan, run.output),
+        keeps_numbers=True,
+        allow_version_change=run.allow_version_change,
+    ) as held:
+        if held.finished:
+            log_complete(run.output, held.finished)
+            return held.finished
+        return score_rest(run, held, replica_class, encode)
+
+
+def score_rest(
+    run: ScoreRun, held: HeldRun, replica_class: "type[Replica] | None", encode: "Encode | None"
+) -> dict[str, Any]:
+    """Score the units of a run that are not done yet; returns what run.json holds."""
+    replica = dataclasses.replace(run.replica, run_digest=held.digest, numbers=held.numbers)
+    run = dataclasses.replace(run, replica=replica)
+    completed = completed_units(run.plan, run.output, held.digest)
+    held.check()
+    delete_others(run.output, completed)
     units = [unit for unit in run.plan.units if unit.number not in completed]
     if completed:
         logger.info(
@@ -92,20 +123,33 @@ def execute(
         from wsdm_ray.scoring.ray_data import score_units
         from wsdm_ray.scoring.replica import Replica
 
-        replica_class, encode = replica_class or Replica, encode or encode_unit
-        fresh = score_units(run, shared_units(units, run.output), replica_class, encode)
-    totals = add_up(run.plan, run.output, completed, fresh)
-    return report(run, totals, fresh)
+        fresh = score_units(
+            run,
+            shared_units(units, run.output),
+            replica_class or Replica,
+            lambda: held.check(look=False),
+            encode or encode_unit,
+        )
+    totals = add_up(run.plan, run.output, completed, fresh, held.digest)
+    return report(run, held, totals, fresh)
 
 
-def report(run: ScoreRun, totals: Totals, fresh: Sequence[UnitReport]) -> dict[str, Any]:
+def log_complete(output: str, finished: Mapping[str, Any]) -> None:
+    """Say that there is nothing to do."""
+    logger.info("score: %s is complete already (%d rows)", output, finished["counts"]["rows"])
+
+
+def report(run: ScoreRun, held: HeldRun, totals: Totals, fresh: Sequence[UnitReport]) -> dict[str, Any]:
     """Write run.json, delete the crash records and log the totals; returns what run.json holds."""
+    check_inputs_unchanged(run.plan)
     crash_records, death_records = list_crash_records(run.output), list_death_records(run.output)
     seconds = time.monotonic() - run.started
     adaptive = {"rerun": totals.rerun, "share_rerun": round(totals.rerun / totals.rows, 4)}
     content = {
         "config": run.config,
         "counts": totals.counts,
+        "duplicate_ids": run.plan.duplicate_ids,
+        "bad_files": [dataclasses.asdict(file) for file in run.plan.bad_files],
         "adaptive": adaptive if run.replica.orders == "adaptive" else None,
         "budget_halved": {"times": totals.halvings, "smallest": totals.smallest_budget},
         "replicas_lost": sum(len(read_json(path)) for path in crash_records),
@@ -116,8 +160,8 @@ def report(run: ScoreRun, totals: Totals, fresh: Sequence[UnitReport]) -> dict[s
         | {"replicas": run.cluster.replicas, "gpu": run.cluster.on_gpu},
         "slowest_units": slowest_units(fresh),
     }
-    written = finish_run(run.output, "score", run.fingerprint, content)
-    for path in (*crash_records, *death_records, join(run_folder(run.output), PROGRESS_FILE)):
+    written = held.finish(content)
+    for path in (*crash_records, *death_records):
         delete_file(path)
     log_totals(run.output, totals, content, fresh, seconds)
     return written
@@ -153,12 +197,13 @@ def log_totals(
         logger.info("score: %d rows: %s; one is id %s", kind.rows, name, kind.example)
 
 
-def check_no_row_killed(output: str, written: Mapping[str, Any]) -> None:
-    """Raise `DataError` where rows have no probability because their process died."""
-    if rows := written.get("rows_given_up", 0):
+def check_no_row_killed(config: ScoreConfig, written: Mapping[str, Any]) -> None:
+    """Raise `DataError` of a strict run where rows have no probability because their process died."""
+    rows = written.get("rows_given_up", 0)
+    if config.strict and rows:
         raise DataError(
-            f"{output}: {rows} rows end the process that reads or scores them; their `error` says how, all "
-            "other rows are scored (--strict)"
+            f"{config.output}: {rows} rows end the process that reads or scores them; their `error` says "
+            "how, all other rows are scored (--strict)"
         )
 
 

@@ -48,9 +48,13 @@ def score_units(
     run: ScoreRun,
     units: Sequence[WorkUnit],
     replica_class: type[Replica] = Replica,
+    on_report: Callable[[], None] = lambda: None,
     encode: Encode = encode_unit,
 ) -> list[UnitReport]:
     """Score and commit `units`; returns a report of each, in the order in which they finished.
+
+    Args:
+        on_report: is called as each report comes; what it raises ends the run.
 
     Raises:
         WsdmRayError: what a user caused, in whatever process it came up.
@@ -68,6 +72,7 @@ def score_units(
                 progress.begin(seconds_ago=report.seconds)
                 finished[report.unit] = report
                 progress.advance(report.rows, report.forward_tokens)
+                on_report()
             before, left = left, [unit for unit in left if unit.number not in finished]
             begun = record_lost(run.output, left, coordinator)
             idle = 0 if begun or len(left) < len(before) else idle + 1
@@ -76,6 +81,7 @@ def score_units(
                     f"unit {left[0].number}: its processes are lost before they begin it; see the logs of "
                     "Ray's workers, and run again"
                 )
+    ray.kill(coordinator)  # else its process lives until Python's garbage collection
     return list(finished.values())
 
 
@@ -113,7 +119,7 @@ def unit_reports(
     slots = min(replicas_that_fit(ray.nodes(), run.cluster.replicas), len(units))
     ray.get(coordinator.begin_pass.remote(slots))
     supervision = Supervision(
-        target=pickled(reading, encode, run.replica.models, run.keep),
+        target=pickled(reading, encode, run.replica.models, run.keep, run.replica.numbers),
         output=run.replica.output,
         coordination=RayCoordination(coordinator),
         timeout_seconds=run.unit_timeout_seconds,

@@ -2,18 +2,19 @@
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from wsdm_ray.errors import ClusterError, DataError
 from wsdm_ray.failures import FinalError, pack_error
+from wsdm_ray.runs import check_same_numbers
 from wsdm_ray.scoring.child_process import Death
 from wsdm_ray.scoring.encode import encode_without_texts, table_from_bytes, table_to_bytes
 from wsdm_ray.scoring.isolation import Part
 from wsdm_ray.scoring.model_spec import ModelSpec
-from wsdm_ray.scoring.plan import WorkUnit, rows_of
+from wsdm_ray.scoring.plan import WorkUnit, narrowed, place_of
 from wsdm_ray.scoring.supervision import Answer, StartError, Supervision, Supervisor, answering
 
 __all__ = ["Encode", "Reader", "reader_of_process", "reading"]
@@ -23,11 +24,20 @@ Encode = Callable[[WorkUnit, Sequence[ModelSpec], pa.Schema], pa.Table]
 
 
 def reading(
-    encode: Encode, models: Sequence[ModelSpec], keep: pa.Schema, notify: Callable[[Any], None]
+    encode: Encode,
+    models: Sequence[ModelSpec],
+    keep: pa.Schema,
+    numbers: Mapping[str, str],
+    notify: Callable[[Any], None],
 ) -> Answer:
-    """What the child of a `Reader` answers with: tables as the bytes of Arrow streams."""
+    """What the child of a `Reader` answers with: tables as the bytes of Arrow streams.
+
+    Args:
+        numbers: versions of what changes numbers, where the run was started; none: any will do.
+    """
 
     def read(unit: WorkUnit) -> bytes:
+        check_same_numbers(numbers)
         return table_to_bytes(encode(unit, models, keep))
 
     def read_ids(unit: WorkUnit, error: str) -> bytes:
@@ -61,7 +71,7 @@ class Reader:
 
     def read(self, unit: WorkUnit) -> bytes:
         def run(part: Part) -> Any:
-            return self.supervisor.call("read", rows_of(unit, part.start, part.stop))
+            return self.supervisor.call("read", narrowed(unit, part.start, part.rows))
 
         done = self.supervisor.isolate(("read", unit.number), unit.rows, run)
         tables = [self.without_texts(unit, one.part) if one.value is None else one.value for one in done]
@@ -69,7 +79,7 @@ class Reader:
 
     def without_texts(self, unit: WorkUnit, part: Part) -> bytes:
         """Rows that cannot be read, with the reason as their error. Raises `FinalError` of a `DataError`."""
-        rows = rows_of(unit, part.start, part.stop)
+        rows = narrowed(unit, part.start, part.rows)
         outcome = self.supervisor.call("read_ids", rows, part.reason)
         if isinstance(outcome, Death):  # it may be by chance
             outcome = self.supervisor.call("read_ids", rows, part.reason)
@@ -78,8 +88,8 @@ class Reader:
         raise FinalError(
             pack_error(
                 DataError(
-                    f"{unit.path}: reading it ends the process, even of the ids alone ({outcome.reason}), "
-                    f"{part.start} rows into unit {unit.number}; repair the file, or leave it out"
+                    f"{place_of(rows)}: reading it ends the process, even of the ids alone "
+                    f"({outcome.reason}); repair the file, or leave it out"
                 )
             )
         )

@@ -8,7 +8,7 @@ from wsdm_ray.scoring.parts import UnitReport
 
 __all__ = ["PROGRESS_FILE", "RunStatus", "slowest_units"]
 
-PROGRESS_FILE = "progress.json"
+PROGRESS_FILE = "_progress.json"
 """Beside run.json of a run that is not finished: its `RunStatus`, a minute old at most."""
 
 SLOWEST = 3

@@ -11,7 +11,7 @@ from tests.unit.scoring.supervised import FakeChild, Killed, NotedCoordination, 
 from wsdm_ray.errors import StorageError
 from wsdm_ray.scoring.crash_records import list_crash_records, list_death_records, read_deaths
 from wsdm_ray.scoring.encode import encode_unit, encode_without_texts, table_from_bytes, table_to_bytes
-from wsdm_ray.scoring.plan import WorkUnit
+from wsdm_ray.scoring.plan import WorkUnit, place_of
 from wsdm_ray.scoring.reader import Reader
 
 DIED = "process died: signal 11"
@@ -44,7 +44,7 @@ def test_a_row_that_kills_its_reader_gets_the_error(classifiers, unit, tmp_path,
     expected = encode_unit(unit, classifiers[:1])
     poison = 26  # of the file: the unit's seventh row
     reader, child = reader_of(
-        classifiers, output, lambda part: part.start <= poison < part.start + part.rows,
+        classifiers, output, lambda part: part.slices[0].start <= poison < part.slices[0].start + part.rows,
         coordination=coordination,
     )  # fmt: skip
     found = reader(unit)
@@ -80,7 +80,7 @@ def test_a_file_whose_ids_cannot_be_read_either_is_named(classifiers, unit, tmp_
     reader, _ = reader_of(classifiers, tmp_path / "out", lambda part: True, ids_die=True)
     kind, text = json.loads(reader(unit)["error"])
     assert kind == "DataError"
-    assert text.startswith(f"{unit.path}: reading it ends the process, even of the ids alone ({DIED})")
+    assert text.startswith(f"{place_of(unit)}: reading it ends the process, even of the ids alone ({DIED})")
     assert "\n" not in text
 
 

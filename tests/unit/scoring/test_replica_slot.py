@@ -14,7 +14,7 @@ from wsdm_ray.errors import ModelError
 from wsdm_ray.scoring.crash_records import read_deaths
 from wsdm_ray.scoring.encode import encode_unit, table_from_bytes, table_to_bytes
 from wsdm_ray.scoring.error_kinds import kinds_from_json
-from wsdm_ray.scoring.parts import UnitReport, read_report
+from wsdm_ray.scoring.parts import UnitReport, read_footer
 from wsdm_ray.scoring.replica_slot import DEVICE_LOST, ReplicaSlot
 
 TIMED_OUT = "timed out after 7 s"
@@ -73,7 +73,7 @@ def test_rows_that_end_their_process_get_the_error_and_all_others_are_scored(enc
     np.testing.assert_allclose(*(values[good] for values in probabilities), rtol=0, atol=1e-5)
     assert found["prob_a"].null_count == 2
     assert (report.rows, report.errors, report.error) == (12, 2, "")
-    kept = read_report(f"{output}/part-000000.parquet")
+    kept, _ = read_footer(f"{output}/part-000000.parquet")
     assert kept
     assert kinds_from_json(kept.kinds) == kinds_from_json(report.kinds)
     assert {name: kind.rows for name, kind in kinds_from_json(report.kinds).items()} == {TIMED_OUT: 2}

@@ -71,7 +71,7 @@ def test_figures_of_a_run_are_shown_written_and_exported(tmp_path):
     assert progress.text() == (
         "3 pairs/s, 74 tokens/s, ETA 4 min, 2 replicas at work, 1 given up, 7 errors, 1 retries, cost 25.00"
     )
-    kept = json.loads((tmp_path / "progress.json").read_text())
+    kept = json.loads((tmp_path / "_progress.json").read_text())
     assert kept == {
         "rows": 300, "total_rows": 1_000, "tokens": 3_000, "units": 1, "errors": 7, "retries": 1,
         "replicas_at_work": 2, "replicas_given_up": 1, "pairs_per_second": 3.0, "tokens_per_second": 74.0,
@@ -84,10 +84,10 @@ def test_figures_of_a_run_are_shown_written_and_exported(tmp_path):
     actor.ended(("score", 4))
     now[0] = 209.0
     follower.show()
-    assert json.loads((tmp_path / "progress.json").read_text())["replicas_at_work"] == 2
+    assert json.loads((tmp_path / "_progress.json").read_text())["replicas_at_work"] == 2
     now[0] = 210.0
     follower.show()
-    assert json.loads((tmp_path / "progress.json").read_text())["replicas_at_work"] == 1
+    assert json.loads((tmp_path / "_progress.json").read_text())["replicas_at_work"] == 1
 
 
 def test_metrics_have_a_name_each_and_counters_never_go_back():
