@@ -106,9 +106,8 @@ def test_rows_that_kill_replicas_and_readers_get_the_error(
     assert f"2 rows: {died}; one is id {ids[KILLS_REPLICA]}" in caplog.text
     assert [path.name for path in Path(f"{output}.run").iterdir()] == ["run.json"]
     ahead = [int(path.name.split("-")[2]) for path in notes.glob("begun-*")]
-    assert max(ahead) <= most_open_units(slots=1, readers=2), (
-        "units that were read and not begun, while a replica loads too"
-    )
+    most = most_open_units(slots=1, readers=2) + 1  # one is begun although nothing else runs
+    assert max(ahead) <= most, "units that were read and not begun, also while a replica starts"
     wait_for(lambda: scraped("ray_wsdm_ray_score_").get("process_deaths_total", 0) >= run["processes_died"])
     exported = scraped("ray_wsdm_ray_score_")
     assert exported["input_rows"] == 120

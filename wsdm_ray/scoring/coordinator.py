@@ -15,8 +15,10 @@ from wsdm_ray.scoring.progress import ProgressActor
 
 __all__ = ["Coordinator", "RayCoordination"]
 
-POLL_SECONDS = 2.0
-"""A slot that was given up asks so often whether the run is over."""
+POLL_SECONDS = 1.0
+"""Who waits for another process asks so often."""
+
+WAIT_SECONDS = 60.0
 
 
 class Coordinator(ProgressActor):
@@ -36,16 +38,23 @@ class Coordinator(ProgressActor):
         """Forget a pool of replicas; the next one has so many slots."""
         self.slots = slots
         self.starts: Counter[str] = Counter()
+        self.ready_slots: set[str] = set()
         self.given_up: dict[str, str] = {}
         self.running: dict[UnitStage, Part] = {}
 
     def starting(self, slot: str) -> int:
         """How many times the slot was starting before without being ready since."""
         self.starts[slot] += 1
+        self.ready_slots.discard(slot)
         return self.starts[slot] - 1
 
     def ready(self, slot: str) -> None:
         del self.starts[slot]
+        self.ready_slots.add(slot)
+
+    def any_ready(self) -> bool:
+        """Whether a slot takes units."""
+        return bool(self.ready_slots)
 
     def give_up(self, slot: str, reason: str) -> bool:
         """Note that a slot cannot start; returns whether that is true of all."""
@@ -89,6 +98,15 @@ class RayCoordination:
 
     def give_up(self, reason: str) -> bool:
         return self.ask(self.coordinator.give_up, self.slot, reason)
+
+    def wait_for_replica(self) -> None:
+        """Returns when a replica takes units, or after a minute: it may wait for the CPUs of this process.
+
+        Ray Data reads on, whatever its policies say, where nothing else runs, as while replicas start.
+        """
+        end = time.monotonic() + WAIT_SECONDS
+        while not self.ask(self.coordinator.any_ready) and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
 
     def wait_for_end(self) -> None:
         """Never returns: ends the process when the run is over."""

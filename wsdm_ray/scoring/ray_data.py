@@ -142,16 +142,19 @@ def dataset(
 ) -> "ray.data.Dataset":
     """The dataset itself: units -> encoded -> reports, a row each."""
     readers = fit_readers(ray.cluster_resources().get("CPU", 1), slots)
-    context = data_context(most_open_units(slots, readers))
+    limit, coordination = most_open_units(slots, readers), supervision.coordination
     key = uuid.uuid4().hex
     replicas = dataclasses.replace(supervision, target=pickled(replicating, replica_class, run.replica))
 
     def read(batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        encoded = reader_of_process(key, supervision)(units[int(batch["index"][0])])
+        index = int(batch["index"][0])
+        if index >= limit:
+            coordination.wait_for_replica()
+        encoded = reader_of_process(key, supervision)(units[index])
         return {name: [value] for name, value in encoded.items()}
 
     # It warns of `max_retries` and `max_task_retries`, which later versions lack; Ray is pinned.
-    with warnings.catch_warnings(), ray.data.DataContext.current(context):
+    with warnings.catch_warnings(), ray.data.DataContext.current(data_context(limit)):
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         indices = [{"index": index} for index in range(len(units))]
         return (

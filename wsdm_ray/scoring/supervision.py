@@ -38,6 +38,10 @@ class Coordination(Protocol):
         """This replica cannot start. Returns whether no other one is left."""
         ...
 
+    def wait_for_replica(self) -> None:
+        """Returns when a replica takes units."""
+        ...
+
     def wait_for_end(self) -> None:
         """Returns when the run is over."""
         ...

@@ -61,6 +61,9 @@ class NotedCoordination:
         self.told.append(("give up", reason))
         return not self.left
 
+    def wait_for_replica(self) -> None:
+        self.told.append("wait for replica")
+
     def wait_for_end(self) -> None:
         self.told.append("wait")
 

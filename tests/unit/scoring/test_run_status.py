@@ -114,8 +114,11 @@ def test_the_coordinator_counts_starts_and_slots():
     actor = Coordinator()
     actor.begin_pass(2)
     assert [actor.starting("a") for _ in range(3)] == [0, 1, 2]
+    assert not actor.any_ready()
     actor.ready("a")
+    assert actor.any_ready()
     assert actor.starting("a") == 0
+    assert not actor.any_ready(), "it starts again"
     assert not actor.give_up("a", "no disk")
     assert not actor.give_up("a", "no disk")
     assert actor.give_up("b", "no GPU"), "all are given up"
