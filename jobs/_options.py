@@ -43,9 +43,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Reporting": (
         "logits", "dry_run", "tensorboard", "wandb", "bootstrap", "adaptive_tolerance",
+        "gpu_hour_price",
     ),
     "Seed, restart and resume": (
-        "seed", "checkpoint_steps", "max_failures", "loss_spike", "restart", "allow_version_change",
+        "seed", "checkpoint_steps", "max_failures", "loss_spike", "restart", "unit_timeout_seconds", "strict",
+        "allow_version_change",
     ),
     "Text": ("text",),
     "Head": ("head",),

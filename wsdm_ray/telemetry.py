@@ -4,7 +4,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -133,6 +133,8 @@ class RowProgress:
         self.clock, self.total, self.done = clock, total, done
         self.new_rows = self.tokens = self.rows_ahead = self.tokens_ahead = 0
         self.begun: float | None = None
+        self.details: Sequence[str] = ()
+        """Shown behind speed and time left."""
         self.lock = threading.Lock()
 
     def begin(self, seconds_ago: float = 0.0) -> None:
@@ -160,14 +162,22 @@ class RowProgress:
         with self.lock:
             self.display.show(self.done + self.rows_ahead, self.text())
 
-    def text(self) -> str:
+    def rates(self) -> tuple[float, float, float | None] | None:
+        """Rows and tokens a second, and the seconds that are left; None before the start."""
         if self.begun is None:
-            return "starting"
+            return None
         seconds = max(self.clock() - self.begun, 1e-9)
         rows, tokens = self.new_rows + self.rows_ahead, self.tokens + self.tokens_ahead
-        speed = f"{human(rows / seconds)} pairs/s, {human(tokens / seconds)} tokens/s"
         left = self.total - self.done - self.rows_ahead
-        return f"{speed}, {time_left(left * seconds / rows)}" if rows else speed
+        return rows / seconds, tokens / seconds, left * seconds / rows if rows else None
+
+    def text(self) -> str:
+        rates = self.rates()
+        if rates is None:
+            return "starting"
+        pairs, tokens, left = rates
+        speed = [f"{human(pairs)} pairs/s", f"{human(tokens)} tokens/s"]
+        return ", ".join([*speed, *([] if left is None else [time_left(left)]), *self.details])
 
     def close(self) -> None:
         """End the bar."""

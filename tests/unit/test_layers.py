@@ -33,8 +33,11 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 RAY = {
     "wsdm_ray.scoring.cluster",
+    "wsdm_ray.scoring.coordinator",
     "wsdm_ray.scoring.progress",
     "wsdm_ray.scoring.ray_data",
+    "wsdm_ray.scoring.read_ahead",
+    "wsdm_ray.scoring.run_metrics",
     "wsdm_ray.session",
     "wsdm_ray.training.progress",
     "wsdm_ray.training.ray_train",

@@ -63,6 +63,10 @@ class ScoringConfig:
     """keep: score rows whose id an earlier row has, with a warning."""
     replicas: int | None = None
     """Processes that hold a model; by default one for each GPU, or one on a machine without GPUs."""
+    unit_timeout_seconds: float | None = None
+    """End a process that reads or scores one unit for so long, as if it had died; by default never."""
+    gpu_hour_price: float | None = None
+    """Price of one GPU for an hour: progress then shows the cost so far. Example: --gpu-hour-price 2.5"""
     logits: bool = False
     """Add the columns logit_ab and logit_ba: log-odds that response_a wins, before any temperature."""
     columns: Columns = field(default_factory=Columns)
@@ -109,12 +113,17 @@ class ScoringConfig:
         )
         check(self.max_tokens is None or self.max_tokens >= 32, "max_tokens", self.max_tokens, "at least 32")
         check(self.replicas is None or self.replicas >= 1, "replicas", self.replicas, "at least 1")
+        for name in ("unit_timeout_seconds", "gpu_hour_price"):
+            value = getattr(self, name)
+            check(value is None or 0 < value < float("inf"), name, value, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(SubmissionConfig, ScoringConfig):
     """Score every row of a data set of pairs."""
 
+    strict: bool = False
+    """Exit with 1, after all is written, if rows have an error because their process died."""
     keep_columns: tuple[str, ...] = ()
     """Columns of the input to copy to the predictions. Example: --keep-columns language model_a"""
 

@@ -52,6 +52,7 @@ SAMPLED_ROWS = 200
 
 NOT_OF_THE_OUTPUT = (
     *("output", "restart", "dry_run", "replicas", "base", "model", "input", "precision"),
+    *("strict", "unit_timeout_seconds", "gpu_hour_price"),
     *SUBMISSION_OPTIONS,
     "token_budget",  # decides what shares a micro-batch, which changes roundings alone
 )
@@ -102,6 +103,8 @@ class ScoreRun:
     fingerprint: all that decides the output.
     config: every option as it was given, for run.json.
     started: `time.monotonic()` when the checks began, in seconds.
+    unit_timeout_seconds: after which a process that reads or scores a unit is ended; None: never.
+    gpu_hour_price: of one GPU, for the cost so far; None: not shown.
     """
 
     output: str
@@ -115,6 +118,8 @@ class ScoreRun:
     started: float
     keep: pa.Schema = NO_COLUMNS
     ties: TieVotes | None = None
+    unit_timeout_seconds: float | None = None
+    gpu_hour_price: float | None = None
     allow_version_change: bool = False
 
 
@@ -196,6 +201,8 @@ def check_run(config: ScoreConfig, cluster: Cluster, inputs: CheckedInputs | Non
         started=inputs.started,
         keep=inputs.keep,
         ties=inputs.ties,
+        unit_timeout_seconds=config.unit_timeout_seconds,
+        gpu_hour_price=config.gpu_hour_price,
         allow_version_change=config.allow_version_change,
     )
 

@@ -1,24 +1,46 @@
-"""Which rows a process ran when it lost its GPU: a file beside the output, one a unit, while the run lasts.
+"""Which rows a process ran when it lost its GPU or died: files beside the output, while the run lasts.
 
-The next process runs those rows one by one, and leaves out a row that alone loses the GPU again.
+_lost-K.json         the process that scored unit K lost its GPU, and wrote this itself. The next process runs
+                     those rows one by one, and leaves out a row that alone loses the GPU again
+_died-STAGE-K.json   a process that read or scored rows of unit K died; its parent wrote this (`isolation`)
 """
 
+import dataclasses
 import os
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wsdm_ray.errors import ClusterError
 from wsdm_ray.runs import names_in, run_folder
+from wsdm_ray.scoring.isolation import PartDeath
 from wsdm_ray.storage import exists, join, read_json, write_json
 
 if TYPE_CHECKING:
     from wsdm_ray.scoring.recovery import DeviceLostError
 
-__all__ = ["crash_record_path", "list_crash_records", "record_crash_and_exit", "suspect_rows"]
+__all__ = [
+    "DEVICE_LOST_STATUS",
+    "UnitStage",
+    "crash_record_path",
+    "list_crash_records",
+    "list_death_records",
+    "read_deaths",
+    "record_crash_and_exit",
+    "suspect_rows",
+    "write_deaths",
+]
+
+UnitStage = tuple[str, int]
+"""`read` or `score`, and the number of a unit."""
 
 CRASH_RECORD_NAME = re.compile(r"_lost-\d{6}\.json")
+DEATH_RECORD_NAME = re.compile(r"_died-(read|score)-(\d{6})\.json")
+
+DEVICE_LOST_STATUS = 75
+"""Exit status of a process that lost its GPU and wrote a crash record: a temporary failure (sysexits.h)."""
 
 MAX_CRASHES = 8
 """The run fails when one unit has cost this many processes."""
@@ -31,8 +53,32 @@ def crash_record_path(output: str, number: int) -> str:
 
 def list_crash_records(output: str) -> list[str]:
     """Paths of the crash records of a run."""
+    return list(records(output, CRASH_RECORD_NAME))
+
+
+def list_death_records(output: str) -> list[str]:
+    """Paths of the records of deaths of a run."""
+    return list(records(output, DEATH_RECORD_NAME))
+
+
+def records(output: str, pattern: re.Pattern[str]) -> dict[str, re.Match[str]]:
     folder = run_folder(output)
-    return [join(folder, name) for name in names_in(folder) if CRASH_RECORD_NAME.fullmatch(name)]
+    found = {join(folder, name): pattern.fullmatch(name) for name in names_in(folder)}
+    return {path: match for path, match in found.items() if match}
+
+
+def read_deaths(output: str) -> dict[UnitStage, list[PartDeath]]:
+    """The deaths that a run has on record."""
+    return {
+        (match[1], int(match[2])): [PartDeath(**death) for death in read_json(path)]
+        for path, match in records(output, DEATH_RECORD_NAME).items()
+    }
+
+
+def write_deaths(output: str, stage: UnitStage, deaths: Sequence[PartDeath]) -> None:
+    """Put all deaths over a unit on record."""
+    path = join(run_folder(output), f"_died-{stage[0]}-{stage[1]:06d}.json")
+    write_json(path, [dataclasses.asdict(death) for death in deaths])
 
 
 def suspect_rows(path: str) -> tuple[set[int], dict[int, str]]:
@@ -60,6 +106,6 @@ def record_crash_and_exit(path: str, error: "DeviceLostError") -> None:
     """Add to the crash record of a unit and end this process."""
     crashes = read_json(path) if exists(path) else []
     write_json(path, [*crashes, {"rows": error.pairs, "reason": error.reason}])
-    print(f"process {os.getpid()} lost its GPU ({error.reason}); Ray starts another", file=sys.stderr)
+    print(f"process {os.getpid()} lost its GPU ({error.reason}); another is started", file=sys.stderr)
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(DEVICE_LOST_STATUS)

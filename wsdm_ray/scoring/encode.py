@@ -16,15 +16,23 @@ import pyarrow.compute as pc
 from wsdm_ray.config import TextConfig
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import TEXTS
-from wsdm_ray.scoring.kept_columns import NO_COLUMNS
+from wsdm_ray.scoring.kept_columns import NO_COLUMNS, encoded_kept
 from wsdm_ray.scoring.model_spec import ModelSpec
 from wsdm_ray.scoring.plan import WorkUnit
-from wsdm_ray.scoring.unit_rows import read_with_kept
+from wsdm_ray.scoring.unit_rows import read_ids, read_with_kept
 from wsdm_ray.storage import local_copy
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder, ba_first
 from wsdm_ray.text.normalize import fix_text
 
-__all__ = ["encode_texts", "encode_unit", "encoded_pairs", "encoder_of", "table_from_bytes", "table_to_bytes"]
+__all__ = [
+    "encode_texts",
+    "encode_unit",
+    "encode_without_texts",
+    "encoded_pairs",
+    "encoder_of",
+    "table_from_bytes",
+    "table_to_bytes",
+]
 
 SLICE_CHARACTERS = 1_000_000
 """Characters of texts that are tokenized at a time: a tokenizer takes some 50 bytes for each."""
@@ -53,6 +61,17 @@ def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec], keep: pa.Schema = N
     encoded = pa.concat_tables(tables).combine_chunks()
     for name in kept.column_names:
         encoded = encoded.append_column(name, kept[name])
+    return encoded
+
+
+def encode_without_texts(
+    unit: WorkUnit, error: str, models: Sequence[ModelSpec], keep: pa.Schema = NO_COLUMNS
+) -> pa.Table:
+    """The unit's rows, as of `encode_unit`, each with `error`; of its files, only the ids are read."""
+    texts = {str(name): [""] * unit.rows for name in TEXTS}
+    encoded = encode_texts(read_ids(unit), texts, np.full(unit.rows, error, object), models)
+    for name, column in encoded_kept(encoded.select([]), [""] * len(keep), keep):
+        encoded = encoded.append_column(name, column)
     return encoded
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from wsdm_ray.errors import DataError
 from wsdm_ray.runs import names_in, versions
+from wsdm_ray.scoring.error_kinds import ErrorKind, kinds_from_json, kinds_to_json, merge_kinds
 from wsdm_ray.scoring.plan import ScorePlan, part_name
 from wsdm_ray.storage import delete_file, join, open_parquet, write_parquet
 from wsdm_ray.telemetry import logger
@@ -27,6 +28,7 @@ __all__ = [
     "add_up",
     "completed_units",
     "delete_others",
+    "joined_reports",
     "list_parts",
     "parts_are_there",
     "provenance",
@@ -67,6 +69,7 @@ class UnitReport:
     tokens: of one ordering, after truncation. forward_tokens: what went through the models, padding included.
     halvings: how many times memory ran out and the token budget was halved; token_budget: the last one.
     seconds, process: how long the replica took, and which one it was.
+    kinds: of errors, as JSON (`error_kinds`).
     error: a packed `WsdmRayError` that ended the unit, else "".
     """
 
@@ -81,6 +84,7 @@ class UnitReport:
     forward_tokens: int = 0
     seconds: float = 0.0
     process: int = 0
+    kinds: str = ""
     error: str = ""
 
     def to_row(self) -> dict[str, np.ndarray]:
@@ -97,6 +101,8 @@ class UnitReport:
         counts = {name: getattr(self, name) for name in FOOTER_COUNTS}
         if self.halvings:
             counts |= {"halved": self.halvings, "token_budget": self.token_budget}
+        if self.kinds:
+            counts["kinds"] = json.loads(self.kinds)
         return json.dumps(counts).encode()
 
     @classmethod
@@ -106,12 +112,16 @@ class UnitReport:
         if not {"unit", "rows"} <= counts.keys():
             return None
         known: dict[str, Any] = {name: int(counts.get(name, 0)) for name in (*FOOTER_COUNTS, "token_budget")}
-        return cls(**known, halvings=int(counts.get("halved", 0)))
+        kinds = json.dumps(counts["kinds"]) if "kinds" in counts else ""
+        return cls(**known, halvings=int(counts.get("halved", 0)), kinds=kinds)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:
-    """Counts over all units of a run; halvings and smallest_budget say how memory ran out, if it did."""
+    """Counts over all units of a run; halvings and smallest_budget say how memory ran out, if it did.
+
+    kinds: of the errors.
+    """
 
     rows: int
     errors: int
@@ -122,12 +132,21 @@ class Totals:
     resumed_units: int
     halvings: int
     smallest_budget: int | None
+    kinds: Mapping[str, ErrorKind] = dataclasses.field(default_factory=dict)
 
     @property
     def counts(self) -> dict[str, int]:
         """What run.json keeps as its `counts`."""
-        left_out = ("halvings", "smallest_budget")
+        left_out = ("halvings", "smallest_budget", "kinds")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
+
+
+def joined_reports(unit: int, parts: Sequence[UnitReport]) -> UnitReport:
+    """What became of a unit that was scored in parts."""
+    summed = ("rows", "errors", "cut", "tokens", "rerun", "halvings", "forward_tokens")
+    counts: dict[str, Any] = {name: sum(getattr(part, name) for part in parts) for name in summed}
+    kinds = merge_kinds(kinds_from_json(part.kinds) for part in parts)
+    return UnitReport(unit=unit, **counts, token_budget=parts[-1].token_budget, kinds=kinds_to_json(kinds))
 
 
 def write_part(output: str, table: pa.Table, report: UnitReport, digest: str) -> UnitReport:
@@ -263,4 +282,5 @@ def add_up(
         resumed_units=len(completed),
         halvings=sum(report.halvings for report in short_of_memory),
         smallest_budget=min((report.token_budget for report in short_of_memory), default=None),
+        kinds=merge_kinds(kinds_from_json(report.kinds) for report in reports),
     )

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from wsdm_ray.config import ScoreConfig
 from wsdm_ray.data.submission import submit
+from wsdm_ray.errors import DataError
 from wsdm_ray.runs import HeldRun, hold_run
 from wsdm_ray.scoring.check import Cluster, ScoreRun, check_inputs, check_run, describe
-from wsdm_ray.scoring.crash_records import list_crash_records
+from wsdm_ray.scoring.crash_records import list_crash_records, list_death_records
+from wsdm_ray.scoring.error_kinds import by_process
 from wsdm_ray.scoring.finished import finished_run
 from wsdm_ray.scoring.parts import (
     Totals,
@@ -26,11 +28,13 @@ from wsdm_ray.scoring.parts import (
     parts_are_there,
 )
 from wsdm_ray.scoring.plan import check_inputs_unchanged
+from wsdm_ray.scoring.run_status import slowest_units
 from wsdm_ray.scoring.shared_inputs import shared_units
 from wsdm_ray.storage import delete_file, read_json
 from wsdm_ray.telemetry import human, logger
 
 if TYPE_CHECKING:
+    from wsdm_ray.scoring.reader import Encode
     from wsdm_ray.scoring.replica import Replica
 
 __all__ = ["check", "execute", "score"]
@@ -46,11 +50,13 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """
     if finished := finished_run(config):
         log_complete(config.output, finished)
+        check_no_row_killed(config, finished)
         return finished
     run = check(config)
     if config.dry_run:
         return describe(run)
     written = execute(run)
+    check_no_row_killed(config, written)
     return written | {"submission": submit(config, run.output, run.ties)} if config.submission else written
 
 
@@ -72,11 +78,14 @@ def cluster_of(config: ScoreConfig) -> Cluster:
     return check_cluster(config.replicas, config.precision)
 
 
-def execute(run: ScoreRun, replica_class: "type[Replica] | None" = None) -> dict[str, Any]:
+def execute(
+    run: ScoreRun, replica_class: "type[Replica] | None" = None, encode: "Encode | None" = None
+) -> dict[str, Any]:
     """Score the units that are not done yet; returns what run.json holds.
 
     Args:
         replica_class: makes the replicas; by default `Replica`.
+        encode: reads and encodes a unit; by default `encode_unit`.
     """
     with hold_run(
         run.output,
@@ -90,10 +99,12 @@ def execute(run: ScoreRun, replica_class: "type[Replica] | None" = None) -> dict
         if held.finished:
             log_complete(run.output, held.finished)
             return held.finished
-        return score_rest(run, held, replica_class)
+        return score_rest(run, held, replica_class, encode)
 
 
-def score_rest(run: ScoreRun, held: HeldRun, replica_class: "type[Replica] | None") -> dict[str, Any]:
+def score_rest(
+    run: ScoreRun, held: HeldRun, replica_class: "type[Replica] | None", encode: "Encode | None"
+) -> dict[str, Any]:
     """Score the units of a run that are not done yet; returns what run.json holds."""
     replica = dataclasses.replace(run.replica, run_digest=held.digest, numbers=held.numbers)
     run = dataclasses.replace(run, replica=replica)
@@ -108,11 +119,17 @@ def score_rest(run: ScoreRun, held: HeldRun, replica_class: "type[Replica] | Non
         )  # fmt: skip
     fresh: list[UnitReport] = []
     if units:
+        from wsdm_ray.scoring.encode import encode_unit
         from wsdm_ray.scoring.ray_data import score_units
         from wsdm_ray.scoring.replica import Replica
 
-        shared = shared_units(units, run.output)
-        fresh = score_units(run, shared, replica_class or Replica, lambda: held.check(look=False))
+        fresh = score_units(
+            run,
+            shared_units(units, run.output),
+            replica_class or Replica,
+            lambda: held.check(look=False),
+            encode or encode_unit,
+        )
     totals = add_up(run.plan, run.output, completed, fresh, held.digest)
     return report(run, held, totals, fresh)
 
@@ -125,7 +142,7 @@ def log_complete(output: str, finished: Mapping[str, Any]) -> None:
 def report(run: ScoreRun, held: HeldRun, totals: Totals, fresh: Sequence[UnitReport]) -> dict[str, Any]:
     """Write run.json, delete the crash records and log the totals; returns what run.json holds."""
     check_inputs_unchanged(run.plan)
-    crash_records = list_crash_records(run.output)
+    crash_records, death_records = list_crash_records(run.output), list_death_records(run.output)
     seconds = time.monotonic() - run.started
     adaptive = {"rerun": totals.rerun, "share_rerun": round(totals.rerun / totals.rows, 4)}
     content = {
@@ -136,11 +153,15 @@ def report(run: ScoreRun, held: HeldRun, totals: Totals, fresh: Sequence[UnitRep
         "adaptive": adaptive if run.replica.orders == "adaptive" else None,
         "budget_halved": {"times": totals.halvings, "smallest": totals.smallest_budget},
         "replicas_lost": sum(len(read_json(path)) for path in crash_records),
+        "processes_died": sum(len(read_json(path)) for path in death_records),
+        "rows_given_up": by_process(totals.kinds),
+        "error_kinds": {name: dataclasses.asdict(kind) for name, kind in totals.kinds.items()},
         "throughput": throughput(fresh, seconds)
         | {"replicas": run.cluster.replicas, "gpu": run.cluster.on_gpu},
+        "slowest_units": slowest_units(fresh),
     }
     written = held.finish(content)
-    for path in crash_records:
+    for path in (*crash_records, *death_records):
         delete_file(path)
     log_totals(run.output, totals, content, fresh, seconds)
     return written
@@ -162,6 +183,28 @@ def log_totals(
         )  # fmt: skip
     if content["replicas_lost"]:
         logger.warning("score: %d replicas lost their GPU and were replaced", content["replicas_lost"])
+    if content["processes_died"]:
+        logger.warning(
+            "score: %d processes died or ran out of time; %d rows that ended theirs have an error",
+            content["processes_died"], content["rows_given_up"],
+        )  # fmt: skip
+    if len(fresh) > 1:
+        slowest = (
+            f"{unit['unit']} ({unit['seconds']} s, {unit['rows']:,} rows)" for unit in slowest_units(fresh)
+        )
+        logger.info("score: the slowest units: %s", ", ".join(slowest))
+    for name, kind in totals.kinds.items():
+        logger.info("score: %d rows: %s; one is id %s", kind.rows, name, kind.example)
+
+
+def check_no_row_killed(config: ScoreConfig, written: Mapping[str, Any]) -> None:
+    """Raise `DataError` of a strict run where rows have no probability because their process died."""
+    rows = written.get("rows_given_up", 0)
+    if config.strict and rows:
+        raise DataError(
+            f"{config.output}: {rows} rows end the process that reads or scores them; their `error` says "
+            "how, all other rows are scored (--strict)"
+        )
 
 
 def throughput(fresh: Sequence[UnitReport], seconds: float) -> dict[str, float]:

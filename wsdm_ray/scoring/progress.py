@@ -12,9 +12,17 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from wsdm_ray.errors import StorageError
+from wsdm_ray.scoring.parts import UnitReport
+from wsdm_ray.scoring.run_metrics import RunMetrics
+from wsdm_ray.scoring.run_status import PROGRESS_FILE, RunStatus
+from wsdm_ray.storage import join, write_json
 from wsdm_ray.telemetry import RowProgress
 
-__all__ = ["ProgressActor", "Reporter", "follow_replicas", "rows_ahead"]
+__all__ = ["Follower", "ProgressActor", "Reporter", "following", "rows_ahead"]
+
+FILE_SECONDS = 60.0
+"""progress.json is written so often."""
 
 REPORT_SECONDS = 1.0
 """A replica reports at most so often."""
@@ -70,34 +78,88 @@ def rows_ahead(
     )
 
 
-@contextlib.contextmanager
-def follow_replicas(
-    progress: RowProgress, rows: Mapping[int, int], finished: Collection[int]
-) -> Iterator[Reporter]:
-    """What replicas report to, while a thread shows it as the progress of the run.
+class Follower:
+    """Shows where a run is, as often as it is asked to.
 
     Args:
+        actor: handle of a `Coordinator`.
+        progress: is shown.
         rows: of each unit.
-        finished: units that the run counts as done; it grows.
+        finished: reports of units that the run counts as done; it grows.
+        folder: for progress.json, which is written every minute.
+        gpu_price: of all GPUs of the run for a second; None where the cost is not shown.
     """
-    actor: Any = ray.remote(num_cpus=0)(ProgressActor).remote()
+
+    def __init__(
+        self,
+        actor: Any,
+        progress: RowProgress,
+        rows: Mapping[int, int],
+        finished: Mapping[int, UnitReport],
+        folder: str,
+        gpu_price: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.actor, self.progress, self.rows, self.finished = actor, progress, rows, finished
+        self.folder, self.gpu_price, self.clock = folder, gpu_price, clock
+        self.started, self.written = clock(), float("-inf")
+        self.metrics = RunMetrics(progress.done)
+
+    def show(self) -> None:
+        """Ask the actor and show what it says. Where the actor is lost, the run goes on all the same."""
+        with contextlib.suppress(RayError):
+            latest: Any = ray.get(self.actor.read.remote(list(self.finished)), timeout=ANSWER_SECONDS)
+            state: Any = ray.get(self.actor.state.remote(), timeout=ANSWER_SECONDS)
+            if latest:
+                self.progress.begin()
+            self.progress.look_ahead(*rows_ahead(latest, self.rows, self.finished))
+            status = self.status(*state)
+            self.progress.details = status.details()
+            self.metrics.update(status)
+            if self.clock() - self.written >= FILE_SECONDS:
+                self.written = self.clock()
+                with contextlib.suppress(StorageError):  # the next one may be written
+                    write_json(join(self.folder, PROGRESS_FILE), status.to_json())
+        self.progress.refresh()
+
+    def status(
+        self, running: Collection[tuple[str, int]], deaths: Collection[str], given_up: Collection[str]
+    ) -> RunStatus:
+        """Where the run is, by what a `Coordinator` says."""
+        reports, progress = list(self.finished.values()), self.progress
+        pairs, tokens, left = progress.rates() or (None, None, None)
+        seconds = self.clock() - self.started
+        return RunStatus(
+            rows=progress.done,
+            total_rows=progress.total,
+            tokens=progress.tokens,
+            units=len(reports),
+            errors=sum(report.errors for report in reports),
+            retries=len(deaths),
+            replicas_at_work=sum(kind == "score" for kind, _ in running),
+            replicas_given_up=len(given_up),
+            pairs_per_second=pairs,
+            tokens_per_second=tokens,
+            seconds_left=left,
+            cost=None if self.gpu_price is None else self.gpu_price * seconds,
+        )
+
+
+@contextlib.contextmanager
+def following(follower: Follower) -> Iterator[Reporter]:
+    """What replicas report to, while a thread shows it as the progress of the run."""
     ended = threading.Event()
 
     def follow() -> None:
         while not ended.wait(REFRESH_SECONDS):
-            with contextlib.suppress(RayError):  # of an actor that is lost: the run needs none
-                latest: Any = ray.get(actor.read.remote(list(finished)), timeout=ANSWER_SECONDS)
-                if latest:
-                    progress.begin()
-                progress.look_ahead(*rows_ahead(latest, rows, finished))
-            progress.refresh()
+            follower.show()
 
     thread = threading.Thread(target=follow, name="progress", daemon=True)
     thread.start()
-    try:
-        yield Reporter(actor)
-    finally:
-        ended.set()
-        thread.join(2 * ANSWER_SECONDS)
-        ray.kill(actor)  # else its process lives until Python's garbage collection
-        progress.close()
+    with contextlib.closing(follower.progress):
+        try:
+            yield Reporter(follower.actor)
+        finally:
+            ended.set()
+            thread.join(2 * ANSWER_SECONDS)
+        follower.show()

@@ -1,29 +1,47 @@
 """Units through Ray Data: a task reads and encodes each, a replica scores it and commits its part.
 
-Only a row of counts comes back. Not covered: which units there are, and what becomes of the counts
+Only a row of counts comes back. Both halves run in child processes, whose deaths their Ray workers outlive
+(`supervision`). Where a Ray worker itself is lost, Ray Data goes on without what it had at hand, and those
+units are run in another pass. Not covered: which units there are, and what becomes of the counts
 (`pipeline`).
 """
 
 import dataclasses
-import logging
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import ray.data
+from ray import cloudpickle
 
-from wsdm_ray.failures import pack_final, unpack_error
-from wsdm_ray.runs import check_same_numbers
+from wsdm_ray.errors import ClusterError
+from wsdm_ray.failures import unpack_error
+from wsdm_ray.runs import run_folder
 from wsdm_ray.scoring.check import ScoreRun
-from wsdm_ray.scoring.cluster import READER_CPUS, REPLICA_CPUS
-from wsdm_ray.scoring.encode import encode_unit, table_to_bytes
+from wsdm_ray.scoring.cluster import READER_CPUS, REPLICA_CPUS, fit_readers, replicas_that_fit
+from wsdm_ray.scoring.coordinator import Coordinator, RayCoordination
+from wsdm_ray.scoring.crash_records import UnitStage, read_deaths, write_deaths
+from wsdm_ray.scoring.encode import encode_unit
+from wsdm_ray.scoring.isolation import Part, PartDeath
 from wsdm_ray.scoring.parts import UnitReport
 from wsdm_ray.scoring.plan import WorkUnit
-from wsdm_ray.scoring.progress import follow_replicas
-from wsdm_ray.scoring.replica import Replica, ReplicaOptions
-from wsdm_ray.telemetry import RowProgress
+from wsdm_ray.scoring.progress import Follower, Reporter, following
+from wsdm_ray.scoring.read_ahead import data_context, most_open_units
+from wsdm_ray.scoring.reader import Encode, reader_of_process, reading
+from wsdm_ray.scoring.replica import Replica
+from wsdm_ray.scoring.replica_slot import ReplicaSlot, replicating
+from wsdm_ray.scoring.supervision import Supervision
+from wsdm_ray.telemetry import RowProgress, logger
 
 __all__ = ["score_units"]
+
+MAX_IDLE_PASSES = 3
+"""The run fails when so many passes in a row neither finished a unit nor lost one that was begun."""
+
+LOST = "process died: its Ray worker was lost"
 
 
 def score_units(
@@ -31,6 +49,7 @@ def score_units(
     units: Sequence[WorkUnit],
     replica_class: type[Replica] = Replica,
     on_report: Callable[[], None] = lambda: None,
+    encode: Encode = encode_unit,
 ) -> list[UnitReport]:
     """Score and commit `units`; returns a report of each, in the order in which they finished.
 
@@ -44,57 +63,123 @@ def score_units(
     rows = {unit.number: unit.rows for unit in units}
     progress = RowProgress("score", run.plan.rows, run.plan.rows - sum(rows.values()))
     finished: dict[int, UnitReport] = {}
-    with follow_replicas(progress, rows, finished) as reporter:
-        options = dataclasses.replace(run.replica, report_progress=reporter)
-        for report in unit_reports(run, units, options, replica_class):
-            progress.begin(seconds_ago=report.seconds)
-            finished[report.unit] = report
-            progress.advance(report.rows, report.forward_tokens)
-            on_report()
+    coordinator: Any = ray.remote(num_cpus=0)(Coordinator).remote()
+    left, idle = list(units), 0
+    folder = run_folder(run.output)
+    with following(Follower(coordinator, progress, rows, finished, folder, gpu_price(run))) as reporter:
+        while left:
+            for report in unit_reports(run, left, coordinator, reporter, replica_class, encode):
+                progress.begin(seconds_ago=report.seconds)
+                finished[report.unit] = report
+                progress.advance(report.rows, report.forward_tokens)
+                on_report()
+            before, left = left, [unit for unit in left if unit.number not in finished]
+            begun = record_lost(run.output, left, coordinator)
+            idle = 0 if begun or len(left) < len(before) else idle + 1
+            if idle == MAX_IDLE_PASSES:
+                raise ClusterError(
+                    f"unit {left[0].number}: its processes are lost before they begin it; see the logs of "
+                    "Ray's workers, and run again"
+                )
+    ray.kill(coordinator)  # else its process lives until Python's garbage collection
     return list(finished.values())
 
 
+def gpu_price(run: ScoreRun) -> float | None:
+    """The price of the run's GPUs for a second; None where it is not known or there are none."""
+    if run.gpu_hour_price is None or not run.cluster.on_gpu:
+        return None
+    return run.gpu_hour_price * run.cluster.replicas / 3600
+
+
+def record_lost(output: str, left: Sequence[WorkUnit], coordinator: Any) -> int:
+    """Put on record what was run by Ray workers that were lost; returns how many parts of units that were."""
+    if not left:
+        return 0
+    running: Mapping[UnitStage, Part]
+    running, _, _ = ray.get(coordinator.state.remote())
+    deaths, numbers = read_deaths(output), {unit.number for unit in left}
+    begun = {stage: part for stage, part in running.items() if stage[1] in numbers}
+    for stage, part in begun.items():
+        death = PartDeath(start=part.start, stop=part.stop, reason=LOST)
+        write_deaths(output, stage, [*deaths.get(stage, ()), death])
+    logger.warning("score: %d units were lost with their Ray workers, and are run again", len(left))
+    return len(begun)
+
+
 def unit_reports(
-    run: ScoreRun, units: Sequence[WorkUnit], options: ReplicaOptions, replica_class: type[Replica]
+    run: ScoreRun,
+    units: Sequence[WorkUnit],
+    coordinator: Any,
+    reporter: Reporter,
+    replica_class: type[Replica],
+    encode: Encode,
 ) -> Iterator[UnitReport]:
-    """The dataset itself: units -> encoded -> reports, a row each, as they come."""
-    quiet_ray_data()
-    models, keep = options.models, run.keep
-
-    def encode(batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        unit = units[int(batch["index"][0])]
-        try:
-            check_same_numbers(options.numbers)
-            encoded, error = table_to_bytes(encode_unit(unit, models, keep)), ""
-        except Exception as failure:
-            encoded, error = b"", pack_final(failure)
-        return {"unit": [unit.number], "encoded": [encoded], "error": [error]}
-
-    dataset = (
-        ray.data.from_items([{"index": index} for index in range(len(units))], override_num_blocks=len(units))
-        .map_batches(encode, batch_size=1, num_cpus=READER_CPUS)  # pyright: ignore[reportArgumentType]
-        .map_batches(
-            replica_class,
-            fn_constructor_args=(options,),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(run.cluster.replicas, len(units))),
-            num_cpus=REPLICA_CPUS,
-            num_gpus=1 if run.cluster.on_gpu else None,
-        )
+    """One pass over the units: a report of each that no Ray worker was lost with, as they come."""
+    slots = min(replicas_that_fit(ray.nodes(), run.cluster.replicas), len(units))
+    ray.get(coordinator.begin_pass.remote(slots))
+    supervision = Supervision(
+        target=pickled(reading, encode, run.replica.models, run.keep, run.replica.numbers),
+        output=run.replica.output,
+        coordination=RayCoordination(coordinator),
+        timeout_seconds=run.unit_timeout_seconds,
+        deaths=read_deaths(run.output),
     )
-    for row in dataset.iter_rows():
+    for row in dataset(run, units, supervision, reporter, replica_class, slots).iter_rows():
         report = UnitReport.from_row(row)
         if report.error:
             raise unpack_error(report.error)
         yield report
 
 
-def quiet_ray_data() -> None:
-    """Leave progress to us: Ray Data's own bars and execution logs say nothing of pairs or tokens."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that the bars are off
-    # It warns that a replica asks for a GPU and CPUs, which is what it takes.
-    logging.getLogger("ray.data._internal.execution.operators.map_operator").setLevel(logging.ERROR)
+def dataset(
+    run: ScoreRun,
+    units: Sequence[WorkUnit],
+    supervision: Supervision,
+    reporter: Reporter,
+    replica_class: type[Replica],
+    slots: int,
+) -> "ray.data.Dataset":
+    """The dataset itself: units -> encoded -> reports, a row each."""
+    readers = fit_readers(ray.cluster_resources().get("CPU", 1), slots)
+    limit, coordination = most_open_units(slots, readers), supervision.coordination
+    key = uuid.uuid4().hex
+    replicas = dataclasses.replace(supervision, target=pickled(replicating, replica_class, run.replica))
+
+    def read(batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        index = int(batch["index"][0])
+        if index >= limit:
+            coordination.wait_for_replica()
+        encoded = reader_of_process(key, supervision)(units[index])
+        return {name: [value] for name, value in encoded.items()}
+
+    # It warns of `max_retries` and `max_task_retries`, which later versions lack; Ray is pinned.
+    with warnings.catch_warnings(), ray.data.DataContext.current(data_context(limit)):
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        indices = [{"index": index} for index in range(len(units))]
+        return (
+            ray.data.from_items(indices, override_num_blocks=len(units))
+            .map_batches(
+                read,  # pyright: ignore[reportArgumentType]
+                batch_size=1,
+                compute=ray.data.TaskPoolStrategy(size=readers),
+                # Without GPUs, a replica that Ray restarts on another node may take all CPUs that are left.
+                num_cpus=READER_CPUS if run.cluster.on_gpu else 0,
+                max_retries=0,
+            )
+            .map_batches(
+                type(replica_class.__name__, (ReplicaSlot,), {}),  # by its name, Ray shows it
+                fn_constructor_args=(replicas, reporter),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=slots),
+                num_cpus=REPLICA_CPUS,
+                num_gpus=1 if run.cluster.on_gpu else None,
+                max_task_retries=0,
+            )
+        )
+
+
+def pickled(target: Callable[..., Any], *arguments: Any) -> bytes:
+    """A target of `ChildProcess`, by value where it is of a test."""
+    whole = functools.partial(target, *arguments)
+    return cloudpickle.dumps(whole)  # pyright: ignore[reportPrivateImportUsage]

@@ -19,6 +19,7 @@ from wsdm_ray.schema import Ordering, orderings_of
 from wsdm_ray.scoring.crash_records import crash_record_path, record_crash_and_exit, suspect_rows
 from wsdm_ray.scoring.encode import encoded_pairs, table_from_bytes
 from wsdm_ray.scoring.engine import log_odds
+from wsdm_ray.scoring.error_kinds import count_kinds, kinds_to_json
 from wsdm_ray.scoring.model_spec import ModelSpec
 from wsdm_ray.scoring.models import Load, Models
 from wsdm_ray.scoring.parts import UnitReport, provenance, write_part
@@ -88,10 +89,10 @@ class Unit:
 class Replica:
     """One process's models. Called with an encoded unit, it scores the unit and commits its part.
 
-    Ray Data makes an actor pool of this class: each call takes one row (`unit`, `encoded`, `error`) and gives
-    one row, a `UnitReport`. A token budget that memory lowered stays lowered for the units that follow.
+    It is in a process of its own (`replica_slot`). Each call takes one row (`unit`, `encoded`, `error`) and
+    gives one row, a `UnitReport`. A token budget that memory lowered stays lowered for the units that follow.
 
-    A process that lost its GPU leaves a crash record and ends itself; Ray starts another.
+    A process that lost its GPU leaves a crash record and ends itself; its slot starts another.
 
     Args:
         load: makes a scorer of a model folder, with the options of `load_scorer`.
@@ -117,7 +118,7 @@ class Replica:
                     file=sys.stderr,
                 )
         except Exception as error:
-            self.failure = pack_final(error)  # Ray Data would make other replicas, and fail each the same way
+            self.failure = pack_final(error)  # another replica would fail the same way
         self.initial_budget = self.token_budget
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -129,13 +130,17 @@ class Replica:
             if not failure:
                 suspects, left_out = suspect_rows(crash_record)
                 table, report = self.score(table_from_bytes(batch["encoded"][0]), number, suspects, left_out)
-                report = write_part(self.options.output, table, report, self.options.run_digest)
+                report = self.commit(table, report)
         except DeviceLostError as error:
             record_crash_and_exit(crash_record, error)
         except Exception as error:
             report, failure = UnitReport(unit=number), pack_final(error)
         seconds = time.monotonic() - started
         return replace(report, seconds=seconds, process=os.getpid(), error=str(failure)).to_row()
+
+    def commit(self, table: pa.Table, report: UnitReport) -> UnitReport:
+        """Write the predictions of a unit with its counts; returns what `write_part` does."""
+        return write_part(self.options.output, table, report, self.options.run_digest)
 
     def score(
         self,
@@ -180,6 +185,7 @@ class Replica:
             halvings=unit.halvings,
             token_budget=self.token_budget,
             forward_tokens=unit.forward_tokens,
+            kinds=kinds_to_json(count_kinds(table)),
         )
 
     def run_all(self, unit: Unit) -> int:

@@ -14,11 +14,12 @@ from wsdm_ray.inputs.faults import MALFORMED, Fault
 from wsdm_ray.inputs.files import with_partitions
 from wsdm_ray.inputs.parquet_rows import read_slice, unchanged
 from wsdm_ray.inputs.rows import Rows, canonical, holds_lists, made_ids
+from wsdm_ray.inputs.values import common_id_type, ids_of
 from wsdm_ray.schema import PAIR_COLUMNS
 from wsdm_ray.scoring.kept_columns import NO_COLUMNS, encoded_kept, kept_names
 from wsdm_ray.scoring.plan import Slice, WorkUnit
 
-__all__ = ["read_unit", "read_with_kept"]
+__all__ = ["read_ids", "read_unit", "read_with_kept"]
 
 
 def read_unit(unit: WorkUnit, extra: Sequence[str] = ()) -> Rows:
@@ -37,6 +38,20 @@ def read_with_kept(unit: WorkUnit, keep: pa.Schema) -> tuple[Rows, pa.Table]:
     """The same, and the columns that go through to the predictions, named as in an encoded unit."""
     parts = [rows_of_slice(part, (), keep) for part in unit.slices]
     return joined([rows for rows, _ in parts]), pa.concat_tables([kept for _, kept in parts])
+
+
+def read_ids(unit: WorkUnit) -> pa.ChunkedArray:
+    """The ids of a unit; no other column is read, where a file has one of ids."""
+    columns = [ids_of_slice(part) for part in unit.slices]
+    kind = common_id_type(column.type for column in columns)
+    return pa.chunked_array([chunk for column in columns for chunk in column.cast(kind).chunks], kind)
+
+
+def ids_of_slice(part: Slice) -> pa.ChunkedArray:
+    name, source = part.source.columns.id, part.source
+    with unchanged(source.file):
+        table = with_ids(read_columns(part, [name]), part)
+    return ids_of(table[name], source.shown, part.start, name)
 
 
 def joined(parts: Sequence[Rows]) -> Rows:

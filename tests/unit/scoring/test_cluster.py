@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from wsdm_ray.errors import ClusterError
-from wsdm_ray.scoring.cluster import fit_replicas
+from wsdm_ray.scoring.cluster import fit_readers, fit_replicas, replicas_that_fit
 
 
 def cluster(*nodes: tuple[float, int]) -> list[dict[str, Any]]:
@@ -47,3 +47,13 @@ def test_what_fits(nodes, asked, expected):
 def test_what_would_wait_for_ever_is_refused(nodes, asked, message):
     with pytest.raises(ClusterError, match=message):
         fit_replicas(cluster(*nodes), asked)
+
+
+def test_replicas_and_readers_are_as_many_as_fit_what_is_left():
+    assert replicas_that_fit(cluster((4, 0), (4, 0)), 7) == 7
+    assert replicas_that_fit(cluster((4, 0)), 7) == 3
+    assert replicas_that_fit(cluster((8, 2)), 4) == 2
+    with pytest.raises(ClusterError, match="too small for 1 replicas"):
+        replicas_that_fit(cluster((1, 0)), 7)
+    assert [fit_readers(cpus, 1) for cpus in (1, 1.5, 2, 3, 64)] == [1, 1, 2, 4, 4]
+    assert fit_readers(64, 8) == 32

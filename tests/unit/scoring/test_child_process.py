@@ -1,0 +1,88 @@
+"""A process that answers calls until it dies, and what its parent learns of its death."""
+
+import functools
+import os
+import pickle
+import signal
+import time
+
+import psutil
+import pytest
+
+from wsdm_ray.scoring.child_process import ChildProcess, Death
+
+
+def target(start_with, notify):
+    """What the child answers with; it does what it is told."""
+    if start_with == "signal":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if start_with == "error":
+        raise RuntimeError("no GPU\nat all")
+
+    def answer(payload):
+        what, value = payload
+        if what == "signal":
+            os.kill(os.getpid(), value)
+        if what == "exit":
+            os._exit(value)
+        if what == "raise":
+            raise OSError("the disk is gone")
+        if what == "sleep":
+            time.sleep(value)
+        if what == "notify":
+            notify(value)
+        return what, value, os.getpid()
+
+    return answer
+
+
+def child_of(start_with="", **options) -> ChildProcess:
+    return ChildProcess(pickle.dumps(functools.partial(target, start_with)), "test", **options)
+
+
+def test_one_process_answers_until_it_dies_and_is_started_again():
+    messages: list[str] = []
+    child = child_of(on_message=messages.append)
+    assert not child.alive
+    assert child.start() is None
+    assert child.process
+    pid = child.process.pid
+    big = b"x" * 5_000_000
+    assert child.call(("echo", big)) == ("echo", big, pid)
+    assert child.call(("notify", "half")) == ("notify", "half", pid)
+    assert messages == ["half"]
+    assert child.call(("signal", signal.SIGKILL)) == Death("process died: signal 9")
+    assert not child.alive
+    assert child.start() is None
+    assert child.call(("exit", 3)) == Death("process died: exit status 3")
+    assert child.start() is None
+    assert child.call(("raise", 0)) == Death("process failed: OSError: the disk is gone")
+    assert child.start() is None
+    assert child.call(("signal", signal.SIGSEGV)) == Death("process died: signal 11")
+    assert child.start() is None
+    assert child.call(("sleep", 600), timeout_seconds=0.05) == Death("timed out after 0.05 s")
+    assert not child.alive
+
+
+@pytest.mark.parametrize(
+    ("start_with", "reason"),
+    [("signal", "process died: signal 9"), ("error", "process failed: RuntimeError: no GPU")],
+)
+def test_a_process_that_cannot_start_says_why(start_with, reason):
+    child = child_of(start_with)
+    assert child.start() == Death(reason)
+    assert not child.alive
+
+
+def test_a_child_ends_with_its_parent():
+    """The parent's end of the lifeline closes, whatever ends the parent, also while the child is busy."""
+    child = child_of()
+    child.start()
+    assert child.process
+    child.connection.send(("sleep", 600))
+    os.close(child.lifeline)
+    assert child.process.wait(60) == 1
+    child.lifeline = os.open(os.devnull, os.O_RDONLY)
+    pid = child.process.pid
+    child.close()
+    assert not psutil.pid_exists(pid)

@@ -1,0 +1,105 @@
+"""A reader whose process dies over rows: they get the error, the others are read as ever."""
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from tests.unit.scoring.conftest import random_rows
+from tests.unit.scoring.fakes import plan_of
+from tests.unit.scoring.supervised import FakeChild, Killed, NotedCoordination, supervision_of
+from wsdm_ray.errors import StorageError
+from wsdm_ray.scoring.crash_records import list_crash_records, list_death_records, read_deaths
+from wsdm_ray.scoring.encode import encode_unit, encode_without_texts, table_from_bytes, table_to_bytes
+from wsdm_ray.scoring.plan import WorkUnit, place_of
+from wsdm_ray.scoring.reader import Reader
+
+DIED = "process died: signal 11"
+
+
+@pytest.fixture
+def unit(write) -> WorkUnit:
+    return plan_of([write(random_rows(30))], 20).units[1]
+
+
+def reader_of(classifiers, output, dies, ids_die=False, **options) -> tuple[Reader, FakeChild]:
+    """A reader that dies over units for which `dies` is true."""
+
+    def read(unit):
+        if dies(unit):
+            raise Killed(DIED)
+        return table_to_bytes(encode_unit(unit, classifiers[:1]))
+
+    def read_ids(unit, error):
+        if ids_die:
+            raise Killed(DIED)
+        return table_to_bytes(encode_without_texts(unit, error, classifiers[:1]))
+
+    child = FakeChild({"read": read, "read_ids": read_ids}, options.pop("starts", ()))
+    return Reader(supervision_of(output, **options), child), child
+
+
+def test_a_row_that_kills_its_reader_gets_the_error(classifiers, unit, tmp_path, capsys):
+    output, coordination = tmp_path / "out", NotedCoordination()
+    expected = encode_unit(unit, classifiers[:1])
+    poison = 26  # of the file: the unit's seventh row
+    reader, child = reader_of(
+        classifiers, output, lambda part: part.slices[0].start <= poison < part.slices[0].start + part.rows,
+        coordination=coordination,
+    )  # fmt: skip
+    found = reader(unit)
+    assert (found["unit"], found["rows"], found["error"]) == (1, 10, "")
+    table = table_from_bytes(found["encoded"])
+    assert table.schema == expected.schema
+    assert table["error"].to_pylist() == [DIED if row == 6 else None for row in range(10)]
+    assert table["id"].to_pylist() == list(range(20, 30))
+    good = pa.array([row != 6 for row in range(10)])
+    assert table.filter(good).equals(expected.filter(good))
+    deaths = read_deaths(str(output))[("read", 1)]
+    assert len(deaths) == 3 + 3 + 1
+    assert {(death.start, death.stop) for death in deaths[-2:]} == {(6, 7)}
+    assert coordination.told.count(("died", ("read", 1), 0, 10, DIED)) == 3
+    assert coordination.told[-1] == ("ended", ("read", 1))
+    assert "unit 1, rows 0 to 9: process died: signal 11" in capsys.readouterr().err
+    assert set(child.timeouts) == {7.0}
+    assert not list_crash_records(str(output)), "of GPUs"
+    assert len(list_death_records(str(output))) == 1
+
+
+def test_the_deaths_of_an_earlier_run_are_not_died_again(classifiers, unit, tmp_path):
+    first, _ = reader_of(classifiers, tmp_path / "out", lambda part: part.rows > 5)
+    whole = first(unit)
+    deaths = read_deaths(str(tmp_path / "out"))
+    assert [death.stop for death in deaths[("read", 1)]] == [10, 10, 10]
+    again, child = reader_of(classifiers, tmp_path / "out", lambda part: part.rows > 5, deaths=deaths)
+    assert again(unit) == whole
+    assert child.started == 1
+
+
+def test_a_file_whose_ids_cannot_be_read_either_is_named(classifiers, unit, tmp_path):
+    reader, _ = reader_of(classifiers, tmp_path / "out", lambda part: True, ids_die=True)
+    kind, text = json.loads(reader(unit)["error"])
+    assert kind == "DataError"
+    assert text.startswith(f"{place_of(unit)}: reading it ends the process, even of the ids alone ({DIED})")
+    assert "\n" not in text
+
+
+def test_what_ends_the_run_ends_it_at_once(classifiers, unit, tmp_path):
+    def no_store(part):
+        raise StorageError("s3://bucket/a.parquet: denied; check the credentials")
+
+    reader, child = reader_of(classifiers, tmp_path / "out", no_store)
+    assert json.loads(reader(unit)["error"])[0] == "StorageError"
+    assert child.started == 1
+
+
+def test_readers_that_cannot_start_end_the_run(classifiers, unit, tmp_path):
+    reader, child = reader_of(
+        classifiers, tmp_path / "out", lambda part: False, starts=["process died: exit status 1"] * 3
+    )
+    kind, text = json.loads(reader(unit)["error"])
+    assert kind == "ClusterError"
+    assert "no process can be started to read the input" in text
+    assert "exit status 1" in text
+    assert child.started == 3
+    assert reader(unit)["error"] == "", "it is tried again at the next unit"

@@ -1,0 +1,150 @@
+"""A process for what may end a process: native code that crashes, memory that runs out, a call without end.
+
+Its parent learns by which signal or status it ended, and ends it itself where a call passes its time limit.
+The child ends when its parent is gone. Neither Ray nor torch is imported here.
+"""
+
+import contextlib
+import faulthandler
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
+
+__all__ = ["ChildProcess", "Death"]
+
+COMMAND = "from wsdm_ray.scoring.child_process import main; main()"
+
+MAX_REASON_CHARACTERS = 200
+"""A library's message is cut to this many characters."""
+
+END_SECONDS = 10.0
+"""A process that closed its connection has so long to end."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """Why a process ended before it answered, such as `process died: signal 9`."""
+
+    reason: str
+
+
+class ChildProcess:
+    """A process that answers one call at a time, until it dies. It may be started again.
+
+    Args:
+        target: pickled; takes a function that sends a message to the parent, and returns the function that
+            answers calls. It is called once in each process.
+        name: shown in the command line of the process.
+        on_message: takes what the target sends.
+    """
+
+    def __init__(self, target: bytes, name: str, on_message: Callable[[Any], None] = lambda message: None):
+        self.target, self.name, self.on_message = target, name, on_message
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Death | None:
+        """Start the process and wait until its target is made; a death where it cannot be."""
+        self.connection, theirs = Pipe()
+        parent_is_gone, self.lifeline = os.pipe()
+        command = [sys.executable, "-c", COMMAND, str(theirs.fileno()), str(parent_is_gone), self.name]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(), parent_is_gone),
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1"},
+        )
+        theirs.close()
+        os.close(parent_is_gone)
+        started = self.ask(lambda: self.connection.send_bytes(self.target), None)
+        return started if isinstance(started, Death) else None
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None
+
+    def call(self, payload: Any, timeout_seconds: float | None = None) -> Any:
+        """The answer to `payload`, which is pickled; a `Death` where the process ends before it answers.
+
+        Args:
+            timeout_seconds: the process is ended after so long; None: there is no limit.
+        """
+        return self.ask(lambda: self.connection.send(payload), timeout_seconds)
+
+    def ask(self, send: Callable[[], None], timeout_seconds: float | None) -> Any:
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        try:
+            send()
+            while self.connection.poll(None if deadline is None else max(deadline - time.monotonic(), 0)):
+                kind, value = self.connection.recv()
+                if kind == "answer":
+                    return value
+                if kind == "failed":
+                    self.close()
+                    return Death(value)
+                self.on_message(value)
+        except (EOFError, OSError):
+            return Death(f"process died: {self.close(ends_itself=True)}")
+        self.close()
+        return Death(f"timed out after {timeout_seconds:g} s")
+
+    def close(self, *, ends_itself: bool = False) -> str:
+        """End the process, if there is one; returns how it ended.
+
+        Args:
+            ends_itself: it has closed its connection, and is given the time to end.
+        """
+        if self.process is None:
+            return ""
+        process, self.process = self.process, None
+        if ends_itself:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(END_SECONDS)
+        process.kill()
+        status = process.wait()
+        self.connection.close()
+        os.close(self.lifeline)
+        return f"signal {-status}" if status < 0 else f"exit status {status}"
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def main() -> None:
+    """What the child runs, with the file descriptors of its connection and its lifeline as arguments."""
+    connection, lifeline = Connection(int(sys.argv[1])), int(sys.argv[2])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent decides
+    faulthandler.enable()
+    threading.Thread(target=end_with_parent, args=(lifeline,), daemon=True).start()
+    try:
+        serve(connection)
+    except EOFError:
+        os._exit(0)
+    except Exception as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        first_line = f"process failed: {type(error).__name__}: {error}".splitlines()[0]
+        connection.send(("failed", first_line[:MAX_REASON_CHARACTERS]))
+        os._exit(1)
+
+
+def serve(connection: Connection) -> None:
+    """Make the target and answer calls, until the parent is gone."""
+    make = pickle.loads(connection.recv_bytes())
+    answer = make(lambda message: connection.send(("message", message)))
+    connection.send(("answer", None))
+    while True:
+        connection.send(("answer", answer(connection.recv())))
+
+
+def end_with_parent(lifeline: int) -> None:
+    os.read(lifeline, 1)
+    os._exit(1)

@@ -1,0 +1,155 @@
+"""Units are read and scored in processes that may die: who starts them, counts their deaths, and goes on.
+
+A Ray worker starts a child for what may end a process, and stays alive itself: it knows how the child ended,
+starts another one, and runs the rows of the unit in smaller parts until those that kill are found
+(`isolation`). What Ray would do instead is to start the whole unit again, without end.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from wsdm_ray.failures import FinalError, pack_final
+from wsdm_ray.scoring.child_process import ChildProcess, Death
+from wsdm_ray.scoring.crash_records import UnitStage, write_deaths
+from wsdm_ray.scoring.isolation import Done, Part, PartDeath, isolate
+
+__all__ = ["Answer", "Coordination", "StartError", "Supervision", "Supervisor", "answering"]
+
+MAX_STARTS = 3
+"""So many times in a row a process is started that ends before it is ready."""
+
+Answer = Callable[[tuple[Any, ...]], tuple[Any, str]]
+"""What a child answers calls with: takes the name of a function and its arguments, gives what the function
+returns and an error that ends the run, packed, or ""."""
+
+
+class Coordination(Protocol):
+    """What the processes of a run tell the process that started it."""
+
+    def starting(self) -> int:
+        """How many times this process was started before without being ready since."""
+        ...
+
+    def ready(self) -> None: ...
+
+    def give_up(self, reason: str) -> bool:
+        """This replica cannot start. Returns whether no other one is left."""
+        ...
+
+    def wait_for_replica(self) -> None:
+        """Returns when a replica takes units."""
+        ...
+
+    def wait_for_end(self) -> None:
+        """Returns when the run is over."""
+        ...
+
+    def began(self, stage: UnitStage, part: Part) -> None: ...
+
+    def ended(self, stage: UnitStage) -> None: ...
+
+    def died(self, stage: UnitStage, part: Part, reason: str) -> None: ...
+
+
+class StartError(Exception):
+    """A process ends each time before it is ready; the text says how."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervision:
+    """How units are run in child processes.
+
+    target: of `ChildProcess`; its function is an `Answer`.
+    output: of the run. deaths: on record when the run started.
+    timeout_seconds: of a unit, or a part of one; None: no limit.
+    """
+
+    target: bytes
+    output: str
+    coordination: Coordination
+    timeout_seconds: float | None = None
+    deaths: Mapping[UnitStage, Sequence[PartDeath]] = field(default_factory=dict)
+
+
+class Supervisor:
+    """Runs the parts of units in a child process, and starts another when it dies.
+
+    Args:
+        name: of the child, in its command line.
+        child: has the methods of `ChildProcess`.
+    """
+
+    def __init__(
+        self,
+        supervision: Supervision,
+        name: str,
+        on_message: Callable[[Any], None] = lambda message: None,
+        child: Any = None,
+    ):
+        self.supervision = supervision
+        self.child = child or ChildProcess(supervision.target, name, on_message)
+
+    def start(self) -> None:
+        """Start the child. Raises `StartError` where it ended too often."""
+        reason = ""
+        for _ in range(MAX_STARTS):
+            death = self.child.start()
+            if death is None:
+                return
+            reason = death.reason
+        raise StartError(reason)
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """What a function of the child's returns; a `Death` where the process ends before.
+
+        Raises:
+            FinalError: what ends the run, packed.
+            StartError: no process can be started.
+        """
+        if not self.child.alive:
+            self.start()
+        outcome = self.child.call((function, *arguments), self.supervision.timeout_seconds)
+        if isinstance(outcome, Death):
+            return outcome
+        value, error = outcome
+        if error:
+            raise FinalError(error)
+        return value
+
+    def isolate(self, stage: UnitStage, rows: int, run: Callable[[Part], Any]) -> list[Done[Any]]:
+        """What became of the parts of a unit (`isolation`); deaths are told and put on record.
+
+        Args:
+            run: gives what `call` returns for a part.
+        """
+        supervision = self.supervision
+
+        def record(deaths: Sequence[PartDeath]) -> None:
+            last = deaths[-1]
+            part = Part(last.start, last.stop)
+            print(f"unit {stage[1]}, rows {part.start} to {part.stop - 1}: {last.reason}", file=sys.stderr)
+            supervision.coordination.died(stage, part, last.reason)
+            write_deaths(supervision.output, stage, deaths)
+
+        def run_noted(part: Part) -> Any:
+            supervision.coordination.began(stage, part)
+            return run(part)
+
+        done = isolate(rows, list(supervision.deaths.get(stage, ())), run_noted, record)
+        supervision.coordination.ended(stage)
+        return done
+
+
+def answering(functions: Mapping[str, Callable[..., Any]]) -> Answer:
+    """An `Answer` with these functions. What another try would not meet again ends the process."""
+
+    def answer(call: tuple[Any, ...]) -> tuple[Any, str]:
+        name, *arguments = call
+        try:
+            return functions[name](*arguments), ""
+        except Exception as error:
+            return None, pack_final(error)
+
+    return answer
