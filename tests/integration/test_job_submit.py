@@ -65,6 +65,9 @@ def head() -> Iterator[dict[str, str]]:
     try:
         with run_process(command, log, patience_seconds=2, env=server_environment, cwd=folder) as process:
             wait_until(f"{environment['RAY_ADDRESS']}/api/version", process, log)
+            # It takes no job before its agent is there, which takes longer than it waits on a busy machine.
+            agent = f"http://127.0.0.1:{options['dashboard-agent-listen-port']}"
+            wait_until(f"{agent}/api/local_raylet_healthz", process, log)
             yield environment
     finally:
         shutil.rmtree(folder, ignore_errors=True)
