@@ -346,7 +346,7 @@ def score_folder(model: str, votes: tuple[str, ...], output: str, layout: str = 
 
     on_gpu = torch.cuda.is_available()
     spec = ModelSpec(model, None, read_manifest(model), "bf16" if on_gpu else "fp32")
-    plan = make_plan(parquet_inputs(list_inputs(list(votes)), Reading()), 100_000)
+    plan = make_plan(parquet_inputs(list_inputs(list(votes)), Reading(labels=False)), 100_000)
     options = ReplicaOptions(
         models=(spec,),
         output=output,
