@@ -1,10 +1,10 @@
-"""How fast does a step of training run on one GPU, beside the recipe's step and that of transformers with PEFT?
+"""How fast is a step of training on one GPU, beside the recipe's step and that of transformers with PEFT?
 
     python tests/benchmarks/train_gpu.py --shape gemma2-9b [--parts speed ceiling timeline]
     python tests/benchmarks/train_gpu.py --shape small --max-tokens 128 --token-budget 512 --pairs 8
 
-Random weights of the shape and random pairs with the lengths of real votes, both orderings of each in the same
-step. Rank 64 on all linear layers, AdamW. The parts:
+Random weights of the shape and random pairs with the lengths of real votes, both orderings of each in the
+same step. Rank 64 on all linear layers, AdamW. The parts:
 
     speed     every way in turns: tokens/s, real tokens of both orderings for every way, pairs/s, peak memory,
               seconds from the first call to the end of the first step (compilation)

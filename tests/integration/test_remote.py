@@ -67,7 +67,9 @@ def in_s3(s3_server: str, int8_base: Path, prepared: Path, ray_session: None) ->
     upload(folder, int8_base, prepared)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as cache:
         patch.setenv("WSDM_RAY_CACHE", cache)
-        run = train(train_config(f"{folder}/base", f"{folder}/data", f"{folder}/model", num_workers=3, min_workers=2))
+        run = train(
+            train_config(f"{folder}/base", f"{folder}/data", f"{folder}/model", num_workers=3, min_workers=2)
+        )
     return folder, run
 
 

@@ -1,7 +1,7 @@
 """The frozen weights and adapters of a network of transformers as `training_linear` takes them.
 
-Weights of layers with the same input are laid side by side; the modules keep views of them, so nothing is held
-twice.
+Weights of layers with the same input are laid side by side; the modules keep views of them, so nothing is
+held twice.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wsdm_ray.config import HeadConfig
+from wsdm_ray.modeling.classifier import meta_model
+from wsdm_ray.modeling.head import make_head
+from wsdm_ray.modeling.merging import Merged, read_base
 from wsdm_ray.modeling.quantized_linear import LinearWeight, pack_weight
 from wsdm_ray.modeling.training_linear import (
     NF4_BLOCK,
@@ -19,7 +23,7 @@ from wsdm_ray.modeling.training_linear import (
     FrozenWeight,
 )
 
-__all__ = ["RowsLinear", "adapted_linear_of", "to_rows"]
+__all__ = ["RowsLinear", "adapted_linear_of", "load_rows_network", "to_rows"]
 
 
 class RowsLinear(nn.Linear):
@@ -54,6 +58,42 @@ class RowsLinear(nn.Linear):
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
+def load_rows_network(
+    folder: str, head: HeadConfig, *, seed: int, device: str, dtype: torch.dtype, quantization: str
+) -> nn.Module:
+    """As `load_network`, its linear layers in rows of 8 bits, by a precision of `TYPES`.
+
+    Weights that are stored so are taken as they are, others are quantized on the device, one at a time.
+    """
+    merged = Merged(base=read_base(folder))
+    network: Any = meta_model(merged.base.config)
+    backbone: Any = network.get_submodule("model")
+    for name, layer in list(backbone.named_modules()):
+        if type(layer) is not nn.Linear:
+            continue
+        weight = merged.rows(f"{name}.weight", quantization, device)
+        if weight is None:
+            weight = merged.parameter(f"{name}.weight", device)
+        biases = [] if layer.bias is None else [merged.parameter(f"{name}.bias", device)]
+        packed = pack_weight([weight], biases, quantization, device=device, dtype=dtype)
+        put(backbone, name, RowsLinear(packed, dtype))
+    for name, parameter in list(backbone.named_parameters()):
+        if parameter.is_meta:
+            value = merged.parameter(name, device).to(dtype)
+            path, _, leaf = name.rpartition(".")
+            setattr(backbone.get_submodule(path), leaf, nn.Parameter(value, requires_grad=False))
+    backbone.to(device)  # what is left are buffers
+    network.config.use_cache = False
+    network.score = make_head(head, network.config.get_text_config().hidden_size, seed).to(device)
+    return network.eval()
+
+
+def put(backbone: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of another."""
+    path, _, leaf = name.rpartition(".")
+    setattr(backbone.get_submodule(path), leaf, module)
+
+
 def to_rows(backbone: nn.Module, precision: str, dtype: torch.dtype) -> None:
     """Make every linear layer a `RowsLinear` in place, one at a time, by a precision of `TYPES`."""
     for name, layer in list(backbone.named_modules()):
@@ -62,8 +102,7 @@ def to_rows(backbone: nn.Module, precision: str, dtype: torch.dtype) -> None:
             packed = pack_weight(
                 [layer.weight.data], biases, precision, device=layer.weight.device, dtype=dtype
             )
-            path, _, leaf = name.rpartition(".")
-            setattr(backbone.get_submodule(path), leaf, RowsLinear(packed, dtype))
+            put(backbone, name, RowsLinear(packed, dtype))
 
 
 def adapted_linear_of(modules: Sequence[nn.Module], dtype: torch.dtype) -> AdaptedLinear:

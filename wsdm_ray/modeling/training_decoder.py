@@ -2,10 +2,10 @@
 
     T tokens of a micro-batch, D hidden size, W head dimension, S orderings
 
-It runs the weights of a network of transformers that PEFT has wrapped, which saves and loads them: layers with
-the same input are one GEMM, a micro-batch is one row without padding between its sequences, and only the last
-token of each ordering goes through the end of the last layer. Some layers, or all, compute their activations
-again in the backward pass. Not covered: layouts of several rows, dropout of attention weights.
+It runs the weights of a network of transformers that PEFT has wrapped, which saves and loads them: layers
+with the same input are one GEMM, a micro-batch is one row without padding between its sequences, and only the
+last token of each ordering goes through the end of the last layer. Some layers, or all, compute their
+activations again in the backward pass. Not covered: layouts of several rows, dropout of attention weights.
 """
 
 import functools
@@ -121,7 +121,7 @@ class TrainingDecoder:
         return to_device(seeds.numpy(), self.device).unbind()
 
     def embed(self, tokens_T: Tensor) -> Tensor:
-        """The input of the first layer, [T, D]; it takes a gradient, so that all layers are compiled alike."""
+        """The input of the first layer, [T, D]; with a gradient, so that all layers are compiled alike."""
         x_TD = F.embedding(tokens_T, self.embedding).to(self.dtype)
         if self.shape.family.scaled_embedding:
             x_TD = x_TD * torch.tensor(self.shape.hidden_size**0.5, dtype=x_TD.dtype)
