@@ -8,6 +8,7 @@
 activations by rows in `score`. No present name is an old one, so that what is mapped twice stays the same.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,13 @@ OPTIONS: dict[str, dict[str, str]] = {
 """By job, the old options and the present ones, as paths of config fields."""
 
 
+FLAGS = {"train": ("gradient_checkpointing",)}
+"""By job, options that were flags and take yes or no now."""
+
+NO_LONGER_DECISIVE = {"train": ("gradient_checkpointing",)}
+"""By job, options that fingerprints had although they do not change the result."""
+
+
 def modernize_arguments(job: str, argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The arguments of a job under present names, and one line for each old name among them.
 
@@ -40,7 +48,7 @@ def modernize_arguments(job: str, argv: Sequence[str]) -> tuple[list[str], list[
         argv: the arguments after the job's name; values follow their option or an equals sign.
     """
     words: list[str] = []
-    lines: list[str] = []
+    argv, lines = modernize_flags(job, argv)
     values: Mapping[str, str] = {}
     shown = ""
     for word in argv:
@@ -59,6 +67,21 @@ def modernize_arguments(job: str, argv: Sequence[str]) -> tuple[list[str], list[
             words.append(values.get(word, word))
         if value in values:
             lines.append(f"{shown} {value} is called {values[value]} now")
+    return words, lines
+
+
+def modernize_flags(job: str, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments with a value after each of `FLAGS` that has none, and one line for each."""
+    words: list[str] = []
+    lines: list[str] = []
+    present = {"--" + field.replace("_", "-"): "yes" for field in FLAGS.get(job, ())}
+    negated = {option.replace("--", "--no-", 1): option for option in present}
+    for word, following in itertools.zip_longest(argv, argv[1:], fillvalue="--"):
+        option, value = negated.get(word, word), "no" if word in negated else present.get(word)
+        words.append(option)
+        if value and (word in negated or following.startswith("--")):
+            words.append(value)
+            lines.append(f"{word} is {option} {value} now")
     return words, lines
 
 
@@ -83,7 +106,9 @@ def modernize_fingerprint(job: Any, fingerprint: Mapping[str, Any]) -> dict[str,
     """`quantize` keeps its precision at the top, `score` and `pseudolabel` that of each model."""
     values = dict(fingerprint)
     if isinstance(values.get("options"), Mapping):
-        values["options"] = modernize_options(job, values["options"])
+        present = modernize_options(job, values["options"])
+        left_out = NO_LONGER_DECISIVE.get(job, ())
+        values["options"] = {name: value for name, value in present.items() if name not in left_out}
     if job == "quantize":
         values = replace_value(values, "precision", STORED)
     if isinstance(values.get("models"), list):

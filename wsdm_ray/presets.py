@@ -95,7 +95,6 @@ def gemma2_9b(base: str, train: tuple[str, ...], output: str, valid: tuple[str, 
         output=output,
         pairs_per_step=16,
         token_budget=16_384,
-        gradient_checkpointing=True,
         text=TextConfig(max_tokens=2_048),
         lora=LoraConfig(r=64, alpha=64),
         optimizer=OptimizerConfig(
@@ -128,7 +127,6 @@ def recipe_gemma2_9b_ab(
         precision="bf16",
         quantization="bnb-int8",
         int8_activations=True,
-        gradient_checkpointing=True,
         text=TextConfig(
             prompt_tag="<prompt>: ",
             first_tag="\n\n<response_a>: ",

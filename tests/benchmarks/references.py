@@ -19,12 +19,14 @@ from wsdm_ray.text.encoding import EncodedPairs
 
 __all__ = [
     "both_orderings",
+    "left_padded",
     "pipeline_scorer",
     "random_network",
     "recipe_batches",
     "recipe_network",
     "score_recipe",
     "sequences_of",
+    "to_bitsandbytes",
 ]
 
 

@@ -1,10 +1,18 @@
-"""Training on a GPU beside int8 weights that are dequantized for each GEMM."""
+"""Training on a GPU: the decoder's gradients, and int8 weights that are dequantized for each GEMM."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 
-from tests.gpu.models import DEVICE, FAMILIES, make_config, network_of, random_pairs
+from tests.gpu.models import DEVICE, FAMILIES, LENGTHS, make_config, network_of, random_pairs
 from wsdm_ray.config import HeadConfig, LoraConfig
+from wsdm_ray.modeling.classifier import add_lora, ordering_logits, preference_log_odds, trainable_parameters
+from wsdm_ray.modeling.frozen_weights import to_rows
+from wsdm_ray.modeling.head import make_head
+from wsdm_ray.modeling.training_decoder import TrainingDecoder, padded_tokens
+from wsdm_ray.packing.layouts import Layout, lay_out
 
 pytest.importorskip("bitsandbytes", reason="needs bitsandbytes for int8 weights")
 pytest.importorskip("peft", reason="needs PEFT for adapters")
@@ -12,7 +20,7 @@ pytest.importorskip("peft", reason="needs PEFT for adapters")
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_beside_int8_weights_lowers_the_loss(family, tmp_path):
-    from wsdm_ray.modeling.classifier import add_lora, load_network
+    from wsdm_ray.modeling.classifier import load_network
     from wsdm_ray.modeling.weight_only_int8 import WeightOnlyInt8Linear, use_weight_only_int8
 
     network_of(family).save_pretrained(tmp_path)
@@ -44,3 +52,56 @@ def test_a_step_beside_int8_weights_lowers_the_loss(family, tmp_path):
             assert weight.grad.any(), name
     optimizer.step()
     assert loss_of() < before
+
+
+def adapted(family: str, dtype: torch.dtype, rows: str = "") -> torch.nn.Module:
+    """`network_of` with adapters that change something, the same in every type."""
+    network = copy.deepcopy(network_of(family)).to(dtype)
+    if rows:
+        to_rows(network.get_submodule("model"), rows, dtype)
+    network.config.use_cache = False
+    head = HeadConfig(kind="linear", dropout=0.0, precision="fp32")
+    network.score = make_head(head, network.config.hidden_size, 0).to(DEVICE)
+    wrapped = add_lora(network, LoraConfig(r=16, alpha=16, dropout=0.0), seed=0)
+    torch.manual_seed(1)
+    for parameter in trainable_parameters(wrapped).values():
+        parameter.data.copy_(torch.randn(parameter.shape) * 0.02)
+    return wrapped.train()
+
+
+def layout_of(kind: str) -> Layout:
+    prompts, *suffixes = random_pairs(LENGTHS)
+    row_tokens = 0 if kind == "padded" else padded_tokens(1_500, 2_048)
+    return lay_out(kind, prompts, suffixes, np.arange(len(LENGTHS)), row_tokens=row_tokens)
+
+
+def gradients_of(network: torch.nn.Module, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    parameters = trainable_parameters(network)
+    weights = torch.linspace(-1.0, 2.0, len(logits), device=DEVICE)
+    loss = (preference_log_odds(logits) * weights).sum()
+    return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "rows", "compiled", "limit"),
+    [
+        ("gemma2", "packed", "", False, 0.05),
+        ("gemma2", "shared", "", False, 0.05),
+        ("llama", "packed", "", False, 0.05),
+        ("llama", "shared", "", False, 0.05),
+        ("gemma2", "shared", "w8a8-int8", True, 0.1),
+        ("llama", "packed", "w8a8-fp8", True, 0.25),
+    ],
+)
+def test_gradients_of_the_decoder_are_those_of_float32(family, kind, rows, compiled, limit):
+    exact = adapted(family, torch.float32)
+    expected = gradients_of(exact, ordering_logits(exact, layout_of("padded")))
+    network = adapted(family, torch.bfloat16, rows)
+    decoder = TrainingDecoder(network, torch.bfloat16, compiled=compiled)
+    found = gradients_of(network, decoder.logits(layout_of(kind)))
+    decoder.recomputed = 2
+    again = gradients_of(network, decoder.logits(layout_of(kind)))
+    errors = {name: float((found[name] - each).norm() / each.norm()) for name, each in expected.items()}
+    assert max(errors.values()) < limit, max(errors.items(), key=lambda item: item[1])
+    for name, each in found.items():  # atomic sums of attention's backward come in any order
+        assert (again[name] - each).norm() <= 0.02 * each.norm(), name

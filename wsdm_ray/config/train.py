@@ -124,8 +124,8 @@ class TrainConfig:
     """ab is (prompt, response_a, response_b), ba the swapped ordering. both: each pair in both orderings
     within the same step."""
     layout: Layout | Literal["auto"] = "auto"
-    """auto: packed, without padding, on a GPU unless the family soft-caps its attention scores; else
-    padded."""
+    """auto: on a GPU one row without padding, packed, or shared where the family soft-caps its attention
+    scores; else padded."""
     token_budget: int = 16_384
     """The most tokens of one micro-batch."""
     micro_batches: int | None = None
@@ -133,17 +133,19 @@ class TrainConfig:
     numbers from another --num-workers."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of activations. auto: bf16 if the GPU supports it, else fp32."""
-    quantization: Literal["auto", "bnb-int8", "nf4", "none"] = "auto"
+    quantization: Literal["auto", "bnb-int8", "nf4", "w8a8-int8", "w8a8-fp8", "none"] = "auto"
     """Precision of the frozen base. auto keeps that of the folder and turns an unquantized base into
-    bnb-int8."""
+    bnb-int8. With bnb-int8 and nf4, GEMMs take dequantized weights; with w8a8-int8 and w8a8-fp8 they are of 8
+    bits, forward and backward, and faster."""
     int8_activations: bool = False
     """Round activations to 8 bits for bnb-int8 matmuls, as LLM.int8() does, instead of keeping them in their
     own precision. Slower, and the result of a row depends on its neighbours."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: slower, with less memory."""
+    gradient_checkpointing: Literal["auto", "yes", "no"] = "auto"
+    """Compute activations again in the backward pass: slower, with less memory. auto: on a GPU, in as many
+    layers as its memory asks for."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Compile the model's layers at the start of every worker, which takes a minute or more. auto: on a GPU,
-    in the layout packed, for 100 steps or more."""
+    in the layouts packed and shared, for 100 steps or more."""
     text: TextConfig = field(default_factory=TextConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)

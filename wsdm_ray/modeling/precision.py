@@ -16,8 +16,8 @@ from typing import Literal
 
 import torch
 
-from wsdm_ray.errors import ConfigError, ModelError
-from wsdm_ray.modeling.manifest import Manifest
+from wsdm_ray.errors import ConfigError
+from wsdm_ray.modeling.manifest import Manifest, Quantization
 from wsdm_ray.modeling.quantized_linear import HOPPER
 
 __all__ = [
@@ -45,7 +45,8 @@ Capability = tuple[int, int]
 BNB = ("bnb-int8", "nf4")
 """Precisions of bitsandbytes: for training and scoring, with adapters beside the base."""
 W8A8 = ("w8a8-int8", "w8a8-fp8")
-"""8-bit weights and activations with a scale for each row: for scoring, by the fused decoder alone."""
+"""8-bit weights and activations with a scale for each row: for the fused decoder in scoring, and for the
+training decoder."""
 LEAST_CAPABILITY = {"w8a8-fp8": (8, 9), "w8a8-int8": (8, 0), "bf16": (8, 0)}
 """The compute capability from which GPUs have GEMMs in a precision."""
 BY_CAPABILITY = ("auto", *W8A8)
@@ -184,7 +185,7 @@ def scoring_layout(fused: Iterable[bool], device: str) -> Literal["padded", "sha
     return "shared" if device == "cuda" and all(fused) else "padded"
 
 
-def training_quantization(folder: str, stored: str, asked: str) -> Literal["bnb-int8", "nf4", "none"]:
+def training_quantization(folder: str, stored: Quantization, asked: str) -> Quantization:
     """How a base is held in training: as its folder stores it, else as asked for (`auto` is bnb-int8).
 
     Args:
@@ -194,20 +195,14 @@ def training_quantization(folder: str, stored: str, asked: str) -> Literal["bnb-
 
     Raises:
         ConfigError: the folder is quantized in another way than was asked for.
-        ModelError: in a way beside which nothing can be trained.
     """
     if stored == "none":
         return "bnb-int8" if asked == "auto" else asked  # pyright: ignore[reportReturnType]
-    if stored not in BNB:
-        raise ModelError(
-            f"{folder}: is stored in {stored}, which is for scoring alone; train on the unquantized model, "
-            "or on one that `quantize` made bnb-int8 or nf4"
-        )
     if asked not in ("auto", stored):
         raise ConfigError(
             f"--quantization {asked}: {folder} is stored as {stored}; use auto, or an unquantized base"
         )
-    return stored  # pyright: ignore[reportReturnType]
+    return stored
 
 
 def activation_dtype(

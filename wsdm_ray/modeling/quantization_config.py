@@ -10,7 +10,7 @@ These are formats on disk: they stay as they are, whatever the options that make
 
 import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -122,6 +122,16 @@ def is_w8a8_fp8(settings: dict[str, Any]) -> bool:
     return found == ("float", 8, "channel", True, ["Linear"])
 
 
-def stored_quantization(folder: str, asked: str) -> Literal["bnb-int8", "nf4", "none"]:
-    """How the base in a folder is held in training: see `training_quantization`."""
-    return training_quantization(folder, folder_quantization(folder), asked)
+def stored_quantization(folder: str, asked: str) -> Quantization:
+    """How the base in a folder is held in training: see `training_quantization`.
+
+    Raises:
+        ModelError: it is calibrated, so that no adapter can be merged into it.
+    """
+    stored = folder_quantization(folder)
+    if read_settings(Path(folder) / "config.json").get("quantization_config") == CALIBRATED_INT8_CONFIG:
+        raise ModelError(
+            f"{folder}: is calibrated w8a8-int8, which is for scoring alone; train on the unquantized model, "
+            "or on one that `quantize` made without --calibrate"
+        )
+    return training_quantization(folder, stored, asked)

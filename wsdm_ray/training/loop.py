@@ -22,19 +22,20 @@ from wsdm_ray.config import TrainConfig
 from wsdm_ray.data.length_balance import balance_lengths
 from wsdm_ray.data.mixing import read_teachers, sample_weights
 from wsdm_ray.data.votes import Votes
+from wsdm_ray.errors import ClusterError
 from wsdm_ray.modeling.adapter_io import load_adapter_weights
-from wsdm_ray.modeling.attention import training_backend
 from wsdm_ray.modeling.classifier import (
     model_config,
-    ordering_logits,
     preference_log_odds,
     trainable_parameters,
 )
+from wsdm_ray.modeling.families import softcap_of
 from wsdm_ray.modeling.manifest import Manifest
 from wsdm_ray.modeling.precision import device_and_dtype
 from wsdm_ray.packing.layouts import Layout, lay_out
 from wsdm_ray.packing.plan import batch_tokens, pair_tokens, plan_batches_at_least
 from wsdm_ray.schema import orderings_of
+from wsdm_ray.telemetry import logger
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 from wsdm_ray.training.batches import num_steps, step_rows
 from wsdm_ray.training.distributed import WorkerGroup, clip_gradients, current_group
@@ -69,6 +70,8 @@ class Batches:
     """Places in `pairs`, int64 each."""
     costs: list[int]
     """Tokens of each micro-batch, padding included."""
+    token_budget: int
+    """The budget that they were cut by."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +106,21 @@ class Trainer:
         self.total_steps = num_steps(len(train), config.pairs_per_step, config.epochs, config.max_steps)
         self.encoder = PairEncoder(base, config.text)
         self.device, dtype = device_and_dtype(config.precision)
+        base_config = model_config(base)
         self.resolved = resolve_options(
             config,
             quantization=manifest.quantization,
             device=self.device,
             precision="bf16" if dtype == torch.bfloat16 else "fp32",
-            has_varlen=training_backend(model_config(base)).supports_varlen,
+            softcapped=softcap_of(base_config) is not None,
+            attention_dropout=bool(getattr(base_config, "attention_dropout", 0.0)),
             total_steps=self.total_steps,
         )
         self.layout = self.resolved.layout
-        self.network = prepare_model(config, base, self.resolved, self.device, dtype)
+        self.model = prepare_model(config, base, self.resolved, self.device, dtype)
+        self.network = self.model.network
+        self.token_budget = config.token_budget
+        """Of a micro-batch; less than was asked for where memory ran out."""
         self.parameters = trainable_parameters(self.network)
         self.reducer = GradientReducer(self.group, self.parameters.values())
         self.optimizer = make_optimizer(config.optimizer, self.parameters)
@@ -148,9 +156,14 @@ class Trainer:
         Args:
             at_least: the fewest micro-batches, if there are so many pairs.
         """
-        tokens = pair_tokens(self.layout, pairs.prefix.lengths, pairs.suffix_ab.lengths, len(self.orderings))
-        plan = plan_batches_at_least(self.layout, tokens, self.config.token_budget, at_least)
-        return Batches(pairs, plan, [batch_tokens(self.layout, tokens[places]) for places in plan])
+        tokens = self.tokens_of(pairs)
+        plan = plan_batches_at_least(self.layout, tokens, self.token_budget, at_least)
+        costs = [self.model.row_tokens(batch_tokens(self.layout, tokens[places])) for places in plan]
+        return Batches(pairs, plan, costs, self.token_budget)
+
+    def tokens_of(self, pairs: EncodedPairs) -> np.ndarray:
+        """Tokens of each pair in the layout, int64 [N]."""
+        return pair_tokens(self.layout, pairs.prefix.lengths, pairs.suffix_ab.lengths, len(self.orderings))
 
     def train_step(self, rows: np.ndarray, batches: Batches) -> StepMetrics:
         """One optimizer step on `rows` (int64 [n]) of the train set."""
@@ -182,6 +195,35 @@ class Trainer:
         )
 
     def forward_backward(self, rows: np.ndarray, batches: Batches) -> BatchSums:
+        """Run this worker's micro-batches of a step, in less memory where it runs out."""
+        while True:
+            if batches.token_budget > self.token_budget:  # planned before memory ran out
+                batches = self.plan(batches.pairs)
+            try:
+                return self.accumulate(rows, batches)
+            except torch.OutOfMemoryError as error:
+                self.save_memory(batches, str(error).splitlines()[0])
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def save_memory(self, batches: Batches, reason: str) -> None:
+        """Take less memory from now on: recompute activations first, then halve the token budget.
+
+        Raises:
+            ClusterError: nothing is left that would help.
+        """
+        if self.model.save_memory():
+            logger.warning("train: memory ran out (%s); all layers recompute their activations now", reason)
+        elif self.group.size == 1 and self.token_budget > (most := int(self.tokens_of(batches.pairs).max())):
+            self.token_budget = max(self.token_budget // 2, most)
+            logger.warning("train: memory ran out (%s); --token-budget is %d now", reason, self.token_budget)
+        else:  # other workers planned by the same budget
+            raise ClusterError(
+                f"train: memory ran out ({reason}); lower --token-budget ({self.token_budget}) or --text."
+                "max-tokens, or hold the base in fewer bits (--quantization nf4)"
+            )
+        torch.cuda.empty_cache()
+
+    def accumulate(self, rows: np.ndarray, batches: Batches) -> BatchSums:
         """Run this worker's micro-batches of a step; their gradients add up in the parameters."""
         self.network.train()
         count = self.num_sequences(rows)
@@ -191,7 +233,7 @@ class Trainer:
         for number in own:
             torch.manual_seed(dropout_seed(self.config.seed, self.step, number))
             layout, places = self.lay_out(batches, number), batches.micro_batches[number]
-            log_odds = preference_log_odds(ordering_logits(self.network, layout))
+            log_odds = preference_log_odds(self.model.logits(layout))
             loss_S, right = self.loss(log_odds, rows[places])
             if number == own[-1]:
                 self.reducer.overlap()
@@ -212,6 +254,7 @@ class Trainer:
             batches.pairs.prefix,
             [suffixes[ordering] for ordering in self.orderings],
             batches.micro_batches[number],
+            row_tokens=batches.costs[number] if self.resolved.decoder else 0,
         )
 
     def loss(self, log_odds_S: torch.Tensor, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -307,7 +350,7 @@ class Trainer:
         log_odds_NO = torch.zeros(len(valid), len(self.orderings), dtype=torch.float64)
         sign_O = torch.tensor([1.0 if ordering == 0 else -1.0 for ordering in self.orderings])
         for number, places in enumerate(batches.micro_batches):
-            logits = ordering_logits(self.network, self.lay_out(batches, number))
+            logits = self.model.logits(self.lay_out(batches, number))
             log_odds = preference_log_odds(logits).view(-1, len(self.orderings)).cpu()
             log_odds_NO[torch.from_numpy(rows[places])] = (log_odds * sign_O).double()
         return self.group.all_reduce(log_odds_NO.to(self.device)).cpu()

@@ -3,8 +3,18 @@
 from dataclasses import dataclass
 
 from wsdm_ray.config import TrainConfig
+from wsdm_ray.errors import ConfigError
+from wsdm_ray.modeling.families import Shape
+from wsdm_ray.modeling.precision import W8A8
 
-__all__ = ["ResolvedOptions", "compile_pays_off", "fastest_layout", "resolve_options"]
+__all__ = [
+    "ResolvedOptions",
+    "compile_pays_off",
+    "fastest_layout",
+    "layers_to_recompute",
+    "resolve_options",
+    "runs_decoder",
+]
 
 COMPILE_MIN_STEPS = 100
 """A run of fewer steps is not compiled by `auto`: compiling takes a minute or more."""
@@ -20,37 +30,104 @@ class ResolvedOptions:
     quantization: str
     compile: str
     """yes or no."""
+    decoder: bool = False
+    """Whether the training decoder runs the network, instead of transformers."""
 
 
 def resolve_options(
-    config: TrainConfig, *, quantization: str, device: str, precision: str, has_varlen: bool, total_steps: int
+    config: TrainConfig,
+    *,
+    quantization: str,
+    device: str,
+    precision: str,
+    softcapped: bool,
+    attention_dropout: bool,
+    total_steps: int,
 ) -> ResolvedOptions:
     """What the options mean on this machine.
 
     Args:
         quantization: how the base is held.
         precision: of activations, fp32 or bf16.
-        has_varlen: whether the model's attention has kernels that take packed sequences by `cu_seqlens`.
+        softcapped: whether the model soft-caps its attention scores.
+        attention_dropout: whether the model drops attention weights in training.
+
+    Raises:
+        ConfigError: options that do not go together.
     """
-    fastest = fastest_layout(device, precision, has_varlen)
-    layout = fastest if config.layout == "auto" else config.layout
+    if quantization in W8A8:
+        check_rows(config, quantization, device, precision, attention_dropout)
+    decoder = runs_decoder(config, quantization, device, precision, attention_dropout)
+    layout = fastest_layout(decoder, softcapped) if config.layout == "auto" else config.layout
     compile_layers = config.compile
     if compile_layers == "auto":
-        compile_layers = "yes" if compile_pays_off(layout, fastest, total_steps) else "no"
+        compile_layers = "yes" if compile_pays_off(decoder, device, total_steps) else "no"
     return ResolvedOptions(
-        layout=layout, precision=precision, quantization=quantization, compile=compile_layers
+        layout=layout, precision=precision, quantization=quantization, compile=compile_layers, decoder=decoder
     )
 
 
-def fastest_layout(device: str, precision: str, has_varlen: bool) -> str:
-    """`packed` where attention by `cu_seqlens` is fast, else `padded`.
+def check_rows(
+    config: TrainConfig, quantization: str, device: str, precision: str, attention_dropout: bool
+) -> None:
+    """Raise `ConfigError` where the training decoder, which alone has 8-bit GEMMs, cannot run."""
+    held = f"the base is held as {quantization}"
+    if config.layout == "padded":
+        raise ConfigError(f"--layout padded: {held}, which takes one row; use packed, shared or auto")
+    if device == "cuda" and precision != "bf16":
+        raise ConfigError(f"--precision {config.precision}: {held}, which takes bf16 on a GPU; use auto")
+    if attention_dropout:
+        raise ConfigError(
+            f"--base {config.base}: its config.json has attention_dropout, which cannot be had where {held}; "
+            "set it to 0 there, or use --quantization bnb-int8"
+        )
 
-    A dense mask of a packed row costs the square of its length. GPUs have attention by `cu_seqlens` in 16
-    bits only. CPUs are fastest on short micro-batches.
+
+def runs_decoder(
+    config: TrainConfig, quantization: str, device: str, precision: str, attention_dropout: bool
+) -> bool:
+    """Whether the training decoder runs the network: on GPUs it is faster, and alone has 8-bit GEMMs.
+
+    CPUs are fastest on short padded micro-batches, which transformers runs.
     """
-    return "packed" if device == "cuda" and precision == "bf16" and has_varlen else "padded"
+    on_gpu = device == "cuda" and precision == "bf16"
+    plain = not config.int8_activations and not attention_dropout and config.layout != "padded"
+    return quantization in W8A8 or (on_gpu and plain)
 
 
-def compile_pays_off(layout: str, fastest: str, total_steps: int) -> bool:
+def fastest_layout(decoder: bool, softcapped: bool) -> str:
+    """`shared` or `packed` for the training decoder, `padded` for transformers.
+
+    Unless scores are soft-capped, attention of whole sequences has faster kernels than that of orderings that
+    share a prompt, by more than prompts cost, which are short.
+    """
+    if not decoder:
+        return "padded"
+    return "shared" if softcapped else "packed"
+
+
+def compile_pays_off(decoder: bool, device: str, total_steps: int) -> bool:
     """Whether compiled layers save more time than compiling takes."""
-    return layout == fastest == "packed" and total_steps >= COMPILE_MIN_STEPS
+    return decoder and device == "cuda" and total_steps >= COMPILE_MIN_STEPS
+
+
+def layers_to_recompute(
+    free_bytes: float, tokens: int, shape: Shape, intermediate_size: int, lora_rank: int
+) -> int:
+    """Of a model's layers, how many must compute their activations again for a micro-batch to fit.
+
+    A layer keeps the outputs of its GEMMs and of its attention, and the sums of its residual, in 16 bits; one
+    that recomputes keeps its input. The backward pass needs about three times a layer's beside them.
+
+    Args:
+        free_bytes: of the GPU, beside weights, gradients and the optimizer's state.
+        tokens: of the largest micro-batch.
+    """
+    heads, key_heads = shape.num_heads * shape.head_dim, 2 * shape.num_kv_heads * shape.head_dim
+    layers = len(shape.layer_types)
+    kept = (
+        2 * tokens * (4 * shape.hidden_size + 3 * heads + key_heads + 2 * intermediate_size + 7 * lora_rank)
+    )
+    inputs = 2 * tokens * shape.hidden_size
+    over = (layers + 3) * kept - free_bytes
+    return min(max(-int(-over // (kept - inputs)), 0), layers)

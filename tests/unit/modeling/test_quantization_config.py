@@ -1,6 +1,7 @@
 """How folders say that their weights are quantized, and which of them a job refuses."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -14,7 +15,7 @@ from wsdm_ray.modeling.loading import load_classifier
 from wsdm_ray.modeling.manifest import read_manifest
 from wsdm_ray.modeling.precision import W8A8, resolve_precision
 from wsdm_ray.modeling.quantization import quantize
-from wsdm_ray.modeling.quantization_config import stored_quantization
+from wsdm_ray.modeling.quantization_config import CALIBRATED_INT8_CONFIG, stored_quantization
 
 
 def test_no_folder():
@@ -59,6 +60,18 @@ def test_a_base_that_lacks_weights(copy_of, tmp_path):
     )
     config = QuantizeConfig(base=str(folder), output=str(tmp_path / "out"), precision="bf16")
     assert "its weights lack layers.1.mlp.up_proj.weight" in refusal(ModelError, lambda: quantize(config))
+
+
+def test_nothing_trains_beside_calibrated_weights(copy_of):
+    folder = copy_of("plain")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(settings | {"quantization_config": CALIBRATED_INT8_CONFIG})
+    )
+    assert refusal(ModelError, lambda: stored_quantization(str(folder), "auto")) == (
+        f"{folder}: is calibrated w8a8-int8, which is for scoring alone; train on the unquantized model, or on "
+        "one that `quantize` made without --calibrate"
+    )
 
 
 def test_how_a_base_is_held(folders):

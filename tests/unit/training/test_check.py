@@ -58,7 +58,7 @@ def test_the_fingerprint_has_what_decides_the_classifier_and_no_more(config):
     assert fingerprint.keys() == {"options", "base", "passes", "gpu", "inputs", "teachers"}
     assert fingerprint["options"].keys() == {
         "seed", "epochs", "max_steps", "pairs_per_step", "orders", "layout", "token_budget", "precision",
-        "quantization", "int8_activations", "gradient_checkpointing", "compile", "text", "head", "lora",
+        "quantization", "int8_activations", "compile", "text", "head", "lora",
         "optimizer", "objective", "mix", "checkpoint_steps",
     }  # fmt: skip
     free = {

@@ -2,18 +2,24 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear8bitLt
 
 from tests.unit.training.conftest import learnable_votes
+from wsdm_ray.errors import ClusterError
 from wsdm_ray.modeling.classifier import unwrap_peft
+from wsdm_ray.modeling.loading import load_scorer
+from wsdm_ray.packing.layouts import Layout
+from wsdm_ray.schema import Ordering
+from wsdm_ray.scoring.engine import log_odds
 from wsdm_ray.training.loop import Trainer
 
 
 def test_gradient_checkpointing_changes_nothing(trainer_of):
     plain, frugal = (
-        list(trainer_of(max_steps=2, gradient_checkpointing=enabled).steps()) for enabled in (False, True)
+        list(trainer_of(max_steps=2, gradient_checkpointing=enabled).steps()) for enabled in ("no", "yes")
     )
     assert [row.loss for row in frugal] == pytest.approx([row.loss for row in plain], abs=1e-5)
     assert frugal[0].grad_norm == pytest.approx(plain[0].grad_norm, rel=1e-4)
@@ -23,7 +29,7 @@ def test_gradient_checkpointing_changes_nothing(trainer_of):
 def test_gradient_checkpointing_keeps_fewer_activations(trainer_of, quantization):
     plain, frugal = (
         kept_bytes(trainer_of(gradient_checkpointing=enabled, quantization=quantization))
-        for enabled in (False, True)
+        for enabled in ("no", "yes")
     )
     assert frugal < 0.3 * plain
 
@@ -66,3 +72,48 @@ def test_int8_weights_meet_activations_as_they_are(trainer_of):
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
     for other in (rounded, exact):
         assert float((other - expected).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("quantization", ["w8a8-int8", "w8a8-fp8"])
+def test_an_adapter_trained_beside_8_bit_gemms_is_merged_into_the_same_weights(
+    quantization, trainer_of, tmp_path
+):
+    valid = learnable_votes(24, 1)
+    trainer = trainer_of(valid=valid, quantization=quantization, max_steps=3)
+    assert (trainer.resolved.layout, trainer.resolved.decoder) == ("packed", True)
+    list(trainer.steps())
+    own = trainer.valid_log_odds(valid).numpy()
+    trainer.save(str(tmp_path))
+    scorer, manifest = load_scorer(str(tmp_path), precision="fp32")
+    assert manifest.quantization == quantization
+    pairs = trainer.encoder.encode(*valid.texts(np.arange(len(valid))))
+    both = (Ordering.AB, Ordering.BA)
+    scored = log_odds(scorer, pairs, both, layout="shared", token_budget=4_000).log_odds_NO
+    exact, _ = load_scorer(str(tmp_path), precision=quantization)
+    rounded = log_odds(exact, pairs, both, layout="shared", token_budget=4_000).log_odds_NO
+    # Training rounds activations, `fp32` does not; merging rounds the sum of base and adapter anew.
+    limit = {"w8a8-int8": 0.05, "w8a8-fp8": 0.15}[quantization] * np.abs(scored).max()
+    assert np.abs(own - scored).max() < limit
+    assert np.abs(own - rounded).max() < limit
+
+
+def test_running_out_of_memory_recomputes_then_halves_the_budget(trainer_of, monkeypatch):
+    plain = list(trainer_of(quantization="w8a8-int8", max_steps=2).steps())
+    trainer = trainer_of(quantization="w8a8-int8", max_steps=2)
+    decoder = trainer.model.decoder
+    logits, most = decoder.logits, 200
+
+    def short_of_memory(layout: Layout) -> torch.Tensor:
+        if layout.num_tokens > most or decoder.recomputed == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return logits(layout)
+
+    monkeypatch.setattr(decoder, "logits", short_of_memory)
+    frugal = list(trainer.steps())
+    assert (trainer.token_budget, decoder.recomputed) == (200, len(decoder.layers))
+    # Each token's activations are rounded by themselves, so only sums change their order.
+    assert [row.loss for row in frugal] == pytest.approx([row.loss for row in plain], rel=1e-4)
+    assert [row.grad_norm for row in frugal] == pytest.approx([row.grad_norm for row in plain], rel=1e-3)
+    most = 10
+    with pytest.raises(ClusterError, match="lower --token-budget"):
+        trainer.train_step(*trainer.prepare_step(0))

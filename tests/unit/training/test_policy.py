@@ -1,49 +1,98 @@
 """What `auto` means for training."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from wsdm_ray.config import TrainConfig
-from wsdm_ray.training.policy import ResolvedOptions, compile_pays_off, fastest_layout, resolve_options
+from wsdm_ray.errors import ConfigError
+from wsdm_ray.modeling.families import FAMILIES, Shape
+from wsdm_ray.training.policy import (
+    ResolvedOptions,
+    compile_pays_off,
+    fastest_layout,
+    layers_to_recompute,
+    resolve_options,
+)
+
+GEMMA2_9B = Shape(
+    family=FAMILIES["gemma2"], hidden_size=3_584, num_heads=16, num_kv_heads=8, head_dim=256,
+    query_scale=1 / 16, softcap=50.0, norm_epsilon=1e-6, layer_types=("full_attention",) * 42,
+    sliding_window=None, activation="gelu_pytorch_tanh",
+)  # fmt: skip
 
 
 def resolved(config: dict[str, Any], **machine: Any) -> ResolvedOptions:
-    whole = {"device": "cuda", "precision": "bf16", "has_varlen": True, "total_steps": 1_000}
-    return resolve_options(
-        TrainConfig(base="b", train=("t",), output="o", **config), quantization="nf4", **(whole | machine)
+    whole = {
+        "quantization": "nf4", "device": "cuda", "precision": "bf16", "softcapped": False,
+        "attention_dropout": False, "total_steps": 1_000,
+    }  # fmt: skip
+    return resolve_options(TrainConfig(base="b", train=("t",), output="o", **config), **(whole | machine))
+
+
+def test_the_fastest_layout():
+    assert fastest_layout(decoder=True, softcapped=False) == "packed"
+    assert fastest_layout(decoder=True, softcapped=True) == "shared"
+    assert fastest_layout(decoder=False, softcapped=True) == "padded"
+
+
+def test_compiling_pays_off_in_long_runs_of_the_decoder_on_a_gpu():
+    assert compile_pays_off(True, "cuda", 100)
+    assert not compile_pays_off(True, "cuda", 99)
+    assert not compile_pays_off(True, "cpu", 100)
+    assert not compile_pays_off(False, "cuda", 100)
+
+
+def test_options_that_say_what_they_want_are_obeyed():
+    packed = ResolvedOptions(
+        layout="packed", precision="bf16", quantization="nf4", compile="yes", decoder=True
+    )
+    assert resolved({}) == packed
+    assert resolved({"compile": "no"}).compile == "no"
+    assert resolved({"layout": "shared"}) == dataclasses.replace(packed, layout="shared")
+    assert resolved({}, softcapped=True).layout == "shared"
+    assert resolved({}, total_steps=50).compile == "no"
+    assert resolved({}, total_steps=50, softcapped=True) == dataclasses.replace(
+        packed, layout="shared", compile="no"
     )
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "has_varlen", "layout"),
+    ("config", "machine"),
     [
-        ("cuda", "bf16", True, "packed"),
-        ("cuda", "bf16", False, "padded"),
-        ("cuda", "fp32", True, "padded"),
-        ("cpu", "bf16", True, "padded"),
-        ("cpu", "fp32", True, "padded"),
+        ({}, {"device": "cpu", "precision": "fp32"}),
+        ({}, {"precision": "fp32"}),
+        ({}, {"attention_dropout": True}),
+        ({"int8_activations": True}, {"quantization": "bnb-int8"}),
+        ({"layout": "padded"}, {}),
     ],
 )
-def test_the_fastest_layout(device, precision, has_varlen, layout):
-    assert fastest_layout(device, precision, has_varlen) == layout
+def test_transformers_runs_what_the_decoder_does_not(config, machine):
+    options = resolved(config, **machine)
+    assert (options.decoder, options.layout, options.compile) == (False, "padded", "no")
 
 
-def test_compiling_pays_off_in_long_packed_runs_where_packed_is_fastest():
-    assert compile_pays_off("packed", "packed", 100)
-    assert not compile_pays_off("packed", "packed", 99)
-    assert not compile_pays_off("packed", "padded", 100)
-    assert not compile_pays_off("padded", "packed", 100)
+@pytest.mark.parametrize("quantization", ["w8a8-int8", "w8a8-fp8"])
+def test_8_bit_gemms_take_the_decoder_everywhere(quantization):
+    options = resolved({}, quantization=quantization, device="cpu", precision="fp32", softcapped=True)
+    assert (options.decoder, options.layout, options.compile) == (True, "shared", "no")
+    for config, machine, option in (
+        ({"layout": "padded"}, {}, "--layout padded"),
+        ({"precision": "fp32"}, {"precision": "fp32"}, "--precision fp32"),
+        ({}, {"attention_dropout": True}, "attention_dropout"),
+    ):
+        with pytest.raises(ConfigError, match=option):
+            resolved(config, quantization=quantization, **machine)
 
 
-def test_options_that_say_what_they_want_are_obeyed():
-    assert resolved({}) == ResolvedOptions(
-        layout="packed", precision="bf16", quantization="nf4", compile="yes"
-    )
-    assert resolved({"compile": "no"}).compile == "no"
-    assert resolved({"layout": "shared"}) == ResolvedOptions(
-        layout="shared", precision="bf16", quantization="nf4", compile="no"
-    )
-    assert resolved({"layout": "shared", "compile": "yes"}).compile == "yes"
-    assert resolved({}, total_steps=50).compile == "no"
-    assert resolved({}, device="cpu", precision="fp32").layout == "padded"
+def test_as_many_layers_recompute_as_memory_asks_for():
+    def layers(gigabytes: float, tokens: int) -> int:
+        return layers_to_recompute(gigabytes * 1e9, tokens, GEMMA2_9B, 14_336, 64)
+
+    # 120 kB a token and layer; on an H200, 16,384 tokens took 94 GB with what the backward pass needs.
+    assert layers(94, 16_384) == 0
+    assert 0 < layers(80, 16_384) < 12
+    assert layers(65, 8_192) == 0
+    assert layers(1, 16_384) == 42
+    assert layers(30, 16_384) < layers(20, 16_384) < 42

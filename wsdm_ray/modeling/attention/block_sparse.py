@@ -28,7 +28,15 @@ from wsdm_ray.modeling.attention.tiling import BLOCK, Tiling
 from wsdm_ray.modeling.quantized_linear import QuantizedTensor
 from wsdm_ray.packing.layouts import Layout
 
-__all__ = ["BlockSparseAttention", "SoftcappedAttention", "key_blocks"]
+__all__ = [
+    "QUERIES_AT_ONCE",
+    "BlockSparseAttention",
+    "SoftcappedAttention",
+    "block_flags",
+    "counts_and_indices",
+    "key_blocks",
+    "softcap_mod",
+]
 
 QUERIES_AT_ONCE = 2_048
 """Queries whose mask of all keys is worked out at a time: the whole T * T would take gigabytes."""

@@ -1,0 +1,147 @@
+"""The training decoder against the network of transformers that it runs, for every family and layout."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from wsdm_ray.config import HeadConfig, LoraConfig
+from wsdm_ray.modeling.classifier import (
+    add_lora,
+    load_network,
+    ordering_logits,
+    preference_log_odds,
+    trainable_parameters,
+)
+from wsdm_ray.modeling.families import FAMILIES
+from wsdm_ray.modeling.frozen_weights import RowsLinear
+from wsdm_ray.modeling.quantized_linear import pack_weight
+from wsdm_ray.modeling.training_decoder import TrainingDecoder
+from wsdm_ray.packing.layouts import Layout, lay_out
+from wsdm_ray.packing.ragged import Ragged
+
+LENGTHS = [(3, 5, 4), (30, 9, 2), (1, 1, 1), (12, 20, 11)]
+"""Tokens of prompts and of both responses; some are longer than the sliding window of 16."""
+
+
+def layout_of(kind: str, row_tokens: int = 0) -> Layout:
+    random = np.random.default_rng(0)
+
+    def ids(length: int) -> np.ndarray:
+        return random.integers(3, 300, length, dtype=np.int32)
+
+    prompts, firsts, seconds = ([ids(lengths[place]) for lengths in LENGTHS] for place in range(3))
+    suffixes = [
+        Ragged.from_lists([np.concatenate(both) for both in zip(*pair, strict=True)])
+        for pair in ((firsts, seconds), (seconds, firsts))
+    ]
+    pairs = np.arange(len(LENGTHS))
+    return lay_out(kind, Ragged.from_lists(prompts), suffixes, pairs, row_tokens=row_tokens)
+
+
+@pytest.fixture(scope="module")
+def network_of(family_model: Callable[..., Path]) -> Callable[..., nn.Module]:
+    """A network of a family with adapters that change something, in float32."""
+
+    def make(family: str, lora: LoraConfig | None = None, quantization: str = "none") -> nn.Module:
+        width = 64 if quantization == "nf4" else 32
+        network = load_network(
+            str(family_model(family, width=width, layers=3)), HeadConfig(kind="linear", dropout=0.0), seed=0,
+            device="cpu", dtype=torch.float32, quantization=quantization,
+        )  # fmt: skip
+        network = add_lora(network, lora or LoraConfig(r=4, alpha=8, dropout=0.0), seed=0)
+        torch.manual_seed(1)
+        for parameter in trainable_parameters(network).values():
+            parameter.data.normal_(std=0.1)
+        return network.train()
+
+    return make
+
+
+def gradients_of(network: nn.Module, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Gradients of a loss that depends on each logit in a way of its own."""
+    parameters = trainable_parameters(network)
+    weights = torch.linspace(-1.0, 2.0, len(logits))
+    loss = (preference_log_odds(logits) * weights).sum() + (logits**2).sum()
+    return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+
+
+def assert_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], limit: float) -> None:
+    for name, gradient in expected.items():
+        error = (found[name] - gradient).norm() / gradient.norm()
+        assert error < limit, f"{name}: {error}"
+
+
+@pytest.mark.parametrize("kind", ["packed", "shared"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_as_transformers_with_padding(family, kind, network_of):
+    network = network_of(family)
+    decoder = TrainingDecoder(network, torch.float32, compiled=False)
+    expected = ordering_logits(network, layout_of("padded"))
+    found = decoder.logits(layout_of(kind, row_tokens=250))
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)  # sums in another order
+    assert_near(gradients_of(network, found), gradients_of(network, expected), 1e-4)
+
+
+def test_recomputed_activations_change_nothing(network_of):
+    network = network_of("gemma2", LoraConfig(r=4, alpha=8, dropout=0.3))
+    decoder = TrainingDecoder(network, torch.float32, compiled=False)
+    found = []
+    for recomputed in (0, 2):
+        decoder.recomputed = recomputed
+        torch.manual_seed(3)
+        found.append(gradients_of(network, decoder.logits(layout_of("shared"))))
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]), name
+
+
+def plain_linear(layer: Any) -> nn.Linear:
+    """A linear layer of bitsandbytes with its weight dequantized by bitsandbytes."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    out = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    if hasattr(layer.weight, "quant_state"):
+        out.weight.data = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    else:
+        layer.init_8bit_state()
+        out.weight.data = layer.state.CB.float() * layer.state.SCB[:, None] / 127
+    out.bias = layer.bias
+    return out.requires_grad_(False)
+
+
+@pytest.mark.parametrize("quantization", ["bnb-int8", "nf4"])
+def test_a_base_of_bitsandbytes_is_dequantized(quantization, network_of):
+    network = network_of("qwen2", quantization=quantization)
+    decoder = TrainingDecoder(network, torch.float32, compiled=False)
+    found = decoder.logits(layout_of("shared"))
+    plain = network_of("qwen2", quantization=quantization)
+    for module in list(plain.modules()):
+        if hasattr(module, "base_layer"):
+            module.base_layer = plain_linear(module.base_layer)
+    expected = ordering_logits(plain, layout_of("padded"))
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
+    assert_near(gradients_of(network, found), gradients_of(plain, expected), 1e-3)
+
+
+@pytest.mark.parametrize("precision", ["w8a8-int8", "w8a8-fp8"])
+def test_8_bit_both_ways_is_near_and_compiles_once(precision, network_of):
+    network = network_of("gemma2")
+    layout = layout_of("shared")
+    expected = ordering_logits(network, layout)
+    gradients = gradients_of(network, expected)
+    backbone = network.get_base_model().get_submodule("model")
+    for name, module in list(backbone.named_modules()):
+        if isinstance(base := getattr(module, "base_layer", None), nn.Linear):
+            packed = pack_weight([base.weight.data], [], precision)
+            backbone.get_submodule(name).base_layer = RowsLinear(packed, torch.float32)
+    plain = TrainingDecoder(network, torch.float32, compiled=False)
+    found = plain.logits(layout)
+    limit = 0.05 if precision == "w8a8-int8" else 0.15  # a quarter of a percent, or of three, a product
+    assert (found - expected).norm() / expected.norm() < limit
+    found_gradients = gradients_of(network, found)
+    assert_near(found_gradients, gradients, 2 * limit)
+    assert max((found_gradients[name] - each).abs().max() for name, each in gradients.items()) > 1e-5

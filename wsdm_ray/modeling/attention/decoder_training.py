@@ -1,0 +1,66 @@
+"""Attention of the training decoder, with gradients, for one micro-batch of one row.
+
+    by `cu_seqlens`    GPUs: whole sequences without soft-capped scores (layout `packed`)
+    FlexAttention      GPUs: anything else
+    dense masks        CPUs
+
+Shape suffixes: T tokens, H query heads, K key heads, W head dimension.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsdm_ray.modeling.attention.mask_rule import attention_mask, layer_window, to_device
+from wsdm_ray.modeling.attention.training import varlen_on_gpu
+from wsdm_ray.modeling.families import Shape
+from wsdm_ray.packing.layouts import Layout
+
+__all__ = ["Attend", "training_attention"]
+
+Attend = Callable[[Tensor, Tensor, Tensor, str], Tensor]
+"""Attention of q [1, H, T, W], k and v [1, K, T, W] in a layer of a type: [T, H * W]."""
+
+
+def training_attention(layout: Layout, shape: Shape, device: torch.device) -> Attend:
+    """Attention in a layout of one row, whose masks are made once for all layers."""
+    windows = {each: layer_window(each, shape.sliding_window) for each in set(shape.layer_types)}
+    if device.type == "cpu":
+        allowed = {each: attention_mask(layout, window, device)[0] for each, window in windows.items()}
+        return lambda q, k, v, layer_type: dense_attention(q, k, v, allowed[layer_type], shape)
+    if shape.softcap is None and not np.any(layout.branches_BT):
+        return varlen(layout, shape, windows, device)
+    from wsdm_ray.modeling.attention.flex import block_masks, flex_training_attention
+
+    masks = block_masks(layout, windows, device)
+    return lambda q, k, v, layer_type: flex_training_attention(
+        q, k, v, masks[layer_type], shape.query_scale, shape.softcap
+    )
+
+
+def varlen(layout: Layout, shape: Shape, windows: dict[str, int | None], device: torch.device) -> Attend:
+    """By PyTorch's operation for sequences that lie side by side."""
+    cu_seqlens = layout.cu_seqlens
+    starts = to_device(cu_seqlens, device)
+    longest = int(np.diff(cu_seqlens).max())
+    group = shape.num_heads // shape.num_kv_heads
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, layer_type: str) -> Tensor:
+        k, v = (each[0].repeat_interleave(group, 0) for each in (k, v))
+        out = varlen_on_gpu(q[0], k, v, starts, longest, shape.query_scale, windows[layer_type])
+        return out[0].flatten(1)
+
+    return attend
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, allowed_TT: Tensor, shape: Shape) -> Tensor:
+    """By writing out all scores, in float32."""
+    group = shape.num_heads // shape.num_kv_heads
+    k, v = (each[0].repeat_interleave(group, 0).float() for each in (k, v))
+    scores = q[0].float() @ k.transpose(1, 2) * shape.query_scale
+    if shape.softcap is not None:
+        scores = shape.softcap * torch.tanh(scores / shape.softcap)
+    weights = scores.masked_fill(~allowed_TT, -torch.inf).softmax(-1)
+    return (weights @ v).to(q.dtype).transpose(0, 1).flatten(1)

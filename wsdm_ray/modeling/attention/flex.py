@@ -1,0 +1,125 @@
+"""FlexAttention with gradients, for GPUs: any layout of one row, with soft-capped scores or without.
+
+The mask is block-sparse, so its cost grows with what tokens attend to, not with the square of the row. One
+compilation serves rows of any length. Not covered: scoring, whose masks stay in place (`block_sparse`).
+
+Shape suffixes: T tokens of the row, H query heads, K key heads, W head dimension.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from wsdm_ray.modeling.attention.block_sparse import (
+    QUERIES_AT_ONCE,
+    block_flags,
+    counts_and_indices,
+    softcap_mod,
+)
+from wsdm_ray.modeling.attention.fast_tanh import fast_tanh
+from wsdm_ray.modeling.attention.mask_rule import mask_mod, mask_terms, to_device
+from wsdm_ray.modeling.attention.tiling import BLOCK
+from wsdm_ray.packing.layouts import Layout
+
+__all__ = ["block_masks", "flex_training_attention"]
+
+FORWARD_OPTIONS = {
+    256: {"fwd_BLOCK_M": 128, "fwd_BLOCK_N": 64, "fwd_num_warps": 8, "fwd_num_stages": 2},
+    128: {"fwd_BLOCK_M": 128, "fwd_BLOCK_N": 64, "fwd_num_warps": 8, "fwd_num_stages": 3},
+}
+BACKWARD_OPTIONS = {
+    256: {
+        "bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 64, "bwd_BLOCK_M2": 64, "bwd_BLOCK_N2": 32,
+        "bwd_num_warps": 8, "bwd_num_stages": 3,
+    },
+}  # fmt: skip
+"""FlexAttention's `kernel_options` by head dimension, measured on an H100 and H200. With its own choice the
+backward at a head dimension of 256 takes minutes to compile."""
+
+COMPILATIONS = 64
+"""Compilations of FlexAttention in one process: one for each number of tokens, with and without gradients."""
+
+
+def block_masks(
+    layout: Layout, windows: Mapping[str, int | None], device: torch.device | str
+) -> dict[str, BlockMask]:
+    """The block mask of each layer type, for a layout of one row, of a multiple of `BLOCK` tokens.
+
+    Args:
+        windows: by layer type, the keys that a query attends to, itself included; None for all.
+    """
+    tokens = layout.tokens_BT.shape[1]
+    if len(layout.tokens_BT) > 1 or tokens % BLOCK:
+        raise ValueError(f"a layout of {layout.tokens_BT.shape}: must be one row of a multiple of {BLOCK}")
+    padding = -1 - np.arange(tokens) // BLOCK  # a group of its own in each block
+    terms = mask_terms(np.where(layout.groups_BT < 0, padding, layout.groups_BT), layout)
+    terms_3T = to_device(np.ascontiguousarray(terms[:, 0]), device)
+    longest = int(layout.positions_BT.max()) + 1
+    made: dict[int | None, BlockMask] = {}
+
+    def mask_of(window: int | None) -> BlockMask:
+        window = None if window is None or window >= longest else window  # it would hide nothing
+        if window not in made:
+            made[window] = block_mask(terms_3T, window)
+        return made[window]
+
+    return {layer_type: mask_of(window) for layer_type, window in windows.items()}
+
+
+def block_mask(terms_3T: Tensor, window: int | None) -> BlockMask:
+    """The block mask of a row, from its `mask_terms` on the device."""
+    segments, _, positions = terms_3T
+
+    def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return mask_mod(
+            (segments[query], segments[key]), (query, key), (positions[query], positions[key]), window
+        )
+
+    flags = [
+        block_flags(queries, terms_3T, window, (BLOCK, BLOCK))
+        for queries in terms_3T.split(QUERIES_AT_ONCE, 1)
+    ]
+    some, full = (torch.cat(each) for each in zip(*flags, strict=True))
+    partial, whole = counts_and_indices(some & ~full), counts_and_indices(full)
+    tokens = terms_3T.shape[1]
+    return BlockMask.from_kv_blocks(
+        *(tensor[None, None] for tensor in (*partial, *whole)),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=rule,
+        seq_lengths=(tokens, tokens),
+    )
+
+
+def flex_training_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float, softcap: float | None
+) -> Tensor:
+    """Attention with gradients, all heads side by side: [T, H * W].
+
+    Args:
+        q: [1, H, T, W]; k, v: [1, K, T, W]; T a multiple of `BLOCK`.
+    """
+    width = q.shape[-1]
+    out = compiled_flex()(
+        q,
+        k,
+        v,
+        score_mod=None if softcap is None else softcap_mod(softcap, fast_tanh()),
+        block_mask=mask,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+        kernel_options=FORWARD_OPTIONS.get(width, {}) | BACKWARD_OPTIONS.get(width, {}),
+    )
+    assert isinstance(out, Tensor)
+    return out[0].transpose(0, 1).flatten(1)
+
+
+@functools.cache
+def compiled_flex() -> Callable[..., Any]:
+    """Compiled for each number of tokens: with any number at once it takes a fifth more time."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
+    return torch.compile(flex_attention, dynamic=False)

@@ -1,0 +1,190 @@
+"""A frozen backbone with adapters for training, as one loop over its layers.
+
+    T tokens of a micro-batch, D hidden size, W head dimension, S orderings
+
+It runs the weights of a network of transformers that PEFT has wrapped, which saves and loads them: layers
+with the same input are one GEMM, a micro-batch is one row without padding between its sequences, and only the
+last token of each ordering goes through the end of the last layer. Some layers, or all, compute their
+activations again in the backward pass. Not covered: layouts of several rows, dropout of attention weights.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from wsdm_ray.modeling.attention.decoder_training import Attend, training_attention
+from wsdm_ray.modeling.attention.mask_rule import to_device
+from wsdm_ray.modeling.attention.tiling import BLOCK
+from wsdm_ray.modeling.classifier import unwrap_peft
+from wsdm_ray.modeling.families import shape_of
+from wsdm_ray.modeling.frozen_weights import adapted_linear_of
+from wsdm_ray.modeling.fused_layer import FUSED_LINEARS, norms_of
+from wsdm_ray.modeling.quantized_linear import rms_norm
+from wsdm_ray.modeling.training_layer import TrainingLayer, after_attention, before_attention
+from wsdm_ray.packing.layouts import Layout, round_up
+
+__all__ = ["TrainingDecoder", "padded_tokens"]
+
+COMPILATIONS = 32
+ROW_LENGTHS = 8
+"""Numbers of tokens up to the token budget that rows are padded to."""
+
+
+class TrainingDecoder:
+    """Runs the backbone and the head of a network that PEFT has wrapped.
+
+    Args:
+        network: of `add_lora`; its frozen weights are laid side by side, in place.
+        dtype: of activations.
+        compiled: compile what every layer runs, at its first call.
+    """
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype, *, compiled: bool):
+        self.network, self.dtype = network, dtype
+        self.model: Any = unwrap_peft(network)
+        backbone = self.model.model
+        self.shape = shape_of(self.model.config)
+        self.embedding = backbone.get_input_embeddings().weight
+        self.device: torch.device = self.embedding.device
+        self.rotary = backbone.rotary_emb
+        self.norm_D = self.norm(backbone.norm)
+        self.layers = [self.layer_of(layer) for layer in backbone.layers]
+        self.recomputed = 0
+        """Layers, the first ones, that keep their input alone for the backward pass."""
+        self.before, self.after = (
+            (compiled_part(before_attention), compiled_part(after_attention))
+            if compiled
+            else (before_attention, after_attention)
+        )
+
+    def norm(self, module: nn.Module) -> Tensor:
+        """A norm's factor: its weight in float32, with the family's offset."""
+        weight: Any = module.weight
+        return weight.detach().float() + self.shape.family.norm_offset
+
+    def layer_of(self, layer: nn.Module) -> TrainingLayer:
+        """The weights of one layer."""
+        linears = {
+            name: adapted_linear_of([layer.get_submodule(path) for path in paths], self.dtype)
+            for name, paths in FUSED_LINEARS.items()
+        }
+        norms = norms_of(self.shape.family)
+        norms = {name: self.norm(layer.get_submodule(path)) for name, path in norms.items()}
+        return TrainingLayer(**linears, norms=norms)
+
+    def logits(self, layout: Layout) -> Tensor:
+        """Logits of each ordering of a micro-batch of one row: float32 [S, 2]."""
+        last_S = to_device(layout.last_S, self.device)
+        hidden_SD = self.hidden(layout, last_S)
+        head = self.model.score
+        return head(hidden_SD.to(next(head.parameters()).dtype)).float()
+
+    def hidden(self, layout: Layout, last_S: Tensor) -> Tensor:
+        """Normed hidden states of the tokens at `last_S`: [S, D]."""
+        tokens_T, positions_T = (
+            to_device(array[0], self.device) for array in (layout.tokens_BT, layout.positions_BT)
+        )
+        attend = training_attention(layout, self.shape, self.device)
+        x_TD = self.embed(tokens_T)
+        rotations = {name: self.rotation(x_TD, positions_T, name) for name in set(self.shape.layer_types)}
+        seeds = self.dropout_seeds()
+        *runs, last = (
+            functools.partial(self.attention, layer, seed, rotations[layer_type], attend, layer_type)
+            for layer, seed, layer_type in zip(self.layers, seeds, self.shape.layer_types, strict=True)
+        )
+        for number, (layer, seed, attention) in enumerate(zip(self.layers, seeds, runs, strict=False)):
+            run = functools.partial(self.run_layer, layer, seed, attention)
+            recompute = number < self.recomputed and torch.is_grad_enabled()
+            x_TD = (
+                checkpoint(run, x_TD, use_reentrant=False, preserve_rng_state=False)
+                if recompute
+                else run(x_TD)
+            )
+        a_TD = last(x_TD)
+        x_SD = self.after(
+            dynamic(x_TD[last_S]), dynamic(a_TD[last_S]), self.layers[-1], self.shape, seeds[-1]
+        )
+        return rms_norm(x_SD, self.norm_D, self.shape.norm_epsilon)
+
+    def dropout_seeds(self) -> Sequence[Tensor | None]:
+        """For each layer the seeds of its linear layers, int32 [4], from the generator of the CPU; None where
+        nothing is dropped."""
+        linears = [each for layer in self.layers for each in layer[:4]]
+        if not self.network.training or not any(linear.dropout for linear in linears):
+            return [None] * len(self.layers)
+        seeds = torch.randint(2**31, (len(self.layers), 4), dtype=torch.int32)
+        return to_device(seeds.numpy(), self.device).unbind()
+
+    def embed(self, tokens_T: Tensor) -> Tensor:
+        """The input of the first layer, [T, D]; with a gradient, so that all layers are compiled alike."""
+        x_TD = F.embedding(tokens_T, self.embedding).to(self.dtype)
+        if self.shape.family.scaled_embedding:
+            x_TD = x_TD * torch.tensor(self.shape.hidden_size**0.5, dtype=x_TD.dtype)
+        return x_TD.requires_grad_(torch.is_grad_enabled())
+
+    def attention(
+        self,
+        layer: TrainingLayer,
+        seeds: Tensor | None,
+        rotation: tuple[Tensor, Tensor],
+        attend: Attend,
+        layer_type: str,
+        x_TD: Tensor,
+    ) -> Tensor:
+        """The output of a layer's attention, all heads side by side: [T, H * W]."""
+        q, k, v = self.before(dynamic(x_TD), layer, *map(dynamic, rotation), self.shape, seeds)
+        return attend(q, k, v, layer_type)
+
+    def run_layer(
+        self, layer: TrainingLayer, seeds: Tensor | None, attention: Callable[[Tensor], Tensor], x_TD: Tensor
+    ) -> Tensor:
+        """One layer: [T, D]."""
+        return self.after(dynamic(x_TD), dynamic(attention(x_TD)), layer, self.shape, seeds)
+
+    def rotation(self, x_TD: Tensor, positions_T: Tensor, layer_type: str) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of each position for layers of a type: [T, W] each."""
+        by_type = hasattr(self.rotary, f"{layer_type}_inv_freq")  # a family with one base for each type
+        cos, sin = self.rotary(x_TD.detach()[None], positions_T[None], *([layer_type] if by_type else []))
+        return cos[0], sin[0]
+
+
+def padded_tokens(tokens: int, token_budget: int) -> int:
+    """Tokens of the row that holds so many, padding included: one of a few numbers, for which attention is
+    compiled.
+    """
+    step = max(token_budget // ROW_LENGTHS // BLOCK, 1) * BLOCK
+    return round_up(tokens, step)
+
+
+def dynamic(x: Tensor) -> Tensor:
+    """`x`, whose number of rows is left open where it is compiled."""
+    torch._dynamo.maybe_mark_dynamic(x, 0)
+    return x
+
+
+RECOMPUTE_POINTWISE = {
+    "ban_recompute_materialized_backward": False,
+    "ban_recompute_used_far_apart": False,
+    "ban_recompute_long_fusible_chains": False,
+}
+"""What PyTorch keeps for the backward pass of a compiled function: the outputs of GEMMs, and no norm, mask of
+dropout or activation that follows from them. Its own choice takes half as much memory again."""
+
+
+@functools.cache
+def compiled_part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, compiled once for all layers and all numbers of tokens."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
+    compiled = torch.compile(function, fullgraph=True)
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        with torch._functorch.config.patch(RECOMPUTE_POINTWISE):
+            return compiled(*args)
+
+    return run

@@ -1,0 +1,215 @@
+"""Linear layers for training: a frozen weight, 8-bit or not, with adapters beside it.
+
+    T tokens, R ranks of all adapters together
+
+Layers with the same input are one weight, `out` rows in all. What it costs to hold and to multiply depends on
+how the base is held:
+
+    none       GEMMs in the type of activations
+    bnb-int8   the same, of a weight that is dequantized for each GEMM
+    nf4        the same
+    w8a8-*     8-bit GEMMs both ways: activations are quantized row by row, and so is the gradient, after the
+               scales of the weight's rows, over which it sums, were multiplied into it
+
+Adapters, their gradients and what they add to the gradient of the input are never of 8 bits.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from wsdm_ray.modeling.quantized_linear import LinearWeight, hadamard_rotate, linear, quantize_rows
+
+__all__ = ["AdaptedLinear", "Adapter", "FrozenWeight", "adapted_linear", "dropped"]
+
+
+class FrozenWeight(NamedTuple):
+    """The weight of linear layers with the same input, [out, in].
+
+    values: of a float type [out, in]; int8 or float8 [out, in]; or 4 bits, two in a byte.
+    scale: float32 [out] of 8-bit values, or of 4-bit values one each `NF4_BLOCK`; None of a float type.
+    hadamard, fused: of `LinearWeight`.
+    rows: 8-bit GEMMs, instead of GEMMs of the dequantized weight.
+    shape: (out, in).
+    """
+
+    values: Tensor
+    scale: Tensor | None
+    hadamard: Tensor | None
+    fused: bool
+    rows: bool
+    shape: tuple[int, int]
+
+
+class Adapter(NamedTuple):
+    """The LoRA factors of one layer: A [rank, in], B [out, rank]; scale: of their product.
+
+    start: the first row of its output among those of its `AdaptedLinear`.
+    """
+
+    A: Tensor
+    B: Tensor
+    scale: float
+    start: int
+
+
+class AdaptedLinear(NamedTuple):
+    """A frozen weight with adapters. dropout: the share of the input that adapters do not see in training."""
+
+    weight: FrozenWeight
+    bias: Tensor | None
+    adapters: tuple[Adapter, ...]
+    dropout: float
+
+
+def adapted_linear(x: Tensor, layer: AdaptedLinear, seed: Tensor | None) -> Tensor:
+    """`x` [T, in] times the weight transposed, with bias and adapters: [T, out].
+
+    Args:
+        seed: of `dropped`, int32 []; None drops nothing. One mask serves all adapters of the layer.
+    """
+    if layer.adapters:
+        seen = x if seed is None or not layer.dropout else dropped(x, seed, layer.dropout)
+        factors = torch.cat([adapter.A.to(x.dtype) for adapter in layer.adapters])
+        inner_TR = F.linear(seen, factors)
+    else:
+        inner_TR = x.new_empty(len(x), 0)
+    starts = tuple(adapter.start for adapter in layer.adapters)
+    seconds = [(adapter.B * adapter.scale).to(x.dtype) for adapter in layer.adapters]
+    out = AdaptedGemm.apply(x, inner_TR, layer.weight[3:], starts, *layer.weight[:3], *seconds)
+    assert isinstance(out, Tensor)
+    return out if layer.bias is None else out + layer.bias.to(out.dtype)
+
+
+def dropped(x: Tensor, seed: Tensor, share: float) -> Tensor:
+    """`x` [rows, columns] with about `share` of its values 0, and the others larger by as much.
+
+    Which ones is a function of seed, row and column alone. So the backward pass can work the mask out again
+    instead of keeping it, on any device, and needs no state of a random generator.
+
+    Args:
+        seed: int32 [].
+    """
+    rows = torch.arange(x.shape[0], dtype=torch.int32, device=x.device)[:, None]
+    columns = torch.arange(x.shape[1], dtype=torch.int32, device=x.device)
+    mixed = rows * -1_640_531_527 + columns * 668_265_263 + seed  # modulo 2**32, as all that follows
+    mixed = (mixed ^ (mixed >> 15)) * -2_048_144_789  # the rounds of MurmurHash3's finalizer
+    mixed = (mixed ^ (mixed >> 13)) * -1_028_477_387
+    kept = ((mixed ^ (mixed >> 16)) & 0x7FFF_FFFF) >= int(share * 2**31)
+    return torch.where(kept, x * (1 / (1 - share)), 0)
+
+
+class AdaptedGemm(torch.autograd.Function):
+    """x W^T + sum of inner_i B_i^T, the second part added in place to the output of the first."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        inner_TR: Tensor,
+        frozen: tuple[bool, bool, tuple[int, int]],
+        starts: tuple[int, ...],
+        values: Tensor,
+        scale: Tensor | None,
+        hadamard: Tensor | None,
+        *seconds: Tensor,
+    ) -> Tensor:
+        fused, rows, shape = frozen
+        ctx.save_for_backward(inner_TR, values, scale, hadamard, *seconds)
+        ctx.frozen, ctx.starts = frozen, starts
+        out = frozen_gemm(x, FrozenWeight(values, scale, hadamard, fused, rows, shape))
+        if seconds:
+            torch.ops.wsdm_ray.add_low_rank(out, inner_TR, list(seconds), list(starts))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inner_TR, values, scale, hadamard, *seconds = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        of_input = input_gradient(gradient, FrozenWeight(values, scale, hadamard, *ctx.frozen))
+        of_inner, of_seconds, first = [], [], 0
+        for B, start in zip(seconds, ctx.starts, strict=True):
+            own = gradient[:, start : start + len(B)]
+            of_inner.append(own @ B)
+            of_seconds.append(own.t() @ inner_TR[:, first : first + B.shape[1]])
+            first += B.shape[1]
+        joined = torch.cat(of_inner, 1) if of_inner else torch.zeros_like(inner_TR)
+        return of_input, joined, None, None, None, None, None, *of_seconds
+
+
+@torch.library.custom_op("wsdm_ray::add_low_rank", mutates_args={"out"})
+def add_low_rank(out: Tensor, inner: Tensor, seconds: Sequence[Tensor], starts: Sequence[int]) -> None:
+    """Add inner_i B_i^T to the columns of `out` [T, all] that begin at start_i, in place.
+
+    Args:
+        inner: [T, R], of all adapters side by side; seconds: B_i [out_i, rank_i].
+    """
+    first = 0
+    for B, start in zip(seconds, starts, strict=True):
+        out[:, start : start + len(B)].addmm_(inner[:, first : first + B.shape[1]], B.t())
+        first += B.shape[1]
+
+
+def frozen_gemm(x: Tensor, weight: FrozenWeight) -> Tensor:
+    """`x` [T, in] times a weight transposed: [T, out]."""
+    if weight.rows:
+        return linear(x, LinearWeight(weight.values, weight.scale, None, weight.hadamard, weight.fused))
+    return F.linear(x, dequantized(weight, x.dtype))
+
+
+def input_gradient(gradient: Tensor, weight: FrozenWeight) -> Tensor:
+    """The gradient of a GEMM's input from that of its output: [T, in].
+
+    Args:
+        gradient: [T, out].
+    """
+    if not weight.rows:
+        return gradient @ dequantized(weight, gradient.dtype)
+    values, scale = weight.values, weight.scale
+    assert scale is not None
+    rows, row_scale = quantize_rows(gradient.float() * scale, values.dtype)
+    if not gradient.is_cuda:
+        out = (rows.float() @ values.float() * row_scale[:, None]).to(gradient.dtype)
+        return hadamard_rotate(out, weight.hadamard)
+    # 8-bit GEMMs take both factors with the axis that is summed over last.
+    transposed = values.view(torch.uint8).t().contiguous().view(values.dtype)
+    ones = torch.ones(len(transposed), device=gradient.device)
+    if values.dtype == torch.int8:
+        if weight.fused:
+            out = torch.ops.wsdm_ray.gemm(rows, row_scale, transposed, ones, None)
+        else:
+            sums = torch._int_mm(rows, transposed.t())  # pyright: ignore[reportPrivateImportUsage]
+            out = (sums.float() * row_scale[:, None]).to(gradient.dtype)
+        return hadamard_rotate(out, weight.hadamard)
+    return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
+        rows, transposed.t(), scale_a=row_scale[:, None], scale_b=ones[None],
+        out_dtype=torch.bfloat16, use_fast_accum=True,
+    ).to(gradient.dtype)  # fmt: skip
+
+
+def dequantized(weight: FrozenWeight, dtype: torch.dtype) -> Tensor:
+    """The weight in a float type: [out, in]."""
+    values, scale = weight.values, weight.scale
+    if scale is None:
+        return values
+    if values.dtype == torch.int8:
+        return (values.float() * scale[:, None]).to(dtype)
+    return torch.ops.wsdm_ray.dequantize_nf4(values, scale, list(weight.shape), dtype)
+
+
+NF4_BLOCK = 64
+"""Weights of 4 bits that share a scale."""
+
+
+@torch.library.custom_op("wsdm_ray::dequantize_nf4", mutates_args=())
+def dequantize_nf4(values: Tensor, scale: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """bitsandbytes' 4-bit values as a weight of `shape` and `dtype`."""
+    return torch.ops.bitsandbytes.dequantize_4bit(values, scale, NF4_BLOCK, "nf4", shape, dtype)
+
+
+@dequantize_nf4.register_fake
+def _(values: Tensor, scale: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return values.new_empty(*shape, dtype=dtype)
