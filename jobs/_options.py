@@ -43,7 +43,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Reporting": (
         "logits", "dry_run", "tensorboard", "wandb", "bootstrap", "adaptive_tolerance",
     ),
-    "Seed, restart and resume": ("seed", "checkpoint_steps", "max_failures", "loss_spike", "restart"),
+    "Seed, restart and resume": (
+        "seed", "checkpoint_steps", "max_failures", "loss_spike", "store_timeout_seconds", "restart",
+    ),
     "Text": ("text",),
     "Head": ("head",),
     "LoRA adapter": ("lora",),

@@ -246,9 +246,14 @@ def delete_leftovers(folder: str) -> None:
             storage.delete_file(storage.join(folder, name))
 
 
+NEVER_OF_THE_OUTPUT = ("store_timeout_seconds",)
+"""Options that decide nothing of what comes out, of any job."""
+
+
 def options(config: Any, *, leave_out: Sequence[str] = ("output", "restart")) -> dict[str, Any]:
     """The options of a config that decide what comes out, as plain values."""
-    return {name: value for name, value in plain(to_dict(config)).items() if name not in leave_out}
+    unused = {*leave_out, *NEVER_OF_THE_OUTPUT}
+    return {name: value for name, value in plain(to_dict(config)).items() if name not in unused}
 
 
 def file_versions(files: Sequence[str]) -> dict[str, dict[str, Any]]:

