@@ -191,7 +191,8 @@ def test_endpoint_that_is_down_is_one_line(store_ports):
         env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert run.returncode == 1
-    (line,) = run.stderr.splitlines()
+    *told, line = run.stderr.splitlines()
+    assert all("trying again for up to 1 s" in each for each in told)
     assert line.startswith("error: s3://bucket/")
     assert "AWS_ENDPOINT_URL is the endpoint" in line
     assert line.endswith("check the bucket, the credentials and the endpoint")
