@@ -2,12 +2,12 @@
 
     PYTHONPATH=. python tests/benchmarks/fault_campaign.py [--runs 100] [--seed 0] [--rows 20000]
 
-Each run scores the same pairs from S3 to S3 on a Ray cluster of two nodes of this machine, with a function of
-the tokens in place of a network. The seed decides what strikes it, and when: a kill -9 of a replica, a reader,
-the driver or a node; requests that fail, or a store that is away; a row or a file that ends the process which
-has it; a full disk; two drivers at once; a clock that jumps. It is resumed until it is done, and compared with
-a run that nothing struck: the same ids in the same order, identical probabilities, no other file. Writes
-results/fault_campaign.json, or --json; exits with 1 where a run is wrong.
+Each run scores the same pairs from S3 to S3 on a Ray cluster of two nodes of this machine, with a function
+of the tokens in place of a network. The seed decides what strikes it, and when: a kill -9 of a replica, a
+reader, the driver or a node; requests that fail, or a store that is away; a row or a file that ends the
+process which has it; a full disk; two drivers at once; a clock that jumps. It is resumed until it is done,
+and compared with a run that nothing struck: the same ids in the same order, identical probabilities, no
+other file. Writes results/fault_campaign.json, or --json; exits with 1 where a run is wrong.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from tests.integration.campaign import (
     Campaign,
     Injected,
     Outcome,
+    drawn,
     ended,
     make_model,
     make_pairs,
@@ -71,7 +72,7 @@ def main() -> None:
         print(f"calm: {len(calm)} rows in {time.monotonic() - started:.0f} s", flush=True)
         outcomes = []
         for seed in range(given.seed, given.seed + given.runs):
-            outcome = run_once(made, calm, seed, given.kinds)
+            outcome = run_once(made, calm, seed, drawn(given.kinds or made.kinds, seed))
             outcomes.append(outcome)
             print(line(outcome), flush=True)
             if outcome.wrong and given.keep:
@@ -91,7 +92,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--files", type=int, default=40)
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), help="these in each run")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), help="draw from these")
     parser.add_argument("--keep", type=Path, help="a folder for the logs of runs that are wrong")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "fault_campaign.json")
     given = parser.parse_args()
@@ -179,7 +180,7 @@ def write(given: argparse.Namespace, outcomes: list[Outcome]) -> None:
         "files": given.files,
         "kinds": given.kinds or list(KINDS),
     }
-    write_result(given.json, __doc__.splitlines()[0], settings, results)
+    write_result(given.json, str(__doc__).splitlines()[0], settings, results)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,12 @@ from wsdm_ray.config import ScoreConfig
 __all__ = [
     "KINDS",
     "Campaign",
+    "Injected",
     "Outcome",
+    "drawn",
+    "ended",
+    "hashing_replica",
+    "load_hashing",
     "make_model",
     "make_pairs",
     "predictions",
@@ -112,8 +117,14 @@ class Outcome:
     wrong: list[str] = field(default_factory=list)
 
 
-def make_model(folder: str) -> None:
-    """Write a tiny classifier; only its tokenizer and its manifest are of use."""
+def make_model(
+    folder: str, max_tokens: int = 64, texts: Sequence[str] = WORDS, vocabulary: int = 400
+) -> None:
+    """Write a tiny classifier; only its tokenizer and its manifest are of use.
+
+    Args:
+        texts: what the tokenizer is made from.
+    """
     import torch
 
     from wsdm_ray.config import HeadConfig, TextConfig
@@ -123,9 +134,10 @@ def make_model(folder: str) -> None:
     from wsdm_ray.modeling.tiny import make_tiny_model
 
     base, head = f"{folder}-base", HeadConfig(kind="linear")
-    make_tiny_model(base, WORDS, vocabulary=400, width=32)
+    make_tiny_model(base, texts, vocabulary=vocabulary, width=32)
     network: Any = load_network(base, head, seed=3, device="cpu", dtype=torch.float32, quantization="none")
-    save_classifier(network, base, folder, Manifest(kind="full", head=head, text=TextConfig(max_tokens=64)))
+    manifest = Manifest(kind="full", head=head, text=TextConfig(max_tokens=max_tokens))
+    save_classifier(network, base, folder, manifest)
 
 
 def make_pairs(folder: str, files: int, rows: int, seed: int = 0) -> None:
@@ -332,7 +344,7 @@ KINDS: dict[str, Callable[[Strike], bool] | None] = {
 """What strikes a run, by name: at a moment, or from its start (None)."""
 
 
-def injected_for(kinds: list[str], chance: random.Random, campaign: Campaign, seed: int) -> Injected:
+def injected_for(kinds: Sequence[str], chance: random.Random, campaign: Campaign, seed: int) -> Injected:
     """What processes of the run do to themselves."""
     poison = next((kind.split()[1] for kind in kinds if kind.startswith("poison")), "")
     unit = chance.randrange(campaign.units)
@@ -346,7 +358,7 @@ def injected_for(kinds: list[str], chance: random.Random, campaign: Campaign, se
     )
 
 
-def faults_for(kinds: list[str], campaign: Campaign, seed: int) -> Faults:
+def faults_for(kinds: Sequence[str], campaign: Campaign, seed: int) -> Faults:
     """What the store does to the run."""
     away = "store away" in kinds
     return Faults(
@@ -357,15 +369,19 @@ def faults_for(kinds: list[str], campaign: Campaign, seed: int) -> Faults:
     )
 
 
-def run_once(campaign: Campaign, calm: pa.Table, seed: int, kinds: list[str] | None = None) -> Outcome:
-    """A run that one or two kinds of faults strike.
+def drawn(kinds: Sequence[str], seed: int) -> list[str]:
+    """One or two of the kinds, by a seed."""
+    chance = random.Random(f"kinds {seed}")
+    return chance.sample(kinds, min(chance.choice([1, 2, 2]), len(kinds)))
+
+
+def run_once(campaign: Campaign, calm: pa.Table, seed: int, kinds: Sequence[str]) -> Outcome:
+    """A run that all of the kinds strike, at moments that the seed decides.
 
     Args:
         calm: the predictions of a run that nothing struck.
-        kinds: what strikes; by default the seed decides.
     """
     chance, started = random.Random(seed), time.monotonic()
-    kinds = kinds or chance.sample(campaign.kinds, chance.choice([1, 2, 2]))
     outcome = Outcome(seed)
     output = f"{campaign.bucket}/run-{seed:05d}"
     injected = injected_for(kinds, chance, campaign, seed)

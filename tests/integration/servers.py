@@ -130,8 +130,8 @@ def wait_until(url: str, process: subprocess.Popen, log: Path) -> None:
 
 
 @contextlib.contextmanager
-def run_s3(folder: Path, port: int) -> Iterator[None]:
-    """SeaweedFS with its S3 gateway at `port` and everything it writes in `folder`."""
+def run_s3(folder: Path, port: int, *, volumes: int = 20) -> Iterator[None]:
+    """SeaweedFS with its S3 gateway at `port` and everything it writes in `folder`: 64 MiB a volume."""
     config = folder / "s3.json"
     user = {
         "name": "test",
@@ -144,7 +144,7 @@ def run_s3(folder: Path, port: int) -> Iterator[None]:
         "s3.iam": "false", "s3.autoCreateBucket": "false", "s3.port.iceberg": 0, "s3.port.lance": 0,
         # Their defaults are files in /tmp, named by the port, that stay there.
         "s3.localSocket": folder / "s3.sock", "filer.localSocket": folder / "filer.sock",
-        "master.volumeSizeLimitMB": 64, "volume.max": 20, "master.telemetry": "false",
+        "master.volumeSizeLimitMB": 64, "volume.max": volumes, "master.telemetry": "false",
     }  # fmt: skip
     names = ["master.port", "volume.port", "filer.port"]
     names += [f"{name}.grpc" for name in [*names, "s3.port"]]

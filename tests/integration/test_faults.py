@@ -2,40 +2,24 @@
 
 from collections.abc import Iterator
 
-import fsspec
 import gcsfs.retry
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.integration.fault_proxy import KINDS, FaultProxy, Faults, run_proxy
-from tests.integration.servers import free_ports, run_gcs, run_s3, store_environment
+from tests.integration.fault_proxy import KINDS, FaultProxy, Faults
 from wsdm_ray import storage
 from wsdm_ray.errors import StorageError
 from wsdm_ray.runs import names_in
 from wsdm_ray.storage import patience
 
 
-@pytest.fixture(scope="module", params=["s3", "gs"])
-def faulty(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, FaultProxy]]:
-    """A bucket of a store of its own, and the proxy before it."""
-    server_port, port = free_ports(2)
-    folder = tmp_path_factory.mktemp("store")
-    server = (
-        run_s3(folder, server_port) if request.param == "s3" else run_gcs(folder, server_port, known_as=port)
-    )
-    client = fsspec.get_filesystem_class(request.param)
-    with pytest.MonkeyPatch.context() as patch, server, run_proxy(port, server_port) as proxy:
-        for name, value in store_environment(port, port).items():
-            patch.setenv(name, value)
-        client.clear_instance_cache()  # it has the endpoint of other tests
-        url = f"{request.param}://faults"
-        fs, inner = storage.filesystem(url)
-        fs.mkdir(inner)
-        yield url, proxy
-        client.clear_instance_cache()
+@pytest.fixture(params=["s3", "gcs"])
+def faulty(request: pytest.FixtureRequest) -> Iterator[tuple[str, FaultProxy]]:
+    """An empty folder of a bucket, and the proxy before its store."""
+    proxy: FaultProxy = request.getfixturevalue(f"{request.param}_proxy")
+    yield request.getfixturevalue(f"{request.param}_bucket"), proxy
+    proxy.use(Faults())
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +35,7 @@ def test_everything_arrives_whatever_fails_in_passing(faulty, tmp_path):
     bucket, proxy = faulty
     rng = np.random.default_rng(0)
     tables = {f"{bucket}/in/{name}.parquet": pa.table({"x": rng.integers(0, 9, 3_000)}) for name in range(4)}
+    before = proxy.counts.copy()
     proxy.use(Faults(seed=4, rate=0.4))
     for path, table in tables.items():
         storage.write_parquet(path, table)
@@ -65,7 +50,7 @@ def test_everything_arrives_whatever_fails_in_passing(faulty, tmp_path):
         assert file.read() == weights
     for path in list(tables)[1:]:
         storage.delete_file(path)
-    counts = proxy.counts.copy()
+    counts = proxy.counts - before
     proxy.use(Faults())
     assert storage.list_files(f"{bucket}/in") == list(tables)[:1]
     storage.delete_folder(f"{bucket}/in")
@@ -92,7 +77,6 @@ def test_a_store_that_stays_away_ends_in_one_line(faulty):
     proxy.use(Faults(away_after=1, away_seconds=60.0))
     with pytest.raises(StorageError, match=r"a\.json: .*tries in \d+ s\); run the same command again when"):
         storage.read_json(f"{bucket}/a.json")
-    proxy.use(Faults())
 
 
 def test_what_is_denied_is_not_tried_again(faulty):
@@ -104,4 +88,3 @@ def test_what_is_denied_is_not_tried_again(faulty):
         storage.check_writable(f"{bucket}/out")
     assert proxy.requests == 1
     assert not storage.retries()
-    proxy.use(Faults())
