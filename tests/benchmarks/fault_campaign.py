@@ -50,9 +50,7 @@ RAY_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     # Idle workers import once what each job's workers need.
     "RAY_preload_python_modules": "tests.integration.preloaded",
-    # A node that is gone is noticed sooner than after the half minute of a real network.
-    "RAY_health_check_failure_threshold": "2",
-    "RAY_health_check_period_ms": "1000",
+    "RAY_raylet_start_wait_time_s": "180",  # of a busy machine
 }
 
 NODE = {"num_cpus": 2, "object_store_memory": 150 << 20}

@@ -84,7 +84,7 @@ def test_what_is_denied_is_not_tried_again(faulty):
     storage.check_writable(f"{bucket}/out")
     assert names_in(f"{bucket}/out") == []
     proxy.use(Faults(rate=1.0, kinds=("403",)))
-    with pytest.raises(StorageError, match=r"out/\.probe\.\w+\.tmp: .*credentials"):
+    with pytest.raises(StorageError, match=r"/out: .*credentials"):
         storage.check_writable(f"{bucket}/out")
     assert proxy.requests == 1
     assert not storage.retries()

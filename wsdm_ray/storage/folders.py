@@ -32,8 +32,11 @@ def check_writable(folder: str) -> None:
     """Raise `StorageError` where a folder of a store takes no object, or keeps one that is to be deleted."""
     if is_remote(folder):
         probe = join(folder, f".probe.{uuid.uuid4().hex}.tmp")  # a leftover (`is_leftover`), if we are killed
-        write_atomic(probe, lambda file: file.write(b""))
-        delete_file(probe)
+        fs, inner = filesystem(probe)
+        with errors_for(folder):
+            fs.pipe_file(inner, b"")
+            with contextlib.suppress(FileNotFoundError):  # the second time, where the answer was lost
+                fs.rm_file(inner)
 
 
 def delete_folder(path: str) -> None:
