@@ -18,10 +18,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 from common import HERE, write_result
 
 from tests.integration.campaign import (
@@ -48,10 +49,9 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TORCHDYNAMO_DISABLE": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
-    # Idle workers import once what each job's workers need.
-    "RAY_preload_python_modules": "tests.integration.preloaded",
-    "RAY_raylet_start_wait_time_s": "180",  # of a busy machine
 }
+
+STARTS = 5
 
 NODE = {"num_cpus": 2, "object_store_memory": 150 << 20}
 
@@ -131,14 +131,30 @@ class TwoNodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self.cluster: Any = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
-        self.node = self.cluster.add_node(**NODE)
+        self.cluster: Any = Cluster()
+        started(lambda: self.cluster.add_node(**NODE, include_dashboard=False))
+        self.node = started(lambda: self.cluster.add_node(**NODE))
         self.address: str = self.cluster.address
 
     def cut(self) -> None:
         """End the second node as a power cut would, and add another."""
         self.cluster.remove_node(self.node, allow_graceful=False)
-        self.node = self.cluster.add_node(**NODE)
+        self.node = started(lambda: self.cluster.add_node(**NODE))
+
+
+def started(start: Callable[[], Any]) -> Any:
+    """A node of Ray. It has 30 s to start, which a busy machine exceeds: it is started again then."""
+    for _ in range(STARTS - 1):
+        before = {process.pid for process in psutil.Process().children(recursive=True)}
+        try:
+            return start()
+        except Exception as error:
+            print(f"a node did not start ({error}); another try", flush=True)
+            for process in psutil.Process().children(recursive=True):
+                if process.pid not in before:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+    return start()
 
 
 @contextlib.contextmanager
