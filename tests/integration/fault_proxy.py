@@ -63,6 +63,7 @@ class FaultProxy:
     def __init__(self, port: int, server_port: int):
         self.port, self.server_port = port, server_port
         self.counts: Counter[str] = Counter()
+        self.serving: set[asyncio.Task[None] | None] = set()
         self.use(Faults())
 
     def use(self, faults: Faults) -> None:
@@ -78,29 +79,37 @@ class FaultProxy:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one connection: the first, as its answer closes the connection."""
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            if self.is_away():
-                self.counts["away"] += 1
-                writer.transport.abort()
-                return
-            head, body = await read_request(reader, writer)
-            method, path = head.split(b" ", 2)[:2]
-            key = f"{method.decode()} {path.decode()}"
-            self.asked[key] += 1
-            fault = self.faults.of(method.decode(), path.decode(), self.asked[key])
-            if fault in REASONS:
-                writer.write(refusal(fault, method == b"HEAD"))
-            elif fault == "cut":
-                writer.transport.abort()
-            elif fault == "half request":
-                await self.ask(head, body[: len(body) // 2], whole=False)
-                writer.transport.abort()
-            else:
-                await send(writer, await self.ask(head, body), fault)
-            self.counts[fault or "none"] += 1
-            if not writer.transport.is_closing():
-                await writer.drain()
-        writer.close()
+        task = asyncio.current_task()
+        self.serving.add(task)  # else nothing holds it while it waits
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                await self.answer(reader, writer)
+        finally:
+            writer.close()
+            self.serving.discard(task)
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Read a request, and let happen to it what the faults say."""
+        if self.is_away():
+            self.counts["away"] += 1
+            writer.transport.abort()
+            return
+        head, body = await read_request(reader, writer)
+        method, path = (word.decode() for word in head.split(b" ", 2)[:2])
+        self.asked[f"{method} {path}"] += 1
+        fault = self.faults.of(method, path, self.asked[f"{method} {path}"])
+        self.counts[fault or "none"] += 1
+        if fault in REASONS:
+            writer.write(refusal(fault, method == "HEAD"))
+        elif fault == "cut":
+            writer.transport.abort()
+        elif fault == "half request":
+            await self.ask(head, body[: len(body) // 2], whole=False)
+            writer.transport.abort()
+        else:
+            await send(writer, await self.ask(head, body), fault)
+        if not writer.transport.is_closing():
+            await writer.drain()
 
     async def ask(self, head: bytes, body: bytes, *, whole: bool = True) -> bytes:
         """The store's answer; nothing where the request is not `whole`."""
