@@ -22,29 +22,31 @@ __all__ = ["GROUPS", "Option", "nearest", "options_of"]
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Input and output": (
-        "config", "model", "input", "base", "adapter", "train", "valid", "predictions", "votes", "exclude",
+        "config", "model", "input", "base", "adapter", "start_from", "train", "valid", "predictions", "votes",
+        "exclude",
         "output", "submission", "submission_format",
     ),
     "Model": (
-        "preset", "precision", "quantization", "int8_activations", "compile", "calibrate",
+        "preset", "average", "precision", "quantization", "int8_activations", "compile", "calibrate",
         "calibration_pairs",
     ),
     "Rows and labels": (
         "rows", "lengths", "format", "split", "valid_fraction", "ties", "make_ids", "shard_rows",
-        "hard_threshold", "source", "mix", "allow_leakage", "keep_columns",
+        "hard_threshold", "source", "mix", "allow_leakage", "keep_columns", "on_bad_file", "duplicate_ids",
     ),
     "Orderings and averages": ("orders", "adaptive_threshold", "model_weights", "weights", "temperature"),
     "Ties": ("tie_rate", "tie_votes", "tie_predictions"),
     "Length of training": ("epochs", "max_steps", "pairs_per_step"),
     "Batching and memory": (
         "layout", "token_budget", "max_tokens", "micro_batches", "gradient_checkpointing", "unit_rows",
-        "replicas", "num_workers",
+        "replicas", "num_workers", "min_workers",
     ),
     "Reporting": (
         "logits", "dry_run", "tensorboard", "wandb", "bootstrap", "adaptive_tolerance",
     ),
     "Seed, restart and resume": (
         "seed", "checkpoint_steps", "max_failures", "loss_spike", "store_timeout_seconds", "restart",
+        "allow_version_change",
     ),
     "Text": ("text",),
     "Head": ("head",),
@@ -57,7 +59,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 METAVARS = {
     **dict.fromkeys(
-        ("output", "base", "adapter", "model", "predictions", "teachers", "tie_predictions"), "DIR"
+        ("output", "base", "adapter", "model", "predictions", "start_from", "teachers", "tie_predictions"),
+        "DIR",
     ),
     **dict.fromkeys(("input", "train", "valid", "votes", "exclude", "calibrate", "tie_votes"), "PATH"),
     "keep_columns": "NAME",

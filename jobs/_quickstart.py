@@ -34,7 +34,7 @@ from wsdm_ray.evaluation.curves import write_curves
 from wsdm_ray.evaluation.evaluate import evaluate
 from wsdm_ray.modeling.quantization import quantize
 from wsdm_ray.modeling.tiny import make_tiny_model
-from wsdm_ray.runs import RUN_FILE, finish_run, open_run
+from wsdm_ray.runs import RUN_FILE, hold_run
 from wsdm_ray.scoring.pipeline import score
 from wsdm_ray.session import connect
 from wsdm_ray.storage import join, read_json, upload_folder
@@ -162,9 +162,10 @@ def score_test(config: QuickstartConfig, at: Folders) -> None:
 def once(folder: str, config: QuickstartConfig, make: Callable[[], None]) -> None:
     """Fill `folder` by `make`, unless it is filled already."""
     fingerprint = {"rows": config.rows, "seed": config.seed}
-    if open_run(folder, "tiny model", fingerprint, config.restart, resumes=False) is None:
-        make()
-        finish_run(folder, "tiny model", fingerprint, {})
+    with hold_run(folder, "tiny model", fingerprint, config.restart, resumes=False) as run:
+        if not run.finished:
+            make()
+            run.finish({})
 
 
 def make_base(folder: str, shards: str, seed: int) -> None:

@@ -23,7 +23,7 @@ from wsdm_ray.storage import open_read, reason
 
 __all__ = ["arguments_of", "read_options", "with_file"]
 
-ONE_RUN_ONLY = ("restart", "dry_run")
+ONE_RUN_ONLY = ("restart", "dry_run", "allow_version_change")
 """Options of an earlier run that say what to do with a folder then, not what the run was."""
 
 

@@ -1,5 +1,6 @@
 """What tests of every kind share: tiny votes and models, made when first asked for; the order of files."""
 
+import gc
 import logging
 import os
 import shutil
@@ -97,23 +98,30 @@ def int8_base(tiny_model: Path, made_once) -> Path:
 
 LONGEST = (
     "integration/test_training.py",
-    "integration/test_quickstart.py",  # does without the classifier that the first one makes
+    "integration/test_quickstart.py",
     "integration/test_scoring.py",
-    "integration/test_remote.py",
     "integration/test_job_submit.py",
+    "integration/test_remote.py",
     "integration/test_stores.py",
+    "unit/training/test_loop.py",
+    "integration/test_python.py",
+    "integration/test_outputs.py",
     "integration",
     "unit/modeling/test_norm_kernels.py",
-    "unit/training/test_loop.py",
-    "unit/modeling/test_fused_decoder.py",
-    "unit/modeling/test_loading.py",
     "unit/modeling/test_checkpoint.py",
-    "unit/modeling/test_gptq.py",
+    "unit/modeling/test_fused_decoder.py",
     "unit/modeling/test_attention_kernel.py",
+    "unit/modeling/test_loading.py",
+    "unit/modeling/test_gptq.py",
     "unit/modeling/test_attention.py",
     "unit/modeling",
+    "unit/scoring",
 )
-"""Files and folders with the longest tests, longest first."""
+"""Files and folders in the order in which processes take them: the longest first.
+
+Files that need no `ray_session` stand between those that do: it costs each process half a minute, so that
+the process which began with `test_quickstart.py` is to do without.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -130,6 +138,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if not item.get_closest_marker("timeout"):  # ends a test that hangs; a busy machine takes minutes
                 item.add_marker(pytest.mark.timeout(1_800))
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what libraries have made so far, a million objects, out of every garbage collection."""
+    gc.freeze()
 
 
 # Tests read hubs' and clouds' names only by mistake; a refusal is quicker than a time-out.

@@ -5,6 +5,7 @@
     ├── DataError                an input row, column or file is not what was promised
     ├── StorageError             a path is missing, unreadable or not writable
     ├── ModelError               a model folder lacks a part, or its parts do not fit each other
+    ├── RunBusyError             another process is at work on the same run
     ├── RunMismatchError         an output folder belongs to another run
     └── ClusterError             the cluster cannot run what was asked
 
@@ -17,6 +18,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "ModelError",
+    "RunBusyError",
     "RunMismatchError",
     "StorageError",
     "WsdmRayError",
@@ -48,6 +50,10 @@ class StorageError(WsdmRayError, OSError):
 
 class ModelError(WsdmRayError, ValueError):
     """A model folder lacks a part, or its parts do not fit each other."""
+
+
+class RunBusyError(WsdmRayError):
+    """Another process is at work on the same run."""
 
 
 class RunMismatchError(WsdmRayError):

@@ -15,6 +15,7 @@ from wsdm_ray.errors import (
     ConfigError,
     DataError,
     ModelError,
+    RunBusyError,
     RunMismatchError,
     StorageError,
     WsdmRayError,
@@ -97,7 +98,8 @@ def unpack_error(packed: str) -> Exception:
 KINDS: dict[str, Callable[[str], Exception]] = {
     kind.__name__: kind
     for kind in (
-        *(ClusterError, ConfigError, DataError, ModelError, RunMismatchError, StorageError),
+        *(ClusterError, ConfigError, DataError, ModelError),
+        *(RunBusyError, RunMismatchError, StorageError),
         WorkerDefectError,
     )
 }

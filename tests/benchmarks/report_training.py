@@ -2,7 +2,15 @@
 
 from typing import Any
 
-__all__ = ["pseudolabels", "quickstart", "real_votes", "rows_per_second", "votes_study"]
+__all__ = [
+    "over_seeds",
+    "pseudolabels",
+    "quickstart",
+    "real_votes",
+    "rows_per_second",
+    "votes_study",
+    "with_interval",
+]
 
 WAYS = {
     "ours": "preset",

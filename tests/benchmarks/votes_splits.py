@@ -11,7 +11,7 @@ from wsdm_ray.data.prepare import prepare
 from wsdm_ray.data.splitting import group_digests
 from wsdm_ray.storage import write_parquet
 
-__all__ = ["choose_by_prompt", "fold_folder", "split", "split_folds"]
+__all__ = ["choose_by_prompt", "fold_folder", "split", "split_folds", "split_train"]
 
 
 def split(votes: str, work: Path) -> None:
@@ -45,6 +45,19 @@ def split_folds(work: Path, folds: int) -> None:
         for name, table in tables.items():
             write_parquet(f"{folder}/outer/{name}/part-000000.parquet", table)
         choose_by_prompt(folder)
+
+
+def split_train(work: Path, parts: int) -> None:
+    """The train votes without each of some parts, by prompt, and the part; what is there already stays."""
+    from sklearn.model_selection import GroupKFold
+
+    if (work / "parts" / str(parts - 1) / "held_out").exists():
+        return
+    table = pq.read_table(f"{work}/by_prompt/train")
+    groups = np.unique(group_digests(table["prompt"].to_pylist()), return_inverse=True)[1]
+    for number, (others, held_out) in enumerate(GroupKFold(parts).split(groups, groups=groups)):
+        for name, rows in (("train", others), ("held_out", held_out)):
+            write_parquet(f"{work}/parts/{number}/{name}/part-000000.parquet", table.take(rows))
 
 
 def fold_folder(work: Path, number: int) -> Path:

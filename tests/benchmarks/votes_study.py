@@ -283,7 +283,8 @@ def run_one(base: str, run: Run, work: Path, overrides: list[str]) -> None:
     started = time.monotonic()
     checkpoints, steps = train_one(config, folder / "model")
     trained = time.monotonic()
-    speed = score_one(config, judged, folder, run.variant)
+    layout = "padded" if run.variant == "recipe" else "shared"
+    speed = score_folder(f"{folder}/model", (f"{judged}/outer/valid",), f"{folder}/predictions", layout)
     result = run._asdict() | {
         "checkpoints": checkpoints,
         "steps": len(steps), "train_seconds": round(trained - started, 1),
@@ -330,8 +331,8 @@ def train_one(config: TrainConfig, target: Path) -> tuple[list[dict[str, Any]], 
     return checkpoints, [step.to_row() for step in trainer.metrics]
 
 
-def score_one(config: TrainConfig, work: Path, folder: Path, variant: str) -> float:
-    """Score the test votes as a replica does; pairs a second."""
+def score_folder(model: str, votes: tuple[str, ...], output: str, layout: str = "shared") -> float:
+    """Score pairs with a model as a replica does; pairs a second. On a CPU the layout is `padded`."""
     import torch
 
     from wsdm_ray.inputs.conversion import parquet_inputs
@@ -343,16 +344,15 @@ def score_one(config: TrainConfig, work: Path, folder: Path, variant: str) -> fl
     from wsdm_ray.scoring.plan import make_plan, part_name
     from wsdm_ray.scoring.replica import Replica, ReplicaOptions
 
-    model = str(folder / "model")
     on_gpu = torch.cuda.is_available()
     spec = ModelSpec(model, None, read_manifest(model), "bf16" if on_gpu else "fp32")
-    plan = make_plan(parquet_inputs(list_inputs([f"{work}/outer/valid"]), Reading()), 100_000)
+    plan = make_plan(parquet_inputs(list_inputs(list(votes)), Reading()), 100_000)
     options = ReplicaOptions(
         models=(spec,),
-        output=f"{folder}/predictions",
+        output=output,
         id_type=plan.id_type,
         orders="both",
-        layout="shared" if on_gpu and variant != "recipe" else "padded",
+        layout=layout if on_gpu else "padded",
         token_budget=16_384,
         logits=False,
         threads=None,
@@ -364,7 +364,7 @@ def score_one(config: TrainConfig, work: Path, folder: Path, variant: str) -> fl
         started = time.monotonic()
         table, _ = replica.score(encoded)
         seconds += time.monotonic() - started
-        write_parquet(f"{folder}/predictions/{part_name(unit.number)}", table)
+        write_parquet(f"{output}/{part_name(unit.number)}", table)
     return plan.rows / seconds
 
 

@@ -28,17 +28,22 @@ from tests.integration.servers import free_ports, run_gcs, run_s3, store_environ
 from wsdm_ray.config import ScoreConfig, TrainConfig
 from wsdm_ray.storage import filesystem, list_files
 
-__all__ = ["metrics_of", "score_config", "train_config"]
+__all__ = ["NO_COMPILER", "RAY_ENVIRONMENT", "metrics_of", "score_config", "train_config"]
 
 RAY_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about its future default
     "RAY_AUTH_MODE": "disabled",  # else a machine's first Ray writes a token into the home folder
     "RAY_DEDUP_LOGS": "0",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "1",  # looks for new logs twice a second, not ten times
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process a run, for clusters that take nodes away
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # a checkpoint is taken in at the next: 2 s by default
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "600000",  # nobody looks at what each process takes
 }
+
+NO_COMPILER = {"TORCHDYNAMO_DISABLE": "1"}
+"""For processes of their own: on a CPU they compile nothing, yet bitsandbytes imports a compiler in each."""
 
 
 @pytest.fixture(scope="session")
@@ -65,11 +70,13 @@ def ray_session(store_ports: tuple[int, int]) -> Iterator[None]:
         for name, value in RAY_ENVIRONMENT.items():
             patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
-        # A process for each group of workers, that would hand out datasets of Ray Data: there are none.
-        patch.setattr(data_parallel_trainer, "DatasetsCallback", lambda **_: WorkerGroupCallback())
+        # Two processes a run: one would hand out datasets of Ray Data, of which there are none; the other
+        # asks a dashboard, which there is not, for the controller, to free what a lost one held.
+        for name in ("DatasetsCallback", "PlacementGroupCleanerCallback"):
+            patch.setattr(data_parallel_trainer, name, lambda **_: WorkerGroupCallback())
         with pytest.MonkeyPatch.context() as workers:
-            # Workers compile nothing on a CPU; without this, bitsandbytes imports a compiler in each.
-            workers.setenv("TORCHDYNAMO_DISABLE", "1")
+            for name, value in NO_COMPILER.items():
+                workers.setenv(name, value)
             ray.init(
                 address="local",
                 num_cpus=2,

@@ -8,7 +8,7 @@ pids_of         the processes of Ray's actors, to kill one
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import psutil
@@ -25,13 +25,13 @@ def wait_for(condition: Callable[[], T]) -> T:
     return value
 
 
-def pids_of(name: str) -> list[int]:
-    """Processes below this one that hold Ray's actors of class `name`."""
+def pids_of(name: str, beside: Collection[int] = ()) -> list[int]:
+    """Processes below this one that hold Ray's actors of class `name`, without those known from before."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             words = " ".join(process.cmdline() or [process.name()])
-            if words.startswith("ray::") and name in words:
+            if words.startswith("ray::") and name in words and process.pid not in beside:
                 found.append(process.pid)
     return found
 

@@ -10,7 +10,7 @@ OVERLOADED = re.compile(r"Failed to send resource request for train-.*?GetTimeou
 """Ray Train's warning that the machine has too much to do: it may be true while tests run."""
 
 EXPECTED = (
-    r"\d\d:\d\d:\d\d \S.*",  # a line of the package's own log
+    r"\d\d:\d\d:\d\d +\S.*",  # a line of the package's own log
     r"process \d+: models loaded in .*",
     r"error: .*",
     r"",

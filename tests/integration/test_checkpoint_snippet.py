@@ -1,5 +1,6 @@
 """The lines of docs/checkpoint-folder.md, with transformers and peft alone, give our probabilities."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.integration.conftest import NO_COMPILER
 from wsdm_ray.modeling.loading import load_classifier
 from wsdm_ray.modeling.scorers import TransformersScorer
 from wsdm_ray.schema import Ordering
@@ -23,7 +25,12 @@ def test_the_loading_lines_give_the_probability_that_score_gives(classifier, int
     (tmp_path / "model").symlink_to(classifier)
     (code,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | NO_COMPILER,
     )
     network, manifest = load_classifier(str(classifier), precision="bnb-int8")
     pair = re.search(r'= "(.*)", "(.*)", "(.*)"\n', code)

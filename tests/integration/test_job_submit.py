@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.conftest import NO_COMPILER
 from tests.integration.lines import unexpected
 from tests.integration.servers import free_ports, run_process, wait_until
 from wsdm_ray.storage import read_json
@@ -40,13 +41,19 @@ def head() -> Iterator[dict[str, str]]:
     folder = Path(tempfile.mkdtemp(prefix="wsdm-"))
     token = folder / "token"
     token.write_text("0123456789abcdef" * 4)
-    environment = os.environ | {
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # the job's `python` is this one
-        "RAY_ADDRESS": f"http://127.0.0.1:{options['dashboard-port']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
+    environment = (
+        os.environ
+        | NO_COMPILER
+        | {
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # the job's `python` is this one
+            "RAY_ADDRESS": f"http://127.0.0.1:{options['dashboard-port']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "REPORTER_UPDATE_INTERVAL_MS": "600000",
+        }
+    )
     command = [
         BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=true",
         "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--object-store-memory=100000000",
@@ -76,38 +83,35 @@ def submit(environment: dict[str, str], *job: str) -> subprocess.CompletedProces
     )
 
 
-def test_a_submitted_job_scores_on_the_cluster_it_was_submitted_to(head, classifier, prepared, tmp_path):
-    output = tmp_path / "predictions"
-    options = f"--model {classifier} --input {prepared}/valid --output {output} --token-budget 1024".split()
-    run = submit(head, "python", "-m", "jobs.score", *options)
+LIST = (
+    'import pathlib, wsdm_ray; print("FROM", wsdm_ray.__file__); '
+    '[print("FILE", path.stat().st_size, path) for path in pathlib.Path().rglob("*") if path.is_file()]'
+)
+
+
+def test_a_submitted_job(head, classifier, prepared, tmp_path):
+    """What it is sent, a job that fails and one that scores on the cluster it was submitted to, in one."""
+    missing, output = tmp_path / "missing", tmp_path / "predictions"
+    fails = f"python -m jobs.prepare --input {missing} --output {tmp_path / 'out'}"
+    scores = f"python -m jobs.score --model {classifier} --input {prepared}/valid --output {output}"
+    run = submit(head, "sh", "-c", f"python -c '{LIST}' && {fails} || {scores} --token-budget 1024")
     assert run.returncode == 0, run.stdout
     assert "succeeded" in run.stdout
+    assert f"error: {missing}: not found; check the path\n" in run.stdout
     assert "rows" in run.stdout, "the job's own lines come back"
-    assert not unexpected(run.stdout, submitted=True)
+    listed = [line for line in run.stdout.splitlines() if line.startswith(("FROM ", "FILE "))]
+    assert not [line for line in unexpected(run.stdout, submitted=True) if line not in listed]
     counts = read_json(f"{output}.run/run.json")["counts"]
     assert counts["rows"] == read_json(f"{prepared}/run.json")["counts"]["kept"]["valid"]
+    check_upload(listed)
 
 
-LIST = """
-import pathlib, wsdm_ray
-print("FROM", wsdm_ray.__file__)
-for path in pathlib.Path().rglob("*"):
-    if path.is_file():
-        print("FILE", path.stat().st_size, path)
-"""
-
-
-def test_upload_is_small_and_a_job_that_fails_says_why_on_one_line(head, tmp_path):
-    """The job's working directory holds the two packages and nothing else."""
-    missing = tmp_path / "missing"
-    job = f"python -m jobs.prepare --input {missing} --output {tmp_path / 'out'}"
-    run = submit(head, "sh", "-c", f"python -c '{LIST}' && {job}")
-    assert run.returncode == 1
-    assert f"error: {missing}: not found; check the path\n" in run.stdout
-    assert "Traceback" not in run.stdout
-    assert "FROM /" in run.stdout
-    assert f"FROM {ROOT}" not in run.stdout, "the job runs what was uploaded"
-    lines = [line.split(" ", 2) for line in run.stdout.splitlines() if line.startswith("FILE ")]
+def check_upload(listed: list[str]) -> None:
+    """It is small: the job's working directory holds the two packages and nothing else."""
+    (package,) = (line for line in listed if line.startswith("FROM "))
+    assert package.startswith("FROM /")
+    assert not package.startswith(f"FROM {ROOT}"), "the job runs what was uploaded"
+    lines = [line.split(" ", 2) for line in listed if line.startswith("FILE ")]
     sizes = {path: int(size) for _, size, path in lines}
     assert {
         "wsdm_ray/storage/files.py",

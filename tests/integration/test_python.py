@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import ray
 
+from tests.integration.conftest import NO_COMPILER
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "python.md"
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
@@ -44,7 +46,7 @@ def test_the_notebook_runs_in_a_fresh_process(ray_session, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", "\n".join("".join(cell["source"]) for cell in code)],
         cwd=tmp_path, capture_output=True, text=True, check=False, timeout=250,
-        env=os.environ | {"RAY_ADDRESS": address},
+        env=os.environ | NO_COMPILER | {"RAY_ADDRESS": address},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert re.search(r"^best possible accuracy 0\.\d{3}$", done.stdout, re.MULTILINE)

@@ -16,15 +16,12 @@ import pytest
 
 from tests.integration.conftest import score_config
 from tests.integration.gates import gated_replica, pids_of, wait_for
-from wsdm_ray.config import Columns
 from wsdm_ray.errors import ClusterError, ConfigError, DataError, ModelError, RunMismatchError, StorageError
 from wsdm_ray.scoring.encode import encode_unit
 from wsdm_ray.scoring.pipeline import check, execute, score
 from wsdm_ray.scoring.replica import Replica
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-
-RENAMED = Columns(id="key", prompt="question", response_a="left", response_b="right")
 
 
 def read(folder: Path) -> pa.Table:
@@ -93,7 +90,7 @@ def test_scoring_goes_on_whatever_a_batch_fails_of(scored, classifier, source, p
     marker = {"job": "score", "fingerprint": run_of(scored)["fingerprint"]}
     (output / "_run.json").write_text(json.dumps(marker))
     checked = check(score_config(classifier, source, output))
-    table = encode_unit(dataclasses.replace(checked.plan.units[0], rows=50), checked.replica.models)
+    table = pa.concat_tables(encode_unit(unit, checked.replica.models) for unit in checked.plan.units[:3])
     fails, kills = (table["prefix_0"][row].values.to_numpy() for row in (20, 30))
 
     class Breaking(Replica):
@@ -145,9 +142,9 @@ def test_scoring_goes_on_whatever_a_batch_fails_of(scored, classifier, source, p
 
 
 def test_fewer_tokens_than_in_training(classifier, source, tmp_path):
-    asked = score_config(classifier, source, tmp_path / "out", max_tokens=64)
+    asked = score_config(classifier, source, tmp_path / "out", max_tokens=64, unit_rows=50)
     checked = check(asked)
-    table = encode_unit(dataclasses.replace(checked.plan.units[0], rows=50), checked.replica.models)
+    table = encode_unit(checked.plan.units[0], checked.replica.models)
     lengths = [len(a) + len(b) for a, b in zip(table["prefix_0"], table["suffix_ab_0"], strict=True)]
     assert max(lengths) == 64
     assert max(table["cut_0"].to_pylist()) > 0
@@ -222,29 +219,16 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(classifier, source, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_one_ordering_of_mapped_columns(scored, classifier, pairs, tmp_path):
-    renamed = pairs.rename_columns([RENAMED.id, RENAMED.prompt, RENAMED.response_a, RENAMED.response_b])
-    pq.write_table(renamed.append_column("note", pa.array(["x"] * 120)), tmp_path / "in.parquet")
-    given = tmp_path / "in.parquet"
-    score(score_config(classifier, given, tmp_path / "out", columns=RENAMED, orders="ba", logits=True))
-    found, both = read(tmp_path / "out"), read(scored)
-    assert found["id"].to_pylist() == renamed[RENAMED.id].to_pylist()
-    assert found["prob_a_ab"].null_count == 120
-    assert found["prob_a"].to_pylist() == found["prob_a_ba"].to_pylist()
-    assert np.nan_to_num(found["prob_a_ba"].to_numpy()) == pytest.approx(
-        np.nan_to_num(both["prob_a_ba"].to_numpy()), abs=1e-5
-    )
-    logits = found["logit_ba"].to_numpy()
-    assert 1 / (1 + np.exp(-logits[:7])) == pytest.approx(found["prob_a"].to_numpy()[:7], abs=1e-6)
-
-
 def test_an_error_within_a_replica_comes_back_as_itself(classifier, source, tmp_path):
-    broken = tmp_path / "model"
-    shutil.copytree(classifier, broken, ignore=shutil.ignore_patterns("_checkpoints"))
-    adapter = json.loads((broken / "adapter_config.json").read_text())
-    (broken / "adapter_config.json").write_text(json.dumps(adapter | {"r": adapter["r"] + 1}))
-    with pytest.raises(ModelError, match=r"model: its adapter does not fit the base"):
-        score(score_config(broken, source, tmp_path / "out"))
+    class Failing(Replica):
+        def __init__(self, options):
+            def load(folder, **options):
+                raise ModelError(f"{folder}: its adapter does not fit the base")
+
+            super().__init__(options, load)
+
+    with pytest.raises(ModelError, match=r"classifier: its adapter does not fit the base"):
+        execute(check(score_config(classifier, source, tmp_path / "out")), Failing)
 
 
 def test_what_cannot_be_done_is_refused_at_the_start(classifier, int8_base, source, pairs, tmp_path):

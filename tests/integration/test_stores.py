@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -16,17 +18,13 @@ import pytest
 from jobs import _main as main
 from tests.integration.servers import ACCESS_KEY, SECRET_KEY, free_ports
 from wsdm_ray import storage
-from wsdm_ray.errors import DataError, StorageError
+from wsdm_ray.errors import DataError, RunBusyError, RunMismatchError, StorageError
 from wsdm_ray.inputs.files import list_inputs, with_partitions
 from wsdm_ray.inputs.tables import read_tables
+from wsdm_ray.runs import hold_run
 from wsdm_ray.storage import patience
 
 ROOT = Path(__file__).parents[2]
-
-
-def run_job(job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"jobs.{job}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def test_write_list_read_delete(bucket):
@@ -114,6 +112,38 @@ def test_killed_writer_leaves_the_old_object(bucket):
         writer.kill()
     assert storage.read_json(path) == "old"
     assert storage.list_files(bucket) == [path]
+
+
+def test_one_of_many_at_once_gets_a_folder(bucket):
+    """Of requests at the same instant the store lets one through; so of drivers one gets the lease."""
+    many = 8
+    begin, end = threading.Barrier(many), threading.Barrier(many)
+
+    def create(value: int) -> bool:
+        begin.wait()
+        return storage.write_json(f"{bucket}/only.json", value, only_new=True)
+
+    def hold(seed: int) -> str:
+        begin.wait()
+        try:
+            with hold_run(f"{bucket}/out", "score", {"seed": seed // 2}, restart=False) as run:
+                end.wait()
+                run.check()
+                return "finished" if run.finish({"seed": seed}) else ""
+        except (RunBusyError, RunMismatchError) as error:
+            end.wait()
+            return type(error).__name__
+
+    with ThreadPoolExecutor(many) as pool:
+        created = list(pool.map(create, range(many)))
+        held = list(pool.map(hold, range(many)))
+    assert created.count(True) == 1
+    assert storage.read_json(f"{bucket}/only.json") == created.index(True)
+    assert held.count("finished") == 1
+    assert set(held) <= {"finished", "RunBusyError", "RunMismatchError"}
+    run = storage.read_json(f"{bucket}/out.run/run.json")
+    assert run["seed"] == held.index("finished")
+    assert [name.rpartition("/")[2] for name in storage.find_files(f"{bucket}/out.run").names] == ["run.json"]
 
 
 def test_failing_writer_leaves_nothing(bucket):
@@ -224,8 +254,7 @@ def test_prepare_and_evaluate(bucket, tiny_votes, capsys):
     raw = pq.read_table(storage.list_files(str(tiny_votes)))
     storage.write_parquet(f"{bucket}/raw/votes.parquet", raw)
     arguments = ["--input", f"{bucket}/raw", "--output", f"{bucket}/data", "--valid-fraction", "0.5"]
-    run = run_job("prepare", *arguments)
-    assert run.returncode == 0, run.stderr
+    assert main.run_job("prepare", arguments) == 0
     counts = storage.read_json(f"{bucket}/data/run.json")
     valid = pa.concat_tables(
         file.read()
@@ -253,8 +282,7 @@ def test_prepare_and_evaluate(bucket, tiny_votes, capsys):
     )  # fmt: skip
     storage.write_parquet(f"{bucket}/predictions/part-000000.parquet", predictions)
     arguments = ["--predictions", f"{bucket}/predictions", "--votes", f"{bucket}/data/valid"]
-    run = run_job("evaluate", *arguments, "--output", f"{bucket}/report")
-    assert run.returncode == 0, run.stderr
+    assert main.run_job("evaluate", [*arguments, "--output", f"{bucket}/report"]) == 0
     metrics = storage.read_json(f"{bucket}/report/metrics.json")
     assert metrics["rows"] == count
     assert metrics["accuracy"] > 0.7

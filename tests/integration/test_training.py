@@ -10,12 +10,16 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import ray
+from ray._raylet import PlacementGroupID
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from tests.integration.conftest import metrics_of, train_config
+from jobs._main import run_job
+from tests.integration.conftest import NO_COMPILER, metrics_of, train_config
 from tests.integration.gates import gated_work, pids_of, wait_for
 from tests.integration.lines import unexpected
 from wsdm_ray.errors import ClusterError, ModelError, RunMismatchError, StorageError, WsdmRayError
@@ -115,76 +119,87 @@ def test_a_finished_run_is_not_done_again_and_a_changed_one_is_refused(classifie
         train(train_config(int8_base, prepared, classifier, seed=1))
 
 
-def test_killed_processes_change_nothing(classifier, monkeypatch, int8_base, prepared, tmp_path):
-    """A worker, then the controller, between two steps; what a checkpoint has is not done again.
+def test_whatever_is_killed_changes_nothing(classifier, monkeypatch, int8_base, prepared, tmp_path, capfd):
+    """A job, then a worker and the controller of the run that goes on with it, each between two steps.
 
-    The run waits for each kill, before the steps at index 4 and 6, so that it cannot be over by then.
+    What a checkpoint has is not done again. The runs wait for each kill, before the steps at index 2, 4 and
+    6, so that they cannot be over by then.
     """
     output = tmp_path / "model"
-    victims = {"RayTrainWorker": tmp_path / "worker-killed", "TrainController": tmp_path / "other-killed"}
-    gates = dict(zip((4, 6), map(str, victims.values()), strict=True))
-    monkeypatch.setattr(ray_train, "work", gated_work(gates))
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            train(train_config(int8_base, prepared, output))
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    before: list[dict] = []
-    for name, killed in victims.items():
-        before = wait_for(
-            lambda known=before: failed or steps_kept(output / "_checkpoints" / "run", beyond=known)
-        )
-        assert not failed
-        os.kill(wait_for(lambda name=name: pids_of(name))[0], signal.SIGKILL)
-        killed.touch()
-    thread.join()
-    assert not failed
-    assert weights(output) == weights(classifier)
-    rows = metrics_of(output)
-    assert [row["step"] for row in rows] == list(range(1, 9))
-    assert rows[: len(before)] == before, "the seconds of each step too, so none of them was taken twice"
-
-
-def test_a_killed_job_goes_on_where_it_was(classifier, int8_base, prepared, tmp_path):
-    """On a cluster, then on a Ray of its own."""
-    output = tmp_path / "model"
+    idle = [pid for name in ("RayTrainWorker", "TrainController") for pid in pids_of(name)]
     options = f"""
         --preset tiny --base {int8_base} --output {output} --train {prepared}/train --valid {prepared}/valid
         --max-steps 8 --checkpoint-steps 2 --pairs-per-step 8 --micro-batches 2 --lora.dropout 0.1
     """.split()
-    first = subprocess.Popen(
-        [sys.executable, "-c", GATED_JOB.format(gates={4: str(tmp_path / "never")}), *options],
-        cwd=ROOT,
-        env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        run = output / "_checkpoints" / "run"
-        wait_for(lambda: first.poll() is not None or len(steps_kept(run, beyond=[])) == 4)
-        assert first.poll() is None
-    finally:
-        os.killpg(first.pid, signal.SIGKILL)
-        first.wait()
-    assert not (output / "run.json").exists()
-    second = subprocess.run(
-        [sys.executable, "-m", "jobs.train", *options],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-    )  # fmt: skip
-    assert second.returncode == 0, second.stderr[-2000:]
-    said = second.stderr + second.stdout
-    assert "resuming from step 4 of 8" in said, "the first was killed after step 4"
-    assert "steps 5 to 8" in said
-    assert not unexpected(said)
+    first = kill_after_two_steps(options, output)
+    wait_for(lambda: not pids_of("RayTrainWorker", idle) and not pids_of("TrainController", idle))
+    victims = {"RayTrainWorker": tmp_path / "worker-killed", "TrainController": tmp_path / "other-killed"}
+    gates = dict(zip((4, 6), map(str, victims.values()), strict=True))
+    monkeypatch.setattr(ray_train, "work", gated_work(gates))
+    ended: list[int | BaseException] = []
+
+    def run() -> None:
+        try:
+            ended.append(run_job("train", options))
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    before = first
+    for name, killed in victims.items():
+        before = wait_for(
+            lambda known=before: ended or steps_kept(output / "_checkpoints" / "run", beyond=known)
+        )
+        assert not ended
+        os.kill(wait_for(lambda name=name: pids_of(name, idle))[0], signal.SIGKILL)
+        killed.touch()
+    thread.join()
+    free_placement_groups()
+    assert ended == [0]
     assert weights(output) == weights(classifier)
+    rows = metrics_of(output)
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert rows[: len(before)] == before, "the seconds of each step too, so none of them was taken twice"
     assert "<svg" in (output / "training.html").read_text()
+    said = ""
+    for line in ("resuming from step 2 of 8", "steps 3 to 8", "resuming from step 4 of 8", "steps 5 to 8"):
+        while line not in said:  # lines of workers come a little later
+            said += "".join(capfd.readouterr())
+            time.sleep(0.05)
+
+
+def free_placement_groups() -> None:
+    """Free the CPU that the killed controller held: Ray Train's process for that asks a dashboard."""
+    for number, group in placement_group_table().items():
+        if group["state"] == "CREATED":
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(number))))
+
+
+def kill_after_two_steps(options: list[str], output: Path) -> list[dict]:
+    """Begin a run as a job on this cluster and kill it; returns the steps that its checkpoint has."""
+    log = output.with_name("job.log")
+    with log.open("wb") as out:
+        job = subprocess.Popen(
+            [sys.executable, "-c", GATED_JOB.format(gates={2: str(output.with_name("never"))}), *options],
+            cwd=ROOT,
+            env=os.environ | NO_COMPILER | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        kept = wait_for(
+            lambda: job.poll() is not None or steps_kept(output / "_checkpoints" / "run", beyond=[])
+        )
+        assert job.poll() is None, log.read_text()
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+    assert [row["step"] for row in kept] == [1, 2]
+    assert not (output / "run.json").exists()
+    assert not unexpected(log.read_text())
+    return kept
 
 
 def test_what_cannot_be_done_is_refused_before_anything_starts(int8_base, tiny_model, prepared, tmp_path):
@@ -206,7 +221,10 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(int8_base, tiny_m
     assert not (tmp_path / "model").exists()
 
 
-def test_an_injected_nan_stops_the_run_with_the_step_and_the_ids(int8_base, prepared, tmp_path):
+def test_an_injected_nan_stops_the_run_with_the_step_and_the_ids(monkeypatch, int8_base, prepared, tmp_path):
+    """In Ray Train's local mode: what other processes add is in the test after this one."""
+    scaling = ray.train.ScalingConfig
+    monkeypatch.setattr(ray.train, "ScalingConfig", lambda **_: scaling(num_workers=0))
     given = train_config(int8_base, prepared, tmp_path / "model")
     wild = dataclasses.replace(given.optimizer, learning_rate=1e30, warmup_fraction=0.0)
     with pytest.raises(

@@ -152,6 +152,7 @@ WRONG = [
         {"swap_consistency_weight": -1},
         "--objective.swap-consistency-weight -1: must be 0 or more",
     ),
+    (config.ObjectiveConfig, {"length_balance": 1.5}, "--objective.length-balance 1.5: must be in [0, 1]"),
     (
         config.ObjectiveConfig,
         {"source_weights": {"wsdm": -1.0}},
@@ -184,6 +185,12 @@ WRONG = [
         "--valid-fraction 0.7: must be at most 0.5 with --split modulo",
     ),
     (config.PrepareConfig, {"shard_rows": 0}, "--shard-rows 0: must be at least 1"),
+    (
+        config.QuantizeConfig,
+        {"average": True, "adapter": ("A",)},
+        "--adapter A: must be two folders or more where --average is given",
+    ),
+    (config.TrainConfig, {"min_workers": 2}, "--min-workers 2: must be between 1 and --num-workers (1)"),
     (config.TrainConfig, {"num_workers": 0}, "--num-workers 0: must be at least 1"),
     (config.TrainConfig, {"epochs": 0}, "--epochs 0: must be above 0"),
     (config.TrainConfig, {"epochs": float("nan")}, "--epochs nan: must be above 0"),

@@ -90,6 +90,16 @@ def test_a_preset_is_a_whole_config(name):
         assert config.text.truncation == "balanced"
 
 
+def test_larger_models_learn_at_lower_rates():
+    sizes = ("smollm2_135m", "gemma3_270m", "qwen25_0_5b", "qwen25_1_5b", "gemma2_9b")
+    rates = [preset_config(name).optimizer.learning_rate for name in sizes]
+    assert rates == sorted(rates, reverse=True) == [3e-4, 3e-4, 2e-4, 1.5e-4, 1e-4]
+    for name, head_rate in (("qwen25_0_5b", 1e-4), ("qwen25_1_5b", 5e-5)):
+        config = preset_config(name)
+        assert config.optimizer.head_learning_rate == head_rate
+        assert config.token_budget >= 2 * config.text.max_tokens, "both orders of the longest pair"
+
+
 def test_any_field_of_a_preset_can_be_given_anew():
     words = """--base b --train A B --output o --mix lmsys-57k 0.5 pseudolabels 0.3 --objective.teachers P1 P2
         --objective.source-weights pseudolabels 0.5 --lora.r 8 --text.truncation left --no-tensorboard"""

@@ -14,9 +14,9 @@ import fsspec
 import pyarrow as pa
 import pytest
 
+from tests.runs import open_run
 from wsdm_ray import storage
 from wsdm_ray.errors import DataError, ModelError, StorageError
-from wsdm_ray.runs import open_run
 
 SLOW_WRITER = """
 import sys, time

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.runs import finish_run, open_run
 from tests.table_readers import READERS
 from wsdm_ray.config import EnsembleConfig
 from wsdm_ray.evaluation.ensemble import ensemble
-from wsdm_ray.runs import PRIVATE_FOLDER, finish_run, open_run, run_folder
+from wsdm_ray.runs import PRIVATE_FOLDER, run_folder
 from wsdm_ray.schema import predictions_schema
 from wsdm_ray.scoring.crash_records import crash_record_path
 from wsdm_ray.scoring.kept_columns import append_kept
@@ -34,7 +35,7 @@ def scored(tmp_path: Path, parts: int = 3) -> Path:
     open_run(output, "score", {}, restart=False)
     for number, start in list(enumerate(range(0, len(IDS), 2)))[:parts]:
         table = rows_of(IDS[start : start + 2]).replace_schema_metadata(provenance([], "both"))
-        write_part(output, table, UnitReport(unit=number, rows=2))
+        write_part(output, table, UnitReport(unit=number, rows=2), digest="")
     write_json(crash_record_path(output, 0), [])
     private = Path(run_folder(output), PRIVATE_FOLDER)
     private.mkdir()

@@ -22,7 +22,8 @@ from wsdm_ray.evaluation import votes as evaluation
 from wsdm_ray.inputs.conversion import parquet_inputs
 from wsdm_ray.inputs.files import list_inputs
 from wsdm_ray.inputs.rows import Reading
-from wsdm_ray.scoring.plan import make_plan, read_unit
+from wsdm_ray.scoring.plan import make_plan
+from wsdm_ray.scoring.unit_rows import read_unit
 
 PAGE = Path(__file__).parents[2] / "docs/inputs.md"
 TEXTS = ("prompt", "response_a", "response_b")

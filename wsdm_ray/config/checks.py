@@ -65,6 +65,7 @@ PATHS = frozenset(
             "model",
             "output",
             "predictions",
+            "start_from",
             "submission",
             "tie_predictions",
             "tie_votes",

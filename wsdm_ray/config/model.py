@@ -79,6 +79,9 @@ class QuantizeConfig:
     """Folders of adapters, of `train` or plain PEFT ones, or OWNER/NAME on the Hub, that are merged in first,
     in order.
     Example: --adapter model"""
+    average: bool = False
+    """Merge the mean of the adapters' updates, and take the mean of their heads, instead of merging them in
+    order: one model of several folds. They must be of runs of `train` on the base, with one --seed."""
     precision: Literal["bnb-int8", "nf4", "w8a8-int8", "w8a8-fp8", "bf16"] = "bnb-int8"
     """For training and scoring: bnb-int8 (bitsandbytes' LLM.int8()) and nf4. For scoring alone: w8a8-int8 and
     w8a8-fp8, 8-bit weights and activations by rows; w8a8-fp8 is stored as compressed-tensors."""
@@ -94,6 +97,12 @@ class QuantizeConfig:
     def __post_init__(self) -> None:
         expand_home(self)
         check_paths(base=self.base, output=self.output)
+        check(
+            not self.average or len(self.adapter) > 1,
+            "adapter",
+            " ".join(self.adapter),
+            "two folders or more where --average is given",
+        )
         check(
             not self.calibrate or self.precision == "w8a8-int8",
             "precision",

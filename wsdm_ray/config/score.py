@@ -54,8 +54,14 @@ class ScoringConfig(StoreConfig):
     2,048 on a CPU, and on a GPU what its free memory allows up to 16,896. Example: --token-budget 8192"""
     max_tokens: int | None = None
     """The most tokens of one ordering; by default as many as in training. Example: --max-tokens 1024"""
-    unit_rows: int = 2_000
-    """Rows of one work unit: one output file, the unit of commit and resume."""
+    unit_rows: int | None = None
+    """Rows of one work unit: one output file, the unit of commit and resume. By default 1,000; fewer, down to
+    250, of small inputs and for the last rows of large ones. Example: --unit-rows 500"""
+    on_bad_file: Literal["fail", "skip"] = "fail"
+    """fail: files that cannot be read are listed, and nothing is scored. skip: they are left out, which
+    run.json says; rows that turn out to be damaged later get an error."""
+    duplicate_ids: Literal["error", "keep"] = "error"
+    """keep: score rows whose id an earlier row has, with a warning."""
     replicas: int | None = None
     """Processes that hold a model; by default one for each GPU, or one on a machine without GPUs."""
     logits: bool = False
@@ -66,6 +72,9 @@ class ScoringConfig(StoreConfig):
     """Print the plan and exit."""
     restart: bool = False
     """Delete what the output folder holds and start over."""
+    allow_version_change: bool = False
+    """Go on with a run that was begun with other versions of torch, transformers, tokenizers, ftfy or of this
+    package's arithmetic, which give other numbers; run.json records it."""
 
     def __post_init__(self) -> None:
         expand_home(self)
@@ -78,7 +87,7 @@ class ScoringConfig(StoreConfig):
             self.base,
             f"one folder, or one for each of the {len(self.model)} models",
         )
-        check(self.unit_rows >= 1, "unit_rows", self.unit_rows, "at least 1")
+        check(self.unit_rows is None or self.unit_rows >= 1, "unit_rows", self.unit_rows, "at least 1")
         check(
             not self.model_weights or len(self.model_weights) == len(self.model),
             "model_weights",

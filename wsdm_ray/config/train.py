@@ -68,6 +68,9 @@ class ObjectiveConfig:
     """Divisor of the log-odds of teachers and student before they are compared."""
     swap_consistency_weight: float = 0.0
     """Weight of a loss term that pulls the two orderings of a pair together."""
+    length_balance: float = 0.0
+    """How far votes are weighted so that the longer response wins half of them, among votes whose lengths
+    differ alike: 0 not at all, 1 fully."""
     source_weights: dict[str, float] = field(default_factory=dict)
     """Weight of the rows of a source in the loss; by default 1.
     Example: --objective.source-weights pseudolabels 0.5"""
@@ -78,6 +81,7 @@ class ObjectiveConfig:
         check(0 <= self.teacher_weight <= 1, "objective.teacher_weight", self.teacher_weight, "in [0, 1]")
         check_positive("objective.teacher_temperature", self.teacher_temperature)
         check_not_negative("objective.swap_consistency_weight", self.swap_consistency_weight)
+        check(0 <= self.length_balance <= 1, "objective.length_balance", self.length_balance, "in [0, 1]")
         for source, weight in self.source_weights.items():
             fits = 0 <= weight < math.inf
             check(fits, "objective.source_weights", f"{source} {weight}", "0 or more each")
@@ -87,8 +91,8 @@ class ObjectiveConfig:
 class TrainConfig(StoreConfig):
     """Fine-tune a classifier on votes.
 
-    `--preset NAME` starts from a whole config: gemma2_9b, gemma3_270m, qwen25_14b, recipe_gemma2_9b_ab,
-    recipe_gemma2_9b_ba, smollm2_135m or tiny.
+    `--preset NAME` starts from a whole config: gemma2_9b, gemma3_270m, qwen25_0_5b, qwen25_14b, qwen25_1_5b,
+    recipe_gemma2_9b_ab, recipe_gemma2_9b_ba, smollm2_135m or tiny.
     """
 
     base: str
@@ -101,8 +105,14 @@ class TrainConfig(StoreConfig):
     valid: tuple[str, ...] = ()
     """Canonical shards to validate on; the checkpoint with the lowest log loss on them is kept.
     Example: --valid data/valid"""
+    start_from: str | None = None
+    """Folder of an earlier `train` on the same base, local, remote or on the Hub, whose adapter and head this
+    run starts with instead of new ones. Example: --start-from warm-up"""
     num_workers: int = 1
     """Workers of Ray Train: one for each GPU, or CPU processes."""
+    min_workers: int | None = None
+    """Go on with as few workers where the cluster has no place for more, and with more again where it has;
+    the steps stay the same. By default all of --num-workers."""
     seed: int = 0
     """Seed of the order of the rows, dropout and initial weights."""
     epochs: float = 1.0
@@ -120,8 +130,8 @@ class TrainConfig(StoreConfig):
     token_budget: int = 16_384
     """The most tokens of one micro-batch."""
     micro_batches: int | None = None
-    """The fewest micro-batches of a step over all workers; by default one for each worker. Fix it to get the
-    same numbers from another number of workers."""
+    """The fewest micro-batches of a step over all workers; by default --num-workers. Fix it to get the same
+    numbers from another --num-workers."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of activations. auto: bf16 if the GPU supports it, else fp32."""
     quantization: Literal["auto", "bnb-int8", "nf4", "none"] = "auto"
@@ -165,6 +175,12 @@ class TrainConfig(StoreConfig):
         check_paths(base=self.base, train=self.train, output=self.output)
         check_seed(self.seed)
         check(self.num_workers >= 1, "num_workers", self.num_workers, "at least 1")
+        check(
+            self.min_workers is None or 1 <= self.min_workers <= self.num_workers,
+            "min_workers",
+            self.min_workers,
+            f"between 1 and --num-workers ({self.num_workers})",
+        )
         check_positive("epochs", self.epochs)
         check(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
         check(self.pairs_per_step >= 1, "pairs_per_step", self.pairs_per_step, "at least 1")

@@ -32,7 +32,7 @@ from wsdm_ray.config import ArenaConfig
 from wsdm_ray.data.arena_phrases import LANGUAGES
 from wsdm_ray.data.arena_texts import Answer, answer_text, prompt_text
 from wsdm_ray.data.shards import write_shards
-from wsdm_ray.runs import finish_run, open_run, options
+from wsdm_ray.runs import hold_run, options
 from wsdm_ray.schema import MODEL_A, MODEL_B
 from wsdm_ray.telemetry import logger
 
@@ -119,19 +119,19 @@ def make_arena(config: ArenaConfig) -> dict[str, Any]:
         RunMismatchError: the folder belongs to another run.
     """
     fingerprint = {"options": options(config)}
-    done = open_run(config.output, "arena", fingerprint, config.restart, resumes=False)
-    if done:
-        logger.info("arena: %s is finished already: %s rows", config.output, f"{config.rows:,}")
-        return done
-    tally = Tally()
-    batches = (tally.add(table) for table in arena_batches(config.rows, config.seed, config.lengths))
-    write_shards(config.output, ARENA_SCHEMA, batches, SHARD_ROWS)
-    run = finish_run(config.output, "arena", fingerprint, {"config": options(config), **tally.summary()})
+    with hold_run(config.output, "arena", fingerprint, config.restart, resumes=False) as run:
+        if run.finished:
+            logger.info("arena: %s is finished already: %s rows", config.output, f"{config.rows:,}")
+            return run.finished
+        tally = Tally()
+        batches = (tally.add(table) for table in arena_batches(config.rows, config.seed, config.lengths))
+        write_shards(config.output, ARENA_SCHEMA, batches, SHARD_ROWS)
+        written = run.finish({"config": options(config), **tally.summary()})
     logger.info(
         "arena: %s votes in %s; best accuracy %.4f, best log loss %.4f",
-        f"{config.rows:,}", config.output, run["best_accuracy"], run["best_log_loss"],
+        f"{config.rows:,}", config.output, written["best_accuracy"], written["best_log_loss"],
     )  # fmt: skip
-    return run
+    return written
 
 
 def arena_batches(rows: int, seed: int = 0, lengths: Lengths = "real") -> Iterator[pa.Table]:

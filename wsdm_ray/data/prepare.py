@@ -33,7 +33,7 @@ from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.faults import FaultCounts
 from wsdm_ray.inputs.files import InputFile, list_inputs
 from wsdm_ray.inputs.rows import Reading, read_rows
-from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, names_in, open_run, options
+from wsdm_ray.runs import check_no_overlap, file_versions, hold_run, names_in, options
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.digests import digests
 
@@ -52,17 +52,18 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         RunMismatchError: the output folder belongs to another run.
     """
     files, fingerprint = check(config)
-    done = open_run(config.output, "prepare", fingerprint, config.restart, resumes=False)
-    if done:
-        check_shards(config.output, done["counts"]["kept"])
-        logger.info("prepare: %s is finished already, nothing to do", config.output)
-        show(done["counts"])
-        return done
-    counts = write_splits(files, config)
-    content = {"config": options(config, leave_out=("restart",)), "counts": counts}
-    run = finish_run(config.output, "prepare", fingerprint, content)
-    show(counts)
-    return run
+    with hold_run(config.output, "prepare", fingerprint, config.restart, resumes=False) as run:
+        if done := run.finished:
+            check_shards(config.output, done["counts"]["kept"])
+            logger.info("prepare: %s is finished already, nothing to do", config.output)
+        else:
+            content = {
+                "config": options(config, leave_out=("restart",)),
+                "counts": write_splits(files, config),
+            }
+            done = run.finish(content)
+    show(done["counts"])
+    return done
 
 
 def check(config: PrepareConfig) -> tuple[list[InputFile], dict[str, Any]]:

@@ -35,7 +35,7 @@ from wsdm_ray.evaluation.pages import decimals, percent
 from wsdm_ray.evaluation.votes import read_votes
 from wsdm_ray.evaluation.weights import combine_sets, cross_fit, fit
 from wsdm_ray.inputs.rows import Reading
-from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, open_run, options, versions
+from wsdm_ray.runs import check_no_overlap, file_versions, hold_run, options, versions
 from wsdm_ray.schema import LOGIT_COLUMNS, MODEL_A, MODEL_B, predictions_schema
 from wsdm_ray.statistics import (
     Floats,
@@ -90,11 +90,11 @@ def ensemble(config: EnsembleConfig) -> dict[str, Any]:
         RunMismatchError: the output folder belongs to another run.
     """
     sets, ties, fingerprint = check(config)
-    run = open_run(config.output, "ensemble", fingerprint, config.restart, resumes=False)
-    if run:
-        logger.info("ensemble: %s is finished already", config.output)
-    else:
-        run = finish_run(config.output, "ensemble", fingerprint, write_mean(config, sets))
+    with hold_run(config.output, "ensemble", fingerprint, config.restart, resumes=False) as held:
+        if run := held.finished:
+            logger.info("ensemble: %s is finished already", config.output)
+        else:
+            run = held.finish(write_mean(config, sets))
     print_weights(run, config)
     warn_of_worse(run)
     return run | {"submission": submit(config, config.output, ties)} if config.submission else run

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsdm_ray.data.length_balance import LENGTH_RATIOS
 from wsdm_ray.evaluation.compare import paired_differences
 from wsdm_ray.evaluation.fitting import parts_by_prompt, shortage
 from wsdm_ray.evaluation.metrics import (
@@ -21,8 +22,6 @@ from wsdm_ray.statistics import Floats, agreement, cross_entropy, sigmoid
 
 __all__ = ["fit_length_only", "length_control", "length_difference_bins", "length_features", "length_only"]
 
-RATIOS = (1.1, 1.25, 1.5, 2.0, 3.0)
-"""Edges of the bins by how many times longer the longer answer is."""
 FOLDS = 5
 PENALTY = 1.0
 """Half of it times the squared coefficients is added: votes that lengths separate have no fit without it."""
@@ -32,9 +31,9 @@ def length_difference_bins(characters_a_N: NDArray[np.int64], characters_b_N: ND
     """The bin of each row by how many times longer its longer answer is, such as `1.1-1.25`."""
     low_N, high_N = np.minimum(characters_a_N, characters_b_N), np.maximum(characters_a_N, characters_b_N)
     ratio_N = np.where(high_N > 0, high_N, 1) / np.maximum(low_N, 1)
-    edges = [f"{edge:g}" for edge in (1.0, *RATIOS)]
+    edges = [f"{edge:g}" for edge in (1.0, *LENGTH_RATIOS)]
     names = [f"{low}-{high}" for low, high in pairwise(edges)] + [f"{edges[-1]}-"]
-    return [names[place] for place in np.searchsorted(RATIOS, ratio_N, side="right").tolist()]
+    return [names[place] for place in np.searchsorted(LENGTH_RATIOS, ratio_N, side="right").tolist()]
 
 
 def length_features(characters_a_N: NDArray[np.int64], characters_b_N: NDArray[np.int64]) -> Floats:

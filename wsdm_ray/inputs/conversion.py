@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wsdm_ray.config import Columns
-from wsdm_ray.inputs.faults import MALFORMED, Fault, FaultCounts
+from wsdm_ray.errors import DataError
+from wsdm_ray.inputs.faults import MALFORMED, BadFiles, Fault, FaultCounts
 from wsdm_ray.inputs.files import InputFile
 from wsdm_ray.inputs.formats import FORMATS
+from wsdm_ray.inputs.parquet_rows import unchanged
 from wsdm_ray.inputs.rows import Reading, read_rows
 from wsdm_ray.inputs.tables import is_parquet
 from wsdm_ray.schema import CANONICAL_TYPES
@@ -34,7 +36,8 @@ class ParquetInput:
 
     columns: the names that it gives to its columns. make_ids: it may have no column of ids. converted: the
     path is of a temporary copy; `file.name` is still that of the file it was made of, `given` its path, and
-    `renamed` its columns with other names in the copy, each with that name.
+    `renamed` its columns with other names in the copy, each with that name. errors_in_rows: what is damaged
+    in it is an error of the rows that cannot be read, and else of the run.
     """
 
     file: InputFile
@@ -43,6 +46,7 @@ class ParquetInput:
     converted: bool = False
     given: str = ""
     renamed: tuple[tuple[str, str], ...] = ()
+    errors_in_rows: bool = False
 
     @property
     def shown(self) -> str:
@@ -60,24 +64,40 @@ class ParquetInput:
         return pa.schema([field for field in fields if not (self.converted and field.name == FAULT)])
 
 
-def parquet_inputs(files: Sequence[InputFile], reading: Reading) -> list[ParquetInput]:
+def parquet_inputs(
+    files: Sequence[InputFile], reading: Reading, bad: BadFiles | None = None
+) -> list[ParquetInput]:
     """Each file as canonical parquet: itself, or a temporary copy that lives as long as this process.
+
+    Args:
+        bad: takes files that cannot be converted, which are left out here. None: they are raised.
 
     Raises:
         DataError: a file cannot be read, or most rows of all files are malformed.
     """
+    skip = bad is not None and bad.skip
     counts = FaultCounts()
     inputs = []
     folder = ""
     for number, file in enumerate(files):
         if reading.format == "canonical" and is_parquet(file.path):
-            inputs.append(ParquetInput(file=file, columns=reading.columns, make_ids=reading.make_ids))
+            inputs.append(
+                ParquetInput(
+                    file=file, columns=reading.columns, make_ids=reading.make_ids, errors_in_rows=skip
+                )
+            )
             continue
         folder = folder or scratch_folder()
         target = os.path.join(folder, f"{number:06d}.parquet")
-        with errors_for(folder):
-            convert(file, reading, target, counts)
-        copy = dataclasses.replace(file, path=target, partitions=())
+        with unchanged(file), errors_for(folder):
+            try:
+                convert(file, reading, target, counts)
+            except DataError as error:
+                if bad is None:
+                    raise
+                bad.add(file.path, error)
+                continue
+        copy = dataclasses.replace(file, path=target, partitions=(), version=None)
         inputs.append(
             ParquetInput(
                 file=copy, columns=Columns(), converted=True, given=file.path, renamed=renamed(reading)

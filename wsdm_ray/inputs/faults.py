@@ -1,13 +1,20 @@
-"""Rows that are not what their format asks for: counted, named, and refused only where most rows are so."""
+"""What is wrong with an input: rows that are not of its format, and files that cannot be read.
+
+Rows are counted, named, and refused only where most rows are so. Files are all looked at before one is.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from wsdm_ray.errors import DataError
 from wsdm_ray.telemetry import logger
 
-__all__ = ["DIFFERENT_PROMPTS", "MALFORMED", "Fault", "FaultCounts"]
+__all__ = ["DIFFERENT_PROMPTS", "MALFORMED", "BadFile", "BadFiles", "Fault", "FaultCounts"]
+
+NAMED_FILES = 3
+"""Bad files whose errors a message has; of others, it says how many there are."""
 
 MALFORMED = "malformed"
 """The row is not of its format."""
@@ -62,3 +69,68 @@ class FaultCounts:
             logger.warning(
                 "%d of %d rows are malformed (%s), first %s", self.malformed, self.rows, kinds, self.first
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadFile:
+    """A file that is left out, and why. rows: how many it has, None where that is not known."""
+
+    file: str
+    reason: str
+    rows: int | None = None
+
+
+class BadFiles:
+    """Takes the files of an input that cannot be read, until all have been looked at.
+
+    Args:
+        skip: leave them out, with a warning, where else they are an error.
+    """
+
+    def __init__(self, skip: bool = False) -> None:
+        self.skip = skip
+        self.found: list[tuple[BadFile, DataError]] = []
+
+    @property
+    def skipped(self) -> list[BadFile]:
+        return [file for file, _ in self.found]
+
+    def add(self, path: str, error: DataError, rows: int | None = None) -> None:
+        """Take what is wrong with a file.
+
+        Args:
+            rows: that it has, where that is known.
+        """
+        self.found.append((BadFile(file=path, reason=str(error), rows=rows), error))
+
+    def check(self, files: int) -> None:
+        """Warn of bad files that are left out.
+
+        Args:
+            files: how many the input has, bad ones included.
+
+        Raises:
+            DataError: there are bad files, and they are not to be left out, or all are bad.
+        """
+        if not self.found:
+            return
+        if self.skip and len(self.found) < files:
+            known = sum(file.rows or 0 for file in self.skipped)
+            unknown = sum(file.rows is None for file in self.skipped)
+            logger.warning(
+                "%d of %d input files are left out (--on-bad-file skip), with %d rows%s: %s",
+                len(self.found), files, known,
+                f" and those of {unknown} files whose rows are not known" if unknown else "", self.named(),
+            )  # fmt: skip
+            return
+        if len(self.found) == 1:
+            raise self.found[0][1]
+        raise DataError(
+            f"{len(self.found):,} of {files:,} input files cannot be scored: {self.named()}; mend or remove "
+            "them, or leave them out with --on-bad-file skip"
+        )
+
+    def named(self) -> str:
+        more = len(self.found) - NAMED_FILES
+        shown = [file.reason for file in self.skipped[:NAMED_FILES]]
+        return "; ".join(shown) + (f"; and {more:,} more" if more > 0 else "")

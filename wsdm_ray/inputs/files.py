@@ -55,13 +55,14 @@ class InputFile:
     path: with its scheme. name: its path below the folder that was named, or its file name, without the
     endings that say its kind: ids made of it differ where the files do. partitions: columns that its folders
     name (`year=2024/`), which hold one value for all its rows; None is null. integers: those of them that
-    are integers in every file of the input.
+    are integers in every file of the input. version: that it had when the input was listed.
     """
 
     path: str
     name: str
     partitions: tuple[tuple[str, str | None], ...] = ()
     integers: frozenset[str] = frozenset()
+    version: storage.FileVersion | None = None
 
 
 def list_inputs(paths: Sequence[str]) -> list[InputFile]:
@@ -71,7 +72,7 @@ def list_inputs(paths: Sequence[str]) -> list[InputFile]:
         StorageError: a path that does not exist, or names no file.
         DataError: a folder of `datasets` has several splits, or lacks a file that it lists.
     """
-    roots = {}
+    roots, versions = {}, {}
     for path in storage.expand_hub(paths):
         found = storage.find_files(path)
         names = chosen(found)
@@ -82,11 +83,12 @@ def list_inputs(paths: Sequence[str]) -> list[InputFile]:
             )
         for name in names:
             roots.setdefault(storage.join(found.root, name), found.root)
+            versions.setdefault(storage.join(found.root, name), found.versions.get(name))
     kept = storage.each_once(roots)
     partitions = [partitions_of(path, roots[path]) for path in kept]
     integers = integers_in(partitions)
     return [
-        InputFile(path, name, tuple(values.items()), integers.intersection(values))
+        InputFile(path, name, tuple(values.items()), integers.intersection(values), versions[path])
         for path, name, values in zip(
             kept, distinct_names(kept, [roots[path] for path in kept]), partitions, strict=True
         )

@@ -13,8 +13,11 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from wsdm_ray.config import to_dict
@@ -29,12 +32,21 @@ TOKENIZER_FILES = re.compile(
 )
 
 
-def save_classifier(network: nn.Module, tokenizer_folder: str, folder: str, manifest: Manifest) -> None:
-    """Write a checkpoint folder; `complete_folder` says what is filled in."""
+def save_classifier(
+    network: nn.Module, tokenizer_folder: str, folder: str, manifest: Manifest,
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Write a checkpoint folder; `complete_folder` says what is filled in.
+
+    Args:
+        weights: of the adapter and the head by their names in `network`, instead of the network's own.
+    """
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     # PEFT would ask the hub for the base's vocabulary where it may save embeddings.
-    options = {"save_embedding_layers": False} if manifest.kind == "adapter" else {}
+    options: dict[str, Any] = {"save_embedding_layers": False} if manifest.kind == "adapter" else {}
+    if weights is not None:
+        options["state_dict"] = dict(weights)
     network.save_pretrained(root, safe_serialization=True, **options)  # pyright: ignore[reportCallIssue]
     (root / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     if manifest.kind == "adapter":

@@ -67,6 +67,8 @@ def write_checkpoint(
             name: getattr(head.manifest, name)
             for name in ("head", "text", "orders", "temperature", "metrics")
         }
+    if merged.average:
+        about["metrics"] = {}  # nobody has measured the mean
     manifest = Manifest(**about)
     complete_folder(head.folder if head else base.folder, folder, manifest)
     return manifest
@@ -152,6 +154,10 @@ def head_of(merged: Merged) -> Head | None:
 
 def head_tensors(merged: Merged, head: Head) -> dict[str, torch.Tensor]:
     """By their names without `score.`."""
+    if merged.average:
+        heads = [adapter.head() for adapter in merged.adapters]
+        stacked = {name: torch.stack([each[name] for each in heads]) for name in heads[0]}
+        return {name: values.float().mean(0).to(values.dtype) for name, values in stacked.items()}
     if merged.adapters:
         return merged.adapters[-1].head()
     assert head.manifest.head is not None

@@ -37,6 +37,9 @@ class Manifest:
     base: str | None = None
     """Where the base was in training (kind adapter)."""
     base_digest: str | None = None
+    started_from: str | None = None
+    """Where the folder of an earlier run was whose adapter and head this one started with."""
+    started_from_digest: str | None = None
     quantization: Quantization = "none"
     """Of the base as it was trained on, or of the folder's own weights."""
     head: HeadConfig | None = None

@@ -1,7 +1,7 @@
 """The weights of a base with adapters merged in, in float32, one tensor at a time.
 
     read_base   which tensors a model folder has, how they are stored, and which place each has
-    Merged      any weight of the base with the adapters added: W + sum of scale * B @ A
+    Merged      any weight of the base with the adapters added: W + sum of scale * B @ A, or with their mean
 
 Nothing is held: a weight is read from its file when it is asked for, dequantized where the file holds it in
 8 or 4 bit, and forgotten. Names are those of the backbone, without the `model.` of a model with a head. Heads
@@ -135,10 +135,15 @@ def split_name(name: str, quantized_layers: frozenset[str]) -> tuple[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """A base with adapters added to it, in order."""
+    """A base with adapters added to it, in order.
+
+    average: the mean of their updates is added, not their sum. That is the mean of the models they make; the
+    mean of their factors would be another model.
+    """
 
     base: Base
     adapters: tuple[Adapter, ...] = ()
+    average: bool = False
 
     def rows(self, name: str, precision: str, device: str = "cpu") -> QuantizedTensor | None:
         """A weight as it is stored in `precision`, of `W8A8`; None if it is stored in another one, or if an
@@ -163,10 +168,11 @@ class Merged:
         layer = self.base.layer_of(name)
         if layer is None:
             return value
+        share = 1 / len(self.adapters) if self.average else 1.0
         for number, adapter in enumerate(self.adapters):
-            rounded = number == 0 and self.base.quantization != "none"
+            rounded = self.average if number else self.base.quantization != "none"
             if adapter.quantization != "none" and not rounded:
                 value = dequantized(quantized(value.cpu(), adapter.quantization, torch.float32)).to(device)
             if layer in adapter.scales:
-                value = value + adapter.update(layer, device)
+                value = value + share * adapter.update(layer, device)
         return value

@@ -6,6 +6,8 @@ on a few pairs (`quantization_check`).
 """
 
 import tempfile
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from wsdm_ray.config import QuantizeConfig, TextConfig, to_dict
@@ -22,7 +24,7 @@ from wsdm_ray.modeling.merging import Merged, read_base
 from wsdm_ray.modeling.precision import default_device
 from wsdm_ray.modeling.quantization_check import compare
 from wsdm_ray.modeling.quantization_config import CALIBRATED_INT8_CONFIG
-from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, open_run
+from wsdm_ray.runs import check_no_overlap, file_versions, hold_run
 from wsdm_ray.storage import local_copy, upload_folder
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
@@ -50,31 +52,33 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
             "adapter": [folder_digest(adapter) for adapter in adapters],
             "precision": config.precision,
         }
+        if config.average:
+            fingerprint["average"] = True
         if files:
             versions = file_versions([file.path for file in files])
             fingerprint |= {"calibrate": versions, "calibration_pairs": config.calibration_pairs}
-        merged = merge(base, adapters, fingerprint["base"])
+        merged = merge(base, adapters, fingerprint["base"], average=config.average)
         if config.precision == "nf4" and default_device() == "cpu":  # where it will be compared
             check_widths(base, merged.base.config)
-    earlier = open_run(config.output, "quantize", fingerprint, config.restart)
-    if earlier:
-        logger.info("quantize: %s is complete already", config.output)
-        return earlier
-    for folder, heads in left_out(merged):
-        logger.info("quantize: %s: its head is left out: %s", folder, ", ".join(heads))
-    pairs = calibration_pairs(merged, files, config.calibration_pairs) if files else None
-    with tempfile.TemporaryDirectory() as work:
-        manifest = write_checkpoint(merged, config.precision, work, pairs)
-        check = compare(merged, work, manifest)
-        upload_folder(work, config.output, last=MANIFEST)
-    content = {"config": to_dict(config), "kind": manifest.kind, "check": check}
-    run = finish_run(config.output, "quantize", fingerprint, content)
+    with hold_run(config.output, "quantize", fingerprint, config.restart) as run:
+        if run.finished:
+            logger.info("quantize: %s is complete already", config.output)
+            return run.finished
+        for folder, heads in left_out(merged):
+            logger.info("quantize: %s: its head is left out: %s", folder, ", ".join(heads))
+        pairs = calibration_pairs(merged, files, config.calibration_pairs) if files else None
+        with tempfile.TemporaryDirectory() as work:
+            manifest = write_checkpoint(merged, config.precision, work, pairs)
+            check = compare(merged, work, manifest)
+            run.check()
+            upload_folder(work, config.output, last=MANIFEST)
+        written = run.finish({"config": to_dict(config), "kind": manifest.kind, "check": check})
     logger.info("quantize: %s is %s (%s)", config.output, config.precision, manifest.kind)
-    return run
+    return written
 
 
-def merge(base: str, adapters: list[str], base_digest: str) -> Merged:
-    """The weights of a base with adapters merged in, in order; nothing is computed yet.
+def merge(base: str, adapters: list[str], base_digest: str, *, average: bool = False) -> Merged:
+    """The weights of a base with adapters merged in, in order, or their mean; nothing is computed yet.
 
     Raises:
         ModelError: a part is not usable, or does not fit.
@@ -86,16 +90,38 @@ def merge(base: str, adapters: list[str], base_digest: str) -> Merged:
         raise ModelError(
             f"{base}: is calibrated, so adapters cannot be added to it; give the model as it was before"
         )
-    merged = Merged(base=found, adapters=tuple(read_adapter(folder, found.config) for folder in adapters))
+    merged = Merged(
+        base=found,
+        adapters=tuple(read_adapter(folder, found.config) for folder in adapters),
+        average=average,
+    )
     for number, adapter in enumerate(merged.adapters):
-        check_trained_on(adapter, base, base_digest, first=number == 0)
+        check_trained_on(adapter, base, base_digest, first=average or number == 0)
+    if average:
+        check_alike(merged.adapters)
     return merged
+
+
+def check_alike(adapters: Sequence[Adapter]) -> None:
+    """Raise `ModelError` where the mean of adapters and heads would mean nothing."""
+    first, *others = adapters
+    for adapter in adapters:
+        if adapter.manifest is None:
+            raise ModelError(f"{adapter.folder}: is no folder of `train`; leave it or --average out")
+    for adapter, name in product(others, ("quantization", "head", "text", "orders", "temperature")):
+        ours, theirs = getattr(first.manifest, name), getattr(adapter.manifest, name)
+        if ours != theirs:
+            raise ModelError(
+                f"{adapter.folder}: its {name} is not that of {first.folder}; --average takes runs with the "
+                "same options"
+            )
 
 
 def left_out(merged: Merged) -> list[tuple[str, tuple[str, ...]]]:
     """Folders whose heads the checkpoint does not have, each with the names of the tensors."""
     head = head_of(merged)
-    parts = (part for part in (merged.base, *merged.adapters) if not head or part.folder != head.folder)
+    every = (merged.base,) if merged.average else (merged.base, *merged.adapters)
+    parts = (part for part in every if not head or part.folder != head.folder)
     return [(part.folder, part.heads) for part in parts if part.heads]
 
 

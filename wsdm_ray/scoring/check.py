@@ -16,12 +16,20 @@ import pyarrow as pa
 from wsdm_ray.config import SUBMISSION_OPTIONS, ScoreConfig, to_dict
 from wsdm_ray.data.submission import TieVotes, check_submission
 from wsdm_ray.inputs.conversion import parquet_inputs
+from wsdm_ray.inputs.faults import BadFiles
 from wsdm_ray.inputs.files import list_inputs
 from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.modeling.folder_names import check_manifest_there
-from wsdm_ray.runs import check_no_overlap, file_versions, options, run_folder
+from wsdm_ray.runs import check_no_overlap, options, run_folder
 from wsdm_ray.scoring.kept_columns import NO_COLUMNS, kept_schema
-from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, make_plan
+from wsdm_ray.scoring.plan import (
+    ScorePlan,
+    WorkUnit,
+    cut_digest,
+    input_versions,
+    make_plan,
+    narrowed,
+)
 from wsdm_ray.storage import absolute, check_writable
 
 if TYPE_CHECKING:
@@ -36,10 +44,12 @@ __all__ = [
     "check_inputs",
     "check_run",
     "describe",
+    "options_of_the_output",
 ]
 
+SAMPLES = 4
 SAMPLED_ROWS = 200
-"""A dry run estimates tokens from about this many rows."""
+"""A dry run estimates tokens from this many rows, in so many places."""
 
 NOT_OF_THE_OUTPUT = (
     *("output", "restart", "dry_run", "replicas", "base", "model", "input", "precision"),
@@ -87,6 +97,7 @@ class ScoreRun:
     """All that executing a run needs.
 
     output: the folder, as it was given. restart: delete what it holds.
+    allow_version_change: go on with other versions of what changes numbers than it was begun with.
     files, plan: what is scored. keep: columns of the input that the output has, too.
     replica: how, in every replica. cluster: where. ties: votes for the submission.
     fingerprint: all that decides the output.
@@ -105,6 +116,7 @@ class ScoreRun:
     started: float
     keep: pa.Schema = NO_COLUMNS
     ties: TieVotes | None = None
+    allow_version_change: bool = False
 
 
 def check_inputs(config: ScoreConfig) -> CheckedInputs:
@@ -123,6 +135,7 @@ def check_inputs(config: ScoreConfig) -> CheckedInputs:
     )
     inputs = list_inputs(config.input)
     files = [file.path for file in inputs]
+    bad = BadFiles(skip=config.on_bad_file == "skip")
     given = [*config.input, *files, *config.model, *config.base]
     check_no_overlap(config.output, given)
     if not config.dry_run:
@@ -130,7 +143,10 @@ def check_inputs(config: ScoreConfig) -> CheckedInputs:
             check_writable(folder)
     for folder in config.model:
         check_manifest_there(folder, "--model")
-    plan = make_plan(parquet_inputs(inputs, reading), config.unit_rows)
+    plan = make_plan(
+        parquet_inputs(inputs, reading, bad), config.unit_rows,
+        files=inputs, bad=bad, keep_duplicates=config.duplicate_ids == "keep",
+    )  # fmt: skip
     keep = kept_schema(plan, config.keep_columns)
     ties = check_submission(config, config.output, given)
     from wsdm_ray.scoring.model_check import check_folders
@@ -178,12 +194,14 @@ def check_run(config: ScoreConfig, cluster: Cluster, inputs: CheckedInputs | Non
         fingerprint={
             "options": options_of_the_output(config) | {"layout": replica.layout},
             "models": [model.fingerprint for model in models],
-            "inputs": file_versions(files),
-        },
+            "inputs": input_versions(plan),
+        }
+        | ({"units": cut} if (cut := cut_digest(plan)) else {}),
         config=to_dict(config),
         started=inputs.started,
         keep=inputs.keep,
         ties=inputs.ties,
+        allow_version_change=config.allow_version_change,
     )
 
 
@@ -193,6 +211,8 @@ def options_of_the_output(config: ScoreConfig) -> dict[str, Any]:
     unused += [] if config.format != "canonical" else ["format"]  # runs of earlier versions do not name it
     unused += [] if config.make_ids else ["make_ids"]
     unused += [] if config.keep_columns else ["keep_columns"]
+    unused += [] if config.on_bad_file == "skip" else ["on_bad_file"]
+    unused += [] if config.duplicate_ids == "keep" else ["duplicate_ids"]
     return options(config, leave_out=(*NOT_OF_THE_OUTPUT, *unused))
 
 
@@ -201,11 +221,9 @@ def describe(run: ScoreRun) -> dict[str, Any]:
     from wsdm_ray.scoring.encode import encode_unit
 
     plan, models = run.plan, run.replica.models
-    step = max(len(plan.units) // 4, 1)
     sampled = []
-    for unit in plan.units[::step][:4]:
-        few = WorkUnit(unit.number, unit.source, unit.start, min(unit.rows, SAMPLED_ROWS // 4))
-        table = encode_unit(few, models[:1])
+    for unit in sample_units(plan):
+        table = encode_unit(narrowed(unit, 0, SAMPLED_ROWS // SAMPLES), models[:1])
         prefix, suffix = (table.column(name).combine_chunks() for name in ("prefix_0", "suffix_ab_0"))
         lengths = np.diff(prefix.offsets.to_numpy()) + np.diff(suffix.offsets.to_numpy())
         sampled.append(np.stack([lengths, table.column("cut_0").to_numpy() > 0]))
@@ -226,6 +244,18 @@ def describe(run: ScoreRun) -> dict[str, Any]:
     if run.cluster.assumed:
         print(f"{'cluster':>20}  {assumption(run)}")
     return figures
+
+
+def sample_units(plan: ScorePlan) -> list[WorkUnit]:
+    """Units whose first rows stand for the input: of several files the first of some, of one file some of it.
+
+    Rows far within a large row group are not reached without all that lies before them, so one file is
+    sampled in its first units alone where its row groups are few.
+    """
+    firsts = [unit for unit in plan.units if unit.slices[0].start == 0]
+    units = firsts if len(firsts) >= SAMPLES else list(plan.units[:SAMPLES])
+    step = max(len(units) // SAMPLES, 1)
+    return units[::step][:SAMPLES]
 
 
 def assumption(run: ScoreRun) -> str:

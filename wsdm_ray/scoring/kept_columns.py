@@ -12,7 +12,7 @@ from wsdm_ray.errors import ConfigError, DataError
 from wsdm_ray.inputs.conversion import ParquetInput
 from wsdm_ray.inputs.files import with_partitions
 from wsdm_ray.schema import LOGIT_COLUMNS, predictions_schema
-from wsdm_ray.scoring.plan import ScorePlan
+from wsdm_ray.scoring.plan import ScorePlan, sources_of
 from wsdm_ray.storage import open_parquet
 
 __all__ = ["NO_COLUMNS", "append_kept", "encoded_kept", "kept_names", "kept_schema"]
@@ -34,7 +34,7 @@ def kept_schema(plan: ScorePlan, names: Sequence[str]) -> pa.Schema:
         raise ConfigError(
             f"--keep-columns {min(taken)}: the predictions have a column of that name; rename the input's"
         )
-    sources = list(dict.fromkeys(unit.source for unit in plan.units)) if names else []
+    sources = sources_of(plan.units) if names else []
     with ThreadPoolExecutor(16) as pool:
         found = pool.map(schema_of, sources)
         schemas = {source.shown: schema for source, schema in zip(sources, found, strict=True)}
@@ -117,7 +117,7 @@ def encoded_kept(
     """Name in the encoded table, and values, of the columns of a unit that are kept.
 
     Args:
-        table: of the unit; a column that it lacks is null.
+        table: of a file; a column that it lacks is null.
         own: their names in it, of `kept_names`.
     """
     for name, field in zip(own, keep, strict=True):

@@ -1,9 +1,14 @@
-"""Which units are done: the parts in a run's folder, and the counts that each keeps in its parquet footer."""
+"""Which units are done: the parts in a run's folder, and the counts that each keeps in its parquet footer.
+
+A part is created only where there is none, and carries the digest of its run's fingerprint: a process that
+works on after another run took the folder neither replaces a part of that run nor passes for it.
+"""
 
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +18,28 @@ import pyarrow as pa
 from wsdm_ray.errors import DataError
 from wsdm_ray.runs import names_in, versions
 from wsdm_ray.scoring.plan import ScorePlan, part_name
-from wsdm_ray.storage import join, open_parquet, write_parquet
+from wsdm_ray.storage import delete_file, join, open_parquet, write_parquet
 from wsdm_ray.telemetry import logger
 
-__all__ = ["Totals", "UnitReport", "add_up", "completed_units", "list_parts", "provenance", "write_part"]
+__all__ = [
+    "Totals",
+    "UnitReport",
+    "add_up",
+    "completed_units",
+    "delete_others",
+    "list_parts",
+    "parts_are_there",
+    "provenance",
+    "write_part",
+]
 
 COUNTS_KEY = b"wsdm_ray.counts"
 """The key in a part's parquet footer of its counts, so that a resumed run can add them up."""
+
+RUN_KEY = b"wsdm_ray.run"
+"""The key in a part's parquet footer of the digest of its run's fingerprint."""
+
+FOOTERS_AT_ONCE = 32
 
 PART_NAME = re.compile(r"part-\d{6}\.parquet")
 
@@ -110,10 +130,31 @@ class Totals:
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
 
 
-def write_part(output: str, table: pa.Table, report: UnitReport) -> None:
-    """Commit a unit: its predictions with its counts in the footer, in one atomic put."""
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), COUNTS_KEY: report.to_footer()})
-    write_parquet(join(output, part_name(report.unit)), table)
+def write_part(output: str, table: pa.Table, report: UnitReport, digest: str) -> UnitReport:
+    """Commit a unit: its predictions with its counts in the footer, in one atomic put.
+
+    Where the part is there already, as when a process died after it had committed, it stays.
+
+    Args:
+        digest: of the run's fingerprint.
+
+    Returns:
+        The report, with the counts of the part that is there.
+
+    Raises:
+        DataError: the part that is there is of another run.
+    """
+    own = {COUNTS_KEY: report.to_footer(), RUN_KEY: digest.encode()}
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **own})
+    path = join(output, part_name(report.unit))
+    if write_parquet(path, table, only_new=True):
+        return report
+    there, its_digest = read_footer(path)
+    if there is None or its_digest != digest or (there.unit, there.rows) != (report.unit, report.rows):
+        raise DataError(
+            f"{path}: was written by another run meanwhile; end that one, and run the same command again"
+        )
+    return dataclasses.replace(report, **{name: getattr(there, name) for name in FOOTER_COUNTS})
 
 
 def list_parts(output: str) -> dict[int, str]:
@@ -121,55 +162,101 @@ def list_parts(output: str) -> dict[int, str]:
     return {int(name[5:11]): join(output, name) for name in names_in(output) if PART_NAME.fullmatch(name)}
 
 
-def read_report(path: str) -> UnitReport | None:
-    """The counts in a part's footer. Raises `DataError` where it is not parquet."""
+def parts_are_there(plan: ScorePlan, output: str) -> bool:
+    """Whether a folder has a part for each unit, by its listing alone."""
+    return list_parts(output).keys() >= {unit.number for unit in plan.units}
+
+
+def read_footer(path: str) -> tuple[UnitReport | None, str]:
+    """The counts in a part's footer, and the digest of its run's fingerprint, empty of earlier versions.
+
+    Raises:
+        DataError: it is not parquet.
+    """
     with open_parquet(path) as file:
-        return UnitReport.from_footer((file.metadata.metadata or {}).get(COUNTS_KEY, b"{}"))
+        footer = file.metadata.metadata or {}
+    return UnitReport.from_footer(footer.get(COUNTS_KEY, b"{}")), footer.get(RUN_KEY, b"").decode()
 
 
-def completed_units(plan: ScorePlan, output: str) -> dict[int, UnitReport]:
-    """Counts of the units whose parts are there and are theirs; a part that is not is scored again."""
-    completed = {}
+def fault_of(part: tuple[int, str], rows: Mapping[int, int], digest: str) -> tuple[UnitReport | None, str]:
+    """The counts of a part that is the run's own; else why it is not.
+
+    Args:
+        part: its number and path.
+        rows: of each unit by number.
+    """
+    number, path = part
+    try:
+        report, its_digest = read_footer(path)
+    except DataError as error:
+        return None, str(error)
+    if not report or report.unit != number or report.rows != rows.get(number):
+        return None, f"{path}: is not the part of that number"
+    if its_digest not in ("", digest):  # earlier versions wrote none
+        return None, f"{path}: is of another run"
+    return report, ""
+
+
+def read_parts(plan: ScorePlan, output: str, digest: str) -> Iterator[tuple[int, UnitReport | None, str]]:
+    """Number of each part that is there, its counts where it is the run's own, and why it is not."""
     rows = {unit.number: unit.rows for unit in plan.units}
-    for number, path in list_parts(output).items():
-        try:
-            report = read_report(path)
-        except DataError as error:
-            logger.warning("score: %s; its rows are scored again", error)
-            continue
-        if report and report.unit == number and report.rows == rows.get(number):
+    parts = list_parts(output)
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        found = pool.map(lambda part: fault_of(part, rows, digest), parts.items())
+        for number, (report, fault) in zip(parts, found, strict=True):
+            yield number, report, fault
+
+
+def completed_units(plan: ScorePlan, output: str, digest: str) -> dict[int, UnitReport]:
+    """Counts of the units whose parts are there and are theirs; a part that is not is scored again.
+
+    Args:
+        digest: of the run's fingerprint.
+    """
+    completed = {}
+    for number, report, fault in read_parts(plan, output, digest):
+        if report:
             completed[number] = report
         else:
-            logger.warning("score: %s: is not the part of that number; its rows are scored again", path)
+            logger.warning("score: %s; its rows are scored again", fault)
     return completed
 
 
+def delete_others(output: str, completed: Collection[int]) -> None:
+    """Delete the parts that are not of `completed` units, so that theirs can be created."""
+    for number, path in list_parts(output).items():
+        if number not in completed:
+            delete_file(path)
+
+
 def add_up(
-    plan: ScorePlan, output: str, completed: Mapping[int, UnitReport], fresh: Sequence[UnitReport]
+    plan: ScorePlan, output: str, completed: Collection[int], fresh: Sequence[UnitReport], digest: str
 ) -> Totals:
-    """Totals over all parts.
+    """Totals over all parts, whose footers are read for it: another run may have had the folder meanwhile.
 
     Args:
-        completed: of the units that were there when the run started.
-        fresh: of those that this run scored.
+        completed: numbers of the units that were there when the run started.
+        fresh: reports of those that this run scored.
+        digest: of the run's fingerprint.
 
     Raises:
-        DataError: not every input row is in exactly one part.
+        DataError: not every input row is in exactly one part of this run.
     """
-    by_unit = {report.unit: report for report in fresh} | dict(completed)
-    there = list_parts(output)  # listed anew: a replica on another machine may have another disk
-    wrong = [
-        unit
-        for unit in plan.units
-        if unit.number not in there or unit.number not in by_unit or by_unit[unit.number].rows != unit.rows
-    ]
-    if wrong:
-        raise DataError(
-            f"{join(output, part_name(wrong[0].number))}: missing or not of {wrong[0].rows} rows; "
-            "delete it and run again, with an --output that all nodes share"
-        )
-    reports = [by_unit[unit.number] for unit in plan.units]
-    short_of_memory = [report for report in by_unit.values() if report.halvings]
+    # Listed anew: a replica on another machine may have another disk.
+    there = {number: (report, fault) for number, report, fault in read_parts(plan, output, digest)}
+    scored = {*completed, *(report.unit for report in fresh)}
+    for unit in plan.units:
+        report, fault = there.get(unit.number, (None, ""))
+        if report is None or unit.number not in scored:
+            path = join(output, part_name(unit.number))
+            raise DataError(
+                f"{fault or f'{path}: missing or not of {unit.rows} rows'}; delete it and run again, with an "
+                "--output that all nodes share"
+            )
+    for number in there.keys() - {unit.number for unit in plan.units}:
+        raise DataError(f"{there[number][1]}; delete it and run again")
+    reports = [report for report, _ in there.values() if report]
+    short_of_memory = [report for report in reports if report.halvings]
     return Totals(
         **{name: sum(getattr(report, name) for report in reports) for name in FOOTER_COUNTS[1:]},
         units=len(plan.units),

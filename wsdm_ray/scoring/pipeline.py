@@ -6,16 +6,26 @@ start: they are, when all that needs neither has been checked. Not covered: how 
 how one is scored (`replica`, `engine`).
 """
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wsdm_ray.config import ScoreConfig
 from wsdm_ray.data.submission import submit
-from wsdm_ray.runs import finish_run, open_run
+from wsdm_ray.runs import HeldRun, hold_run
 from wsdm_ray.scoring.check import Cluster, ScoreRun, check_inputs, check_run, describe
 from wsdm_ray.scoring.crash_records import list_crash_records
-from wsdm_ray.scoring.parts import Totals, UnitReport, add_up, completed_units
+from wsdm_ray.scoring.finished import finished_run
+from wsdm_ray.scoring.parts import (
+    Totals,
+    UnitReport,
+    add_up,
+    completed_units,
+    delete_others,
+    parts_are_there,
+)
+from wsdm_ray.scoring.plan import check_inputs_unchanged
 from wsdm_ray.scoring.shared_inputs import shared_units
 from wsdm_ray.storage import delete_file, read_json
 from wsdm_ray.telemetry import human, logger
@@ -34,6 +44,9 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         RunMismatchError: the output folder belongs to another run.
         ClusterError: one replica does not fit the cluster beside one reader.
     """
+    if finished := finished_run(config):
+        log_complete(config.output, finished)
+        return finished
     run = check(config)
     if config.dry_run:
         return describe(run)
@@ -65,11 +78,28 @@ def execute(run: ScoreRun, replica_class: "type[Replica] | None" = None) -> dict
     Args:
         replica_class: makes the replicas; by default `Replica`.
     """
-    finished = open_run(run.output, "score", run.fingerprint, run.restart)
-    completed = completed_units(run.plan, run.output)
-    if finished and len(completed) == len(run.plan.units):
-        logger.info("score: %s is complete already (%d rows)", run.output, finished["counts"]["rows"])
-        return finished
+    with hold_run(
+        run.output,
+        "score",
+        run.fingerprint,
+        run.restart,
+        is_whole=lambda _: parts_are_there(run.plan, run.output),
+        keeps_numbers=True,
+        allow_version_change=run.allow_version_change,
+    ) as held:
+        if held.finished:
+            log_complete(run.output, held.finished)
+            return held.finished
+        return score_rest(run, held, replica_class)
+
+
+def score_rest(run: ScoreRun, held: HeldRun, replica_class: "type[Replica] | None") -> dict[str, Any]:
+    """Score the units of a run that are not done yet; returns what run.json holds."""
+    replica = dataclasses.replace(run.replica, run_digest=held.digest, numbers=held.numbers)
+    run = dataclasses.replace(run, replica=replica)
+    completed = completed_units(run.plan, run.output, held.digest)
+    held.check()
+    delete_others(run.output, completed)
     units = [unit for unit in run.plan.units if unit.number not in completed]
     if completed:
         logger.info(
@@ -81,26 +111,35 @@ def execute(run: ScoreRun, replica_class: "type[Replica] | None" = None) -> dict
         from wsdm_ray.scoring.ray_data import score_units
         from wsdm_ray.scoring.replica import Replica
 
-        fresh = score_units(run, shared_units(units, run.output), replica_class or Replica)
-    totals = add_up(run.plan, run.output, completed, fresh)
-    return report(run, totals, fresh)
+        shared = shared_units(units, run.output)
+        fresh = score_units(run, shared, replica_class or Replica, lambda: held.check(look=False))
+    totals = add_up(run.plan, run.output, completed, fresh, held.digest)
+    return report(run, held, totals, fresh)
 
 
-def report(run: ScoreRun, totals: Totals, fresh: Sequence[UnitReport]) -> dict[str, Any]:
+def log_complete(output: str, finished: Mapping[str, Any]) -> None:
+    """Say that there is nothing to do."""
+    logger.info("score: %s is complete already (%d rows)", output, finished["counts"]["rows"])
+
+
+def report(run: ScoreRun, held: HeldRun, totals: Totals, fresh: Sequence[UnitReport]) -> dict[str, Any]:
     """Write run.json, delete the crash records and log the totals; returns what run.json holds."""
+    check_inputs_unchanged(run.plan)
     crash_records = list_crash_records(run.output)
     seconds = time.monotonic() - run.started
     adaptive = {"rerun": totals.rerun, "share_rerun": round(totals.rerun / totals.rows, 4)}
     content = {
         "config": run.config,
         "counts": totals.counts,
+        "duplicate_ids": run.plan.duplicate_ids,
+        "bad_files": [dataclasses.asdict(file) for file in run.plan.bad_files],
         "adaptive": adaptive if run.replica.orders == "adaptive" else None,
         "budget_halved": {"times": totals.halvings, "smallest": totals.smallest_budget},
         "replicas_lost": sum(len(read_json(path)) for path in crash_records),
         "throughput": throughput(fresh, seconds)
         | {"replicas": run.cluster.replicas, "gpu": run.cluster.on_gpu},
     }
-    written = finish_run(run.output, "score", run.fingerprint, content)
+    written = held.finish(content)
     for path in crash_records:
         delete_file(path)
     log_totals(run.output, totals, content, fresh, seconds)

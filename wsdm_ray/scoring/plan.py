@@ -1,80 +1,92 @@
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions at import)
 """What is to be scored, cut into work units before anything runs.
 
-A work unit is a run of rows of one file; unit k makes `part-k`. The same input and options always give the
-same units.
+A work unit is so many rows: of one file, or of several small ones; unit k makes `part-k`. The same input and
+options always give the same units. Not covered: how the rows of a unit are read (`unit_rows`).
 """
 
-import dataclasses
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from wsdm_ray.errors import DataError
-from wsdm_ray.inputs.conversion import FAULT, ParquetInput, faults_in
-from wsdm_ray.inputs.files import with_partitions
-from wsdm_ray.inputs.rows import (
-    Reading,
-    Rows,
-    canonical,
-    check_columns,
-    holds_lists,
-    made_ids,
-    own_columns,
-    warn_of_lists,
-)
-from wsdm_ray.inputs.values import common_id_type, holds_text, ids_of
-from wsdm_ray.schema import PAIR_COLUMNS, TEXTS
-from wsdm_ray.storage import open_parquet
+from wsdm_ray.inputs.conversion import ParquetInput
+from wsdm_ray.inputs.faults import BadFile, BadFiles
+from wsdm_ray.inputs.files import InputFile
+from wsdm_ray.inputs.parquet_rows import compare_versions
+from wsdm_ray.inputs.values import common_id_type
+from wsdm_ray.scoring.input_facts import FileFacts, check_first_rows, check_ids, read_files
+from wsdm_ray.scoring.unique_ids import IdHashes
+from wsdm_ray.storage import file_versions_now
+from wsdm_ray.text.digests import digest
 
 __all__ = [
     "CARRIED",
     "ScorePlan",
+    "Slice",
     "WorkUnit",
-    "canonical_unit",
+    "check_inputs_unchanged",
+    "cut_digest",
+    "cut_units",
+    "input_versions",
     "make_plan",
-    "own_names",
+    "narrowed",
     "part_name",
-    "read_columns",
-    "read_unit",
+    "place_of",
+    "sources_of",
 ]
-
-READ_ROWS = 2_000
-
-SAMPLE_ROWS = 100
-"""Rows of the input that are looked at for lists."""
 
 CARRIED = ("model_a", "model_b", "language")
 """Canonical columns that a unit has where its input has them, besides those of the pair."""
 
+LARGEST_UNIT = 1_000
+"""Rows of a unit where the options say nothing: at 4 pairs/s, four minutes of a GPU."""
+
+SMALLEST_UNIT = 250
+"""Smaller units would waste time: the last micro-batch of each is not full."""
+
+UNITS_LEFT = 512
+"""A unit has at most this share of the rows that are left, so that units are small where a run ends."""
+
+UNIT_BYTES = 64 << 20
+"""Bytes of text of a unit, by the average row of each file."""
+
 
 @dataclass(frozen=True)
-class WorkUnit:
-    """Rows `start` to `start + rows` of one parquet file; they become the file `part_name(number)`."""
+class Slice:
+    """Rows `start` to `start + rows` of one parquet file."""
 
-    number: int
     source: ParquetInput
     start: int
     rows: int
 
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """The rows of slices, one after the other; they become the file `part_name(number)`."""
+
+    number: int
+    slices: tuple[Slice, ...]
+
     @property
-    def path(self) -> str:
-        return self.source.file.path
+    def rows(self) -> int:
+        return sum(part.rows for part in self.slices)
 
 
 @dataclass(frozen=True)
 class ScorePlan:
-    """All work units of a run, in input order."""
+    """All work units of a run, in input order.
+
+    id_type: int64 or string. files: all files of the input, each with the version that was planned.
+    bad_files: those of them that are left out. duplicate_ids: rows whose id an earlier row has.
+    """
 
     units: tuple[WorkUnit, ...]
     id_type: pa.DataType
-    """int64 or string."""
+    files: tuple[InputFile, ...] = ()
+    bad_files: tuple[BadFile, ...] = ()
+    duplicate_ids: int = 0
 
     @property
     def rows(self) -> int:
@@ -86,157 +98,133 @@ def part_name(number: int) -> str:
     return f"part-{number:06d}.parquet"
 
 
-def make_plan(sources: Sequence[ParquetInput], unit_rows: int) -> ScorePlan:
-    """The units of `sources`; reads footers and the id column.
+def place_of(unit: WorkUnit) -> str:
+    """Where a unit's rows begin, for messages."""
+    first, more = unit.slices[0], len(unit.slices) - 1
+    return f"{first.source.shown} from row {first.start}" + (f" and {more:,} more files" if more else "")
+
+
+def narrowed(unit: WorkUnit, first: int, rows: int) -> WorkUnit:
+    """The unit with `rows` of its rows only, from `first` on (counted from 0 within the unit)."""
+    slices: list[Slice] = []
+    for part in unit.slices:
+        begin, end = max(first, 0), min(first + rows, part.rows)
+        if begin < end:
+            slices.append(Slice(part.source, part.start + begin, end - begin))
+        first -= part.rows
+    return WorkUnit(unit.number, tuple(slices))
+
+
+def sources_of(units: Sequence[WorkUnit]) -> list[ParquetInput]:
+    """The files of units, each once, in their order."""
+    return list(dict.fromkeys(part.source for unit in units for part in unit.slices))
+
+
+def cut_digest(plan: ScorePlan) -> str | None:
+    """What a fingerprint keeps of the cut; None where each file is cut by itself, as earlier versions did."""
+    size = max(unit.rows for unit in plan.units)
+    if all(len(unit.slices) == 1 and unit.slices[0].start % size == 0 for unit in plan.units):
+        return None
+    places = {source: place for place, source in enumerate(sources_of(plan.units))}
+    cut = [
+        (unit.number, places[part.source], part.start, part.rows)
+        for unit in plan.units
+        for part in unit.slices
+    ]
+    return digest(repr(cut)).hex()
+
+
+def input_versions(plan: ScorePlan) -> dict[str, dict[str, Any]]:
+    """Size, version and place of each input file by its path: what a fingerprint keeps of the input."""
+    return {
+        file.path: {"bytes": file.version.size, "version": file.version.stamp, "place": place}
+        for place, file in enumerate(plan.files)
+        if file.version
+    }
+
+
+def check_inputs_unchanged(plan: ScorePlan) -> None:
+    """Raise `DataError` where an input file is not what it was when the run was planned."""
+    planned = {file.path: file.version for file in plan.files if file.version}
+    now = file_versions_now(list(planned))
+    for path, version in planned.items():
+        compare_versions(path, version, now[path])
+
+
+def make_plan(
+    sources: Sequence[ParquetInput],
+    unit_rows: int | None,
+    *,
+    files: Sequence[InputFile] = (),
+    bad: BadFiles | None = None,
+    keep_duplicates: bool = False,
+) -> ScorePlan:
+    """The units of `sources`; reads footers and ids.
+
+    Args:
+        unit_rows: rows of each unit; None: as many as suit the number of all rows.
+        files: all files of the input, those among them that were found bad before, too.
+        bad: takes what is wrong with files; by default it is raised.
+        keep_duplicates: warn of ids that are there twice, where else they are an error.
 
     Raises:
         DataError: a file is not parquet, lacks a column, or has none of the right type; an id is null or
             there twice; there are no rows.
     """
-    with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(read_ids, sources))
-    sources, ids = [source for source, _ in found], [column for _, column in found]
-    units: list[WorkUnit] = []
-    for source, column in zip(sources, ids, strict=True):
-        for start in range(0, len(column), unit_rows):
-            units.append(WorkUnit(len(units), source, start, min(unit_rows, len(column) - start)))
-    if not units:
-        raise DataError(
-            f"{sources[0].shown}: no rows to score" + (f" in any of {len(ids)} files" if ids[1:] else "")
-        )
-    plan = ScorePlan(tuple(units), check_ids([source.shown for source in sources], ids))
-    check_first_rows(units[0])
-    return plan
+    bad = bad or BadFiles()
+    with IdHashes() as hashes:
+        found = read_files(sources, hashes, bad)
+        bad.check(len(files) or len(sources))
+        filled = [file for file in found if file.id_type]
+        if not filled:
+            more = f" in any of {len(found)} files" if found[1:] else ""
+            raise DataError(f"{sources[0].shown}: no rows to score{more}")
+        duplicates = check_ids(hashes, [file.source for file in filled], keep_duplicates)
+    check_first_rows(filled[0].source)
+    return ScorePlan(
+        units=cut_units(filled, unit_rows),
+        id_type=common_id_type(file.id_type for file in filled if file.id_type),
+        files=tuple(files),
+        bad_files=tuple(bad.skipped),
+        duplicate_ids=duplicates,
+    )
 
 
-def check_first_rows(unit: WorkUnit) -> None:
-    """Warn where the first rows hold lists: each unit joins its own, where nobody sees a warning."""
-    columns = unit.source.columns
-    names = [getattr(columns, name) for name in TEXTS]
-    with open_parquet(unit.path, buffer_bytes=1 << 16) as file:  # not whole columns of a row group
-        there = [name for name in names if name in file.schema_arrow.names]
-        batch = next(file.iter_batches(SAMPLE_ROWS, columns=there, use_threads=False))
-    table = with_partitions(pa.Table.from_batches([batch]), unit.source.file)
-    if holds_lists(table, columns):
-        warn_of_lists(unit.path)
-
-
-def read_ids(source: ParquetInput) -> tuple[ParquetInput, pa.ChunkedArray]:
-    """The file with the names of its columns as it spells them, which are checked, and its ids.
-
-    A file without rows may have any columns.
-    """
-    path = source.shown
-    with open_parquet(source.file.path) as file:
-        if not file.metadata.num_rows:
-            return source, pa.chunked_array([], pa.int64())
-        source = checked(source, file.schema_arrow)
-        name = source.columns.id
-        if name in file.schema_arrow.names:
-            return source, ids_of(file.read([name], use_threads=False).column(0), path, 0, name)
-        rows = pa.table({"": pa.nulls(file.metadata.num_rows)})
-    partitions = with_partitions(rows, source.file)
-    if name in partitions.column_names:
-        return source, ids_of(partitions[name], path, 0, name)
-    return source, pa.chunked_array([made_ids(source.file, 0, len(rows))])
-
-
-def checked(source: ParquetInput, schema: pa.Schema) -> ParquetInput:
-    """The file with the names of its columns as it spells them.
-
-    Raises:
-        DataError: a column of the pair is missing or cannot hold what it should.
-    """
-    path = source.shown
-    names = [*schema.names, *(name for name, _ in source.file.partitions if name not in schema.names)]
-    columns = own_columns(names, source.columns)
-    check_columns(names, path, Reading(columns=columns, make_ids=source.make_ids, labels=False))
-    for name in (getattr(columns, name) for name in TEXTS):
-        kind = schema.field(name).type if name in schema.names else pa.string()
-        if not holds_text(kind):
-            raise DataError(f"{path}: column {name!r} holds {kind}, but text is needed")
-    return dataclasses.replace(source, columns=columns)
-
-
-def check_ids(files: Sequence[str], ids: Sequence[pa.ChunkedArray]) -> pa.DataType:
-    """The type that all ids have in the output. Raises `DataError` where an id is there twice."""
-    filled = [(path, column) for path, column in zip(files, ids, strict=True) if len(column)]
-    kind = common_id_type(column.type for _, column in filled)
-    filled = [(path, column.cast(kind)) for path, column in filled]
-    whole = pa.chunked_array([chunk for _, column in filled for chunk in column.chunks], kind)
-    if pc.count_distinct(whole).as_py() < len(whole):
-        counts = pc.value_counts(whole.combine_chunks())
-        first = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"]
-        places = [
-            f"{path} row {row}"
-            for path, column in filled
-            for row in np.flatnonzero(pc.equal(column, first).to_numpy()).tolist()
-        ]
-        raise DataError(
-            f"id {first} is in {' and '.join(places[:2])}; ids must be unique, drop or rename one"
-        )
-    return kind
-
-
-def read_unit(unit: WorkUnit, extra: Sequence[str] = ()) -> Rows:
-    """The rows of a unit in canonical columns, and the faults of those that cannot be scored.
+def cut_units(files: Sequence[FileFacts], unit_rows: int | None) -> tuple[WorkUnit, ...]:
+    """The rows of files, none of them empty, as units: small files share one, large ones are cut.
 
     Args:
-        extra: canonical columns besides those of the pair, where the file has them.
-
-    Raises:
-        DataError: the file has fewer rows than when the plan was made.
+        unit_rows: rows of a unit; None: `rows_of_next_unit`.
     """
-    return canonical_unit(unit, read_columns(unit, own_names(unit.source, extra)))
+    cuts: list[list[Slice]] = []
+    left = sum(file.rows for file in files)
+    shared: list[Slice] = []
+    room, space = 0, 0
+    for source, rows, text_bytes, _ in files:
+        most = unit_rows or rows_of_next_unit(left)
+        if not (shared and rows <= room and text_bytes <= space):  # begin a unit
+            shared, room, space = [], most, UNIT_BYTES
+        if rows <= room and text_bytes <= space:
+            if not shared:
+                cuts.append(shared)
+            shared.append(Slice(source, 0, rows))
+            room, space, left = room - rows, space - text_bytes, left - rows
+            continue
+        start, of_space = 0, max(UNIT_BYTES * rows // max(text_bytes, 1), 1)
+        while start < rows:
+            most = min(unit_rows or even_part(rows - start, rows_of_next_unit(left)), of_space, rows - start)
+            cuts.append([Slice(source, start, most)])
+            start, left = start + most, left - most
+        room = 0
+    return tuple(WorkUnit(number, tuple(slices)) for number, slices in enumerate(cuts))
 
 
-def own_names(source: ParquetInput, extra: Sequence[str] = ()) -> list[str]:
-    """The columns of a file that `canonical_unit` takes: those of the pair, `extra` ones, and its faults."""
-    return [*(getattr(source.columns, name) for name in (*PAIR_COLUMNS, *extra)), FAULT]
+def rows_of_next_unit(left: int) -> int:
+    """Rows of a unit where `left` rows are in none yet: few at the end, when replicas wait for the last."""
+    return min(max(left // UNITS_LEFT, SMALLEST_UNIT), LARGEST_UNIT)
 
 
-def canonical_unit(unit: WorkUnit, table: pa.Table) -> Rows:
-    """The rows of a unit, as `read_columns` gives them, in canonical columns, and their faults."""
-    source = unit.source
-    if source.columns.id not in table.column_names:
-        table = table.append_column(source.columns.id, made_ids(source.file, unit.start, len(table)))
-    rows = canonical(table, unit.path, source.columns, unit.start, holds_lists(table, source.columns))
-    return Rows(rows.table, faults_in(table, source) | rows.faults)
-
-
-def read_columns(unit: WorkUnit, names: Sequence[str]) -> pa.Table:
-    """The rows of a unit, with those of the columns that its file or its folders have.
-
-    Only the row groups that hold them are read, a few thousand rows at a time, so that a file with one large
-    row group takes time to skip through, but no memory.
-
-    Raises:
-        DataError: the file has fewer rows than when the plan was made.
-    """
-    with open_parquet(unit.path) as file:
-        there = [name for name in dict.fromkeys(names) if name in file.schema_arrow.names]
-        groups, skip = row_groups_of(file.metadata, unit.start, unit.rows)
-        found: list[pa.RecordBatch] = []
-        missing = unit.rows
-        for batch in file.iter_batches(
-            READ_ROWS, row_groups=groups, columns=there or file.schema_arrow.names[:1], use_threads=False
-        ):
-            part = batch.slice(skip, missing)
-            skip = max(skip - len(batch), 0)
-            missing -= len(part)
-            found.append(part)
-            if not missing:
-                break
-    if missing:
-        raise DataError(f"{unit.path}: {missing} rows fewer than when the run was planned; restore the file")
-    table = with_partitions(pa.Table.from_batches(found), unit.source.file)
-    return table.select([name for name in dict.fromkeys(names) if name in table.column_names])
-
-
-def row_groups_of(metadata: pq.FileMetaData, start: int, rows: int) -> tuple[list[int], int]:
-    """Row groups that hold rows `start` to `start + rows`, and rows of the first that come before `start`."""
-    ends = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])
-    first = int(np.searchsorted(ends, start, side="right"))
-    last = int(np.searchsorted(ends, start + rows, side="left"))
-    before = int(ends[first - 1]) if first else 0
-    return list(range(first, min(last, len(ends) - 1) + 1)), start - before
+def even_part(rows: int, most: int) -> int:
+    """The first of the fewest parts of `rows` that are about equal, and at most `most` each."""
+    parts = -(-rows // most)
+    return -(-rows // parts)

@@ -99,4 +99,5 @@ def follow_replicas(
     finally:
         ended.set()
         thread.join(2 * ANSWER_SECONDS)
+        ray.kill(actor)  # else its process lives until Python's garbage collection
         progress.close()

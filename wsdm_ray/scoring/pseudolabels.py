@@ -21,12 +21,13 @@ from wsdm_ray.data.shards import write_shards
 from wsdm_ray.data.splitting import among, group_digests, prompt_digests
 from wsdm_ray.errors import DataError, RunMismatchError
 from wsdm_ray.inputs.conversion import ParquetInput
-from wsdm_ray.runs import check_no_overlap, file_versions, finish_run, open_run, options
+from wsdm_ray.runs import check_no_overlap, file_versions, hold_run, options
 from wsdm_ray.schema import CANONICAL_TYPES, MODEL_A, MODEL_B, TEXTS
 from wsdm_ray.scoring import pipeline
 from wsdm_ray.scoring.check import NOT_OF_THE_OUTPUT, ScoreRun, describe
 from wsdm_ray.scoring.label_counts import REASONS, Tally, log_counts
-from wsdm_ray.scoring.plan import CARRIED, ScorePlan, WorkUnit, part_name, read_unit
+from wsdm_ray.scoring.plan import CARRIED, ScorePlan, WorkUnit, part_name, place_of, sources_of
+from wsdm_ray.scoring.unit_rows import read_unit
 from wsdm_ray.storage import join, list_files, open_parquet
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.normalize import fix_text
@@ -94,17 +95,16 @@ def pseudolabel(config: PseudolabelConfig, scoring: Scoring = pipeline) -> dict[
     run = check_labels(config, score_run, excluded_files)
     if config.predictions:
         use_finished(run.score, scoring)  # before --restart deletes anything
-    finished = open_run(run.output, JOB, run.fingerprint, run.restart)
-    if finished:
-        logger.info("pseudolabel: %s is finished already, nothing to do", run.output)
-        log_counts(finished)
-        return finished
-    if not config.predictions:
-        scoring.execute(run.score)
-    tally = Tally()
-    write_shards(join(run.output, "train"), run.schema, label_units(run, tally), SHARD_ROWS)
-    tally.check_some_kept(run.hard_threshold, run.score.output)
-    written = finish_run(run.output, JOB, run.fingerprint, {"config": run.config, **tally.summary()})
+    with hold_run(run.output, JOB, run.fingerprint, run.restart) as held:
+        if written := held.finished:
+            logger.info("pseudolabel: %s is finished already, nothing to do", run.output)
+        else:
+            if not config.predictions:
+                scoring.execute(run.score)
+            tally = Tally()
+            write_shards(join(run.output, "train"), run.schema, label_units(run, tally), SHARD_ROWS)
+            tally.check_some_kept(run.hard_threshold, run.score.output)
+            written = held.finish({"config": run.config, **tally.summary()})
     log_counts(written)
     return written
 
@@ -169,7 +169,7 @@ def carried(plan: ScorePlan, columns: Columns) -> list[str]:
     Raises:
         DataError: a name that was chosen for one of them is in no file.
     """
-    sources = list(dict.fromkeys(unit.source for unit in plan.units))
+    sources = sources_of(plan.units)
     with ThreadPoolExecutor(16) as pool:
         names_of = dict(zip(sources, pool.map(column_names, sources), strict=True))
     there = [
@@ -229,7 +229,7 @@ def probabilities(path: str, ids: pa.ChunkedArray, unit: WorkUnit) -> Floats:
         both = zip(scored.to_pylist(), ids.to_pylist(), strict=False)
         row = next((row for row, (one, other) in enumerate(both) if one != other), min(len(part), len(ids)))
         raise DataError(
-            f"{path}: {len(part)} rows that are not those of {unit.path} from row {unit.start}, first in row "
+            f"{path}: {len(part)} rows that are not those of {place_of(unit)}, first in row "
             f"{row}; delete the predictions and score again"
         )
     prob_N = part.column("prob_a").cast(pa.float64()).to_numpy()

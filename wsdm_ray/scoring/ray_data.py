@@ -6,13 +6,14 @@ Only a row of counts comes back. Not covered: which units there are, and what be
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import ray.data
 
 from wsdm_ray.failures import pack_final, unpack_error
+from wsdm_ray.runs import check_same_numbers
 from wsdm_ray.scoring.check import ScoreRun
 from wsdm_ray.scoring.cluster import READER_CPUS, REPLICA_CPUS
 from wsdm_ray.scoring.encode import encode_unit, table_to_bytes
@@ -27,9 +28,15 @@ __all__ = ["score_units"]
 
 
 def score_units(
-    run: ScoreRun, units: Sequence[WorkUnit], replica_class: type[Replica] = Replica
+    run: ScoreRun,
+    units: Sequence[WorkUnit],
+    replica_class: type[Replica] = Replica,
+    on_report: Callable[[], None] = lambda: None,
 ) -> list[UnitReport]:
     """Score and commit `units`; returns a report of each, in the order in which they finished.
+
+    Args:
+        on_report: is called as each report comes; what it raises ends the run.
 
     Raises:
         WsdmRayError: what a user caused, in whatever process it came up.
@@ -44,6 +51,7 @@ def score_units(
             progress.begin(seconds_ago=report.seconds)
             finished[report.unit] = report
             progress.advance(report.rows, report.forward_tokens)
+            on_report()
     return list(finished.values())
 
 
@@ -58,6 +66,7 @@ def unit_reports(
         unit = units[int(batch["index"][0])]
         set_store_timeout(store_timeout_seconds, reached=True)
         try:
+            check_same_numbers(options.numbers)
             encoded, error = table_to_bytes(encode_unit(unit, models, keep)), ""
         except Exception as failure:
             encoded, error = b"", pack_final(failure)

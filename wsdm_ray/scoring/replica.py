@@ -14,6 +14,7 @@ from wsdm_ray.failures import pack_final
 from wsdm_ray.modeling.classifier import set_threads
 from wsdm_ray.modeling.loading import load_scorer
 from wsdm_ray.noise import quiet_libraries
+from wsdm_ray.runs import check_same_numbers
 from wsdm_ray.schema import Ordering, orderings_of
 from wsdm_ray.scoring.crash_records import crash_record_path, record_crash_and_exit, suspect_rows
 from wsdm_ray.scoring.encode import encoded_pairs, table_from_bytes
@@ -54,6 +55,10 @@ class ReplicaOptions:
     report_progress: ReportProgress | None = None
     """Is called as micro-batches are done."""
     store_timeout_seconds: float = STORE_TIMEOUT_SECONDS
+    run_digest: str = ""
+    """Of the run's fingerprint; each part carries it."""
+    numbers: Mapping[str, str] = field(default_factory=dict)
+    """Versions of what changes numbers, where the run was started; none: any will do."""
 
 
 @dataclass
@@ -102,6 +107,7 @@ class Replica:
         self.failure = ""
         self.token_budget = options.token_budget or 0
         try:
+            check_same_numbers(options.numbers)
             started = time.monotonic()
             self.models = Models(options.models, load, options.device)
             load_seconds = time.monotonic() - started
@@ -126,7 +132,7 @@ class Replica:
             if not failure:
                 suspects, left_out = suspect_rows(crash_record)
                 table, report = self.score(table_from_bytes(batch["encoded"][0]), number, suspects, left_out)
-                write_part(self.options.output, table, report)
+                report = write_part(self.options.output, table, report, self.options.run_digest)
         except DeviceLostError as error:
             record_crash_and_exit(crash_record, error)
         except Exception as error:

@@ -2,11 +2,11 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from wsdm_ray.runs import PRIVATE_FOLDER, run_folder
-from wsdm_ray.scoring.plan import WorkUnit
+from wsdm_ray.scoring.plan import WorkUnit, sources_of
 from wsdm_ray.storage import exists, join, write_atomic
 
 __all__ = ["shared_units"]
@@ -22,16 +22,21 @@ def shared_units(units: Sequence[WorkUnit], output: str) -> list[WorkUnit]:
     """
     folder = join(run_folder(output), PRIVATE_FOLDER, "inputs")
     shared: dict[str, str] = {}
-    for unit in units:
-        if unit.source.converted and unit.path not in shared:
-            shared[unit.path] = target = join(folder, os.path.basename(unit.path))
+    for source in sources_of(units):
+        if source.converted:
+            path = source.file.path
+            shared[path] = target = join(folder, os.path.basename(path))
             if not exists(target):
-                data = Path(unit.path).read_bytes()
+                data = Path(path).read_bytes()
                 write_atomic(target, lambda file, data=data: file.write(data))
-    return [moved(unit, shared[unit.path]) if unit.path in shared else unit for unit in units]
+    return [moved(unit, shared) for unit in units] if shared else list(units)
 
 
-def moved(unit: WorkUnit, path: str) -> WorkUnit:
-    """The unit with its file at another path."""
-    file = dataclasses.replace(unit.source.file, path=path)
-    return dataclasses.replace(unit, source=dataclasses.replace(unit.source, file=file))
+def moved(unit: WorkUnit, shared: Mapping[str, str]) -> WorkUnit:
+    """The unit with the files that are keys of `shared` at the paths that are its values."""
+    slices = []
+    for part in unit.slices:
+        file = part.source.file
+        file = dataclasses.replace(file, path=shared.get(file.path, file.path))
+        slices.append(dataclasses.replace(part, source=dataclasses.replace(part.source, file=file)))
+    return dataclasses.replace(unit, slices=tuple(slices))

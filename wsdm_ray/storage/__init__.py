@@ -28,10 +28,13 @@ from wsdm_ray.storage.folders import (
 from wsdm_ray.storage.hub import HUB, OFFLINE_BY_US, hub_name
 from wsdm_ray.storage.hub_datasets import expand_hub, resolve_dataset
 from wsdm_ray.storage.listing import (
+    FileVersion,
     Found,
     each_once,
     exists,
     file_identity,
+    file_version,
+    file_versions_now,
     find_files,
     is_hidden,
     is_partition,
@@ -46,6 +49,7 @@ __all__ = [
     "OFFLINE_BY_US",
     "STORE_TIMEOUT_SECONDS",
     "CachedFolder",
+    "FileVersion",
     "Found",
     "absolute",
     "cache_folder",
@@ -59,6 +63,8 @@ __all__ = [
     "exists",
     "expand_hub",
     "file_identity",
+    "file_version",
+    "file_versions_now",
     "filesystem",
     "find_files",
     "hub_name",

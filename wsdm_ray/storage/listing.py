@@ -1,13 +1,16 @@
 """Which files and folders there are, and which version of a file it is."""
 
+import errno
 import functools
 import glob
 import logging
 import os
+import posixpath
 import re
-from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import stat
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
@@ -20,10 +23,13 @@ from wsdm_ray.storage.hub_datasets import expand_hub
 from wsdm_ray.storage.stores import errors_for, filesystem, is_remote, join, with_scheme
 
 __all__ = [
+    "FileVersion",
     "Found",
     "each_once",
     "exists",
     "file_identity",
+    "file_version",
+    "file_versions_now",
     "find_files",
     "is_hidden",
     "is_partition",
@@ -50,12 +56,28 @@ def exists(path: str) -> bool:
         return bool(fs.exists(inner))
 
 
+LISTED_FROM = 8
+"""From so many files of a folder of a store on, one listing gives their versions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileVersion:
+    """Which content a file has, known without reading it.
+
+    size: in bytes. stamp: ETag in a store, modification time on a disk, commit on the Hub.
+    """
+
+    size: int
+    stamp: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """Files that a path names: `names` below the folder `root`, sorted.
 
     itself: those that are the path, or match it; the others are in a folder that does. hidden_too: the path
-    is a glob that spells a hidden name, so that none of its matches is hidden.
+    is a glob that spells a hidden name, so that none of its matches is hidden. versions: by name, as the
+    listing gave them; a link that leads nowhere has none.
     """
 
     root: str
@@ -63,6 +85,7 @@ class Found:
     itself: frozenset[str] = frozenset()
     is_file: bool = False
     hidden_too: bool = False
+    versions: Mapping[str, FileVersion] = field(default_factory=dict)
 
 
 def find_files(path: str) -> Found:
@@ -77,14 +100,15 @@ def find_files(path: str) -> Found:
     fs, inner = filesystem(path)
     with errors_for(path):
         if path.startswith(HUB):  # one file, which lies elsewhere here
-            root, _, name = path.rpartition("/")
-            return Found(root=root, names=(name,), itself=frozenset([name]), is_file=True)
+            return one_file(path, *path.rsplit("/", 1))
         if fs.isfile(inner):
             folder, _, name = inner.rpartition("/")
-            root = with_scheme(folder or "/", path)
-            return Found(root=root, names=(name,), itself=frozenset([name]), is_file=True)
+            return one_file(path, with_scheme(folder or "/", path), name)
         if fs.isdir(inner):
-            return Found(root=with_scheme(inner, path), names=tuple(below(fs, inner)))
+            versions = below(fs, inner)
+            return Found(
+                root=with_scheme(inner, path), names=tuple(sorted(versions)), versions=known(versions)
+            )
         if any(character in inner for character in "*?["):
             return find_matches(fs, inner, path)
         if fs.exists(inner):
@@ -92,24 +116,50 @@ def find_files(path: str) -> Found:
     raise StorageError(f"{path}: not found; check the path" + (" and the bucket" if is_remote(path) else ""))
 
 
+def one_file(path: str, root: str, name: str) -> Found:
+    """A file that was named itself."""
+    versions = {name: file_version(path)}
+    return Found(root=root, names=(name,), itself=frozenset([name]), is_file=True, versions=versions)
+
+
+def known(versions: Mapping[str, FileVersion | None]) -> dict[str, FileVersion]:
+    return {name: version for name, version in versions.items() if version}
+
+
 def find_matches(fs: fsspec.AbstractFileSystem, pattern: str, path: str) -> Found:
     """What a glob matches: files, and all files in the folders."""
     parts = pattern.split("/")
     fixed = next(i for i, part in enumerate(parts) if any(character in part for character in "*?["))
     root = "/".join(parts[:fixed])
-    itself, inside = set(), set()
-    for match in glob_local(pattern) if isinstance(fs, LocalFileSystem) else map(str, fs.glob(pattern)):
+    itself: dict[str, FileVersion | None] = {}
+    inside: dict[str, FileVersion | None] = {}
+    for match, version in matches(fs, pattern).items():
         name = match.removeprefix(root).strip("/")
-        if fs.isdir(match):
-            inside |= {f"{name}/{file}".lstrip("/") for file in below(fs, match)}
+        if version is FOLDER:
+            inside |= {f"{name}/{file}".lstrip("/"): each for file, each in below(fs, match).items()}
         else:
-            itself.add(name)
+            itself[name] = version
     return Found(
         root=with_scheme(root or "/", path),
-        names=tuple(sorted(itself | inside)),
+        names=tuple(sorted({**itself, **inside})),
         itself=frozenset(itself),
         hidden_too=any(part.startswith(("_", ".")) for part in parts[fixed:]),
+        versions=known(inside | itself),
     )
+
+
+FOLDER = FileVersion(size=-1, stamp="folder")
+"""What stands for the version of a folder among matches."""
+
+
+def matches(fs: fsspec.AbstractFileSystem, pattern: str) -> dict[str, FileVersion | None]:
+    """Paths that match, with their versions by the same listing; a folder has `FOLDER`."""
+    if isinstance(fs, LocalFileSystem):
+        return {match: local_version(match) for match in glob_local(pattern)}
+    infos: Any = fs.glob(pattern, detail=True)
+    return {
+        str(name): FOLDER if info["type"] == "directory" else version_of(info) for name, info in infos.items()
+    }
 
 
 def glob_local(pattern: str) -> list[str]:
@@ -125,32 +175,38 @@ def glob_local(pattern: str) -> list[str]:
     )
 
 
-def below(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
-    """Names of all files below a folder, sorted."""
+def below(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, FileVersion | None]:
+    """Names of all files below a folder, with their versions, by one listing."""
     if isinstance(fs, LocalFileSystem):
         return walk(folder)
     # A key that ends with "/" is what some consoles make for a folder.
-    names = [name for name in map(str, fs.find(folder)) if not name.endswith("/")]
-    return sorted(name.removeprefix(folder.rstrip("/")).lstrip("/") for name in names)
+    infos: Any = fs.find(folder, detail=True)
+    return {
+        name.removeprefix(folder.rstrip("/")).lstrip("/"): version_of(info)
+        for name, info in infos.items()
+        if not name.endswith("/")
+    }
 
 
-def walk(folder: str) -> list[str]:
-    """Names of all files below a local folder, sorted, through links too, each by its real path once.
+def walk(folder: str) -> dict[str, FileVersion | None]:
+    """Names of all files below a local folder with their versions, through links too, each by its real path
+    once.
 
-    What can be reached without a link is taken there. A link that leads nowhere is a file: who reads it says
-    that it is gone.
+    What can be reached without a link is taken there. A link that leads nowhere is a file without a version:
+    who reads it says that it is gone.
     """
     root = os.path.join(folder, "")
     seen: set[str] = set()
-    names = []
+    found = {}
     ahead = deque([(root, os.path.realpath(root))])
     while ahead:
         path, real = ahead.popleft()
         if real in seen:
             continue
         seen.add(real)
-        if not os.path.isdir(path):
-            names.append(path.removeprefix(root))
+        version = local_version(path)
+        if version is not FOLDER:
+            found[path.removeprefix(root)] = version
             continue
         with os.scandir(path) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
@@ -158,7 +214,22 @@ def walk(folder: str) -> list[str]:
                     ahead.append((entry.path, os.path.realpath(entry.path)))
                 else:
                     ahead.appendleft((entry.path, os.path.join(real, entry.name)))
-    return sorted(names)
+    return found
+
+
+def local_version(path: str) -> FileVersion | None:
+    """The version of what a local path leads to; `FOLDER` for a folder, None where there is nothing."""
+    try:
+        state = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link that leads to itself
+            return None
+        raise
+    if stat.S_ISDIR(state.st_mode):
+        return FOLDER
+    return FileVersion(size=state.st_size, stamp=str(state.st_mtime))
 
 
 def each_once(paths: Iterable[str]) -> list[str]:
@@ -230,12 +301,61 @@ def looks_like_data(name: str) -> bool:
 
 def file_identity(path: str) -> dict[str, Any]:
     """The version of a file without reading it: its size, and its ETag or modification time."""
+    version = file_version(path)
+    return {"path": path, "bytes": version.size, "version": version.stamp}
+
+
+def file_version(path: str) -> FileVersion:
+    """The version that a file has now. Raises `StorageError` where it is gone."""
     fs, inner = filesystem(path)
     with errors_for(path):
         info = fs.info(inner)
     if path.startswith(HUB):  # known by its commit, wherever and whenever it was fetched
-        return {"path": path, "bytes": info["size"], "version": parse_repository(path, path).revision}
+        return FileVersion(size=info["size"], stamp=str(parse_repository(path, path).revision))
+    return version_of(info)
+
+
+def version_of(info: Mapping[str, Any]) -> FileVersion:
+    """The version by what a file system says of a file, alone or in a listing."""
     stamp = next(
         (info[key] for key in ("ETag", "etag", "md5Hash", "mtime", "created") if info.get(key)), None
     )
-    return {"path": path, "bytes": info["size"], "version": str(stamp)}
+    return FileVersion(size=info["size"], stamp=str(stamp))
+
+
+def file_versions_now(paths: Sequence[str]) -> dict[str, FileVersion | None]:
+    """The version that each file has now, None for one that is gone; of many in a folder by one listing."""
+    folders: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        folders[posixpath.dirname(path)].append(path)
+    found: dict[str, FileVersion | None] = {}
+    for folder, files in folders.items():
+        listed = is_remote(folder) and not folder.startswith(HUB) and len(files) >= LISTED_FROM
+        found |= versions_in(folder, files) if listed else {path: version_now(path) for path in files}
+    return found
+
+
+def versions_in(folder: str, files: Sequence[str]) -> dict[str, FileVersion | None]:
+    """Versions of files of one folder of a store, by one listing."""
+    fs, inner = filesystem(folder)
+    try:
+        with errors_for(folder):
+            infos = fs.ls(inner, detail=True)
+    except StorageError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        infos = []
+    by_name = {posixpath.basename(str(info["name"])): info for info in infos if info["type"] != "directory"}
+    return {
+        path: version_of(by_name[name]) if (name := posixpath.basename(path)) in by_name else None
+        for path in files
+    }
+
+
+def version_now(path: str) -> FileVersion | None:
+    try:
+        return file_version(path)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise

@@ -20,7 +20,7 @@ from wsdm_ray.schema import Ordering, first_ordering
 from wsdm_ray.text.normalize import fix_text
 from wsdm_ray.text.truncation import balanced_budgets, truncate_middle
 
-__all__ = ["EncodedPairs", "PairEncoder", "read_settings"]
+__all__ = ["EncodedPairs", "PairEncoder", "ba_first", "read_settings"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class PairEncoder:
         self.config = config
         self.tokenizer = load_tokenizer(folder)
         self.eos_id = eos_id_of(folder, self.tokenizer)
+        self.eos = np.asarray([self.eos_id], np.int32)
         first = self.tokenizer.encode("", add_special_tokens=True).ids[:1]
         # Some tokenizers start every text with a token of their own, such as Gemma's bos.
         self.bos = np.asarray([id for id in first if id != self.eos_id], np.int32)
@@ -79,22 +80,30 @@ class PairEncoder:
         self, prompts: Sequence[str], responses_a: Sequence[str], responses_b: Sequence[str]
     ) -> EncodedPairs:
         """Encode N pairs; no text may be null."""
-        number = len(prompts)
-        ids = self.ids_of([fix_text(text) for text in (*prompts, *responses_a, *responses_b)])
-        prompt, a, b = ids[:number], ids[number : 2 * number], ids[2 * number :]
-        lengths = [np.asarray([len(ids) for ids in segment], np.int64) for segment in (prompt, a, b)]
-        cut = np.maximum(np.sum(lengths, axis=0) - self.text_budget, 0)
+        texts = (prompts, responses_a, responses_b)
+        fixed = [[fix_text(text) for text in column] for column in texts]
+        return self.encode_fixed(fixed, ba_first(responses_a, responses_b))
+
+    def encode_fixed(self, texts: Sequence[Sequence[str]], ba_first_N: np.ndarray) -> EncodedPairs:
+        """Encode N pairs whose texts are repaired (`fix_text`): prompts, and both responses.
+
+        Args:
+            ba_first_N: of the texts as they came (`ba_first`).
+        """
+        columns = [self.ids_of(column) for column in texts]
+        lengths = [np.asarray([len(ids) for ids in segment], np.int64) for segment in columns]
+        total_N = np.sum(lengths, axis=0)
         if self.config.truncation == "balanced":
-            for_prompt, for_a, for_b = lengths
-            budgets = balanced_budgets(for_prompt, for_a, for_b, self.text_budget, self.config.prompt_share)
-            prompt, a, b = (
+            budgets = balanced_budgets(*lengths, self.text_budget, self.config.prompt_share)
+            columns = [
                 [truncate_middle(ids, keep) for ids, keep in zip(segment, budget.tolist(), strict=True)]
-                for segment, budget in zip((prompt, a, b), budgets, strict=True)
-            )
-            cut = np.sum(lengths, axis=0) - np.sum(budgets, axis=0)
-            from_left = np.zeros(number, np.int64)
+                for segment, budget in zip(columns, budgets, strict=True)
+            ]
+            cut_N = total_N - np.sum(budgets, axis=0)
+            from_left = np.zeros(len(cut_N), np.int64)
         else:
-            from_left = cut
+            cut_N = from_left = np.maximum(total_N - self.text_budget, 0)
+        prompt, a, b = columns
         prefixes, suffixes_ab, suffixes_ba = [], [], []
         for i, drop in enumerate(from_left.tolist()):
             prefix = np.concatenate([self.prompt_tag, prompt[i]])
@@ -102,21 +111,17 @@ class PairEncoder:
             drop = max(drop - len(prefix), 0)
             suffixes_ab.append(self.suffix(a[i], b[i])[drop:])
             suffixes_ba.append(self.suffix(b[i], a[i])[drop:])
-        return EncodedPairs(
-            Ragged.from_lists(prefixes),
-            Ragged.from_lists(suffixes_ab),
-            Ragged.from_lists(suffixes_ba),
-            cut.astype(np.int32),
-            np.array(
-                [first_ordering(*pair) is Ordering.BA for pair in zip(responses_a, responses_b, strict=True)],
-                bool,
-            ),
-        )
+        lists = (prefixes, suffixes_ab, suffixes_ba)
+        return EncodedPairs(*map(Ragged.from_lists, lists), cut_N.astype(np.int32), ba_first_N)
 
     def suffix(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return np.concatenate([self.first_tag, first, self.second_tag, second, [self.eos_id]]).astype(
-            np.int32
-        )
+        return np.concatenate([self.first_tag, first, self.second_tag, second, self.eos])
+
+
+def ba_first(responses_a: Sequence[str], responses_b: Sequence[str]) -> np.ndarray:
+    """Where `first_ordering` of two responses is `ba`: bool [N]."""
+    pairs = zip(responses_a, responses_b, strict=True)
+    return np.array([first_ordering(*pair) is Ordering.BA for pair in pairs], bool)
 
 
 def load_tokenizer(folder: str) -> Tokenizer:

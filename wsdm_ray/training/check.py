@@ -21,6 +21,7 @@ from wsdm_ray.storage import absolute, list_files, local_copy, model_location
 from wsdm_ray.telemetry import logger
 from wsdm_ray.training.batches import num_steps
 from wsdm_ray.training.sinks import check_sinks
+from wsdm_ray.training.start import check_start
 
 __all__ = [
     "CheckedInputs",
@@ -34,8 +35,8 @@ __all__ = [
 
 NOT_IN_FINGERPRINT = (
     "output", "restart", "max_failures", "loss_spike", "allow_leakage", "tensorboard", "wandb",
-    "base", "train", "valid",  # by their content
-    "num_workers", "micro_batches",  # as `passes`
+    "base", "start_from", "train", "valid",  # by their content
+    "num_workers", "min_workers", "micro_batches",  # as `passes`
 )  # fmt: skip
 """Options that may change between a run and its resumption, or that the fingerprint has in another form."""
 
@@ -110,12 +111,13 @@ def check_inputs(config: TrainConfig) -> CheckedInputs:
     files = TrainingFiles(
         train=list_files(config.train), valid=list_files(config.valid) if config.valid else []
     )
-    sources = (*config.train, *config.valid, config.base, *config.objective.teachers)
+    starts = [config.start_from] if config.start_from else []
+    sources = (*config.train, *config.valid, config.base, *starts, *config.objective.teachers)
     check_no_overlap(config.output, [*sources, *files.train, *files.valid])
     check_sinks(config)
     local_copy(model_location(config.base))
     counts = check_data(config, files)
-    return CheckedInputs(files=files, counts=counts, manifest=check_base(config))
+    return CheckedInputs(files=files, counts=counts, manifest=check_start(config, check_base(config)))
 
 
 def check(
@@ -131,7 +133,7 @@ def check(
         ClusterError: the workers do not fit the cluster.
     """
     inputs = inputs or check_inputs(config)
-    on_gpu = fit_cluster(config.num_workers, cluster)
+    on_gpu = fit_cluster(config, cluster)
     return CheckedTraining(
         config=config,
         worker_config=with_absolute_paths(config, inputs.files, inputs.manifest),
@@ -199,12 +201,14 @@ def check_data(config: TrainConfig, files: TrainingFiles) -> TrainingCounts:
     )
 
 
-def fit_cluster(num_workers: int, cluster: ClusterResources) -> bool:
-    """Whether workers run on GPUs. Raises `ClusterError` where so many do not fit the cluster."""
+def fit_cluster(config: TrainConfig, cluster: ClusterResources) -> bool:
+    """Whether workers run on GPUs. Raises `ClusterError` where the fewest allowed do not fit the cluster."""
+    num_workers = config.min_workers or config.num_workers
     if num_workers > (cluster.gpus or cluster.cpus):
         raise ClusterError(
             f"the cluster has {cluster.cpus:g} CPUs and {cluster.gpus} GPUs: too small for {num_workers} "
-            f"workers of 1 {'GPU' if cluster.gpus else 'CPU'} each; add nodes or lower --num-workers"
+            f"workers of 1 {'GPU' if cluster.gpus else 'CPU'} each; add nodes or lower "
+            f"{'--min-workers' if config.min_workers else '--num-workers'}"
         )
     return cluster.gpus > 0
 
@@ -216,6 +220,7 @@ def with_absolute_paths(config: TrainConfig, files: TrainingFiles, manifest: Man
     return dataclasses.replace(
         config,
         base=manifest.base,
+        start_from=manifest.started_from,
         train=tuple(files.train),
         valid=tuple(files.valid),
         output=absolute(config.output),
@@ -228,7 +233,8 @@ def fingerprint_of(
 ) -> dict[str, Any]:
     """Everything that decides the classifier, JSON-like."""
     objective = dataclasses.replace(config.objective, teachers=())  # they are here by their files
-    return {
+    start = {"start_from": manifest.started_from_digest} if config.start_from else {}
+    return start | {
         "options": options(dataclasses.replace(config, objective=objective), leave_out=NOT_IN_FINGERPRINT),
         "base": manifest.base_digest,
         "passes": config.micro_batches or config.num_workers,  # micro-batches decide dropout

@@ -1,11 +1,12 @@
-"""What the workers of a run do together: share micro-batches, add up gradients and results.
+"""What the workers of a run do together: share micro-batches, exchange values, add up results.
 
-Every worker holds the same weights, so after `all_reduce_gradients` every worker takes the same step. A run
-of one worker communicates with nobody, and needs no process group of torch.distributed.
+Every worker holds the same weights, so with the sum of all gradients (`gradients`) every worker takes the
+same step. A run of one worker communicates with nobody, and needs no process group of torch.distributed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,8 @@ from wsdm_ray.training.batches import assign_batches
 
 __all__ = ["WorkerGroup", "clip_gradients", "current_group"]
 
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True)
 class WorkerGroup:
@@ -22,11 +25,18 @@ class WorkerGroup:
 
     rank: int = 0
     size: int = 1
+    exchange: dist.ProcessGroup | None = None
+    """What `all_gather` goes through: another thread may use it while this one adds up gradients."""
 
     @property
     def is_first(self) -> bool:
         """Whether this worker writes what the run writes once: log lines, metrics, checkpoints."""
         return self.rank == 0
+
+    @property
+    def can_exchange(self) -> bool:
+        """Whether `all_gather` may be called."""
+        return self.exchange is not None
 
     def own_batches(self, costs: list[int]) -> list[int]:
         """The numbers of the micro-batches that this worker runs.
@@ -42,32 +52,31 @@ class WorkerGroup:
             dist.all_reduce(tensor)
         return tensor
 
-    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradient of each parameter over all workers, in one message.
+    def all_gather(self, value: Value) -> list[Value]:
+        """The value of each worker, by rank; workers must make their calls in the same order."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.exchange)
+        return values
 
-        A parameter without a gradient gets zeros: this worker may have had no micro-batch.
-        """
-        parameters = list(parameters)
-        gradients = [
-            torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            for parameter in parameters
-        ]
-        if self.size > 1:
-            total = self.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
-            parts = total.split([gradient.numel() for gradient in gradients])
-            gradients = [
-                part.view_as(parameter).to(parameter.dtype)  # a bfloat16 head beside float32 adapters
-                for part, parameter in zip(parts, parameters, strict=True)
-            ]
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+    def start_all_reduce(self, tensor: torch.Tensor) -> Callable[[], object]:
+        """Begin to sum `tensor` over all workers in place; what is returned waits until it is summed."""
+        work = dist.all_reduce(tensor, async_op=True)
+        assert work is not None
+        return work.wait
 
 
 def current_group() -> WorkerGroup:
-    """The group of this process: that of torch.distributed where it is set up, else this process alone."""
-    if dist.is_initialized():
-        return WorkerGroup(dist.get_rank(), dist.get_world_size())
-    return WorkerGroup()
+    """The group of this process: that of torch.distributed where it is set up, else this process alone.
+
+    Every worker must ask as often as the others.
+    """
+    if not dist.is_initialized():
+        return WorkerGroup()
+    size, exchange = dist.get_world_size(), None
+    if size > 1:
+        exchange = dist.new_group(backend="gloo")
+        assert isinstance(exchange, dist.ProcessGroup)
+    return WorkerGroup(dist.get_rank(), size, exchange)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:

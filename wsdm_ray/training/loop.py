@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from wsdm_ray.config import TrainConfig
+from wsdm_ray.data.length_balance import balance_lengths
 from wsdm_ray.data.mixing import read_teachers, sample_weights
 from wsdm_ray.data.votes import Votes
 from wsdm_ray.modeling.adapter_io import load_adapter_weights
 from wsdm_ray.modeling.attention import training_backend
-from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.classifier import (
     model_config,
     ordering_logits,
@@ -38,6 +38,8 @@ from wsdm_ray.schema import orderings_of
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 from wsdm_ray.training.batches import num_steps, step_rows
 from wsdm_ray.training.distributed import WorkerGroup, clip_gradients, current_group
+from wsdm_ray.training.encode import encode_rows, encode_together, valid_share
+from wsdm_ray.training.gradients import GradientReducer
 from wsdm_ray.training.health import evaluation_error, is_spike, step_error, usual_loss, worst_rows
 from wsdm_ray.training.metrics import METRICS_FILE, StepMetrics, ValidMetrics
 from wsdm_ray.training.model import prepare_model
@@ -51,8 +53,9 @@ from wsdm_ray.training.objective import (
     targets_of,
     valid_metrics,
 )
-from wsdm_ray.training.optimizer import load_state, make_optimizer, save_state, set_learning_rates
+from wsdm_ray.training.optimizer import load_state, make_optimizer, set_learning_rates
 from wsdm_ray.training.policy import resolve_options
+from wsdm_ray.training.snapshot import Snapshot, take_snapshot
 
 __all__ = ["BatchSums", "Batches", "Trainer"]
 
@@ -93,7 +96,8 @@ class Trainer:
     ):  # fmt: skip
         self.config, self.base, self.manifest, self.train, self.valid = config, base, manifest, train, valid
         self.group = group or current_group()
-        self.weights_N = sample_weights(train.sources_N, config.objective.source_weights)
+        weights_N = sample_weights(train.sources_N, config.objective.source_weights)
+        self.weights_N = balance_lengths(train, weights_N, config.objective.length_balance)
         self.teacher_N = read_teachers(config.objective.teachers, train.table["id"])
         self.orderings = tuple(int(ordering) for ordering in orderings_of(config.orders))
         self.total_steps = num_steps(len(train), config.pairs_per_step, config.epochs, config.max_steps)
@@ -110,10 +114,13 @@ class Trainer:
         self.layout = self.resolved.layout
         self.network = prepare_model(config, base, self.resolved, self.device, dtype)
         self.parameters = trainable_parameters(self.network)
+        self.reducer = GradientReducer(self.group, self.parameters.values())
         self.optimizer = make_optimizer(config.optimizer, self.parameters)
         self.step = 0
         """Steps taken."""
         self.metrics: list[StepMetrics] = []
+        self.valid_pairs: tuple[np.ndarray, EncodedPairs] | None = None
+        """Of `encode_valid`, once it was asked."""
 
     def steps(self) -> Iterator[StepMetrics]:
         """Take the steps that are left; yields the metrics of each, the same on every worker."""
@@ -130,15 +137,17 @@ class Trainer:
     def prepare_step(self, step: int) -> tuple[np.ndarray, Batches]:
         """The rows of step `step` (from 0), int64 [n], and their micro-batches."""
         rows = step_rows(self.config.seed, step, len(self.train), self.config.pairs_per_step)
-        return rows, self.prepare_batches(self.train, rows, self.config.micro_batches or self.group.size)
+        pairs = encode_together(self.encoder, self.train, rows, self.group)
+        return rows, self.plan(
+            pairs, self.config.micro_batches or max(self.config.num_workers, self.group.size)
+        )
 
-    def prepare_batches(self, votes: Votes, rows: np.ndarray, at_least: int = 1) -> Batches:
-        """The micro-batches of `rows` of `votes`, within the token budget.
+    def plan(self, pairs: EncodedPairs, at_least: int = 1) -> Batches:
+        """The micro-batches of `pairs`, within the token budget.
 
         Args:
-            at_least: the fewest micro-batches, if there are so many rows.
+            at_least: the fewest micro-batches, if there are so many pairs.
         """
-        pairs = self.encoder.encode(*votes.texts(rows))
         tokens = pair_tokens(self.layout, pairs.prefix.lengths, pairs.suffix_ab.lengths, len(self.orderings))
         plan = plan_batches_at_least(self.layout, tokens, self.config.token_budget, at_least)
         return Batches(pairs, plan, [batch_tokens(self.layout, tokens[places]) for places in plan])
@@ -147,7 +156,7 @@ class Trainer:
         """One optimizer step on `rows` (int64 [n]) of the train set."""
         started = time.monotonic()
         sums = self.forward_backward(rows, batches)
-        self.group.all_reduce_gradients(self.parameters.values())
+        self.reducer.finish()
         loss, right, tokens = self.group.all_reduce(sums.totals).tolist()
         options = self.config.optimizer
         grad_norm = clip_gradients(self.parameters.values(), options.max_grad_norm)
@@ -178,11 +187,14 @@ class Trainer:
         count = self.num_sequences(rows)
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         row_losses: list[tuple[np.ndarray, torch.Tensor]] = []
-        for number in self.group.own_batches(batches.costs):
+        own = self.group.own_batches(batches.costs)
+        for number in own:
             torch.manual_seed(dropout_seed(self.config.seed, self.step, number))
             layout, places = self.lay_out(batches, number), batches.micro_batches[number]
             log_odds = preference_log_odds(ordering_logits(self.network, layout))
             loss_S, right = self.loss(log_odds, rows[places])
+            if number == own[-1]:
+                self.reducer.overlap()
             (loss_S.sum() / count).backward()
             totals[0] += loss_S.detach().sum() / count  # no wait for the GPU
             totals[1] += right
@@ -287,25 +299,38 @@ class Trainer:
     def valid_log_odds(self, valid: Votes) -> torch.Tensor:
         """Log-odds of each ordering of each row that the given response_a wins: float64 [N, orderings].
 
-        Each worker scores its share.
+        Each worker scores its share, which it encodes once in a run.
         """
         self.network.eval()
-        batches = self.prepare_batches(valid, np.arange(len(valid)))
+        rows, pairs = self.encode_valid(valid)
+        batches = self.plan(pairs)
         log_odds_NO = torch.zeros(len(valid), len(self.orderings), dtype=torch.float64)
         sign_O = torch.tensor([1.0 if ordering == 0 else -1.0 for ordering in self.orderings])
-        for number in self.group.own_batches(batches.costs):
+        for number, places in enumerate(batches.micro_batches):
             logits = ordering_logits(self.network, self.lay_out(batches, number))
             log_odds = preference_log_odds(logits).view(-1, len(self.orderings)).cpu()
-            log_odds_NO[torch.from_numpy(batches.micro_batches[number])] = (log_odds * sign_O).double()
+            log_odds_NO[torch.from_numpy(rows[places])] = (log_odds * sign_O).double()
         return self.group.all_reduce(log_odds_NO.to(self.device)).cpu()
+
+    def encode_valid(self, valid: Votes) -> tuple[np.ndarray, EncodedPairs]:
+        """This worker's rows of `valid`, int64 [n], and their pairs; those of the run's set are kept."""
+        if valid is not self.valid or self.valid_pairs is None:
+            rows = valid_share(valid, self.group)
+            encoded = rows, encode_rows(self.encoder, valid, rows)
+            if valid is not self.valid:
+                return encoded
+            self.valid_pairs = encoded
+        return self.valid_pairs
 
     def save(self, folder: str) -> None:
         """Write a checkpoint from which `restore` continues exactly, and which `score` can load."""
-        summary = self.metrics[-1].summary() if self.metrics else {"step": self.step}
-        save_classifier(self.network, self.base, folder, dataclasses.replace(self.manifest, metrics=summary))
-        save_state(self.optimizer, self.step, folder)
-        rows = "".join(json.dumps(metrics.to_row()) + "\n" for metrics in self.metrics)
-        (Path(folder) / METRICS_FILE).write_text(rows)
+        self.snapshot().write(folder)
+
+    def snapshot(self) -> Snapshot:
+        """What `save` writes, as it is now."""
+        return take_snapshot(
+            self.network, self.parameters, self.optimizer, self.step, self.metrics, self.manifest, self.base
+        )
 
     def restore(self, folder: str) -> None:
         """Continue from a checkpoint of `save`."""

@@ -4,7 +4,9 @@ import torch
 from torch import nn
 
 from wsdm_ray.config import TrainConfig
+from wsdm_ray.modeling.adapter_io import load_adapter_weights
 from wsdm_ray.modeling.classifier import add_lora, compile_layers, load_network, peft_warnings
+from wsdm_ray.storage import local_copy
 from wsdm_ray.training.policy import ResolvedOptions
 
 __all__ = ["prepare_model"]
@@ -13,7 +15,7 @@ __all__ = ["prepare_model"]
 def prepare_model(
     config: TrainConfig, base: str, resolved: ResolvedOptions, device: str, dtype: torch.dtype
 ) -> nn.Module:
-    """The model that `config` describes, its adapter and head new.
+    """The model that `config` describes, its adapter and head new or those of an earlier run.
 
     Args:
         base: local folder of the base model.
@@ -29,6 +31,8 @@ def prepare_model(
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(network)
     network = add_lora(network, config.lora, config.seed)
+    if config.start_from:
+        load_adapter_weights(network, local_copy(config.start_from))
     if resolved.compile == "yes":
         compile_layers(network)
     return network

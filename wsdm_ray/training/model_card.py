@@ -149,6 +149,8 @@ def base_rows(base: str, manifest: Manifest) -> list[tuple[str, Any]]:
         ("base", f"`{base}`"),
         ("SHA-256 of its files", f"`{manifest.base_digest}`"),
         ("held in training as", manifest.quantization),
+        ("adapter and head started from", manifest.started_from and f"`{manifest.started_from}`"),
+        ("SHA-256 of its files", manifest.started_from_digest and f"`{manifest.started_from_digest}`"),
     ]
 
 
@@ -175,6 +177,7 @@ def training_rows(config: TrainConfig, counts: TrainingCounts) -> list[tuple[str
         ("optimizer", f"{optimizer.kind}, learning rate {optimizer.learning_rate:g}, {optimizer.schedule}"),
         ("learning rate of the head", optimizer.head_learning_rate),
         ("label smoothing", config.objective.label_smoothing or None),
+        ("length balance", config.objective.length_balance or None),
         ("swap consistency", config.objective.swap_consistency_weight or None),
         ("seed", str(config.seed)),
     ]

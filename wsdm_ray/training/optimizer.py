@@ -16,9 +16,9 @@ __all__ = [
     "flatten_state",
     "load_state",
     "make_optimizer",
-    "save_state",
     "set_learning_rates",
     "unflatten_state",
+    "write_state",
 ]
 
 STATE_FILE = "trainer_state.json"
@@ -49,15 +49,15 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, options: OptimizerConfi
         group["lr"] = rate * factor
 
 
-def save_state(optimizer: torch.optim.Optimizer, step: int, folder: str) -> None:
-    """Write the optimizer's state and the number of steps taken into `folder`."""
-    tensors, numbers = flatten_state(optimizer.state_dict())
+def write_state(state: tuple[dict[str, torch.Tensor], dict[str, Any]], step: int, folder: str) -> None:
+    """Write the state of an optimizer, of `flatten_state`, and the number of steps taken into `folder`."""
+    tensors, numbers = state
     save_file(tensors, Path(folder) / STATE_TENSORS_FILE)
     (Path(folder) / STATE_FILE).write_text(json.dumps({"step": step, "optimizer": numbers}))
 
 
 def load_state(optimizer: torch.optim.Optimizer, folder: str) -> int:
-    """Load what `save_state` wrote; returns the number of steps taken."""
+    """Load what `write_state` wrote; returns the number of steps taken."""
     state = json.loads((Path(folder) / STATE_FILE).read_text())
     tensors = load_file(Path(folder) / STATE_TENSORS_FILE)
     optimizer.load_state_dict(unflatten_state(tensors, state["optimizer"]))
@@ -74,7 +74,7 @@ def flatten_state(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[
             if isinstance(value, dict):  # bitsandbytes keeps its 8-bit tensors a level deeper
                 walk(f"{path}{name}/", value)
             elif isinstance(value, torch.Tensor):
-                tensors[f"{path}{name}"] = value.detach().cpu().contiguous().clone()
+                tensors[f"{path}{name}"] = value.detach().to("cpu", copy=True).contiguous()
             else:
                 numbers[f"{path}{name}"] = value
 

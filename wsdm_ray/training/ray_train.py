@@ -86,7 +86,7 @@ def trainer_of(task: WorkerTask, on_gpu: bool) -> ray.train.torch.TorchTrainer:
     return ray.train.torch.TorchTrainer(
         work,
         train_loop_config={"task": task},
-        scaling_config=ray.train.ScalingConfig(num_workers=task.config.num_workers, use_gpu=on_gpu),
+        scaling_config=ray.train.ScalingConfig(num_workers=num_workers_of(task.config), use_gpu=on_gpu),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if on_gpu else "gloo"),
         run_config=ray.train.RunConfig(
             name=RUN_NAME,
@@ -97,6 +97,13 @@ def trainer_of(task: WorkerTask, on_gpu: bool) -> ray.train.torch.TorchTrainer:
             **storage,
         ),
     )
+
+
+def num_workers_of(config: TrainConfig) -> int | tuple[int, int]:
+    """The number of workers, or the fewest and the most, as Ray Train takes them."""
+    if config.min_workers is None or config.min_workers == config.num_workers:
+        return config.num_workers
+    return config.min_workers, config.num_workers
 
 
 def own_error(error: BaseException) -> Exception | None:

@@ -11,7 +11,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from wsdm_ray.config import TrainConfig, to_dict
-from wsdm_ray.runs import finish_run, open_run
+from wsdm_ray.runs import HeldRun, hold_run
 from wsdm_ray.telemetry import logger
 from wsdm_ray.training.check import CheckedTraining, check, check_inputs
 from wsdm_ray.training.metrics import format_metrics
@@ -36,15 +36,15 @@ def train(config: TrainConfig) -> dict[str, Any]:
     from wsdm_ray.training.ray_train import cluster_resources, execute
 
     checked = check(config, cluster_resources(), inputs)
-    finished_run = open_run(config.output, "train", checked.fingerprint, config.restart)
-    if finished_run:
-        check_published(config.output, published_files(finished_run))
-        logger.info("train: %s is complete already", config.output)
-        return finished_run
-    return report(checked, execute(checked))
+    with hold_run(config.output, "train", checked.fingerprint, config.restart) as run:
+        if run.finished:
+            check_published(config.output, published_files(run.finished))
+            logger.info("train: %s is complete already", config.output)
+            return run.finished
+        return report(run, checked, execute(checked))
 
 
-def report(checked: CheckedTraining, result: Any) -> dict[str, Any]:
+def report(run: HeldRun, checked: CheckedTraining, result: Any) -> dict[str, Any]:
     """Publish the best checkpoint and write run.json; returns what it holds.
 
     Args:
@@ -56,6 +56,7 @@ def report(checked: CheckedTraining, result: Any) -> dict[str, Any]:
     config = checked.config
     assert result.best_checkpoints
     best, metrics = best_checkpoint(result.best_checkpoints, bool(config.valid))
+    run.check()
     with best.as_directory() as folder:
         published = publish(folder, config.output, card_of(folder, checked, metrics))
     worker: WorkerResult = result.return_value
@@ -67,8 +68,8 @@ def report(checked: CheckedTraining, result: Any) -> dict[str, Any]:
         "metrics": metrics,
         "published": published,
     }
-    run = finish_run(config.output, "train", checked.fingerprint, content)
+    written = run.finish(content)
     logger.info(
         "train: %s holds the classifier of step %d%s", config.output, metrics["step"], format_metrics(metrics)
     )
-    return run
+    return written

@@ -3,13 +3,16 @@
 import contextlib
 import logging
 import os
+import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray.train
+from ray.train import CheckpointUploadMode
 
 from wsdm_ray.config import TrainConfig
 from wsdm_ray.data.mixing import apply_mixture
@@ -24,6 +27,7 @@ from wsdm_ray.training.metrics import StepMetrics, format_metrics
 from wsdm_ray.training.policy import ResolvedOptions
 from wsdm_ray.training.progress import StepProgress, step_progress, step_reporter
 from wsdm_ray.training.sinks import SinkGroup, open_sinks
+from wsdm_ray.training.snapshot import Snapshot
 
 __all__ = ["CHECKPOINTS_FOLDER", "RUN_NAME", "WorkerResult", "WorkerTask", "work"]
 
@@ -82,6 +86,7 @@ def run_worker(task: WorkerTask) -> ResolvedOptions:
     trainer = make_trainer(task)
     report_step = step_reporter(trainer.total_steps, task.progress) if trainer.group.is_first else None
     pauses: list[float] = []
+    saver = CheckpointSaver(trainer)
     with sinks_of(trainer) as sinks:
         for metrics in trainer.steps():
             is_due = is_checkpoint_due(trainer)
@@ -97,7 +102,7 @@ def run_worker(task: WorkerTask) -> ResolvedOptions:
             if is_due:
                 if sinks:
                     sinks.flush()
-                report_checkpoint(trainer, metrics)
+                saver.report(metrics)
                 pauses.append(time.monotonic() - started)
     return trainer.resolved
 
@@ -153,21 +158,53 @@ def sinks_of(trainer: Trainer) -> Iterator[SinkGroup | None]:
         sinks.close()
 
 
-def report_checkpoint(trainer: Trainer, metrics: StepMetrics) -> None:
-    """Report to Ray Train: every worker its metrics, the first one also the checkpoint."""
-    summary = metrics.summary()
-    if not trainer.group.is_first:
-        ray.train.report(summary)
-        return
-    logger.info("checkpoint at step %d%s", trainer.step, format_metrics(summary))
-    with tempfile.TemporaryDirectory() as folder:
-        trainer.save(folder)
+class CheckpointSaver:
+    """Reports to Ray Train: every worker its metrics, the first one also the checkpoint.
+
+    The first worker copies what a checkpoint holds; a thread of Ray Train's writes and uploads it while steps
+    go on, and Ray Train waits for the last one. One is under way at a time, so that memory holds one copy.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.idle = threading.Event()
+        self.idle.set()
+
+    def report(self, metrics: StepMetrics) -> None:
+        """Report the trainer as it is now. Every worker must call this after the same steps."""
+        summary = metrics.summary()
+        if not self.trainer.group.is_first:
+            ray.train.report(summary, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+            return
+        logger.info("checkpoint at step %d%s", self.trainer.step, format_metrics(summary))
+        self.idle.wait()
+        snapshot = self.trainer.snapshot()
+        self.idle.clear()
         ray.train.report(
             summary,
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=f"step-{trainer.step:06d}",
-            checkpoint_upload_fn=lambda local, name: upload(local, trainer.config.output, name),
+            checkpoint=ray.train.Checkpoint.from_directory(tempfile.mkdtemp()),
+            checkpoint_dir_name=f"step-{self.trainer.step:06d}",
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=False,  # `save` does, also where it fails
+            checkpoint_upload_fn=lambda local, name: self.save(snapshot, local, name),
         )
+
+    def save(self, snapshot: Snapshot, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        """Write and upload a checkpoint, in another thread.
+
+        Raises:
+            FinalError: what another try would meet again.
+        """
+        try:
+            snapshot.write(local.path)
+            return upload(local, self.trainer.config.output, name)
+        except Exception as error:
+            if is_deterministic(error):
+                raise FinalError(pack_error(error)) from None
+            raise
+        finally:
+            shutil.rmtree(local.path, ignore_errors=True)
+            self.idle.set()
 
 
 def upload(local: ray.train.Checkpoint, output: str, name: str) -> ray.train.Checkpoint:

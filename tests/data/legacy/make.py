@@ -20,8 +20,8 @@ import torch
 import transformers
 from scores import SCORED, log_odds, machine  # beside this file
 
+from tests.runs import open_run
 from wsdm_ray.modeling.tiny import make_tiny_model
-from wsdm_ray.runs import open_run
 
 JOBS = (
     "arena --rows 200 --lengths short --output arena",

@@ -11,20 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.runs import finish_run
 from wsdm_ray.config import SubmissionConfig
 from wsdm_ray.data.submission import Davidson, SameTies, check_submission, fit_davidson, submit
 from wsdm_ray.errors import ConfigError, DataError
-from wsdm_ray.runs import finish_run, read_run
+from wsdm_ray.runs import read_run
 
 
 def predictions(folder: Path, ids: list[Any], prob: list[float | None]) -> str:
     """A finished folder of predictions in parts of three rows."""
+    finish_run(str(folder), "score", {}, {})
     folder.mkdir()
     winners = [None if p is None else "model_a" if p >= 0.5 else "model_b" for p in prob]
     table = pa.table({"id": ids, "prob_a": pa.array(prob, pa.float32()), "winner": winners})
     for number, start in enumerate(range(0, len(ids), 3)):
         pq.write_table(table.slice(start, 3), folder / f"part-{number:06d}.parquet")
-    finish_run(str(folder), "score", {}, {})
     return str(folder)
 
 

@@ -9,35 +9,36 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["AsWritten", "compiled_for_hopper", "rows_type"]
+__all__ = ["AsWritten", "Kernel", "compiled_for_hopper", "rows_type"]
 
 
-def compiled_for_hopper(
-    name: str, types: dict[str, str], options: dict[str, Any], warps: int
-) -> dict[str, Any]:
-    """Of a kernel with the name of its module: `shared` memory in bytes, `ptx`, what the `assembler` says.
+class Kernel(NamedTuple):
+    """A kernel with the name of its module, and what it is compiled for."""
 
-    Args:
-        types: of what it is given, but for `options`; pointers, and integers that start with `=`, are
-            multiples of 16.
-    """
+    name: str
+    types: dict[str, str]
+    """Of all but `options`; pointers, and integers that start with `=`, are multiples of 16."""
+    options: dict[str, Any]
+    warps: int
+
+
+def compiled_for_hopper(kernels: Sequence[Kernel]) -> list[dict[str, Any]]:
+    """Of each kernel: `shared` memory in bytes, `ptx`, what the `assembler` says."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     # No GPU plays a part, as the target is given, nor what other processes have compiled.
     environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, __file__, json.dumps([name, types, options, warps])]
+    command = [sys.executable, __file__, json.dumps(kernels)]
     with tempfile.TemporaryDirectory() as cache:
         environment["TRITON_CACHE_DIR"] = cache
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])  # libraries may print before it
-    print(report["assembler"])  # pytest shows it if the test fails
-    return report
+    return json.loads(done.stdout.splitlines()[-1])  # libraries may print before it
 
 
 def compile_for_hopper(
@@ -84,4 +85,4 @@ class AsWritten:
 
 
 if __name__ == "__main__":
-    print(json.dumps(compile_for_hopper(*json.loads(sys.argv[1]))))
+    print(json.dumps([compile_for_hopper(*kernel) for kernel in json.loads(sys.argv[1])]))

@@ -340,16 +340,16 @@ def test_tilings_agree_with_dense_attention(width, capped, kind):
     tiling = TILINGS.get((width, capped), Tiling())._replace(softcapped=False)
     if device.type == "cuda":
         tiling = tiling_of(width, 2, 50.0 if capped else None, dtype, device)
-    given = layout_of("shared", [200, 0, 40], [150, 90, 130], row_tokens=9 * BLOCK)
+    given = layout_of("shared", [150, 0, 40], [110, 70, 90], row_tokens=6 * BLOCK)
     torch.manual_seed(0)
-    heads = torch.randn(9 * BLOCK, 8, width, dtype=dtype).to(device).transpose(0, 1)
+    heads = torch.randn(6 * BLOCK, 8, width, dtype=dtype).to(device).transpose(0, 1)
     q, k, v = heads.split([4, 2, 2])
     real = torch.from_numpy(given.groups_BT[0] >= 0).to(device)
     assert not real.all(), "padding is among them"
     scores = (width**-0.5, 50.0 if capped else None)
     backend = SoftcappedAttention if tiling.softcapped else BlockSparseAttention
-    sparse = backend(9 * BLOCK, KINDS, 100, device, tiling).update(given)
-    angles = (torch.arange(9 * BLOCK)[:, None] / torch.arange(1, width // 2 + 1)).repeat(1, 2).to(device)
+    sparse = backend(6 * BLOCK, KINDS, 100, device, tiling).update(given)
+    angles = (torch.arange(6 * BLOCK)[:, None] / torch.arange(1, width // 2 + 1)).repeat(1, 2).to(device)
     rotation = (angles.cos().to(dtype), angles.sin().to(dtype))
     rotated = q if sparse.rotates_queries else rotate(q, *rotation)
     late = rotation if sparse.rotates_queries else None

@@ -50,6 +50,10 @@ def other_processes(folders: dict[str, Path]) -> tuple[dict[str, Any], dict[str,
     names = [str(folders[name]) for name in (*ADAPTERS, *FULL)]
     plain = str(Path(plain_loading.__file__))
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {
+        "TORCHDYNAMO_DISABLE": "1",
+        "OMP_NUM_THREADS": "1",
+    }  # else bitsandbytes imports a compiler
     commands = (["-c", RELOAD, *names], [plain, json.dumps(PAIR), *names])
     running = [
         subprocess.Popen(

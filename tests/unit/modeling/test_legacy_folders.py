@@ -9,13 +9,14 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.data.legacy.scores import BASE, SCORED, log_odds, machine
+from tests.runs import open_run
 from wsdm_ray.config import QuantizeConfig, ScoreConfig, TrainConfig
 from wsdm_ray.config.model import HeadConfig, LoraConfig, TextConfig
 from wsdm_ray.config.train import ObjectiveConfig, OptimizerConfig
 from wsdm_ray.legacy import modernize_run
 from wsdm_ray.modeling.manifest import folder_digest, read_manifest
 from wsdm_ray.modeling.quantization import quantize
-from wsdm_ray.runs import open_run, options
+from wsdm_ray.runs import options
 
 LEGACY = Path(__file__).parents[2] / "data" / "legacy"
 EXPECTED = json.loads((LEGACY / "expected.json").read_text())

@@ -112,6 +112,7 @@ def test_rows_that_were_saved_are_rows_of_the_adapter(folders, stored):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("folders", ["gemma2"], indirect=True)
 def test_what_runs_what(folders):
     for kind, precision, expected in (
         ("adapter", "auto", None),

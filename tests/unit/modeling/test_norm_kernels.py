@@ -35,7 +35,7 @@ from wsdm_ray.packing.ragged import Ragged
 
 TOKENS = 200
 """One tile in whole and one in part."""
-FEW = 12
+FEW = 5
 """Enough where a program has one row."""
 IN_FLOAT8 = {"cuda": 0.03, "cpu": 0.08}
 """How far rows are from what they were; Triton's interpreter rounds some down by half."""
@@ -178,7 +178,7 @@ def test_hadamard_int8_rows(columns, device):
     from wsdm_ray.modeling.norm_kernels import hadamard_int8_rows
 
     # Triton's interpreter has no bfloat16 GEMM.
-    x = normal({48: 70, 576: 13, 640: 13}.get(columns, 2), columns, device=device).to(
+    x = normal({48: 70, 576: 13, 640: 13}.get(columns, 1), columns, device=device).to(
         torch.float32 if device == "cpu" else torch.bfloat16
     )
     x[0, 3] = 1_000
@@ -192,18 +192,15 @@ def test_hadamard_int8_rows(columns, device):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's, in numpy
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
-def test_what_is_not_finite_shows(value, device):
+def test_what_is_not_finite_shows(device):
     from wsdm_ray.modeling.norm_kernels import add_norm_quantize, hadamard_int8_rows
 
-    x = normal(9, 640, device=device).to(torch.float32 if device == "cpu" else torch.bfloat16)
-    x[4, 3 if value else slice(None)] = value
+    x = normal(7, 640, device=device).to(torch.float32 if device == "cpu" else torch.bfloat16)
+    x[1, 3], x[3, 3], x[5] = float("nan"), float("inf"), 0.0
     _, scale = hadamard_int8_rows(x, hadamard(x).to(x.dtype))
     _, _, float8_scale = add_norm_quantize(x.bfloat16())
     for found in (scale, float8_scale):
-        others = torch.arange(9, device=found.device) != 4
-        assert found[others].isfinite().all()
-        assert bool(found[4].isfinite()) == (value == 0)
+        assert found.isfinite().tolist() == [True, False, True, False, True, True, True]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -254,7 +251,7 @@ def test_float8_rows(device):
 def test_operations_say_what_they_give(device):
     from wsdm_ray.modeling import gemm_kernel, norm_kernels
 
-    x, norm = normal(9, 256, device=device), normal(256, device=device).float()
+    x, norm = normal(3, 256, device=device), normal(256, device=device).float()
     rows, scale = quantize_rows(x, torch.int8)
     weight, weight_scale = quantize_rows(normal(512, 256, device=device) / 20, torch.int8)
     both = (rows, scale, weight, weight_scale)
@@ -330,7 +327,8 @@ def test_a_stack(precision, family, device, family_model, monkeypatch):
         folder, HeadConfig(), seed=0, device="cpu", dtype=torch.float32, quantization="none"
     )
     source = np.random.default_rng(0)
-    lists = [[source.integers(3, 300, 8).astype(np.int32)] for _ in range(3)]
+    tokens = 8 if device == "cuda" else 6
+    lists = [[source.integers(3, 300, tokens).astype(np.int32)] for _ in range(3)]
     prompts, *answers = (Ragged.from_lists(each) for each in lists)
     layout = in_one_row(lay_out("shared", prompts, tuple(answers), np.arange(1)), 128 * (device == "cuda"))
 

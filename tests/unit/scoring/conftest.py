@@ -108,8 +108,8 @@ def encoder(classifiers: tuple[ModelSpec, ModelSpec]) -> PairEncoder:
 
 @pytest.fixture(scope="session")
 def texts() -> list[list[str]]:
-    """Prompts, responses a and responses b of 60 pairs."""
-    return [random_texts(60, seed) for seed in range(3)]
+    """Prompts, responses a and responses b of 30 pairs."""
+    return [random_texts(60, seed)[30:] for seed in range(3)]
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file, save_file
 
+from tests.runs import open_run
 from tests.unit.modeling.checkpoints import manifest_of, trained
 from tests.unit.scoring.conftest import random_rows
 from wsdm_ray.config import ScoreConfig
@@ -18,7 +19,6 @@ from wsdm_ray.errors import ConfigError, ModelError, RunMismatchError, WsdmRayEr
 from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.families import FAMILIES
 from wsdm_ray.modeling.manifest import Manifest, read_manifest
-from wsdm_ray.runs import open_run
 from wsdm_ray.scoring.check import (
     Cluster,
     ScoreRun,

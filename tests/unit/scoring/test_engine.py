@@ -33,7 +33,7 @@ def test_swapping_the_responses_gives_exactly_the_rest(scorer, encoder, texts, l
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_swapping_some_rows_leaves_the_others(scorer, encoder, texts, layout):
     prompts, a, b = texts
-    flip = np.arange(60) % 3 == 0
+    flip = np.arange(30) % 3 == 0
     mixed_a, mixed_b = (
         [(y if flip[i] else x) for i, (x, y) in enumerate(zip(*columns, strict=True))]
         for columns in ((a, b), (b, a))
@@ -67,10 +67,10 @@ def test_neighbours_do_not_matter(scorer, encoder, texts, layout, orders):
     together = probabilities(scorer, encoder.encode(*texts), layout, orders, budget=1_500)
     alone = [
         probabilities(scorer, encoder.encode(*([column[i]] for column in texts)), "padded", orders)[0]
-        for i in range(0, 60, 6)
+        for i in range(0, 30, 3)
     ]
     # float32 on a CPU: the sums of a longer row are taken in another order.
-    np.testing.assert_allclose(together[::6], alone, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(together[::3], alone, rtol=0, atol=1e-5)
     backwards = [column[::-1] for column in texts]
     turned = probabilities(scorer, encoder.encode(*backwards), layout, orders, budget=300)
     np.testing.assert_allclose(turned[::-1], together, rtol=0, atol=1e-5)
@@ -90,7 +90,7 @@ def test_one_ordering_is_half_of_both(scorer, encoder, texts):
     both = log_odds(scorer, pairs, BOTH, layout="packed", token_budget=600).log_odds_NO
     for orders, column in (("ab", 0), ("ba", 1)):
         one = log_odds(scorer, pairs, orderings_of(orders), layout="packed", token_budget=600).log_odds_NO
-        assert one.shape == (60, 1)
+        assert one.shape == (30, 1)
         np.testing.assert_allclose(one[:, 0], both[:, column], rtol=0, atol=1e-5)
 
 
@@ -122,8 +122,8 @@ def test_what_is_not_finite_becomes_nan_of_its_row_alone(scorer, encoder, texts,
     found = log_odds(
         wrapped(scorer, spoiled), pairs, orderings, layout="padded", token_budget=600
     ).log_odds_NO
-    hit = np.array([marked in [*pairs.prefix[i], *pairs.suffix_ab[i]] for i in range(60)])
-    assert 0 < hit.sum() < 60
+    hit = np.array([marked in [*pairs.prefix[i], *pairs.suffix_ab[i]] for i in range(30)])
+    assert 0 < hit.sum() < 30
     assert np.isnan(found[hit]).all()
     np.testing.assert_array_equal(found[~hit], clean[~hit])
 
@@ -160,7 +160,7 @@ def test_a_pair_over_the_budget_asked_for_is_an_error_of_its_row(scorer, encoder
     tokens = pairs.prefix.lengths * (1 if layout == "shared" else 2) + 2 * pairs.suffix_ab.lengths
     tokens = np.where(identical(pairs), pairs.tokens_N, tokens)
     over = tokens > 120
-    assert 0 < over.sum() < 60
+    assert 0 < over.sum() < 30
     assert found.errors_N[over].tolist() == [
         f"takes {number} tokens in the layout {layout}, over the token budget of 120; score it with a higher "
         "--token-budget or a lower --max-tokens"
@@ -175,7 +175,7 @@ def test_only_what_is_wanted_is_run(scorer, encoder, texts):
     prompts, a, b = texts
     pairs = encoder.encode(prompts, a, [*a[:6], *b[6:]])
     expected = log_odds(scorer, pairs, BOTH, layout="padded", token_budget=600)
-    wanted = np.random.default_rng(0).random((60, 2)) < 0.5
+    wanted = np.random.default_rng(0).random((30, 2)) < 0.5
     assert {tuple(row) for row in wanted.tolist()} == {(a, b) for a in (True, False) for b in (True, False)}
     found = log_odds(scorer, pairs, BOTH, layout="padded", token_budget=600, wanted_NO=wanted)
     same = identical(pairs)
@@ -184,4 +184,4 @@ def test_only_what_is_wanted_is_run(scorer, encoder, texts):
     np.testing.assert_array_equal(np.isfinite(found.log_odds_NO), known)
     np.testing.assert_allclose(found.log_odds_NO[known], expected.log_odds_NO[known], rtol=0, atol=1e-5)
     assert found.forward_tokens < expected.forward_tokens
-    assert found.errors_N.tolist() == [None] * 60
+    assert found.errors_N.tolist() == [None] * 30

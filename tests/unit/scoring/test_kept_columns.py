@@ -15,7 +15,8 @@ from wsdm_ray.errors import ConfigError, DataError
 from wsdm_ray.inputs.conversion import ParquetInput
 from wsdm_ray.inputs.files import InputFile
 from wsdm_ray.scoring.kept_columns import NO_COLUMNS, append_kept, encoded_kept, kept_names, kept_schema
-from wsdm_ray.scoring.plan import ScorePlan, WorkUnit, read_columns
+from wsdm_ray.scoring.plan import ScorePlan, Slice, WorkUnit
+from wsdm_ray.scoring.unit_rows import read_columns
 
 
 def plan_of(tmp_path, *tables: pa.Table, unit_rows: int = 2) -> ScorePlan:
@@ -26,7 +27,8 @@ def plan_of(tmp_path, *tables: pa.Table, unit_rows: int = 2) -> ScorePlan:
         pq.write_table(table, path)
         source = ParquetInput(file=InputFile(path, "abc"[number]), columns=Columns())
         for start in range(0, len(table), unit_rows):
-            units.append(WorkUnit(len(units), source, start, min(unit_rows, len(table) - start)))
+            part = Slice(source, start, min(unit_rows, len(table) - start))
+            units.append(WorkUnit(len(units), (part,)))
     return ScorePlan(tuple(units), pa.int64())
 
 
@@ -35,8 +37,9 @@ def kept(plan: ScorePlan, *names: str) -> pa.Table:
     schema = kept_schema(plan, names)
     found = []
     for unit in plan.units:
-        own = kept_names(unit.source, schema)
-        encoded = pa.table(dict(encoded_kept(read_columns(unit, own), own, schema)))
+        [part] = unit.slices
+        own = kept_names(part.source, schema)
+        encoded = pa.table(dict(encoded_kept(read_columns(part, own), own, schema)))
         found.append(append_kept(pa.table({"id": range(unit.rows)}), encoded).drop_columns(["id"]))
     return pa.concat_tables(found)
 
@@ -124,7 +127,9 @@ def test_columns_of_a_file_that_is_converted_keep_the_names_that_it_gives(tmp_pa
     columns = Columns(id="key", prompt="q")
     plan = made_plan([str(tmp_path / "x.jsonl")], 5, columns, others=names)
     assert kept(plan, *names).to_pylist() == [{"q": "p", "prompt": "aside", "more": 5, "key": 1}]
-    assert pq.read_schema(plan.units[0].path).get_field_index("left") == -1, "it is not copied"
+    assert pq.read_schema(plan.units[0].slices[0].source.file.path).get_field_index("left") == -1, (
+        "it is not copied"
+    )
     with pytest.raises(DataError) as caught:
         kept_schema(plan, ("gone",))
     assert "x.jsonl: no column gone in any input file (there are key, q," in str(caught.value)

@@ -9,7 +9,20 @@ from hypothesis import strategies as st
 from tests.unit.scoring.fakes import plan_of
 from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
-from wsdm_ray.scoring.plan import part_name, read_unit, row_groups_of
+from wsdm_ray.inputs.conversion import ParquetInput
+from wsdm_ray.inputs.files import InputFile
+from wsdm_ray.inputs.parquet_rows import row_groups_of
+from wsdm_ray.scoring.input_facts import FileFacts
+from wsdm_ray.scoring.plan import (
+    Slice,
+    WorkUnit,
+    cut_digest,
+    cut_units,
+    narrowed,
+    part_name,
+    place_of,
+)
+from wsdm_ray.scoring.unit_rows import read_unit
 
 
 def table_of(ids: list, kind: pa.DataType | None = None) -> pa.Table:
@@ -23,6 +36,10 @@ def table_of(ids: list, kind: pa.DataType | None = None) -> pa.Table:
             "response_a": texts,
         }
     )
+
+
+def places_of(unit: WorkUnit) -> list[tuple[int, int]]:
+    return [(part.start, part.rows) for part in unit.slices]
 
 
 def refusal(files: list[str], columns: Columns | None = None) -> str:
@@ -78,15 +95,15 @@ def test_every_row_once_in_order(tmp_path, sizes, group_rows, unit_rows):
 def test_large_files_are_read_in_pieces(write, group_rows):
     path = write(table_of(list(range(9_000))), row_group_size=group_rows)
     plan = plan_of([path], 2_500)
-    assert [(unit.start, unit.rows) for unit in plan.units] == [
+    assert [place for unit in plan.units for place in places_of(unit)] == [
         (0, 2_500),
         (2_500, 2_500),
         (5_000, 2_500),
         (7_500, 1_500),
     ]
     for unit in plan.units:
-        ids = read_unit(unit).table["id"].to_pylist()
-        assert ids == list(range(unit.start, unit.start + unit.rows))
+        [(start, rows)] = places_of(unit)
+        assert read_unit(unit).table["id"].to_pylist() == list(range(start, start + rows))
 
 
 @pytest.mark.parametrize(
@@ -120,9 +137,9 @@ def test_columns_by_other_names(write):
 def test_empty_files_among_others(write):
     files = [write(table_of(ids), f"{i}.parquet") for i, ids in enumerate([[], [1, 2], [], [3]])]
     plan = plan_of(files, 10)
-    assert [(unit.number, unit.path, unit.start, unit.rows) for unit in plan.units] == [
-        (0, files[1], 0, 2), (1, files[3], 0, 1)
-    ]  # fmt: skip
+    [unit] = plan.units
+    assert [(part.source.file.path, part.rows) for part in unit.slices] == [(files[1], 2), (files[3], 1)]
+    assert read_unit(unit).table["id"].to_pylist() == [1, 2, 3]
 
 
 def test_an_empty_file_whose_columns_have_no_type(write):
@@ -213,14 +230,15 @@ def test_no_rows(write):
 @pytest.mark.parametrize("left", [0, 5, 12])
 def test_a_file_that_shrank(write, left):
     path = write(table_of(list(range(20))), row_group_size=4)
-    units = plan_of([path], 10).units
+    [first, second] = plan_of([path], 10).units
     write(table_of(list(range(left))), row_group_size=4)
-    with pytest.raises(DataError) as caught:
-        read_unit(units[1])
-    missing = min(20 - left, 10)
-    assert str(caught.value) == (
-        f"{path}: {missing} rows fewer than when the run was planned; restore the file"
-    )
+    for unit in (first, second):
+        with pytest.raises(DataError) as caught:
+            read_unit(unit)
+        assert str(caught.value).startswith(f"{path}: has changed from ")
+        assert str(caught.value).endswith(
+            "bytes since the run was planned; restore it, or score what is there now into another --output"
+        )
 
 
 IDS = {
@@ -306,3 +324,70 @@ def test_a_column_with_the_name_of_our_faults_stops_no_row(tmp_path):
     pq.write_table(table, tmp_path / "x.parquet")
     [unit] = plan_of([str(tmp_path / "x.parquet")], 10).units
     assert read_unit(unit).faults == {}
+
+
+# Several files
+
+
+@given(
+    sizes=st.lists(st.integers(1, 3_000), min_size=1, max_size=30),
+    unit_rows=st.none() | st.integers(1, 2_000),
+    row_bytes=st.sampled_from([1, 10_000, 200_000]),
+)
+def test_units_hold_every_row_once_and_are_no_larger_than_they_should(sizes, unit_rows, row_bytes):
+    sources = [ParquetInput(file=InputFile(str(i), str(i)), columns=Columns()) for i in range(len(sizes))]
+    files = [
+        FileFacts(source, rows, rows * row_bytes, pa.int64())
+        for source, rows in zip(sources, sizes, strict=True)
+    ]
+    units = cut_units(files, unit_rows)
+    assert [unit.number for unit in units] == list(range(len(units)))
+    assert all(unit.rows <= (unit_rows or 1_000) for unit in units)
+    assert all(unit.rows * row_bytes <= 64 << 20 for unit in units)
+    rows = [(part.source, row) for unit in units for part in unit.slices for row in rows_of(part)]
+    assert rows == [(file.source, row) for file in files for row in range(file.rows)]
+    for unit in units:  # only whole files share a unit
+        assert len(unit.slices) == 1 or all(
+            (part.start, part.rows) == (0, sizes[sources.index(part.source)]) for part in unit.slices
+        )
+
+
+def rows_of(part: Slice) -> range:
+    return range(part.start, part.start + part.rows)
+
+
+def test_units_are_small_at_the_end_of_a_run():
+    source = ParquetInput(file=InputFile("x", "x"), columns=Columns())
+    sizes = [unit.rows for unit in cut_units([FileFacts(source, 600_000, 1, pa.int64())], None)]
+    assert sum(sizes) == 600_000
+    assert max(sizes) <= 1_000
+    assert max(sizes[-100:]) <= 250
+    assert len(cut_units([FileFacts(source, 1_000, 1, pa.int64())], None)) == 4
+
+
+def test_small_files_share_units_and_keep_their_ids_and_faults(write):
+    tables = [
+        table_of([1, 2]),
+        replaced("prompt", pa.array([b"\xff", b"good"])),
+        table_of(["x"], pa.string()),
+    ]
+    files = [write(table, f"{number}.parquet") for number, table in enumerate(tables)]
+    for number, ids in ((1, [3, 4]),):
+        write(tables[number].set_column(2, "id", pa.array(ids)), f"{number}.parquet")
+    plan = plan_of(files, 10)
+    [unit] = plan.units
+    rows, faults = read_unit(unit)
+    assert rows["id"].to_pylist() == ["1", "2", "3", "4", "x"]
+    assert {row: str(fault) for row, fault in faults.items()} == {2: "prompt is not UTF-8"}
+    assert read_unit(narrowed(unit, 1, 4)).table["id"].to_pylist() == ["2", "3", "4", "x"]
+    assert read_unit(narrowed(unit, 2, 1)).faults.keys() == {0}
+    assert place_of(unit) == f"{files[0]} from row 0 and 2 more files"
+
+
+def test_a_cut_of_several_files_is_in_the_fingerprint(write):
+    files = [write(table_of([number]), f"{number}.parquet") for number in range(4)]
+    assert cut_digest(plan_of(files, 1)) is None, "as earlier versions cut"
+    pairs, all_four = cut_digest(plan_of(files, 2)), cut_digest(plan_of(files, 4))
+    assert None not in (pairs, all_four)
+    assert pairs != all_four
+    assert pairs == cut_digest(plan_of(files, 2))

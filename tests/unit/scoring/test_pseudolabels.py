@@ -26,9 +26,10 @@ from wsdm_ray.scoring.check import Cluster, ScoreRun
 from wsdm_ray.scoring.kept_columns import NO_COLUMNS
 from wsdm_ray.scoring.label_counts import REASONS, Distribution
 from wsdm_ray.scoring.model_spec import ModelSpec
-from wsdm_ray.scoring.plan import part_name, read_unit
+from wsdm_ray.scoring.plan import part_name
 from wsdm_ray.scoring.pseudolabels import drop_codes, pseudolabel
 from wsdm_ray.scoring.replica import ReplicaOptions
+from wsdm_ray.scoring.unit_rows import read_unit
 from wsdm_ray.storage import list_files
 
 NONE = np.empty(0, "S16")

@@ -8,10 +8,15 @@ import pyarrow.parquet as pq
 
 from tests.unit.scoring.fakes import plan_of
 from wsdm_ray.runs import PRIVATE_FOLDER, run_folder
-from wsdm_ray.scoring.plan import read_unit
+from wsdm_ray.scoring.plan import WorkUnit
 from wsdm_ray.scoring.shared_inputs import shared_units
+from wsdm_ray.scoring.unit_rows import read_unit
 
 ROWS = [{"id": row, "prompt": f"p{row}", "response_a": "a", "response_b": "b"} for row in range(5)]
+
+
+def place_in_file(unit: WorkUnit) -> list[tuple[int, int]]:
+    return [(part.start, part.rows) for part in unit.slices]
 
 
 def test_units_of_converted_files_are_read_from_the_private_folder(tmp_path):
@@ -22,9 +27,10 @@ def test_units_of_converted_files_are_read_from_the_private_folder(tmp_path):
     output = str(tmp_path / "out")
     units = shared_units(plan.units[1:], output)  # as where the first unit is done
     folder = Path(run_folder(output), PRIVATE_FOLDER, "inputs")
-    assert [Path(unit.path).parent for unit in units] == [folder] * 2 + [tmp_path] * 3
-    assert [(unit.number, unit.start, unit.rows) for unit in units] == [
-        (unit.number, unit.start, unit.rows) for unit in plan.units[1:]
+    parts = [part for unit in units for part in unit.slices]
+    assert [Path(part.source.file.path).parent for part in parts] == [folder] * 2 + [tmp_path] * 3
+    assert [(unit.number, place_in_file(unit)) for unit in units] == [
+        (unit.number, place_in_file(unit)) for unit in plan.units[1:]
     ]
     for unit, original in zip(units, plan.units[1:], strict=True):
         assert read_unit(unit).table.equals(read_unit(original).table)

@@ -73,6 +73,10 @@ def test_the_fingerprint_has_what_decides_the_classifier_and_no_more(config):
         others = {"allow_leakage": True, **decisive}
         assert changed(config, **others).fingerprint != fingerprint, decisive
     # Dropout depends on the micro-batches, not on who runs them.
+    assert (
+        changed(config, num_workers=2, min_workers=1).fingerprint
+        == changed(config, num_workers=2).fingerprint
+    )
     one, two = (changed(config, num_workers=size, micro_batches=2) for size in (1, 2))
     assert one.fingerprint == two.fingerprint
 

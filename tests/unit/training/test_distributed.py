@@ -1,5 +1,6 @@
 """What workers do together: shares of the micro-batches, sums of gradients."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 from wsdm_ray.config import HeadConfig
 from wsdm_ray.training.distributed import WorkerGroup, clip_gradients, current_group
+from wsdm_ray.training.gradients import GradientReducer
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,9 @@ class GroupWithIdleWorker(WorkerGroup):
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
+    def start_all_reduce(self, tensor: torch.Tensor) -> Callable[[], object]:
+        return lambda: tensor
+
 
 @dataclass(frozen=True)
 class GroupOfTwins(WorkerGroup):
@@ -31,6 +36,10 @@ class GroupOfTwins(WorkerGroup):
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.mul_(2)
+
+    def start_all_reduce(self, tensor: torch.Tensor) -> Callable[[], object]:
+        """The sum is there when it is waited for, not before."""
+        return lambda: tensor.mul_(2)
 
 
 def test_a_process_of_its_own_is_the_first_of_one():
@@ -53,7 +62,7 @@ def test_gradients_are_summed_each_in_its_shape_and_type():
     idle = nn.Parameter(torch.ones(2))
     adapter.grad = torch.arange(6.0).view(2, 3)
     head.grad = torch.full((4,), 0.5, dtype=torch.bfloat16)
-    GroupOfTwins().all_reduce_gradients([adapter, head, idle])
+    GradientReducer(GroupOfTwins(), [adapter, head, idle]).finish()
     assert adapter.grad.tolist() == [[0, 2, 4], [6, 8, 10]]
     assert head.grad.dtype == torch.bfloat16
     assert head.grad.tolist() == [1, 1, 1, 1]

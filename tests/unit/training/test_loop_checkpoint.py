@@ -51,3 +51,24 @@ def test_a_checkpoint_of_other_layers(trainer_of, tmp_path):
     trainer_of(lora=LoraConfig(r=4, targets=("q_proj",))).save(str(tmp_path))
     with pytest.raises(ModelError, match=r"lacks base_model\.model\.model\.layers\.0\.mlp\.down_proj"):
         trainer_of().restore(str(tmp_path))
+
+
+def test_a_snapshot_is_not_changed_by_the_steps_that_follow(trainer_of, tmp_path):
+    for name, options in (("fp32", {}), ("bf16", {"head": HeadConfig(dropout=0.0, precision="bf16")})):
+        trainer = trainer_of(**options)
+        steps = trainer.steps()
+        next(steps)
+        snapshot = trainer.snapshot()
+        trainer.network.save_pretrained(tmp_path / name / "by-peft", save_embedding_layers=False)
+        trainer.save(str(tmp_path / name / "then"))
+        list(steps)
+        snapshot.write(str(tmp_path / name / "later"))
+        names = {path.name for path in (tmp_path / name / "then").iterdir()}
+        assert names == {path.name for path in (tmp_path / name / "later").iterdir()}
+        files = [
+            {file: (tmp_path / name / folder / file).read_bytes() for file in names}
+            for folder in ("then", "later")
+        ]
+        assert files[0] == files[1]
+        weights = tmp_path / name / "by-peft" / "adapter_model.safetensors"
+        assert weights.read_bytes() == files[1]["adapter_model.safetensors"]

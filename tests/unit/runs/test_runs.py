@@ -5,20 +5,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs import finish_run, open_run
 from wsdm_ray.config import ArenaConfig
-from wsdm_ray.errors import ConfigError, RunMismatchError, StorageError
+from wsdm_ray.errors import ConfigError, RunBusyError, RunMismatchError, StorageError
 from wsdm_ray.runs import (
     PRIVATE_FOLDER,
     changes,
     check_no_overlap,
     check_no_overwrite,
+    claims,
     file_versions,
-    finish_run,
-    open_run,
+    hold_run,
     options,
     read_run,
     run_folder,
 )
+from wsdm_ray.storage import write_json
 
 OPTIONS = {"options": {"seed": 0, "columns": {"id": "id"}}, "inputs": {"a.parquet": {"bytes": 1}}}
 
@@ -84,6 +86,42 @@ def test_leftovers_of_a_job_that_does_not_resume_are_deleted(tmp_path):
         open_run(folder, "arena", {"seed": 2}, restart=False)
     assert open_run(folder, "arena", {"seed": 2}, restart=False, resumes=False) is None
     assert [path.name for path in tmp_path.iterdir()] == ["_run.json"]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_a_run_at_work_wrote_is_not_deleted(tmp_path, restart):
+    folder = str(tmp_path)
+    with hold_run(folder, "prepare", {"seed": 1}, restart=False, resumes=False):
+        (tmp_path / "part-000007.parquet").write_bytes(b"rows")
+        before = tree(tmp_path)
+        assert before == ["_lease-000001.json", "_run.json", "part-000007.parquet"]
+        with pytest.raises(RunBusyError, match="is at work on it; wait for it"):
+            open_run(folder, "prepare", {"seed": 1}, restart, resumes=False)
+        kind, message = (
+            (RunBusyError, "is at work on it") if restart else (RunMismatchError, "another command")
+        )
+        with pytest.raises(kind, match=message):
+            open_run(folder, "prepare", {"seed": 2}, restart, resumes=False)
+        with pytest.raises(RunMismatchError, match=r'job: "prepare" -> "arena"|holds a run of prepare'):
+            open_run(folder, "arena", {"seed": 1}, restart)
+        assert tree(tmp_path) == before
+    assert tree(tmp_path) == before[1:]
+
+
+def test_two_kinds_of_jobs_do_not_share_a_folder(tmp_path, monkeypatch):
+    """The record of the one lies beside the folder, that of the other within it: each looks for both."""
+    output = str(tmp_path / "out")
+    before = claims.check_empty
+
+    def late(*place):
+        before(*place)
+        monkeypatch.setattr(claims, "check_empty", before)
+        write_json(f"{output}/_run.json", {"job": "prepare", "fingerprint": {}, "claim": "1 x"})
+
+    monkeypatch.setattr(claims, "check_empty", late)
+    with pytest.raises(RunMismatchError, match="a run of prepare begins there, too; choose another --output"):
+        open_run(output, "score", OPTIONS, restart=False)
+    assert tree(tmp_path) == ["out/_run.json"]
 
 
 @pytest.mark.parametrize("name", ["holiday.jpg", "part-000000.parquet", ".hidden"])

@@ -1,0 +1,90 @@
+"""The flow of a run, with a function in place of Ray that commits parts."""
+
+import sys
+import time
+import types
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.unit.scoring.conftest import random_rows
+from tests.unit.scoring.fakes import plan_of
+from wsdm_ray.errors import RunBusyError
+from wsdm_ray.runs import digest_of, numeric_versions, read_run
+from wsdm_ray.scoring import pipeline
+from wsdm_ray.scoring.check import Cluster, ScoreRun
+from wsdm_ray.scoring.parts import RUN_KEY, UnitReport, write_part
+from wsdm_ray.scoring.replica import ReplicaOptions
+
+
+@pytest.fixture
+def run(tmp_path) -> ScoreRun:
+    """Three units of ten rows."""
+    pq.write_table(random_rows(30), tmp_path / "rows.parquet")
+    output = str(tmp_path / "out")
+    replica = ReplicaOptions(
+        models=(), output=output, id_type=pa.int64(), orders="both", layout="padded", token_budget=None,
+        logits=False, threads=1,
+    )  # fmt: skip
+    return ScoreRun(
+        output=output, restart=False, files=(), plan=plan_of([str(tmp_path / "rows.parquet")], 10),
+        replica=replica, cluster=Cluster(replicas=1, on_gpu=False, threads=1),
+        fingerprint={"seed": 0}, config={}, started=time.monotonic(),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def scored(monkeypatch) -> list[int]:
+    """The units that were scored, in their order."""
+    numbers = []
+
+    def score_units(run, units, replica_class, on_report):
+        reports = []
+        for unit in units:
+            report = UnitReport(unit=unit.number, rows=unit.rows)
+            table = pa.table({"id": [*range(unit.rows)]})
+            reports.append(write_part(run.output, table, report, run.replica.run_digest))
+            assert run.replica.numbers == numeric_versions()
+            numbers.append(unit.number)
+            on_report()
+        return reports
+
+    fake = types.SimpleNamespace(score_units=score_units)
+    monkeypatch.setitem(sys.modules, "wsdm_ray.scoring.ray_data", fake)
+    return numbers
+
+
+def test_parts_carry_the_run_and_those_of_another_are_scored_again(run, scored, caplog):
+    written = pipeline.execute(run)
+    assert scored == [0, 1, 2]
+    digest = digest_of({"seed": 0})
+    for path in Path(run.output).iterdir():
+        assert pq.read_metadata(path).metadata[RUN_KEY] == digest.encode()
+    assert written == read_run(run.output)
+    assert written["computed_with"] == numeric_versions()
+    assert pipeline.execute(run) == written, "complete"
+    path = Path(run.output, "part-000001.parquet")
+    path.unlink()
+    write_part(run.output, pa.table({"id": [1] * 10}), UnitReport(unit=1, rows=10), "another")
+    Path(run.output, "part-000002.parquet").unlink()
+    again = pipeline.execute(run)
+    assert scored == [0, 1, 2, 1, 2]
+    assert f"{path}: is of another run; its rows are scored again" in caplog.text
+    assert again["counts"] == written["counts"] | {"resumed_units": 1}
+    assert [each.name for each in Path(f"{run.output}.run").iterdir()] == ["run.json"]
+
+
+def test_a_process_whose_run_was_taken_over_does_not_finish_it(run, scored, monkeypatch):
+    def add_up(*arguments):
+        lease = Path(f"{run.output}.run", "_lease-000001.json")
+        lease.rename(lease.with_name("_lease-000002.json"))  # as another process's
+        return totals(*arguments)
+
+    totals = pipeline.add_up
+    monkeypatch.setattr(pipeline, "add_up", add_up)
+    with pytest.raises(RunBusyError, match="was taken over by process"):
+        pipeline.execute(run)
+    assert scored == [0, 1, 2]
+    assert not read_run(run.output)

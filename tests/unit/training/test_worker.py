@@ -1,0 +1,86 @@
+"""Checkpoints are written beside the steps: one at a time, by the first worker, reported by all."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.train import Checkpoint, CheckpointUploadMode
+
+from wsdm_ray.errors import DataError, StorageError
+from wsdm_ray.failures import FinalError, unpack_error
+from wsdm_ray.training import worker
+from wsdm_ray.training.worker import CheckpointSaver
+
+
+class FakeTrainer:
+    def __init__(self, is_first: bool = True):
+        self.group = SimpleNamespace(is_first=is_first)
+        self.config = SimpleNamespace(output="/output")
+        self.step = 0
+
+    def snapshot(self) -> Any:
+        step = self.step
+        return SimpleNamespace(write=lambda folder: Path(folder, "step").write_text(str(step)))
+
+
+@pytest.fixture
+def reports(monkeypatch) -> list[dict[str, Any]]:
+    """What Ray Train was told; uploads are calls that the test makes."""
+    found: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        "ray.train.report", lambda metrics, **given: found.append({"metrics": metrics} | given)
+    )
+    return found
+
+
+METRICS: Any = SimpleNamespace(summary=lambda: {"step": 1})
+
+
+def test_other_workers_report_their_metrics_alone(reports):
+    CheckpointSaver(FakeTrainer(is_first=False)).report(METRICS)  # pyright: ignore[reportArgumentType]
+    assert reports == [{"metrics": {"step": 1}, "checkpoint_upload_mode": CheckpointUploadMode.ASYNC}]
+
+
+def test_steps_go_on_while_one_checkpoint_is_written(reports, monkeypatch):
+    uploaded: list[tuple[str, str, str]] = []
+    monkeypatch.setattr(
+        worker,
+        "upload",
+        lambda local, output, name: uploaded.append((output, name, Path(local.path, "step").read_text())),
+    )
+    trainer = FakeTrainer()
+    saver = CheckpointSaver(trainer)  # pyright: ignore[reportArgumentType]
+    trainer.step = 1
+    saver.report(METRICS)
+    trainer.step = 2
+    [first] = reports
+    assert first["checkpoint_upload_mode"] == CheckpointUploadMode.ASYNC
+    assert not uploaded, "the report does not wait for it"
+    assert not saver.idle.is_set()
+
+    def finish_first() -> None:
+        first["checkpoint_upload_fn"](first["checkpoint"], first["checkpoint_dir_name"])
+        assert saver.idle.is_set()
+
+    monkeypatch.setattr(saver.idle, "wait", finish_first)
+    saver.report(METRICS)
+    assert len(reports) == 2, "a second waits for the first"
+    assert uploaded == [("/output", "step-000001", "1")]
+    assert not Path(first["checkpoint"].path).exists()
+
+
+@pytest.mark.parametrize(("error", "is_final"), [(DataError("no rows"), True), (StorageError("slow"), False)])
+def test_an_error_of_the_upload_is_raised_and_the_next_one_may_begin(reports, monkeypatch, error, is_final):
+    def fail(*arguments: Any) -> Checkpoint:
+        raise error
+
+    monkeypatch.setattr(worker, "upload", fail)
+    saver = CheckpointSaver(FakeTrainer())  # pyright: ignore[reportArgumentType]
+    saver.report(METRICS)
+    with pytest.raises(FinalError if is_final else StorageError) as caught:
+        reports[0]["checkpoint_upload_fn"](reports[0]["checkpoint"], "step-000000")
+    if is_final:
+        assert str(unpack_error(str(caught.value))) == "no rows"
+    assert not Path(reports[0]["checkpoint"].path).exists()
+    saver.report(METRICS)

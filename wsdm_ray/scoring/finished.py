@@ -1,0 +1,56 @@
+"""A run that is finished says so by listings alone: before any row is read, and without Ray or torch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from wsdm_ray.config import ScoreConfig
+from wsdm_ray.errors import WsdmRayError
+from wsdm_ray.inputs.files import list_inputs
+from wsdm_ray.modeling.manifest import folder_digest
+from wsdm_ray.runs import RUN_FILE, file_versions, find_run, run_folder
+from wsdm_ray.runs.names import listed
+from wsdm_ray.scoring.check import options_of_the_output
+from wsdm_ray.scoring.parts import list_parts
+from wsdm_ray.storage import local_copy, model_location
+
+__all__ = ["finished_run"]
+
+
+def finished_run(config: ScoreConfig) -> dict[str, Any] | None:
+    """What run.json holds, where this very command is finished and all its parts are there; else None.
+
+    None as well where it is not plain, or something is wrong: the checks of the run say what.
+    """
+    if config.restart or config.dry_run or config.submission:
+        return None
+    try:
+        earlier = find_run(config.output)
+        if earlier is None or not earlier.finished or earlier.record["job"] != "score":
+            return None
+        if listed(run_folder(config.output)) != [RUN_FILE]:  # something is left to be tidied up
+            return None
+        is_same = is_of(config, earlier.record["fingerprint"])
+        units = earlier.record["counts"]["units"]
+        are_there = sorted(list_parts(config.output)) == [*range(units)]
+        return earlier.record if is_same and are_there else None
+    except (WsdmRayError, KeyError):
+        return None
+
+
+def is_of(config: ScoreConfig, fingerprint: Mapping[str, Any]) -> bool:
+    """Whether a fingerprint is that of the command, as far as no cluster is needed to know.
+
+    What the cluster decided (`auto`) is as it was when the run was made.
+    """
+    options = options_of_the_output(config)
+    if config.layout == "auto":
+        options["layout"] = fingerprint["options"]["layout"]
+    models = fingerprint["models"]
+    return (
+        options == fingerprint["options"]
+        and len(models) == len(config.model)
+        and all(config.precision in ("auto", model["precision"]) for model in models)
+        and file_versions([file.path for file in list_inputs(config.input)]) == fingerprint["inputs"]
+        and [folder_digest(local_copy(model_location(folder))) for folder in config.model]
+        == [model["digest"] for model in models]
+    )

@@ -1,0 +1,201 @@
+"""What a plan must know of each input file, by its footer and its ids: columns, rows, sizes, ids there twice.
+
+Not covered: how the rows are cut into units (`plan`), and the texts, which are not read here.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wsdm_ray.config import Columns
+from wsdm_ray.errors import DataError
+from wsdm_ray.inputs.conversion import ParquetInput
+from wsdm_ray.inputs.faults import BadFiles
+from wsdm_ray.inputs.files import with_partitions
+from wsdm_ray.inputs.parquet_rows import damage_named, read_slice, unchanged
+from wsdm_ray.inputs.rows import Reading, check_columns, holds_lists, made_ids, own_columns, warn_of_lists
+from wsdm_ray.inputs.values import holds_text, ids_of
+from wsdm_ray.schema import TEXTS
+from wsdm_ray.scoring.unique_ids import IdHashes, first_twice, hash_ids
+from wsdm_ray.storage import is_remote, open_parquet
+from wsdm_ray.telemetry import logger
+
+__all__ = ["FileFacts", "check_first_rows", "check_ids", "read_files"]
+
+READERS = 16
+LOCAL_READERS = 4
+"""Files that are read side by side, in a store, where most of the time is waiting, and on a disk."""
+
+ID_ROWS = 16_384
+READ_BYTES = 1 << 20
+"""Ids that are looked at at a time, and how much of a column is read at a time."""
+
+SAMPLE_ROWS = 100
+"""Rows of the input that are looked at for lists."""
+
+
+class FileFacts(NamedTuple):
+    """What the plan knows of a file; id_type: None where it has no rows."""
+
+    source: ParquetInput
+    rows: int
+    text_bytes: int
+    id_type: pa.DataType | None
+
+
+def read_files(sources: Sequence[ParquetInput], hashes: IdHashes, bad: BadFiles) -> list[FileFacts]:
+    """What the plan knows of each file, in order, but of those that cannot be read, which go to `bad`."""
+
+    known: dict[tuple, Columns] = {}
+
+    def read(source: ParquetInput) -> FileFacts | tuple[DataError, int | None]:
+        rows: list[int] = []
+        with unchanged(source.file):  # a file that changes is refused, never left out
+            try:
+                return read_file(source, hashes, rows, known)
+            except DataError as error:
+                return error, rows[0] if rows else None
+
+    found = []
+    readers = READERS if any(is_remote(source.file.path) for source in sources[:1]) else LOCAL_READERS
+    with ThreadPoolExecutor(readers) as pool:
+        for source, facts in zip(sources, pool.map(read, sources), strict=True):
+            if isinstance(facts, FileFacts):
+                found.append(facts)
+            else:
+                bad.add(source.shown, *facts)
+    return found
+
+
+def read_file(
+    source: ParquetInput, hashes: IdHashes, rows: list[int], known: dict[tuple, Columns]
+) -> FileFacts:
+    """The file with the names of its columns as it spells them, which are checked; its ids go to `hashes`.
+
+    A file without rows may have any columns.
+
+    Args:
+        rows: is given the number of rows once it is known.
+        known: columns by schema, of files that were checked: most files of an input have one schema.
+    """
+    with open_parquet(source.file.path, buffer_bytes=READ_BYTES) as file:
+        total = file.metadata.num_rows
+        rows.append(total)
+        if not total:
+            return FileFacts(source, 0, 0, None)
+        key = (
+            file.schema_arrow,
+            source.columns,
+            source.make_ids,
+            *(name for name, _ in source.file.partitions),
+        )
+        if key not in known:
+            known[key] = checked(source, file.schema_arrow)
+        source = dataclasses.replace(source, columns=known[key])
+        columns = list(own_hashes(source, file))
+        for _, found in columns:
+            hashes.add(found)
+        return FileFacts(source, total, text_bytes(source, file.metadata), columns[0][0])
+
+
+def own_hashes(source: ParquetInput, file: pq.ParquetFile) -> Iterator[tuple[pa.DataType, np.ndarray]]:
+    """Type and hashes of the ids of a file, some thousand at a time."""
+    for _, ids in id_columns(source, file):
+        yield ids.type, hash_ids(ids)
+
+
+def id_columns(source: ParquetInput, file: pq.ParquetFile) -> Iterator[tuple[int, pa.ChunkedArray]]:
+    """Ids of a file as int64 or string, some thousand at a time, each with the number of the first row."""
+    name, path, total, row = source.columns.id, source.shown, file.metadata.num_rows, 0
+    if name in file.schema_arrow.names:
+        with damage_named(path):
+            for batch in file.iter_batches(ID_ROWS, columns=[name], use_threads=False):
+                yield row, ids_of(pa.chunked_array([batch.column(0)]), path, row, name)
+                row += len(batch)
+        return
+    partition = with_partitions(pa.table({"": pa.nulls(1)}), source.file)
+    for row in range(0, total, ID_ROWS):
+        rows = min(ID_ROWS, total - row)
+        if name in partition.column_names:
+            repeated = pa.repeat(partition[name][0], rows)
+            yield row, ids_of(pa.chunked_array([repeated]), path, row, name)
+        else:
+            yield row, pa.chunked_array([made_ids(source.file, row, rows)])
+
+
+def text_bytes(source: ParquetInput, metadata: pq.FileMetaData) -> int:
+    """Bytes of a file's texts, decoded."""
+    names = {getattr(source.columns, name) for name in TEXTS}
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    parts = [group.column(place) for group in groups for place in range(metadata.num_columns)]
+    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in names)
+
+
+def checked(source: ParquetInput, schema: pa.Schema) -> Columns:
+    """The names of a file's columns as it spells them.
+
+    Raises:
+        DataError: a column of the pair is missing or cannot hold what it should.
+    """
+    path = source.shown
+    names = [*schema.names, *(name for name, _ in source.file.partitions if name not in schema.names)]
+    columns = own_columns(names, source.columns)
+    check_columns(names, path, Reading(columns=columns, make_ids=source.make_ids, labels=False))
+    for name in (getattr(columns, name) for name in TEXTS):
+        kind = schema.field(name).type if name in schema.names else pa.string()
+        if not holds_text(kind):
+            raise DataError(f"{path}: column {name!r} holds {kind}, but text is needed")
+    return columns
+
+
+def check_first_rows(source: ParquetInput) -> None:
+    """Warn where the first rows hold lists: each unit joins its own, where nobody sees a warning."""
+    names = [getattr(source.columns, name) for name in TEXTS]
+    try:
+        table = with_partitions(read_slice(source.file, names, 0, SAMPLE_ROWS), source.file)
+    except DataError:
+        if source.errors_in_rows:
+            return  # its rows will say so
+        raise
+    if holds_lists(table, source.columns):
+        warn_of_lists(source.file.path)
+
+
+def check_ids(hashes: IdHashes, sources: Sequence[ParquetInput], keep: bool) -> int:
+    """How many rows have an id that an earlier row has, which a warning says.
+
+    Args:
+        hashes: of all ids. sources: where they are.
+        keep: whether such rows are kept.
+
+    Raises:
+        DataError: there are such rows, and they are not to be kept.
+    """
+    count, repeated = hashes.duplicates()
+    twice = first_twice(places_of(sources, repeated)) if count else None
+    if twice is None:
+        return 0
+    value, places = twice
+    where = f"id {value} is in {' and '.join(places)}"
+    if not keep:
+        raise DataError(f"{where}; ids must be unique, drop or rename one")
+    logger.warning("score: %s rows have an id that an earlier row has, the first: %s", f"{count:,}", where)
+    return count
+
+
+def places_of(sources: Sequence[ParquetInput], repeated: np.ndarray) -> Iterator[tuple[int | str, str]]:
+    """Ids whose hashes are among `repeated`, in order, each with its file and row."""
+    for source in sources:
+        with (
+            unchanged(source.file),
+            open_parquet(source.file.path, buffer_bytes=READ_BYTES) as file,
+        ):
+            for first, ids in id_columns(source, file):
+                rows = np.flatnonzero(np.isin(hash_ids(ids), repeated))
+                for row, value in zip(rows.tolist(), ids.take(pa.array(rows)).to_pylist(), strict=True):
+                    yield value, f"{source.shown} row {first + row}"

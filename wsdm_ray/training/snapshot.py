@@ -1,0 +1,59 @@
+"""What a checkpoint holds, copied out of the way of the steps that follow, and written when there is time."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from wsdm_ray.modeling.checkpoint import save_classifier
+from wsdm_ray.modeling.manifest import Manifest
+from wsdm_ray.training.metrics import METRICS_FILE, StepMetrics
+from wsdm_ray.training.optimizer import flatten_state, write_state
+
+__all__ = ["Snapshot", "take_snapshot"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A checkpoint in the memory of the machine; nothing in it changes."""
+
+    network: nn.Module
+    """Says how the weights are saved; its own are not read."""
+    weights: dict[str, torch.Tensor]
+    """What trains, by its name in the network."""
+    optimizer: tuple[dict[str, torch.Tensor], dict[str, Any]]
+    """Of `flatten_state`."""
+    step: int
+    metrics: tuple[StepMetrics, ...]
+    manifest: Manifest
+    tokenizer_folder: str
+
+    def write(self, folder: str) -> None:
+        """Write a checkpoint that `score` can load, its manifest after all that the classifier needs."""
+        summary = self.metrics[-1].summary() if self.metrics else {"step": self.step}
+        manifest = dataclasses.replace(self.manifest, metrics=summary)
+        save_classifier(self.network, self.tokenizer_folder, folder, manifest, self.weights)
+        write_state(self.optimizer, self.step, folder)
+        rows = "".join(json.dumps(metrics.to_row()) + "\n" for metrics in self.metrics)
+        (Path(folder) / METRICS_FILE).write_text(rows)
+
+
+def take_snapshot(
+    network: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int,
+    metrics: Sequence[StepMetrics], manifest: Manifest, tokenizer_folder: str,
+) -> Snapshot:  # fmt: skip
+    """A copy of what trains, of the optimizer's state and of the metrics so far."""
+    return Snapshot(
+        network=network,
+        weights={name: value.detach().to("cpu", copy=True) for name, value in parameters.items()},
+        optimizer=flatten_state(optimizer.state_dict()),
+        step=step,
+        metrics=tuple(metrics),
+        manifest=manifest,
+        tokenizer_folder=tokenizer_folder,
+    )
