@@ -28,18 +28,16 @@ from common import HERE, write_result
 from tests.integration.campaign import (
     KINDS,
     Campaign,
-    Injected,
     Outcome,
     drawn,
     ended,
-    make_model,
-    make_pairs,
     predictions,
     run_once,
     start_driver,
 )
 from tests.integration.fault_proxy import run_proxy
 from tests.integration.servers import free_ports, run_s3, store_environment
+from tests.integration.struck_run import Injected, make_model, make_pairs
 from wsdm_ray.storage import filesystem
 
 RAY_ENVIRONMENT = {

@@ -27,8 +27,8 @@ import numpy as np
 import psutil
 from common import HERE, ROOT, write_result
 
-from tests.integration.campaign import load_hashing, make_model
 from tests.integration.servers import free_ports, run_s3, store_environment
+from tests.integration.struck_run import load_hashing, make_model
 from wsdm_ray import storage
 from wsdm_ray.config import ArenaConfig, ScoreConfig
 from wsdm_ray.data.arena import arena_batches, make_arena

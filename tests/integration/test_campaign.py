@@ -5,9 +5,10 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
-from tests.integration.campaign import Campaign, Injected, hashing_replica, make_model, make_pairs, run_once
+from tests.integration.campaign import Campaign, run_once
 from tests.integration.conftest import score_config
 from tests.integration.fault_proxy import FaultProxy
+from tests.integration.struck_run import Injected, hashing_replica, make_model, make_pairs
 from wsdm_ray.scoring.encode import encode_unit
 from wsdm_ray.scoring.pipeline import check
 
