@@ -46,7 +46,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "gpu_hour_price",
     ),
     "Seed, restart and resume": (
-        "seed", "checkpoint_steps", "max_failures", "loss_spike", "restart", "unit_timeout_seconds", "strict",
+        "seed", "checkpoint_steps", "max_failures", "loss_spike", "store_timeout_seconds", "restart",
+        "unit_timeout_seconds", "strict",
         "allow_version_change",
     ),
     "Text": ("text",),

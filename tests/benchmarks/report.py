@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from report_faults import fault_campaign, score_scale
 from report_models import real_models
 from report_scoring import same_answers, score_cpu, score_gpu
 from report_training import pseudolabels, quickstart, real_votes, rows_per_second, votes_study
@@ -25,6 +26,8 @@ SECTIONS: dict[str, Callable[[Any], list[str]]] = {
     "real_models": real_models,
     "score_cpu": score_cpu,
     "score_gpu": score_gpu,
+    "score_scale": score_scale,
+    "fault_campaign": fault_campaign,
     "same_answers": same_answers,
     "quickstart": quickstart,
     "real_votes": real_votes,

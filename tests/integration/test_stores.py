@@ -22,6 +22,7 @@ from wsdm_ray.errors import DataError, RunBusyError, RunMismatchError, StorageEr
 from wsdm_ray.inputs.files import list_inputs, with_partitions
 from wsdm_ray.inputs.tables import read_tables
 from wsdm_ray.runs import hold_run
+from wsdm_ray.storage import patience
 
 ROOT = Path(__file__).parents[2]
 
@@ -214,12 +215,14 @@ def test_endpoint_that_is_down_is_one_line(store_ports):
     (port,) = free_ports(1)
     environment = os.environ | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
     arguments = ["--input", "s3://bucket/votes", "--output", "s3://bucket/out"]
+    arguments += ["--store-timeout-seconds", "1"]
     run = subprocess.run(
         [sys.executable, "-m", "jobs.prepare", *arguments],
         env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert run.returncode == 1
-    (line,) = run.stderr.splitlines()
+    *told, line = run.stderr.splitlines()
+    assert all("trying again for up to 1 s" in each for each in told)
     assert line.startswith("error: s3://bucket/")
     assert "AWS_ENDPOINT_URL is the endpoint" in line
     assert line.endswith("check the bucket, the credentials and the endpoint")
@@ -233,6 +236,7 @@ def test_gcs_endpoint_that_is_down_is_one_line(store_ports, monkeypatch, caplog)
     (port,) = free_ports(1)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(gcsfs.retry.asyncio, "sleep", at_once)  # six attempts, half a minute in all
+    monkeypatch.setattr(patience, "PATIENCE", patience.Patience(first_seconds=0.1))
     client = fsspec.get_filesystem_class("gs")
     client.clear_instance_cache()  # it has the endpoint of the session
     try:

@@ -270,6 +270,14 @@ WRONG = [
 ]
 
 
+ON_STORES = (
+    *(config.PrepareConfig, config.TrainConfig, config.ScoreConfig, config.EnsembleConfig),
+    config.EvaluateConfig,
+)
+TOO_SHORT = "--store-timeout-seconds 0: must be above 0"
+WRONG += [(cls, {"store_timeout_seconds": 0}, TOO_SHORT) for cls in ON_STORES]
+
+
 @pytest.mark.parametrize(("cls", "options", "message"), WRONG)
 def test_wrong_value_is_named_with_its_remedy(cls, options, message):
     with pytest.raises(ConfigError) as caught:

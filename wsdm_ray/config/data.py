@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from wsdm_ray.config.checks import check, check_paths, check_seed, expand_home
+from wsdm_ray.config.stores import StoreConfig
 from wsdm_ray.errors import ConfigError
 
 __all__ = ["ArenaConfig", "Columns", "PrepareConfig", "VoteFormat", "check_columns_of_format"]
@@ -81,7 +82,7 @@ class ArenaConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
+class PrepareConfig(StoreConfig):
     """Raw votes to canonical shards."""
 
     input: tuple[str, ...]
@@ -113,6 +114,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         expand_home(self)
+        self.check_stores()
         check_paths(input=self.input, output=self.output)
         check_columns_of_format(self.format, self.columns)
         check_seed(self.seed)

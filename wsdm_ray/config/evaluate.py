@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 
 from wsdm_ray.config.checks import check, check_paths, check_positive, check_seed, expand_home
 from wsdm_ray.config.data import Columns, VoteFormat, check_columns_of_format
+from wsdm_ray.config.stores import StoreConfig
 from wsdm_ray.config.submission import SubmissionConfig
 
 __all__ = ["EnsembleConfig", "EvaluateConfig", "QuickstartConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnsembleConfig(SubmissionConfig):
+class EnsembleConfig(SubmissionConfig, StoreConfig):
     """One set of predictions from several, joined by id."""
 
     predictions: tuple[str, ...]
@@ -39,6 +40,7 @@ class EnsembleConfig(SubmissionConfig):
 
     def __post_init__(self) -> None:
         expand_home(self)
+        self.check_stores()
         check_paths(predictions=self.predictions, output=self.output)
         check_columns_of_format(self.format, self.columns)
         check(
@@ -58,7 +60,7 @@ class EnsembleConfig(SubmissionConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(StoreConfig):
     """Compare predictions with votes."""
 
     predictions: tuple[str, ...]
@@ -83,6 +85,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         expand_home(self)
+        self.check_stores()
         check_paths(predictions=self.predictions, votes=self.votes, output=self.output)
         check_columns_of_format(self.format, self.columns)
         check_seed(self.seed)

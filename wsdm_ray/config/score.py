@@ -5,6 +5,7 @@ from typing import Literal
 
 from wsdm_ray.config.checks import check, check_paths, expand_home
 from wsdm_ray.config.data import Columns, VoteFormat, check_columns_of_format
+from wsdm_ray.config.stores import StoreConfig
 from wsdm_ray.config.submission import SubmissionConfig
 from wsdm_ray.config.train import Layout
 
@@ -15,7 +16,7 @@ Precision = Literal["auto", "fp32", "bf16", "w8a8-int8", "w8a8-fp8", "bnb-int8",
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoringConfig:
+class ScoringConfig(StoreConfig):
     """What `score` and `pseudolabel` share."""
 
     model: tuple[str, ...]
@@ -81,6 +82,7 @@ class ScoringConfig:
 
     def __post_init__(self) -> None:
         expand_home(self)
+        self.check_stores()
         check_paths(model=self.model, input=self.input, output=self.output)
         check_columns_of_format(self.format, self.columns)
         check(

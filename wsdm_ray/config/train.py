@@ -14,6 +14,7 @@ from wsdm_ray.config.checks import (
     expand_home,
 )
 from wsdm_ray.config.model import HeadConfig, LoraConfig, TextConfig
+from wsdm_ray.config.stores import StoreConfig
 
 __all__ = ["Layout", "ObjectiveConfig", "OptimizerConfig", "TrainConfig"]
 
@@ -87,7 +88,7 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(StoreConfig):
     """Fine-tune a classifier on votes.
 
     `--preset NAME` starts from a whole config: gemma2_9b, gemma3_270m, qwen25_0_5b, qwen25_14b, qwen25_1_5b,
@@ -172,6 +173,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         expand_home(self)
+        self.check_stores()
         check_paths(base=self.base, train=self.train, output=self.output)
         check_seed(self.seed)
         check(self.num_workers >= 1, "num_workers", self.num_workers, "at least 1")

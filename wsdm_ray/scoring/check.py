@@ -20,7 +20,7 @@ from wsdm_ray.inputs.faults import BadFiles
 from wsdm_ray.inputs.files import list_inputs, listed_versions
 from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.modeling.folder_names import check_manifest_there
-from wsdm_ray.runs import check_no_overlap, options
+from wsdm_ray.runs import check_no_overlap, options, run_folder
 from wsdm_ray.scoring.kept_columns import NO_COLUMNS, kept_schema
 from wsdm_ray.scoring.plan import (
     ScorePlan,
@@ -29,7 +29,7 @@ from wsdm_ray.scoring.plan import (
     make_plan,
     narrowed,
 )
-from wsdm_ray.storage import absolute
+from wsdm_ray.storage import absolute, check_writable
 
 if TYPE_CHECKING:
     from wsdm_ray.scoring.model_spec import ModelSpec
@@ -142,6 +142,9 @@ def check_inputs(config: ScoreConfig) -> CheckedInputs:
     bad = BadFiles(skip=config.on_bad_file == "skip")
     given = [*config.input, *files, *config.model, *config.base]
     check_no_overlap(config.output, given)
+    if not config.dry_run:
+        for folder in (config.output, run_folder(config.output)):
+            check_writable(folder)
     for folder in config.model:
         check_manifest_there(folder, "--model")
     plan = make_plan(
@@ -183,6 +186,7 @@ def check_run(config: ScoreConfig, cluster: Cluster, inputs: CheckedInputs | Non
         model_weights=config.model_weights,
         logits=config.logits,
         threads=cluster.threads,
+        store_timeout_seconds=config.store_timeout_seconds,
     )
     return ScoreRun(
         output=config.output,

@@ -11,7 +11,6 @@ from wsdm_ray.runs import RUN_FILE, find_run, run_folder
 from wsdm_ray.runs.names import listed
 from wsdm_ray.scoring.check import options_of_the_output
 from wsdm_ray.scoring.parts import list_parts
-from wsdm_ray.scoring.plan import versions_of
 from wsdm_ray.storage import local_copy, model_location
 
 __all__ = ["finished_run"]

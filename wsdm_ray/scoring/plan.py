@@ -33,7 +33,6 @@ __all__ = [
     "part_name",
     "place_of",
     "sources_of",
-    "versions_of",
 ]
 
 CARRIED = ("model_a", "model_b", "language")

@@ -119,7 +119,14 @@ def unit_reports(
     slots = min(replicas_that_fit(ray.nodes(), run.cluster.replicas), len(units))
     ray.get(coordinator.begin_pass.remote(slots))
     supervision = Supervision(
-        target=pickled(reading, encode, run.replica.models, run.keep, run.replica.numbers),
+        target=pickled(
+            reading,
+            encode,
+            run.replica.models,
+            run.keep,
+            run.replica.numbers,
+            run.replica.store_timeout_seconds,
+        ),
         output=run.replica.output,
         coordination=RayCoordination(coordinator),
         timeout_seconds=run.unit_timeout_seconds,

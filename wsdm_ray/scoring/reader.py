@@ -16,6 +16,7 @@ from wsdm_ray.scoring.isolation import Part
 from wsdm_ray.scoring.model_spec import ModelSpec
 from wsdm_ray.scoring.plan import WorkUnit, narrowed, place_of
 from wsdm_ray.scoring.supervision import Answer, StartError, Supervision, Supervisor, answering
+from wsdm_ray.storage import set_store_timeout
 
 __all__ = ["Encode", "Reader", "reader_of_process", "reading"]
 
@@ -28,13 +29,16 @@ def reading(
     models: Sequence[ModelSpec],
     keep: pa.Schema,
     numbers: Mapping[str, str],
+    store_timeout_seconds: float,
     notify: Callable[[Any], None],
 ) -> Answer:
     """What the child of a `Reader` answers with: tables as the bytes of Arrow streams.
 
     Args:
         numbers: versions of what changes numbers, where the run was started; none: any will do.
+        store_timeout_seconds: of `set_store_timeout`.
     """
+    set_store_timeout(store_timeout_seconds, reached=True)
 
     def read(unit: WorkUnit) -> bytes:
         check_same_numbers(numbers)

@@ -26,6 +26,7 @@ from wsdm_ray.scoring.parts import UnitReport, provenance, write_part
 from wsdm_ray.scoring.predictions import predictions_table
 from wsdm_ray.scoring.probabilities import combine_models, to_probability
 from wsdm_ray.scoring.recovery import DeviceLostError
+from wsdm_ray.storage import STORE_TIMEOUT_SECONDS, set_store_timeout
 
 __all__ = ["Replica", "ReplicaOptions", "ReportProgress"]
 
@@ -54,6 +55,7 @@ class ReplicaOptions:
     """`cuda` or `cpu`; None: the GPU if there is one."""
     report_progress: ReportProgress | None = None
     """Is called as micro-batches are done."""
+    store_timeout_seconds: float = STORE_TIMEOUT_SECONDS
     run_digest: str = ""
     """Of the run's fingerprint; each part carries it."""
     numbers: Mapping[str, str] = field(default_factory=dict)
@@ -100,6 +102,7 @@ class Replica:
 
     def __init__(self, options: ReplicaOptions, load: Load = load_scorer):
         quiet_libraries()
+        set_store_timeout(options.store_timeout_seconds, reached=True)
         set_threads(options.threads)
         self.options = options
         self.failure = ""

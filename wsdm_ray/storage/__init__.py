@@ -17,6 +17,7 @@ from wsdm_ray.storage.files import (
     write_parquet,
 )
 from wsdm_ray.storage.folders import (
+    check_writable,
     delete_folder,
     local_copy,
     model_location,
@@ -40,17 +41,20 @@ from wsdm_ray.storage.listing import (
     list_files,
     looks_like_data,
 )
+from wsdm_ray.storage.patience import STORE_TIMEOUT_SECONDS, retries, set_store_timeout
 from wsdm_ray.storage.stores import absolute, errors_for, filesystem, is_remote, join, reason
 
 __all__ = [
     "HUB",
     "OFFLINE_BY_US",
+    "STORE_TIMEOUT_SECONDS",
     "CachedFolder",
     "FileVersion",
     "Found",
     "absolute",
     "cache_folder",
     "cached_folders",
+    "check_writable",
     "clear_cache",
     "delete_file",
     "delete_folder",
@@ -79,6 +83,8 @@ __all__ = [
     "read_json",
     "reason",
     "resolve_dataset",
+    "retries",
+    "set_store_timeout",
     "sha256_of_files",
     "upload_folder",
     "write_atomic",

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from wsdm_ray.storage.listing import file_identity
 from wsdm_ray.storage.stores import absolute, errors_for, filesystem, is_remote, join, with_scheme
 
 __all__ = [
+    "check_writable",
     "delete_folder",
     "local_copy",
     "model_location",
@@ -24,6 +26,17 @@ __all__ = [
     "sha256_of_files",
     "upload_folder",
 ]
+
+
+def check_writable(folder: str) -> None:
+    """Raise `StorageError` where a folder of a store takes no object, or keeps one that is to be deleted."""
+    if is_remote(folder):
+        probe = join(folder, f".probe.{uuid.uuid4().hex}.tmp")  # a leftover (`is_leftover`), if we are killed
+        fs, inner = filesystem(probe)
+        with errors_for(folder):
+            fs.pipe_file(inner, b"")
+            with contextlib.suppress(FileNotFoundError):  # the second time, where the answer was lost
+                fs.rm_file(inner)
 
 
 def delete_folder(path: str) -> None:

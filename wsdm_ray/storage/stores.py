@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from wsdm_ray.errors import StorageError, WsdmRayError
 from wsdm_ray.storage.hub import HUB, local_file
+from wsdm_ray.storage.patience import PatientStore, StoreAwayError, count_retries_of_client
 
 __all__ = ["absolute", "errors_for", "filesystem", "is_remote", "join", "reason", "with_scheme"]
 
@@ -24,8 +25,13 @@ SCHEMES = ("s3://", "gs://", "gcs://")
 
 CLIENTS = ("fsspec", "gcsfs", "s3fs")
 
-S3_OPTIONS = {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 3}}}
-"""s3fs tries a request five times itself, so that botocore's own five attempts would make 25 of them."""
+S3_OPTIONS = {"config_kwargs": {"retries": {"mode": "adaptive", "total_max_attempts": 3}}}
+"""botocore tries a request again within seconds, at a rate that throttling lowers; `patience` goes on."""
+
+SILENT_SECONDS = 30
+"""A store of Google's that says nothing for so long is asked again. s3fs waits 15 s."""
+
+AWAY = "run the same command again when the store answers, or give it longer with --store-timeout-seconds"
 
 LOCAL_REMEDIES = {
     errno.ENOSPC: "free space on its disk, and run the same command again",
@@ -51,7 +57,8 @@ def is_remote(path: str) -> bool:
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of `path` and the path within it; listings are not cached: others write beside us.
 
-    A file of the Hub is a local one, which is fetched where the cache of this machine lacks it.
+    What fails in passing in a store is done again for a while (`patience`). A file of the Hub is a local one,
+    which is fetched where the cache of this machine lacks it.
     """
     if path.startswith(HUB):
         return LocalFileSystem(), local_file(path)
@@ -60,12 +67,19 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     options: dict[str, Any] = {} if path.startswith("memory://") else {"use_listings_cache": False}
     if path.startswith("s3://"):
         options |= S3_OPTIONS
+    if path.startswith(("gs://", "gcs://")):
+        import aiohttp
+
+        options["requests_timeout"] = aiohttp.ClientTimeout(sock_connect=5, sock_read=SILENT_SECONDS)
     # gcsfs logs a traceback of every error that it also raises, which `errors_for` puts on one line.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     # And google.auth warns of each kind of credentials that it tried, also where none is needed.
     logging.getLogger("google.auth").setLevel(logging.ERROR)
     with errors_for(path):
-        return fsspec.core.url_to_fs(path, **options)
+        fs, inner = fsspec.core.url_to_fs(path, **options)
+        count_retries_of_client(fs, scheme_of(path))
+    store: Any = PatientStore(fs, scheme_of(path))
+    return store, inner
 
 
 def absolute(path: str) -> str:
@@ -102,6 +116,9 @@ def errors_for(path: str) -> Iterator[None]:
     except PermissionError as error:
         remedy = denied_remedy(path) if is_remote(path) else "check the file's owner and mode"
         raise StorageError(f"{path}: permission denied; {remedy}") from error
+    except StoreAwayError as error:
+        remedy = AWAY if error.has_answered else store_remedy(path, error)
+        raise StorageError(f"{path}: {error}; {remedy}") from error
     except OSError as error:
         if not is_remote(path) or error.errno == errno.ENOSPC:  # where a remote one is kept
             remedy = LOCAL_REMEDIES.get(error.errno, "check the disk")

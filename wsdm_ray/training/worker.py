@@ -19,7 +19,7 @@ from wsdm_ray.data.mixing import apply_mixture
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.failures import FinalError, is_deterministic, pack_error
 from wsdm_ray.modeling.manifest import MANIFEST, Manifest
-from wsdm_ray.storage import join, local_copy, upload_folder
+from wsdm_ray.storage import join, local_copy, set_store_timeout, upload_folder
 from wsdm_ray.telemetry import logger, set_up_logging
 from wsdm_ray.training.health import TrainingDivergedError
 from wsdm_ray.training.loop import Trainer
@@ -81,6 +81,7 @@ def work(arguments: dict[str, WorkerTask]) -> WorkerResult:
 def run_worker(task: WorkerTask) -> ResolvedOptions:
     """Take the steps that are left; returns what options of `auto` were."""
     set_up_logging()
+    set_store_timeout(task.config.store_timeout_seconds, reached=True)
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train would log every report of ours again
     trainer = make_trainer(task)
     report_step = step_reporter(trainer.total_steps, task.progress) if trainer.group.is_first else None

@@ -69,8 +69,8 @@ def test_nothing_trains_beside_calibrated_weights(copy_of):
         json.dumps(settings | {"quantization_config": CALIBRATED_INT8_CONFIG})
     )
     assert refusal(ModelError, lambda: stored_quantization(str(folder), "auto")) == (
-        f"{folder}: is calibrated w8a8-int8, which is for scoring alone; train on the unquantized model, or on "
-        "one that `quantize` made without --calibrate"
+        f"{folder}: is calibrated w8a8-int8, which is for scoring alone; train on the unquantized model, or "
+        "on one that `quantize` made without --calibrate"
     )
 
 

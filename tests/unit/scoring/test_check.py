@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file, save_file
 
 from tests.runs import open_run
@@ -212,15 +213,21 @@ def test_a_dry_run_counts_tokens(run_of, capsys):
 # In which order
 
 
+def denied(*arguments: Any, **options: Any) -> None:
+    raise PermissionError("Access Denied")
+
+
 def test_paths_are_checked_before_torch_is_imported(adapter, tmp_path, monkeypatch):
     """An import takes seconds; where its module is None it raises."""
     monkeypatch.setitem(sys.modules, "wsdm_ray.scoring.model_check", None)
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", denied)
     pq.write_table(random_rows(3), tmp_path / "rows.parquet")
     given = ScoreConfig(model=(str(adapter[0]),), input=(str(tmp_path / "rows.parquet"),), output="o")
     for changes, message in (
         ({"input": (str(tmp_path / "none"),)}, "none: not found"),
         ({"model": (str(tmp_path / "none"),)}, "none: no such folder"),
         ({"output": str(tmp_path)}, "holds the input"),
+        ({"output": "memory://b/out"}, "memory://b/out: permission denied; check the credentials"),
     ):
         with pytest.raises(WsdmRayError, match=message):
             check_inputs(dataclasses.replace(given, **changes))

@@ -1,0 +1,199 @@
+"""Is the output of `score` the same whatever strikes the run?
+
+    PYTHONPATH=. python tests/benchmarks/fault_campaign.py [--runs 100] [--seed 0] [--rows 20000]
+
+Each run scores the same pairs from S3 to S3 on a Ray cluster of two nodes of this machine, with a function
+of the tokens in place of a network. The seed decides what strikes it, and when: a kill -9 of a replica, a
+reader, the driver or a node; requests that fail, or a store that is away; a row or a file that ends the
+process which has it; a full disk; two drivers at once; a clock that jumps. It is resumed until it is done,
+and compared with a run that nothing struck: the same ids in the same order, identical probabilities, no
+other file. Writes results/fault_campaign.json, or --json; exits with 1 where a run is wrong.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+from common import HERE, write_result
+
+from tests.integration.campaign import (
+    KINDS,
+    Campaign,
+    Outcome,
+    drawn,
+    ended,
+    predictions,
+    run_once,
+    start_driver,
+)
+from tests.integration.fault_proxy import run_proxy
+from tests.integration.servers import free_ports, run_s3, store_environment
+from tests.integration.struck_run import Injected, make_model, make_pairs
+from wsdm_ray.storage import filesystem
+
+RAY_ENVIRONMENT = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TORCHDYNAMO_DISABLE": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+STARTS = 5
+
+NODE = {"num_cpus": 2, "object_store_memory": 150 << 20}
+
+
+def main() -> None:
+    given = arguments()
+    with tempfile.TemporaryDirectory(prefix="campaign-") as folder, campaign_in(Path(folder), given) as made:
+        started = time.monotonic()
+        calm_output = f"{made.bucket}/calm"
+        status = ended(start_driver(made, calm_output, Injected()))
+        if status != 0:
+            sys.exit(
+                f"error: the calm run ended with {status}:\n{(made.logs / 'calm.log').read_text()[-3000:]}"
+            )
+        calm = predictions(calm_output)
+        print(f"calm: {len(calm)} rows in {time.monotonic() - started:.0f} s", flush=True)
+        outcomes = []
+        for seed in range(given.seed, given.seed + given.runs):
+            outcome = run_once(made, calm, seed, drawn(given.kinds or made.kinds, seed))
+            outcomes.append(outcome)
+            print(line(outcome), flush=True)
+            if outcome.wrong and given.keep:
+                (given.keep / f"run-{seed:05d}.log").write_text(
+                    (made.logs / f"run-{seed:05d}.log").read_text()
+                )
+            write(given, outcomes)
+    if any(outcome.wrong for outcome in outcomes):
+        sys.exit(1)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--files", type=int, default=40)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), help="draw from these")
+    parser.add_argument("--keep", type=Path, help="a folder for the logs of runs that are wrong")
+    parser.add_argument("--json", type=Path, default=HERE / "results" / "fault_campaign.json")
+    given = parser.parse_args()
+    given.rows -= given.rows % given.files
+    return given
+
+
+@contextlib.contextmanager
+def campaign_in(folder: Path, given: argparse.Namespace) -> Iterator[Campaign]:
+    """The store, the proxy, the cluster, the model and the pairs, all of this machine."""
+    server_port, port, other = free_ports(3)
+    os.environ.update(store_environment(port, other) | RAY_ENVIRONMENT)
+    os.environ.pop("RAY_ADDRESS", None)
+    (folder / "logs").mkdir()
+    (folder / "s3").mkdir()
+    with run_s3(folder / "s3", server_port), run_proxy(port, server_port) as proxy, two_nodes() as cluster:
+        bucket = "s3://campaign"
+        fs, inner = filesystem(bucket)
+        fs.mkdir(inner)
+        make_pairs(f"{bucket}/pairs", given.files, given.rows)
+        make_model(str(folder / "model"))
+        yield Campaign(
+            bucket=bucket,
+            proxy=proxy,
+            address=cluster.address,
+            model=str(folder / "model"),
+            pairs=f"{bucket}/pairs",
+            logs=folder / "logs",
+            units=given.files,
+            unit_rows=given.rows // given.files,
+            cut_node=cluster.cut,
+        )
+
+
+class TwoNodes:
+    """A Ray cluster of two nodes, the second of which can be cut off and replaced."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster: Any = Cluster()
+        started(lambda: self.cluster.add_node(**NODE, include_dashboard=False))
+        self.node = started(lambda: self.cluster.add_node(**NODE))
+        self.address: str = self.cluster.address
+
+    def cut(self) -> None:
+        """End the second node as a power cut would, and add another."""
+        self.cluster.remove_node(self.node, allow_graceful=False)
+        self.node = started(lambda: self.cluster.add_node(**NODE))
+
+
+def started(start: Callable[[], Any]) -> Any:
+    """A node of Ray. It has 30 s to start, which a busy machine exceeds: it is started again then."""
+    for _ in range(STARTS - 1):
+        before = {process.pid for process in psutil.Process().children(recursive=True)}
+        try:
+            return start()
+        except Exception as error:
+            print(f"a node did not start ({error}); another try", flush=True)
+            for process in psutil.Process().children(recursive=True):
+                if process.pid not in before:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+    return start()
+
+
+@contextlib.contextmanager
+def two_nodes() -> Iterator[TwoNodes]:
+    nodes = TwoNodes()
+    try:
+        yield nodes
+    finally:
+        nodes.cluster.shutdown()
+
+
+def line(outcome: Outcome) -> str:
+    """A run as one line."""
+    found = "WRONG " + "; ".join(outcome.wrong) if outcome.wrong else "right"
+    struck = " + ".join(outcome.struck) or "nothing"
+    return f"{outcome.seed:5} {struck:32} drivers {outcome.statuses} {outcome.seconds:5.0f} s  {found}"
+
+
+def write(given: argparse.Namespace, outcomes: list[Outcome]) -> None:
+    """Write what is known so far."""
+    struck = Counter(kind for outcome in outcomes for kind in outcome.struck)
+    requests = Counter[str]()
+    for outcome in outcomes:
+        requests.update(outcome.faults)
+    results = {
+        "runs": len(outcomes),
+        "right": sum(not outcome.wrong for outcome in outcomes),
+        "struck": {kind: struck[kind] for kind in KINDS},
+        "failed_requests": dict(sorted(requests.items())),
+        "drivers": sum(len(outcome.statuses) for outcome in outcomes),
+        "seconds": round(sum(outcome.seconds for outcome in outcomes)),
+        "each": [dataclasses.asdict(outcome) for outcome in outcomes],
+    }
+    settings = {
+        "seed": given.seed,
+        "rows": given.rows,
+        "files": given.files,
+        "kinds": given.kinds or list(KINDS),
+    }
+    write_result(given.json, str(__doc__).splitlines()[0], settings, results)
+
+
+if __name__ == "__main__":
+    main()
