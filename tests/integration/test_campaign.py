@@ -18,7 +18,7 @@ UNITS, UNIT_ROWS = 8, 25
 def test_a_run_that_was_struck_is_as_a_calm_one(
     ray_session: None, s3_proxy: FaultProxy, s3_bucket: str, tmp_path: Path
 ):
-    """A killed replica, a killed driver and failing requests, then the same command until it is done."""
+    """A killed driver and failing requests, then the same command until it is done."""
     make_pairs(f"{s3_bucket}/pairs", UNITS, UNITS * UNIT_ROWS)
     make_model(str(tmp_path / "model"))
     campaign = Campaign(
@@ -31,9 +31,9 @@ def test_a_run_that_was_struck_is_as_a_calm_one(
         units=UNITS,
         unit_rows=UNIT_ROWS,
     )
-    outcome = run_once(campaign, calm(campaign), 1, ["store faults", "replica", "driver"])
+    outcome = run_once(campaign, calm(campaign), 1, ["store faults", "driver"])
     assert not outcome.wrong
-    assert outcome.struck == ["store faults", "replica", "driver"]
+    assert outcome.struck == ["store faults", "driver"]
     assert outcome.statuses == [-9, 0]
     assert sum(outcome.faults.values()) > 3
 
