@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint
 
 from wsdm_ray.modeling.attention.decoder_training import Attend, training_attention
@@ -137,7 +138,8 @@ class TrainingDecoder:
         x_TD: Tensor,
     ) -> Tensor:
         """The output of a layer's attention, all heads side by side: [T, H * W]."""
-        q, k, v = self.before(dynamic(x_TD), layer, *map(dynamic, rotation), self.shape, seeds)
+        cos_TW, sin_TW = map(dynamic, rotation)
+        q, k, v = self.before(dynamic(x_TD), layer, cos_TW, sin_TW, self.shape, seeds)
         return attend(q, k, v, layer_type)
 
     def run_layer(
@@ -184,7 +186,7 @@ def compiled_part(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
-        with torch._functorch.config.patch(RECOMPUTE_POINTWISE):
+        with functorch_config.patch(RECOMPUTE_POINTWISE):
             return compiled(*args)
 
     return run

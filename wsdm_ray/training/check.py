@@ -235,8 +235,11 @@ def fingerprint_of(
     """Everything that decides the classifier, JSON-like."""
     objective = dataclasses.replace(config.objective, teachers=())  # they are here by their files
     start = {"start_from": manifest.started_from_digest} if config.start_from else {}
+    decisive = options(dataclasses.replace(config, objective=objective), leave_out=NOT_IN_FINGERPRINT)
+    if not config.objective.length_balance:  # runs of earlier versions do not name it
+        del decisive["objective"]["length_balance"]
     return start | {
-        "options": options(dataclasses.replace(config, objective=objective), leave_out=NOT_IN_FINGERPRINT),
+        "options": decisive,
         "base": manifest.base_digest,
         "passes": config.micro_batches or config.num_workers,  # micro-batches decide dropout
         "gpu": on_gpu,

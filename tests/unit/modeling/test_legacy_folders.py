@@ -14,9 +14,9 @@ from wsdm_ray.config import QuantizeConfig, ScoreConfig, TrainConfig
 from wsdm_ray.config.model import HeadConfig, LoraConfig, TextConfig
 from wsdm_ray.config.train import ObjectiveConfig, OptimizerConfig
 from wsdm_ray.legacy import modernize_run
-from wsdm_ray.modeling.manifest import folder_digest, read_manifest
+from wsdm_ray.modeling.manifest import Manifest, folder_digest, read_manifest
 from wsdm_ray.modeling.quantization import quantize
-from wsdm_ray.runs import options
+from wsdm_ray.training.check import TrainingFiles, fingerprint_of
 
 LEGACY = Path(__file__).parents[2] / "data" / "legacy"
 EXPECTED = json.loads((LEGACY / "expected.json").read_text())
@@ -105,8 +105,8 @@ def test_the_run_of_a_train_has_the_options_of_a_present_one():
     run = modernize_run(old)
     config = train_config(run["config"])
     assert (config.quantization, config.objective.swap_consistency_weight) == ("bnb-int8", 0.1)
-    present = options(config)
-    assert run["fingerprint"]["options"] == {name: present[name] for name in run["fingerprint"]["options"]}
+    present = fingerprint_of(config, TrainingFiles(train=[], valid=[]), Manifest(kind="adapter"), False)
+    assert run["fingerprint"]["options"] == present["options"]
 
 
 def test_the_run_of_a_score_has_the_options_of_a_present_one():

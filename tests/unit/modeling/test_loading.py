@@ -20,7 +20,6 @@ from wsdm_ray.modeling.manifest import folder_digest
 from wsdm_ray.modeling.merging import Merged, read_base
 from wsdm_ray.modeling.precision import W8A8, uses_fused_decoder
 from wsdm_ray.modeling.quantization import merge, quantize
-from wsdm_ray.modeling.quantization_config import stored_quantization
 from wsdm_ray.modeling.scorers import FusedClassifier, Scorer, TransformersScorer
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.text.encoding import PairEncoder
@@ -154,8 +153,6 @@ def test_what_a_network_of_transformers_cannot_run(folders):
         )
         with pytest.raises(ConfigError, match=message):
             load_scorer(folders[f"full_{stored}"], precision="bnb-int8")
-        with pytest.raises(ModelError, match=rf"is stored in {stored}, which is for scoring alone; train on"):
-            stored_quantization(folders[f"full_{stored}"], "auto")
 
 
 def test_a_layer_that_was_left_out_of_quantizing_has_no_rows(folders):
