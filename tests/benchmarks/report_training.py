@@ -8,6 +8,7 @@ __all__ = [
     "quickstart",
     "real_votes",
     "rows_per_second",
+    "train_gpu",
     "votes_study",
     "with_interval",
 ]
@@ -43,6 +44,19 @@ def quickstart(results: dict[str, Any]) -> list[str]:
         lines.append(
             f"| {run['seed']} | {run['rows']} | {with_interval(run['accuracy'], run['accuracy_ci95'])} | "
             f"{run['best_accuracy']:.3f} | {run['share_of_best']:.0%} | {run['seconds']:.0f} | {run['peak_memory_gb']:.1f} GB |"
+        )
+    return lines
+
+
+def train_gpu(results: dict[str, Any]) -> list[str]:
+    lines = [
+        "| way | tokens/s | pairs/s, both orders | first step | peak memory |",
+        "|---|---|---|---|---|",
+    ]
+    for row in results.get("speed", []):
+        lines.append(
+            f"| {row['way']} | {row['tokens_per_second']['median']:,.0f} | {row['pairs_per_second']['median']:.2f} | "
+            f"{row['first_step_seconds']:.0f} s | {row['allocated_gib']:.1f} GiB |"
         )
     return lines
 
