@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "python.md"
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
 
-def test_the_code_of_the_page_runs(classifier, prepared, tmp_path, monkeypatch, capsys):
+def test_the_code_of_the_page_runs(ray_session, classifier, prepared, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("model").symlink_to(classifier)
     votes = pd.read_parquet(prepared / "valid")

@@ -11,6 +11,7 @@ from wsdm_ray.runs.names import (
     RUN_FILE,
     STARTED_FILE,
     TABLE_JOBS,
+    is_bare,
     is_lease,
     listed,
     names_in,
@@ -122,7 +123,9 @@ def claim(wanted: Wanted, lease: Lease) -> EarlierRun | None:
 def check_empty(output: str, place: str, job: str) -> None:
     """Raise `RunMismatchError` where a folder of no run holds a file."""
     for folder in dict.fromkeys((output, place)):
-        for name in names_in(folder)[:1]:
+        for name in names_in(folder):
+            if is_bare(folder, name):
+                continue
             if find_run(output):
                 return  # it is of a run since a moment ago
             raise RunMismatchError(

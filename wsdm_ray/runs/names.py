@@ -2,6 +2,7 @@
 
 import os
 import re
+from typing import Any
 
 from wsdm_ray import storage
 from wsdm_ray.errors import ConfigError, StorageError
@@ -11,6 +12,7 @@ __all__ = [
     "RUN_FILE",
     "STARTED_FILE",
     "TABLE_JOBS",
+    "is_bare",
     "is_lease",
     "lease_name",
     "lease_number",
@@ -81,6 +83,16 @@ def is_lease(name: str) -> bool:
 def names_in(folder: str) -> list[str]:
     """Sorted names of what is in a folder, if there is one, without leases and what a killed writer left."""
     return sorted(name for name in listed(folder) if not storage.is_leftover(name) and not is_lease(name))
+
+
+def is_bare(folder: str, name: str) -> bool:
+    """Whether `name` in a folder of a store has no objects: some stores show it when its last one is gone."""
+    if not storage.is_remote(folder):
+        return False
+    fs, inner = storage.filesystem(storage.join(folder, name))
+    with storage.errors_for(folder):
+        below: Any = fs.find(inner, detail=True)
+    return all(entry["type"] == "directory" for entry in below.values())  # s3fs lists the folder itself
 
 
 def listed(folder: str) -> list[str]:

@@ -169,7 +169,7 @@ def dataset(
             .map_batches(
                 read,  # pyright: ignore[reportArgumentType]
                 batch_size=1,
-                compute=ray.data.TaskPoolStrategy(size=readers),
+                compute=ray.data.TaskPoolStrategy(size=min(readers, len(units))),
                 # Without GPUs, a replica that Ray restarts on another node may take all CPUs that are left.
                 num_cpus=READER_CPUS if run.cluster.on_gpu else 0,
                 max_retries=0,

@@ -20,7 +20,8 @@ from wsdm_ray.runs import (
     read_run,
     run_folder,
 )
-from wsdm_ray.storage import write_json
+from wsdm_ray.runs.names import names_in
+from wsdm_ray.storage import filesystem, write_json
 
 OPTIONS = {"options": {"seed": 0, "columns": {"id": "id"}}, "inputs": {"a.parquet": {"bytes": 1}}}
 
@@ -259,3 +260,14 @@ def test_nothing_is_written_into_the_folder_beside_a_table(tmp_path):
     check_no_overwrite("--submission", str(tmp_path / "s.csv"), output, [])
     with pytest.raises(ConfigError, match="is of the output itself"):
         check_no_overwrite("--submission", str(tmp_path / "out.run" / "s.csv"), output, [])
+
+
+def test_a_folder_of_a_store_without_objects_is_nothing():
+    """Some stores go on listing a folder whose last object is gone, as after a probe."""
+    fs, inner = filesystem("memory://emptied/out")
+    fs.makedirs(f"{inner}/predictions")
+    assert names_in("memory://emptied/out") == ["predictions"]
+    claims.check_empty("memory://emptied/out", "memory://emptied/out", "pseudolabel")
+    fs.pipe(f"{inner}/predictions/part-000000.parquet", b"x")
+    with pytest.raises(RunMismatchError, match="holds predictions, which no run of pseudolabel left there"):
+        claims.check_empty("memory://emptied/out", "memory://emptied/out", "pseudolabel")
