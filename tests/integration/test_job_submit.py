@@ -6,6 +6,7 @@ asks for a token depends on what ran there before. Here it is said: RAY_AUTH_MOD
 both sides. A client with another token is refused.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -63,11 +64,21 @@ def head() -> Iterator[dict[str, str]]:
     log = folder / "head.log"
     server_environment = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
     try:
-        with run_process(command, log, patience_seconds=2, env=server_environment, cwd=folder) as process:
-            wait_until(f"{environment['RAY_ADDRESS']}/api/version", process, log)
-            # It takes no job before its agent is there, which takes longer than it waits on a busy machine.
-            agent = f"http://127.0.0.1:{options['dashboard-agent-listen-port']}"
-            wait_until(f"{agent}/api/local_raylet_healthz", process, log)
+        with contextlib.ExitStack() as stack:
+            for tries_left in (2, 1, 0):  # Ray gives a node 30 s to start, which a busy machine may not
+                process = stack.enter_context(
+                    run_process(command, log, patience_seconds=2, env=server_environment, cwd=folder)
+                )
+                try:
+                    wait_until(f"{environment['RAY_ADDRESS']}/api/version", process, log)
+                    # It takes no job before its agent is there.
+                    agent = f"http://127.0.0.1:{options['dashboard-agent-listen-port']}"
+                    wait_until(f"{agent}/api/local_raylet_healthz", process, log)
+                    break
+                except AssertionError:
+                    if not tries_left:
+                        raise
+                    stack.pop_all().close()
             yield environment
     finally:
         shutil.rmtree(folder, ignore_errors=True)
