@@ -24,10 +24,9 @@ $(STAMP): pyproject.toml cluster/constraints.txt
 quickstart: $(STAMP)  ## Votes, a trained classifier, every pair scored, a report: in quickstart/
 	$(BIN)/python -m jobs.quickstart
 
-# Two files at a time: what the tests of a file share is made once. The processes that tests start read compiled
-# modules, if any may be written.
+# Two files at a time: what the tests of a file share is made once.
 test: $(STAMP)  ## Run every test that this machine can run; print the ten slowest
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 # With any Python that has torch, Triton, transformers and pytest: PYTHON=... names it; no .venv is made.
 # The files outside tests/gpu compile or interpret kernels where there is no GPU, and run them on one here.
