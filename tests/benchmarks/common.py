@@ -1,12 +1,16 @@
 """What benchmarks share: what every JSON says of where it ran, spreads, differences, some of many pairs."""
 
+import argparse
 import json
 import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -15,12 +19,10 @@ from wsdm_ray.evaluation.join import join_by_id, read_predictions
 from wsdm_ray.evaluation.metrics import bootstrap_intervals
 from wsdm_ray.evaluation.votes import read_votes
 from wsdm_ray.inputs.rows import Reading
-from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.runs import versions
 from wsdm_ray.statistics import agreement, cross_entropy
-from wsdm_ray.text.encoding import EncodedPairs
 
-__all__ = ["HERE", "ROOT", "differences", "spread", "take", "write_result"]
+__all__ = ["HERE", "ROOT", "differences", "run_in_processes", "spread", "write_result"]
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -63,13 +65,39 @@ def differences(ours: str, theirs: str, held_out: str) -> dict[str, Any]:
     }
 
 
-def take(pairs: EncodedPairs, rows: np.ndarray) -> EncodedPairs:
-    """The pairs of `rows` (int [n]), in that order."""
-    ragged = (
-        Ragged.from_lists([each[row] for row in rows.tolist()])
-        for each in (pairs.prefix, pairs.suffix_ab, pairs.suffix_ba)
-    )
-    return EncodedPairs(*ragged, cut_tokens_N=pairs.cut_tokens_N[rows], ba_first_N=pairs.ba_first_N[rows])
+def run_in_processes(
+    runs: Iterable[tuple[Any, ...]], folder_of: Callable[[Any], Path], given: argparse.Namespace
+) -> None:
+    """Run the script again for each run without a result, with `--one RUN`, so many at once on so many GPUs.
+
+    Args:
+        folder_of: where a run leaves result.json; what it prints goes to log.txt there.
+        given: the script's arguments, with `at_once` and `gpus`.
+    """
+    script, free = Path(sys.argv[0]).resolve(), Queue[int]()
+    for slot in range(given.at_once):
+        free.put(slot % given.gpus)
+
+    def start(run: tuple[Any, ...]) -> None:
+        folder = folder_of(run)
+        if (folder / "result.json").exists():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        gpu = free.get()
+        try:
+            with (folder / "log.txt").open("w") as log:
+                subprocess.run(
+                    [sys.executable, script, *sys.argv[1:], "--one", ",".join(map(str, run))],
+                    cwd=ROOT, stdout=log, stderr=log, check=False,
+                    env=os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu), "OMP_NUM_THREADS": "2"},
+                )  # fmt: skip
+        finally:
+            free.put(gpu)
+        ended = "done" if (folder / "result.json").exists() else f"failed, see {folder}/log.txt"
+        print(*run, ended, flush=True)
+
+    with ThreadPoolExecutor(given.at_once) as pool:
+        list(pool.map(start, runs))
 
 
 def hardware() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import HERE, take, write_result
+from common import HERE, write_result
 from references import pipeline_scorer, random_network, recipe_network, sequences_of
 from synthetic import HEAD, config_of, random_parameter, synthetic_pairs
 
@@ -97,7 +97,7 @@ class Bench:
             torch.OutOfMemoryError: not in the budget that was asked for.
         """
         found = log_odds(
-            self.network(precision), take(self.pairs, np.arange(rows)), BOTH, layout=layout,
+            self.network(precision), self.pairs.take(np.arange(rows)), BOTH, layout=layout,
             token_budget=self.given.token_budget,
         )  # fmt: skip
         if found.halvings:

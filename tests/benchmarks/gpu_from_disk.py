@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from common import take
 from gpu_bench import BOTH, Bench
 from gpu_measures import peak_memory
 from synthetic import random_parquet, write_checkpoint
@@ -59,7 +58,7 @@ def first_pass(bench: Bench, folder: str, started: float) -> dict[str, float]:
     models.warm_up(bench.given.token_budget)
     seconds["compiled"] = time.time() - started
     for name in ("first_pass", "second_pass"):
-        network, pairs = models.scorers[0], take(bench.pairs, np.arange(bench.rows_of(0.9)))
+        network, pairs = models.scorers[0], bench.pairs.take(np.arange(bench.rows_of(0.9)))
         log_odds(network, pairs, BOTH, layout="shared", token_budget=bench.given.token_budget)
         seconds[name] = time.time() - started
     return seconds | {"compiling": sum(compiling)} | peak_memory()

@@ -28,17 +28,12 @@ the working folder are not done again. Writes results/real_models.json, or --jso
 import argparse
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import Queue
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import HERE, ROOT, write_result
+from common import HERE, run_in_processes, write_result
 from votes_baselines import evaluated
 from votes_splits import split, split_train
 from votes_study import gather, overridden, score_folder, train_one
@@ -108,11 +103,11 @@ def main() -> None:
     started = time.monotonic()
     prepare_inputs(given)
     first, second = runs_of(given)
-    run_all(first, given)
+    run_in_processes(first, lambda run: folder_of(run, given), given)
     means = {preset: averaged(preset, given) for preset in given.models}
     if any(run.way in ("soft", "pseudo") for run in second):
         soft_labels(given)
-    run_all(second, given)
+    run_in_processes(second, lambda run: folder_of(run, given), given)
     results = collected(first + second, means, given) | {"seconds": round(time.monotonic() - started, 1)}
     kept = ("teacher", "student", "seeds", "folds", "ways", "precision", "override")
     settings = {name: getattr(given, name) for name in kept}
@@ -319,33 +314,6 @@ def collected(runs: list[Run], means: dict[str, Any], given: argparse.Namespace)
         "differences": differences,
         "missing": [list(run) for run, result in found.items() if not result],
     }
-
-
-def run_all(runs: list[Run], given: argparse.Namespace) -> None:
-    free: Queue[int] = Queue()
-    for slot in range(given.at_once):
-        free.put(slot % given.gpus)
-
-    def start(run: Run) -> None:
-        folder = folder_of(run, given)
-        if (folder / "result.json").exists():
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        gpu = free.get()
-        try:
-            with (folder / "log.txt").open("w") as log:
-                subprocess.run(
-                    [sys.executable, __file__, *sys.argv[1:], "--one", ",".join(map(str, run))],
-                    cwd=ROOT, stdout=log, stderr=log, check=False,
-                    env=os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu), "OMP_NUM_THREADS": "2"},
-                )  # fmt: skip
-        finally:
-            free.put(gpu)
-        ended = "done" if (folder / "result.json").exists() else f"failed, see {folder}/log.txt"
-        print(*run, ended, flush=True)
-
-    with ThreadPoolExecutor(given.at_once) as pool:
-        list(pool.map(start, runs))
 
 
 if __name__ == "__main__":

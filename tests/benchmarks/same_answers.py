@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import HERE, take, write_result
+from common import HERE, write_result
 from references import both_orderings, recipe_batches, score_recipe, sequences_of
 
 from wsdm_ray.data.votes import read_votes
@@ -97,7 +97,7 @@ def main() -> None:
         found = {"way": way} | compared(prob_N, found_N[REFERENCE]) | on_votes(prob_N, votes.prob_a_N)
         if not way.endswith("single"):
             some = np.arange(min(given.alone_rows, len(pairs)))
-            alone = np.concatenate([probabilities(score(take(pairs, some[[row]]))) for row in some])
+            alone = np.concatenate([probabilities(score(pairs.take(some[[row]]))) for row in some])
             apart = compared(prob_N[some], alone)
             found |= {f"alone_{name}": apart[name] for name in ("mean_abs", "max_abs")}
             found |= repeated(lambda some, score=score: probabilities(score(some)), pairs, given)
@@ -188,7 +188,7 @@ def repeated(score: Scorer, pairs: EncodedPairs, given: argparse.Namespace) -> d
         others = random.choice(rest, min(given.others, len(rest)), replace=False)
         rows = random.permutation(np.concatenate([chosen, others]))
         place_of = {row: place for place, row in enumerate(rows.tolist())}
-        prob = score(take(pairs, rows))
+        prob = score(pairs.take(rows))
         found.append(prob[[place_of[row] for row in chosen.tolist()]])
     apart = np.max(found, axis=0) - np.min(found, axis=0)
     return {"batch_spread_mean": float(apart.mean()), "batch_spread_max": float(apart.max())}

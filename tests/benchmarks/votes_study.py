@@ -22,20 +22,15 @@ study may take several sittings. Writes results/votes_study.json, or --json.
 import argparse
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
-from queue import Queue
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
-from common import HERE, ROOT, differences, write_result
+from common import HERE, differences, run_in_processes, write_result
 from votes_baselines import REGRESSION, baselines, evaluated
 from votes_splits import fold_folder, split, split_folds
 
@@ -88,7 +83,9 @@ def main() -> None:
     other_folds = range(1, 1 if known["every_vote"] else given.folds)
     folds = [Run(preset, "ours", fold, fold) for fold in other_folds for preset in bases]
     started = time.monotonic()
-    run_all([run for run in runs + folds if run not in earlier], given)
+    run_in_processes(
+        [run for run in runs + folds if run not in earlier], lambda run: folder_of(given.work, run), given
+    )
     done = [earlier.get(run) or read_run(given.work, run) for run in runs]
     results = {
         "baselines": baselines(given.work),
@@ -200,33 +197,6 @@ def gather(folders: list[Path], output: Path) -> Path:
     for number, folder in enumerate(folders):
         write_parquet(f"{output}/part-{number:06}.parquet", pq.read_table(folder))
     return output
-
-
-def run_all(runs: list[Run], given: argparse.Namespace) -> None:
-    free: Queue[int] = Queue()
-    for slot in range(given.at_once):
-        free.put(slot % given.gpus)
-
-    def start(run: Run) -> None:
-        folder = folder_of(given.work, run)
-        if (folder / "result.json").exists():
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        gpu = free.get()
-        try:
-            with (folder / "log.txt").open("w") as log:
-                subprocess.run(
-                    [sys.executable, __file__, *sys.argv[1:], "--one", ",".join(map(str, run))],
-                    cwd=ROOT, stdout=log, stderr=log, check=False,
-                    env=os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu), "OMP_NUM_THREADS": "2"},
-                )  # fmt: skip
-        finally:
-            free.put(gpu)
-        ended = "done" if (folder / "result.json").exists() else f"failed, see {folder}/log.txt"
-        print(*run, ended, flush=True)
-
-    with ThreadPoolExecutor(given.at_once) as pool:
-        list(pool.map(start, runs))
 
 
 def folder_of(work: Path, run: Run) -> Path:

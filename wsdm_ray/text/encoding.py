@@ -42,6 +42,14 @@ class EncodedPairs:
     def __len__(self) -> int:
         return len(self.prefix)
 
+    def take(self, rows: Sequence[int] | np.ndarray) -> "EncodedPairs":
+        """The pairs of `rows` (int [n]), in that order."""
+        ragged = (
+            Ragged.from_lists([each[row] for row in rows])
+            for each in (self.prefix, self.suffix_ab, self.suffix_ba)
+        )
+        return EncodedPairs(*ragged, cut_tokens_N=self.cut_tokens_N[rows], ba_first_N=self.ba_first_N[rows])
+
     @property
     def tokens_N(self) -> np.ndarray:
         """Tokens of one ordering, int64 [N]."""

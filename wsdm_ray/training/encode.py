@@ -59,17 +59,7 @@ def interleave(parts: list[EncodedPairs]) -> EncodedPairs:
         for first, part in zip(firsts.tolist(), parts, strict=True)
         if turn < len(part)
     ]
-
-    def taken(texts: Ragged) -> Ragged:
-        return Ragged.from_lists([texts[place] for place in order])
-
-    return EncodedPairs(
-        taken(whole.prefix),
-        taken(whole.suffix_ab),
-        taken(whole.suffix_ba),
-        whole.cut_tokens_N[order],
-        whole.ba_first_N[order],
-    )
+    return whole.take(order)
 
 
 def concatenate(parts: list[EncodedPairs]) -> EncodedPairs:
