@@ -36,6 +36,7 @@ __all__ = [
     "hadamard",
     "hadamard_rotate",
     "linear",
+    "multiply_rows",
     "on_hopper",
     "pack_weight",
     "quantize_rows",
@@ -255,10 +256,20 @@ def linear(x: Tensor | QuantizedTensor, weight: LinearWeight) -> Tensor:
     """
     if weight.scale is None:
         return F.linear(cast("Tensor", x), weight.values, weight.bias)
-    rows, scale = quantize_activations(x, weight)
+    dtype = torch.bfloat16 if isinstance(x, QuantizedTensor) else x.dtype
+    return multiply_rows(quantize_activations(x, weight), weight, dtype)
+
+
+def multiply_rows(x: QuantizedTensor, weight: LinearWeight, dtype: torch.dtype) -> Tensor:
+    """`linear` of quantized rows, whatever rotation they have: [rows, out].
+
+    Args:
+        dtype: of the output where no kernel of ours runs it, which gives bfloat16.
+    """
+    rows, scale = x
+    assert weight.scale is not None
     if weight.fused:
         return torch.ops.wsdm_ray.gemm(rows, scale, weight.values, weight.scale, weight.bias)
-    dtype = torch.bfloat16 if isinstance(x, QuantizedTensor) else x.dtype
     if weight.values.dtype == torch.int8:
         sums = torch._int_mm(rows, weight.values.t())  # pyright: ignore[reportPrivateImportUsage]
         out = (sums.float() * scale[:, None] * weight.scale).to(dtype)

@@ -21,7 +21,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from wsdm_ray.modeling.quantized_linear import LinearWeight, hadamard_rotate, linear, quantize_rows
+from wsdm_ray.modeling.quantized_linear import (
+    LinearWeight,
+    QuantizedTensor,
+    hadamard_rotate,
+    linear,
+    multiply_rows,
+    quantize_rows,
+)
 
 __all__ = ["AdaptedLinear", "Adapter", "FrozenWeight", "adapted_linear", "dropped"]
 
@@ -170,24 +177,13 @@ def input_gradient(gradient: Tensor, weight: FrozenWeight) -> Tensor:
         return gradient @ dequantized(weight, gradient.dtype)
     values, scale = weight.values, weight.scale
     assert scale is not None
-    rows, row_scale = quantize_rows(gradient.float() * scale, values.dtype)
-    if not gradient.is_cuda:
-        out = (rows.float() @ values.float() * row_scale[:, None]).to(gradient.dtype)
-        return hadamard_rotate(out, weight.hadamard)
+    rows = QuantizedTensor(*quantize_rows(gradient.float() * scale, values.dtype))
     # 8-bit GEMMs take both factors with the axis that is summed over last.
     transposed = values.view(torch.uint8).t().contiguous().view(values.dtype)
     ones = torch.ones(len(transposed), device=gradient.device)
-    if values.dtype == torch.int8:
-        if weight.fused:
-            out = torch.ops.wsdm_ray.gemm(rows, row_scale, transposed, ones, None)
-        else:
-            sums = torch._int_mm(rows, transposed.t())  # pyright: ignore[reportPrivateImportUsage]
-            out = (sums.float() * row_scale[:, None]).to(gradient.dtype)
-        return hadamard_rotate(out, weight.hadamard)
-    return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
-        rows, transposed.t(), scale_a=row_scale[:, None], scale_b=ones[None],
-        out_dtype=torch.bfloat16, use_fast_accum=True,
-    ).to(gradient.dtype)  # fmt: skip
+    fused = weight.fused and values.dtype == torch.int8  # cuBLAS is faster in float8
+    out = multiply_rows(rows, LinearWeight(transposed, ones, None, fused=fused), gradient.dtype)
+    return hadamard_rotate(out, weight.hadamard)
 
 
 def dequantized(weight: FrozenWeight, dtype: torch.dtype) -> Tensor:

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsdm_ray.modeling.attention.mask_rule import attention_mask, layer_window, to_device
+from wsdm_ray.modeling.attention.dense import DenseAttention
+from wsdm_ray.modeling.attention.mask_rule import layer_window, to_device
+from wsdm_ray.modeling.attention.protocol import Heads
 from wsdm_ray.modeling.attention.training import varlen_on_gpu
 from wsdm_ray.modeling.families import Shape
 from wsdm_ray.packing.layouts import Layout
@@ -28,8 +30,10 @@ def training_attention(layout: Layout, shape: Shape, device: torch.device) -> At
     """Attention in a layout of one row, whose masks are made once for all layers."""
     windows = {each: layer_window(each, shape.sliding_window) for each in set(shape.layer_types)}
     if device.type == "cpu":
-        allowed = {each: attention_mask(layout, window, device)[0] for each, window in windows.items()}
-        return lambda q, k, v, layer_type: dense_attention(q, k, v, allowed[layer_type], shape)
+        dense = DenseAttention(windows, shape.sliding_window, device).update(layout)
+        return lambda q, k, v, layer_type: dense.attend(
+            Heads(q[0], k[0], v[0], shape.query_scale, shape.softcap), layer_type
+        )
     if shape.softcap is None and not np.any(layout.branches_BT):
         return varlen(layout, shape, windows, device)
     from wsdm_ray.modeling.attention.flex import block_masks, flex_training_attention
@@ -53,14 +57,3 @@ def varlen(layout: Layout, shape: Shape, windows: dict[str, int | None], device:
         return out[0].flatten(1)
 
     return attend
-
-
-def dense_attention(q: Tensor, k: Tensor, v: Tensor, allowed_TT: Tensor, shape: Shape) -> Tensor:
-    """By writing out all scores, in float32."""
-    group = shape.num_heads // shape.num_kv_heads
-    k, v = (each[0].repeat_interleave(group, 0).float() for each in (k, v))
-    scores = q[0].float() @ k.transpose(1, 2) * shape.query_scale
-    if shape.softcap is not None:
-        scores = shape.softcap * torch.tanh(scores / shape.softcap)
-    weights = scores.masked_fill(~allowed_TT, -torch.inf).softmax(-1)
-    return (weights @ v).to(q.dtype).transpose(0, 1).flatten(1)

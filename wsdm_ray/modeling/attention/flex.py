@@ -1,7 +1,7 @@
 """FlexAttention with gradients, for GPUs: any layout of one row, with soft-capped scores or without.
 
-The mask is block-sparse, so its cost grows with what tokens attend to, not with the square of the row. One
-compilation serves rows of any length. Not covered: scoring, whose masks stay in place (`block_sparse`).
+The mask is block-sparse, so its cost grows with what tokens attend to, not with the square of the row. Each
+number of tokens is compiled once. Not covered: scoring, whose masks stay in place (`block_sparse`).
 
 Shape suffixes: T tokens of the row, H query heads, K key heads, W head dimension.
 """
