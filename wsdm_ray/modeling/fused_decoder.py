@@ -27,6 +27,8 @@ from wsdm_ray.modeling.fused_layer import (
     mlp_block,
     norms_of,
     qkv_projection,
+    rotation_of,
+    scaled_embedding,
 )
 from wsdm_ray.modeling.quantized_linear import (
     LinearWeight,
@@ -165,10 +167,11 @@ class FusedDecoder(nn.Module):
 
     def embed(self, tokens_T: Tensor) -> Tensor:
         """The input of the first layer, [T, D]."""
-        x_TD = F.embedding(tokens_T, self.embedding_VD)
-        if self.shape.family.scaled_embedding:
-            x_TD = x_TD * torch.tensor(self.shape.hidden_size**0.5, dtype=x_TD.dtype)
-        return x_TD
+        return scaled_embedding(tokens_T, self.embedding_VD, self.shape)
+
+    def rotation(self, x_TD: Tensor, positions_T: Tensor, layer_type: str) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of each position for layers of a type: [T, W] each."""
+        return rotation_of(self.rotary, x_TD, positions_T, layer_type)
 
     def norm(self, weight_D: Tensor) -> Tensor:
         """A norm's factor: its weight in float32, with the family's offset."""
@@ -222,12 +225,6 @@ class FusedDecoder(nn.Module):
             return finish(last_S)
         padded = F.pad(last_S, (0, -len(last_S) % LAST_ROWS))
         return torch.cat([finish(rows) for rows in padded.split(LAST_ROWS)])[: len(last_S)]
-
-    def rotation(self, x_TD: Tensor, positions_T: Tensor, layer_type: str) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of each position for layers of a type: [T, W] each."""
-        by_type = hasattr(self.rotary, f"{layer_type}_inv_freq")  # a family with one base for each type
-        cos, sin = self.rotary(x_TD[None], positions_T[None], *([layer_type] if by_type else []))
-        return cos[0], sin[0]
 
 
 @functools.cache

@@ -6,9 +6,11 @@ The functions take tensors alone, and nothing in them depends on the layer's num
 all layers.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from wsdm_ray.modeling.families import Family, Shape
@@ -34,6 +36,9 @@ __all__ = [
     "qkv_heads",
     "qkv_projection",
     "rotate",
+    "rotation_of",
+    "scaled_embedding",
+    "split_heads",
 ]
 
 FUSED_LINEARS = {
@@ -135,6 +140,23 @@ def norms_of(family: Family) -> dict[str, str]:
     return norms
 
 
+def scaled_embedding(tokens_T: Tensor, embedding_VD: Tensor, shape: Shape) -> Tensor:
+    """The input of the first layer, [T, D]."""
+    x_TD = F.embedding(tokens_T, embedding_VD)
+    if shape.family.scaled_embedding:
+        x_TD = x_TD * torch.tensor(shape.hidden_size**0.5, dtype=x_TD.dtype)
+    return x_TD
+
+
+def rotation_of(
+    rotary: nn.Module, x_TD: Tensor, positions_T: Tensor, layer_type: str
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of each position for layers of a type, in the type of `x_TD`: [T, W] each."""
+    by_type = hasattr(rotary, f"{layer_type}_inv_freq")  # a family with one base for each type
+    cos, sin = rotary(x_TD[None], positions_T[None], *([layer_type] if by_type else []))
+    return cos[0], sin[0]
+
+
 def qkv_projection(
     x_TD: Tensor,
     layer: FusedLayer,
@@ -159,11 +181,27 @@ def qkv_heads(
     rotate_in_attention: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`qkv_projection` after the layer's first norm, [T, D]."""
-    heads = linear(normed_TD, layer.qkv).unflatten(1, (-1, shape.head_dim)).transpose(0, 1)
+    return split_heads(linear(normed_TD, layer.qkv), layer.norms, rotation, shape, rotate_in_attention)
+
+
+def split_heads(
+    qkv_T: Tensor,
+    norms: Mapping[str, Tensor],
+    rotation: tuple[Tensor, Tensor],
+    shape: Shape,
+    rotate_in_attention: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [H, T, W], keys and values [K, T, W], of the output of their linear layers, side by side.
+
+    Args:
+        norms: of `norms_of`.
+        rotate_in_attention: as of `qkv_projection`.
+    """
+    heads = qkv_T.unflatten(1, (-1, shape.head_dim)).transpose(0, 1)
     q, k, v = heads.split([shape.num_heads, shape.num_kv_heads, shape.num_kv_heads])
     if shape.family.qk_norm:
-        q = rms_norm(q, layer.norms["query"], shape.norm_epsilon)
-        k = rms_norm(k, layer.norms["key"], shape.norm_epsilon)
+        q = rms_norm(q, norms["query"], shape.norm_epsilon)
+        k = rms_norm(k, norms["key"], shape.norm_epsilon)
     return q if rotate_in_attention else rotate(q, *rotation), rotate(k, *rotation), v
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint
@@ -24,7 +23,7 @@ from wsdm_ray.modeling.attention.tiling import BLOCK
 from wsdm_ray.modeling.classifier import unwrap_peft
 from wsdm_ray.modeling.families import shape_of
 from wsdm_ray.modeling.frozen_weights import adapted_linear_of
-from wsdm_ray.modeling.fused_layer import FUSED_LINEARS, norms_of
+from wsdm_ray.modeling.fused_layer import FUSED_LINEARS, norms_of, rotation_of, scaled_embedding
 from wsdm_ray.modeling.quantized_linear import rms_norm
 from wsdm_ray.modeling.training_layer import TrainingLayer, after_attention, before_attention
 from wsdm_ray.packing.layouts import Layout, round_up
@@ -92,7 +91,10 @@ class TrainingDecoder:
         )
         attend = training_attention(layout, self.shape, self.device)
         x_TD = self.embed(tokens_T)
-        rotations = {name: self.rotation(x_TD, positions_T, name) for name in set(self.shape.layer_types)}
+        rotations = {
+            name: rotation_of(self.rotary, x_TD.detach(), positions_T, name)
+            for name in set(self.shape.layer_types)
+        }
         seeds = self.dropout_seeds()
         *runs, last = (
             functools.partial(self.attention, layer, seed, rotations[layer_type], attend, layer_type)
@@ -123,9 +125,7 @@ class TrainingDecoder:
 
     def embed(self, tokens_T: Tensor) -> Tensor:
         """The input of the first layer, [T, D]; with a gradient, so that all layers are compiled alike."""
-        x_TD = F.embedding(tokens_T, self.embedding).to(self.dtype)
-        if self.shape.family.scaled_embedding:
-            x_TD = x_TD * torch.tensor(self.shape.hidden_size**0.5, dtype=x_TD.dtype)
+        x_TD = scaled_embedding(tokens_T, self.embedding, self.shape)
         return x_TD.requires_grad_(torch.is_grad_enabled())
 
     def attention(
@@ -147,12 +147,6 @@ class TrainingDecoder:
     ) -> Tensor:
         """One layer: [T, D]."""
         return self.after(dynamic(x_TD), dynamic(attention(x_TD)), layer, self.shape, seeds)
-
-    def rotation(self, x_TD: Tensor, positions_T: Tensor, layer_type: str) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of each position for layers of a type: [T, W] each."""
-        by_type = hasattr(self.rotary, f"{layer_type}_inv_freq")  # a family with one base for each type
-        cos, sin = self.rotary(x_TD.detach()[None], positions_T[None], *([layer_type] if by_type else []))
-        return cos[0], sin[0]
 
 
 def padded_tokens(tokens: int, token_budget: int) -> int:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from wsdm_ray.modeling.families import Shape
-from wsdm_ray.modeling.fused_layer import rotate
+from wsdm_ray.modeling.fused_layer import split_heads
 from wsdm_ray.modeling.quantized_linear import ACTIVATIONS, add_residual, rms_norm
 from wsdm_ray.modeling.training_linear import AdaptedLinear, adapted_linear
 
@@ -38,12 +38,9 @@ def before_attention(
     """
     qkv_seed = None if seeds is None else seeds[0]
     normed_TD = rms_norm(x_TD, layer.norms["attention_in"], shape.norm_epsilon)
-    heads = adapted_linear(normed_TD, layer.qkv, qkv_seed).unflatten(1, (-1, shape.head_dim)).transpose(0, 1)
-    q, k, v = heads.split([shape.num_heads, shape.num_kv_heads, shape.num_kv_heads])
-    if shape.family.qk_norm:
-        q = rms_norm(q, layer.norms["query"], shape.norm_epsilon)
-        k = rms_norm(k, layer.norms["key"], shape.norm_epsilon)
-    return rotate(q, cos_TW, sin_TW)[None], rotate(k, cos_TW, sin_TW)[None], v[None]
+    qkv_T = adapted_linear(normed_TD, layer.qkv, qkv_seed)
+    q, k, v = split_heads(qkv_T, layer.norms, (cos_TW, sin_TW), shape)
+    return q[None], k[None], v[None]
 
 
 def after_attention(
