@@ -38,8 +38,7 @@ def replicating(
     from wsdm_ray.errors import ModelError
     from wsdm_ray.scoring.recovery import DeviceLostError
 
-    report_progress = None if options.report_progress is None else lambda *report: notify(report)
-    replica = replica_class(dataclasses.replace(options, report_progress=report_progress))
+    replica = replica_class(dataclasses.replace(options, report_progress=lambda *report: notify(report)))
 
     def score_part(number: int, encoded: bytes) -> tuple[pa.Table, UnitReport]:
         try:

@@ -15,7 +15,8 @@ from wsdm_ray.scoring.crash_records import read_deaths
 from wsdm_ray.scoring.encode import encode_unit, table_from_bytes, table_to_bytes
 from wsdm_ray.scoring.error_kinds import kinds_from_json
 from wsdm_ray.scoring.parts import UnitReport, read_footer
-from wsdm_ray.scoring.replica_slot import DEVICE_LOST, ReplicaSlot
+from wsdm_ray.scoring.replica import Replica
+from wsdm_ray.scoring.replica_slot import DEVICE_LOST, ReplicaSlot, replicating
 
 TIMED_OUT = "timed out after 7 s"
 
@@ -174,3 +175,13 @@ def test_a_defect_of_the_slot_itself_ends_the_run(encoded, tmp_path):
     kind, text = json.loads(report_of(slot(batch_of(encoded))).error)
     assert kind == "WorkerDefectError"
     assert "KeyError" in text
+
+
+def test_the_process_of_a_replica_says_how_far_a_unit_is(encoded, replica_of, tmp_path):
+    options = replica_of(output=str(tmp_path / "out"), token_budget=300).options
+    reports: list[tuple[int, float, int]] = []
+    answer = replicating(Replica, options, reports.append)
+    _, error = answer(("score", batch_of(encoded)))
+    assert not error
+    assert [report[:2] for report in reports][:: len(reports) - 1] == [(0, 0.0), (0, 1.0)]
+    assert len(reports) > 2
