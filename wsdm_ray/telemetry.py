@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from wsdm_ray.noise import quiet_libraries
 
@@ -82,8 +83,10 @@ class Display:
         console = console or Console(stderr=True)
         self.bar: Progress | None = None
         if console.is_terminal:
+            # In a narrow terminal the text is cut, never the count.
+            count = MofNCompleteColumn(table_column=Column(min_width=2 * len(str(total)) + 1, no_wrap=True))
             self.bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+                TextColumn("{task.description}"), BarColumn(), count, TextColumn(unit),
                 TextColumn("{task.fields[text]}"), console=console,
             )  # fmt: skip
             self.task = self.bar.add_task(name, total=total, text="")

@@ -146,3 +146,12 @@ def test_logging_is_set_up_once(capsys):
     err = capsys.readouterr().err
     assert err.count("hello") == 1
     assert err[2] == err[5] == ":", "the time comes first"
+
+
+def test_a_narrow_terminal_shows_the_whole_count():
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=60, no_color=True)
+    display = Display("score", 30_000, console=console)
+    display.show(12_345, "28.3 pairs/s, 29k tokens/s, ETA 37 min, 1 replicas at work, 3 errors")
+    display.close()
+    assert "12345/30000" in shown.getvalue()
