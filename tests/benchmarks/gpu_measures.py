@@ -27,11 +27,11 @@ def product(precision: str, tokens: int, wide: int, out: int, device: str) -> Ca
 def timeline_of(events: list[tuple[str, float, float]]) -> dict[str, Any]:
     """The idle share between the first and the last of events (name, start, end in microseconds)."""
     events = sorted(events, key=lambda event: event[1])
-    at, busy, gaps = events[0][1], 0.0, []
-    for _, start, end in events:
-        gaps.append(max(start - at, 0.0))
+    at, busy, gaps, before = events[0][1], 0.0, [], ""
+    for name, start, end in events:
+        gaps.append((max(start - at, 0.0), before, short_name(name)))
         busy += max(end - max(start, at), 0.0)
-        at = max(at, end)
+        at, before = max(at, end), short_name(name)
     span = at - events[0][1]
     taken: dict[str, list[float]] = collections.defaultdict(list)
     for name, start, end in events:
@@ -39,7 +39,12 @@ def timeline_of(events: list[tuple[str, float, float]]) -> dict[str, Any]:
     longest = sorted(taken.items(), key=lambda item: -sum(item[1]))[:12]
     return {
         "idle_share": 1 - busy / span,
-        "longest_gap_ms": max(gaps) / 1e3,
+        "longest_gap_ms": max(gaps)[0] / 1e3,
+        "gaps": [
+            {"ms": gap / 1e3, "after": after, "before": before}
+            for gap, after, before in sorted(gaps, reverse=True)[:12]
+        ],
+        "idle_ms_in_gaps_under_100_us": sum(gap for gap, *_ in gaps if gap < 100) / 1e3,
         "milliseconds": span / 1e3,
         "kernels": [
             {

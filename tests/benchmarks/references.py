@@ -27,6 +27,7 @@ __all__ = [
     "score_recipe",
     "sequences_of",
     "to_bitsandbytes",
+    "to_nf4",
 ]
 
 
@@ -87,6 +88,22 @@ def to_bitsandbytes(backbone: nn.Module) -> None:
         made.bias = layer.bias
         path, _, leaf = name.rpartition(".")
         setattr(backbone.get_submodule(path), leaf, made)
+
+
+def to_nf4(backbone: nn.Module) -> None:
+    """Make every linear layer a 4-bit one of bitsandbytes in place, as a model that is loaded in nf4."""
+    import bitsandbytes
+
+    for name, layer in list(backbone.named_modules()):
+        if not isinstance(layer, nn.Linear):
+            continue
+        made = bitsandbytes.nn.Linear4bit(
+            layer.in_features, layer.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
+        )
+        made.weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+        made.bias = layer.bias
+        path, _, leaf = name.rpartition(".")
+        setattr(backbone.get_submodule(path), leaf, made.to(layer.weight.device))
 
 
 def recipe_batches(sequences: Sequence[np.ndarray], size: int) -> list[np.ndarray]:

@@ -40,6 +40,7 @@ __all__ = [
     "random_parameter",
     "random_parquet",
     "synthetic_pairs",
+    "write_base",
     "write_checkpoint",
 ]
 
@@ -145,12 +146,18 @@ def synthetic_pairs(number: int, vocabulary: int, *, max_tokens: int = 2_048, se
 WORDS = tuple(first + second for first in ("ba", "ko", "mi", "tu") for second in ("lor", "nem", "sip", "dax"))
 
 
-def random_parquet(path: Path, number: int, *, max_tokens: int, seed: int = 0) -> None:
-    """Canonical rows whose texts have about as many tokens as `random_lengths` says."""
+def random_parquet(path: Path, number: int, *, max_tokens: int, seed: int = 0, votes: bool = False) -> None:
+    """Canonical rows whose texts have about as many tokens as `random_lengths` says.
+
+    Args:
+        votes: with winners, at random.
+    """
     lengths = random_lengths(number, max_tokens, seed)
     random = np.random.default_rng(seed + 1)
     texts = [[" ".join(random.choice(WORDS, length)) for length in each] for each in lengths]
     columns = dict(zip(("prompt", "response_a", "response_b"), texts, strict=True))
+    if votes:
+        columns["winner"] = [("model_a", "model_b")[each] for each in random.integers(0, 2, number)]
     pq.write_table(pa.table({"id": pa.array(range(number), pa.int64()), **columns}), path)
 
 
@@ -172,22 +179,34 @@ def write_checkpoint(folder: Path, config: Any, stored: str, device: str, max_to
         settings = json.loads((folder / "config.json").read_text()) | {"quantization_config": FP8_CONFIG}
         (folder / "config.json").write_text(json.dumps(settings))
         manifest = dataclasses.replace(manifest, quantization="w8a8-fp8")
-    places: dict[str, str] = {}
-    for number, tensors in enumerate(shards(config, stored, device)):
-        name = f"model-{number:05d}.safetensors"
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        places |= dict.fromkeys(tensors, name)
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    head = make_head(HEAD, config.hidden_size, seed=0).state_dict()
+    write_shards(folder, config, stored, device, {f"score.{name}": tensor for name, tensor in head.items()})
     with tempfile.TemporaryDirectory() as tokenizer:
         make_tokenizer(tokenizer, [" ".join(WORDS)], 512)
         complete_folder(tokenizer, str(folder), manifest)
 
 
-def shards(config: Any, stored: str, device: str) -> Iterator[dict[str, Tensor]]:
-    """All tensors of a random classifier by name, on the CPU, in portions of about `SHARD_BYTES`."""
+def write_base(folder: Path, config: Any, device: str) -> None:
+    """The folder of a language model with random weights in bf16, as a model hub has it."""
+    make_tokenizer(str(folder), [" ".join(WORDS)], 512)
+    config.save_pretrained(folder)
+    write_shards(folder, config, "bf16", device, {})
+
+
+def write_shards(folder: Path, config: Any, stored: str, device: str, head: dict[str, Tensor]) -> None:
+    """The weight files of a random backbone with some tensors more, and their index."""
+    places: dict[str, str] = {}
+    for number, tensors in enumerate(shards(config, stored, device, head)):
+        name = f"model-{number:05d}.safetensors"
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        places |= dict.fromkeys(tensors, name)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+def shards(config: Any, stored: str, device: str, head: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The tensors of `head` and of a random backbone, on the CPU, in portions of about `SHARD_BYTES`."""
     parameter = random_parameter(config, device, torch.bfloat16)
-    head = make_head(HEAD, config.hidden_size, seed=0).state_dict()
-    held = {f"score.{name}": tensor for name, tensor in head.items()}
+    held = dict(head)
     for name, _ in meta_model(config).get_submodule("model").named_parameters():
         value = parameter(name)
         if stored == "w8a8-fp8" and name.endswith("_proj.weight"):

@@ -11,9 +11,17 @@ same step. Rank 64 on all linear layers, AdamW. The parts:
     ceiling   the GEMMs of all layers alone, forward and of the input's gradient
     timeline  one step on the GPU's timeline: its idle share, where the time goes
 
-The ways: `recipe` (LLM.int8(), 8 sequences a micro-batch, padded, eager attention, activations recomputed),
-`transformers` (bfloat16, otherwise alike, with the attention that transformers chooses), and ours, named by
-how the base is held and by the layout. Writes results/train_gpu_SHAPE.json, or --json, anew after every turn.
+The ways of others, whose activations are recomputed:
+
+    recipe           LLM.int8(), 8 sequences a micro-batch, padded, eager attention
+    recipe_float32   the same after PEFT's `prepare_model_for_kbit_training`, as the recipe trains: what is
+                     not quantized is in float32
+    transformers     bfloat16, otherwise as `recipe`, with the attention that transformers chooses, which
+                     leaves soft-capping out
+    transformers_row the same, sequences side by side in one row of the token budget, told apart by positions
+
+and ours, named by how the base is held and by the layout. A way that does not fit is `out of memory`. Writes
+results/train_gpu_SHAPE.json, or --json, anew after every turn.
 """
 
 import argparse
@@ -29,7 +37,8 @@ import numpy as np
 import torch
 from common import HERE, spread, write_result
 from gpu_measures import peak_memory, timeline_of
-from references import left_padded, random_network, recipe_batches, sequences_of, to_bitsandbytes
+from peft import prepare_model_for_kbit_training
+from references import left_padded, random_network, recipe_batches, sequences_of, to_bitsandbytes, to_nf4
 from synthetic import HEAD, SHAPES, config_of, synthetic_pairs
 from torch import Tensor, nn
 from torch.autograd import DeviceType
@@ -46,9 +55,12 @@ from wsdm_ray.packing.plan import pair_tokens, plan_batches
 from wsdm_ray.training.optimizer import make_optimizer
 
 OURS = tuple(
-    f"{held} {layout}" for held in ("none", "w8a8-int8", "w8a8-fp8") for layout in ("packed", "shared")
+    f"{held} {layout}"
+    for held in ("none", "w8a8-int8", "w8a8-fp8", "bnb-int8", "nf4")
+    for layout in ("packed", "shared")
 )
-WAYS = ("recipe", "transformers", *OURS)
+RECIPES, STOCK = ("recipe", "recipe_float32"), ("transformers", "transformers_row")
+WAYS = (*RECIPES, *STOCK, *OURS)
 RECIPE_BATCH = 8
 
 
@@ -80,30 +92,41 @@ class Bench:
             gc.collect()
             if self.device == "cuda":
                 torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
             self.held = (way, self.make(way))
+            if self.device == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
         return self.held[1]
 
     def make(self, way: str) -> Callable[[], None]:
         torch.manual_seed(0)
         held, _, layout = way.partition(" ")
-        attention = "eager" if held == "recipe" else None
+        attention = "eager" if held in RECIPES else None
         network = random_network(self.config, self.device, self.dtype, attention)
         backbone = network.get_submodule("model")
-        if held == "recipe":
+        if held in (*RECIPES, "bnb-int8"):
             to_bitsandbytes(backbone)
             network.is_loaded_in_8bit = True  # by which PEFT knows which of its layers to put there
+        elif held == "nf4":
+            to_nf4(backbone)
+            network.is_loaded_in_4bit = True
         elif held.startswith("w8a8"):
             to_rows(backbone, held, self.dtype)
+        if held == "recipe_float32":
+            prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
         network.score = make_head(HEAD, self.config.hidden_size, seed=0).to(self.device)
         lora = LoraConfig(r=64, alpha=4, dropout=self.given.dropout)
         if not layout:
-            network.gradient_checkpointing_enable({"use_reentrant": False})
+            # As `Trainer` of transformers does by default; LLM.int8() frees its inputs so alone.
+            network.gradient_checkpointing_enable({"use_reentrant": True})
             network.enable_input_require_grads()
         wrapped = add_lora(network, lora, seed=0).train()
         parameters = trainable_parameters(wrapped)
         optimizer = make_optimizer(OptimizerConfig(), parameters)
-        batches = self.packed(wrapped, layout) if layout else self.padded(wrapped)
+        if layout:
+            batches = self.packed(wrapped, layout)
+        else:
+            batches = self.rows(wrapped) if held == "transformers_row" else self.padded(wrapped)
 
         def step() -> None:
             for log_odds in batches():
@@ -143,15 +166,42 @@ class Bench:
         def run() -> Iterator[Tensor]:
             for indices in self.chosen:
                 tokens_BT, mask_BT = left_padded([sequences[index] for index in indices], 0)
-                with torch.autocast(self.device, self.dtype, enabled=self.device == "cuda"):
-                    hidden_BTD = model.model(
-                        input_ids=tokens_BT.to(self.device), attention_mask=mask_BT.to(self.device),
-                        use_cache=False,
-                    ).last_hidden_state  # fmt: skip
-                last_BD = hidden_BTD[:, -1].to(next(model.score.parameters()).dtype)
-                yield preference_log_odds(model.score(last_BD).float())
+                hidden_BTD = self.hidden(model, input_ids=tokens_BT, attention_mask=mask_BT)
+                yield self.log_odds(model, hidden_BTD[:, -1])
 
         return run
+
+    def rows(self, network: nn.Module) -> Callable[[], Iterator[Tensor]]:
+        """Sequences side by side in one row of at most the token budget; all rows are of one length."""
+        sequences, model = sequences_of(self.pairs), unwrap_peft(network)
+        order, budget = recipe_batches(sequences, 1), self.given.token_budget
+        self.chosen = [np.empty(0, np.int64)]
+        for [index] in order:
+            if sum(len(sequences[each]) for each in self.chosen[-1]) + len(sequences[index]) > budget:
+                self.chosen.append(np.empty(0, np.int64))
+            self.chosen[-1] = np.append(self.chosen[-1], index)
+
+        def run() -> Iterator[Tensor]:
+            for indices in self.chosen:
+                lengths = [len(sequences[index]) for index in indices]
+                tokens_T = np.concatenate([sequences[index] for index in indices]).astype(np.int64)
+                positions_T = np.concatenate([np.arange(length) for length in lengths])
+                hidden_BTD = self.hidden(
+                    model,
+                    input_ids=torch.from_numpy(tokens_T)[None],
+                    position_ids=torch.from_numpy(positions_T)[None],
+                )
+                yield self.log_odds(model, hidden_BTD[0, np.cumsum(lengths) - 1])
+
+        return run
+
+    def hidden(self, model: Any, **inputs: Tensor) -> Tensor:
+        on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        with torch.autocast(self.device, self.dtype, enabled=self.device == "cuda"):
+            return model.model(**on_device, use_cache=False).last_hidden_state
+
+    def log_odds(self, model: Any, last_SD: Tensor) -> Tensor:
+        return preference_log_odds(model.score(last_SD.to(next(model.score.parameters()).dtype)).float())
 
     def tokens(self, way: str) -> int:
         """Real tokens of a step, each ordering with its own prompt."""
@@ -186,6 +236,8 @@ def speed(bench: Bench) -> Iterator[list[dict[str, Any]]]:
             print(f"{way:20} out of memory: {peak_memory()} {str(error)[:80]}", flush=True)
             del error
             bench.held = ("", None)
+            turns[way] = [{"way": way, "out_of_memory": True}]
+            yield [each for turn in turns.values() for each in turn]
             continue
         speeds = [bench.tokens(way) / turn["seconds"] for turn in turns[way]]
         turns[way] = [

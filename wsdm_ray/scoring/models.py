@@ -16,6 +16,7 @@ from safetensors import safe_open
 from wsdm_ray.errors import ClusterError, ModelError
 from wsdm_ray.modeling.adapter_io import add_adapter
 from wsdm_ray.modeling.attention import BLOCK
+from wsdm_ray.modeling.gpu_memory import free_gpu_bytes
 from wsdm_ray.modeling.head import HEADS
 from wsdm_ray.modeling.loading import load_scorer, local_base
 from wsdm_ray.modeling.manifest import Manifest
@@ -94,7 +95,7 @@ class Models:
 
     def token_budget(self, layout: str) -> int:
         """The token budget of micro-batches that each model can run in the memory that is free."""
-        free = free_bytes() if self.on_gpu else math.inf
+        free = free_gpu_bytes() if self.on_gpu else math.inf
         return min(
             budget_within(free, scorer.memory(layout), layout, spec.manifest.text.max_tokens)
             for scorer, spec in zip(self.scorers, self.specs, strict=True)
@@ -119,20 +120,13 @@ def shared_base(spec: ModelSpec, device: str) -> tuple[Any, ...] | None:
     return manifest.base_digest, manifest.quantization, precision, shape
 
 
-def free_bytes() -> float:
-    """Free memory of this process's GPU, with what PyTorch keeps for later; infinite without one."""
-    if not torch.cuda.is_available():
-        return math.inf
-    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-
-
 def check_memory(specs: Sequence[ModelSpec], number: int, device: str, *, whole: bool) -> None:
     """Raise `ClusterError` where model `number` does not fit beside those that are loaded.
 
     Args:
         whole: the model takes a base of its own.
     """
-    free = free_bytes()
+    free = free_gpu_bytes()
     if math.isinf(free):
         return
     spec = specs[number]

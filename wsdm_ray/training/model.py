@@ -18,8 +18,11 @@ from wsdm_ray.modeling.classifier import (
     ordering_logits,
     peft_warnings,
     trainable_parameters,
+    unwrap_peft,
 )
+from wsdm_ray.modeling.families import shape_of
 from wsdm_ray.modeling.frozen_weights import load_rows_network
+from wsdm_ray.modeling.gpu_memory import free_gpu_bytes
 from wsdm_ray.modeling.precision import W8A8
 from wsdm_ray.modeling.training_decoder import TrainingDecoder, padded_tokens
 from wsdm_ray.packing.layouts import Layout
@@ -49,10 +52,13 @@ class TrainingModel(Protocol):
 
 
 class TransformersModel:
-    """The network's own forward pass."""
+    """The network's own forward pass. Args: as of `prepare_model`."""
 
-    def __init__(self, network: nn.Module):
-        self.network = network
+    def __init__(self, network: nn.Module, config: TrainConfig):
+        self.network, self.config = network, config
+        self.recomputes = False
+        if recomputed_layers(network, config, config.token_budget, compiled=False):
+            self.save_memory()
 
     def logits(self, layout: Layout) -> torch.Tensor:
         return ordering_logits(self.network, layout)
@@ -61,7 +67,11 @@ class TransformersModel:
         return tokens
 
     def save_memory(self) -> bool:
-        return False
+        if self.recomputes:
+            return False
+        self.recomputes = True
+        enable_gradient_checkpointing(self.network, reentrant=self.config.int8_activations)
+        return True
 
 
 class DecoderModel:
@@ -71,26 +81,9 @@ class DecoderModel:
         self.network, self.config = network, config
         self.decoder = TrainingDecoder(network, dtype, compiled=compiled)
         self.on_gpu = self.decoder.device.type == "cuda"
-        self.decoder.recomputed = self.recomputed_layers()
-
-    def recomputed_layers(self) -> int:
-        """Layers whose activations are computed again in the backward pass."""
-        layers, option = len(self.decoder.layers), self.config.gradient_checkpointing
-        if option != "auto" or not self.on_gpu:
-            return layers if option == "yes" else 0
-        trained = sum(parameter.numel() for parameter in trainable_parameters(self.network).values())
-        bytes_each = 4 + (2 if self.config.optimizer.kind == "adamw_8bit" else 8)  # gradient, AdamW's state
-        torch.cuda.empty_cache()
-        needed = layers_to_recompute(
-            0.95 * torch.cuda.mem_get_info()[0] - bytes_each * trained,
-            self.row_tokens(self.config.token_budget),
-            self.decoder.shape,
-            self.decoder.model.config.intermediate_size,
-            self.config.lora.r,
+        self.decoder.recomputed = recomputed_layers(
+            network, config, self.row_tokens(config.token_budget), compiled=compiled
         )
-        if needed:
-            logger.info("train: %d of %d layers recompute their activations, for memory", needed, layers)
-        return needed
 
     def logits(self, layout: Layout) -> torch.Tensor:
         return self.decoder.logits(layout)
@@ -123,8 +116,6 @@ def prepare_model(
         from wsdm_ray.modeling.weight_only_int8 import use_weight_only_int8
 
         network = use_weight_only_int8(network)
-    if config.gradient_checkpointing == "yes" and not resolved.decoder:
-        enable_gradient_checkpointing(network)
     network = add_lora(network, config.lora, config.seed)
     if config.start_from:
         load_adapter_weights(network, local_copy(config.start_from))
@@ -133,13 +124,42 @@ def prepare_model(
         return DecoderModel(network, config, compiled, dtype)
     if compiled:
         compile_layers(network)
-    return TransformersModel(network)
+    return TransformersModel(network, config)
 
 
-def enable_gradient_checkpointing(network: nn.Module) -> None:
-    """Have each layer run again in the backward pass instead of keeping its activations.
+def recomputed_layers(network: nn.Module, config: TrainConfig, tokens: int, *, compiled: bool) -> int:
+    """Layers of a network of `add_lora` that compute their activations again in the backward pass.
+
+    Args:
+        tokens: of the largest micro-batch.
+    """
+    model: Any = unwrap_peft(network)
+    shape, option = shape_of(model.config), config.gradient_checkpointing
+    layers = len(shape.layer_types)
+    if option != "auto" or model.get_input_embeddings().weight.device.type == "cpu":
+        return layers if option == "yes" else 0
+    trained = sum(parameter.numel() for parameter in trainable_parameters(network).values())
+    bytes_each = 4 + (2 if config.optimizer.kind == "adamw_8bit" else 8)  # gradient, AdamW's state
+    free = 0.95 * free_gpu_bytes() - bytes_each * trained
+    needed = layers_to_recompute(
+        free, tokens, shape, model.config.intermediate_size, config.lora.r, compiled=compiled
+    )
+    if needed:
+        logger.info("train: %d of %d layers recompute their activations, for memory", needed, layers)
+    return needed
+
+
+def enable_gradient_checkpointing(network: nn.Module, *, reentrant: bool) -> None:
+    """Have each layer of a network of `add_lora` run again in the backward pass, whose input alone it keeps.
 
     Every transformers 5 has this name; later ones warn that another is preferred.
+
+    Args:
+        reentrant: without autograd in the forward pass. LLM.int8() keeps its inputs by other ways than
+            autograd's, which are not seen otherwise.
     """
+    model: Any = unwrap_peft(network)
     with peft_warnings():
-        network.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    if reentrant:  # which runs backward only where an input has a gradient
+        model.enable_input_require_grads()

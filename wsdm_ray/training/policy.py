@@ -19,6 +19,9 @@ __all__ = [
 COMPILE_MIN_STEPS = 100
 """A run of fewer steps is not compiled by `auto`: compiling takes a minute or more."""
 
+UNCOMPILED = 3
+"""About how many times as much a layer keeps for the backward pass where it is not compiled."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedOptions:
@@ -112,12 +115,13 @@ def compile_pays_off(decoder: bool, device: str, total_steps: int) -> bool:
 
 
 def layers_to_recompute(
-    free_bytes: float, tokens: int, shape: Shape, intermediate_size: int, lora_rank: int
+    free_bytes: float, tokens: int, shape: Shape, intermediate_size: int, lora_rank: int, *, compiled: bool
 ) -> int:
     """Of a model's layers, how many must compute their activations again for a micro-batch to fit.
 
-    A layer keeps the outputs of its GEMMs and of its attention, and the sums of its residual, in 16 bits; one
-    that recomputes keeps its input. The backward pass needs about three times a layer's beside them.
+    A compiled layer keeps the outputs of its GEMMs and of its attention, and the sums of its residual, in 16
+    bits; one that is not keeps what lies between those, too. One that recomputes keeps its input. The backward
+    pass needs about three times a layer's beside them.
 
     Args:
         free_bytes: of the GPU, beside weights, gradients and the optimizer's state.
@@ -127,7 +131,7 @@ def layers_to_recompute(
     layers = len(shape.layer_types)
     kept = (
         2 * tokens * (4 * shape.hidden_size + 3 * heads + key_heads + 2 * intermediate_size + 7 * lora_rank)
-    )
+    ) * (1 if compiled else UNCOMPILED)
     inputs = 2 * tokens * shape.hidden_size
     over = (layers + 3) * kept - free_bytes
     return min(max(-int(-over // (kept - inputs)), 0), layers)

@@ -154,7 +154,7 @@ def test_a_model_that_does_not_fit_the_gpu_is_refused_before_it_is_loaded(specs,
         loaded.append(folder)
         return load_scorer(folder, **options)
 
-    monkeypatch.setattr(models, "free_bytes", lambda: 10e9 if not loaded else 1_000.0)
+    monkeypatch.setattr(models, "free_gpu_bytes", lambda: 10e9 if not loaded else 1_000.0)
     with pytest.raises(ClusterError) as caught:
         Models(pair, load)
     assert loaded == [pair[0].folder]
@@ -162,7 +162,7 @@ def test_a_model_that_does_not_fit_the_gpu_is_refused_before_it_is_loaded(specs,
         f"{pair[1].folder}: model 2 of 2 needs 0.0 GB of GPU memory as bnb-int8, and 0.0 GB are free; give "
         "fewer models, a --precision that takes less, or score each by itself and use jobs.ensemble"
     )
-    monkeypatch.setattr(models, "free_bytes", lambda: 1_000.0)
+    monkeypatch.setattr(models, "free_gpu_bytes", lambda: 1_000.0)
     with pytest.raises(ClusterError, match=r"model 1 of 1 .*; choose a --precision .*, or a larger GPU$"):
         Models(pair[:1])
 
@@ -186,7 +186,7 @@ def test_memory_that_runs_out_while_a_model_is_loaded(specs):
 
 def test_an_adapter_beside_a_base_needs_no_second_base(specs, monkeypatch):
     whole = weight_bytes([f"{specs['first'].manifest.base}/model.safetensors"], "bnb-int8")
-    monkeypatch.setattr(models, "free_bytes", lambda: float(whole - 1))
+    monkeypatch.setattr(models, "free_gpu_bytes", lambda: float(whole - 1))
     models.check_memory([specs["first"], specs["second"]], 1, "cpu", whole=False)
     with pytest.raises(ClusterError):
         models.check_memory([specs["first"], specs["second"]], 1, "cpu", whole=True)

@@ -1,5 +1,6 @@
 """The network of a run: gradient checkpointing saves memory; int8 weights meet activations as they are."""
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,34 @@ def kept_bytes(trainer: Trainer) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         trainer.forward_backward(rows, batches)
     return sum(kept)
+
+
+def test_gradient_checkpointing_lets_go_of_the_inputs_of_llm_int8(trainer_of):
+    """bitsandbytes keeps them for the backward pass where hooks of autograd do not see them."""
+    alive = {}
+    for enabled in ("no", "yes"):
+        trainer = trainer_of(
+            quantization="bnb-int8", int8_activations=True, layout="padded", gradient_checkpointing=enabled
+        )
+        trainer.network.train()
+        inputs: list[weakref.ref[torch.Tensor]] = []
+        for layer in trainer.network.modules():
+            if isinstance(layer, Linear8bitLt):
+                layer.register_forward_pre_hook(lambda _, given, to=inputs: to.append(weakref.ref(given[0])))
+        _, batches = trainer.prepare_step(0)
+        logits = trainer.model.logits(trainer.lay_out(batches, 0))
+        alive[enabled] = sum(reference() is not None for reference in inputs)
+        logits.sum().backward()
+    assert alive["no"] > 5
+    assert alive["yes"] <= 1
+
+
+def test_less_memory_can_be_taken_once(trainer_of):
+    trainer = trainer_of(layout="padded", gradient_checkpointing="no")
+    kept = kept_bytes(trainer)
+    assert trainer.model.save_memory()
+    assert kept_bytes(trainer) < 0.3 * kept
+    assert not trainer.model.save_memory()
 
 
 def test_int8_weights_meet_activations_as_they_are(trainer_of):

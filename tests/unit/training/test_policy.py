@@ -87,8 +87,8 @@ def test_8_bit_gemms_take_the_decoder_everywhere(quantization):
 
 
 def test_as_many_layers_recompute_as_memory_asks_for():
-    def layers(gigabytes: float, tokens: int) -> int:
-        return layers_to_recompute(gigabytes * 1e9, tokens, GEMMA2_9B, 14_336, 64)
+    def layers(gigabytes: float, tokens: int, *, compiled: bool = True) -> int:
+        return layers_to_recompute(gigabytes * 1e9, tokens, GEMMA2_9B, 14_336, 64, compiled=compiled)
 
     # 120 kB a token and layer; on an H200, 16,384 tokens took 94 GB with what the backward pass needs.
     assert layers(94, 16_384) == 0
@@ -96,3 +96,5 @@ def test_as_many_layers_recompute_as_memory_asks_for():
     assert layers(65, 8_192) == 0
     assert layers(1, 16_384) == 42
     assert layers(30, 16_384) < layers(20, 16_384) < 42
+    # Not compiled, 31 layers of 16,384 tokens did not fit beside 11 that recompute.
+    assert layers(65, 16_384) < 20 < layers(65, 16_384, compiled=False) <= 42

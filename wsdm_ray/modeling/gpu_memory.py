@@ -1,0 +1,20 @@
+"""How much memory this process may still take on its GPU."""
+
+import math
+
+import torch
+
+__all__ = ["free_gpu_bytes"]
+
+
+def free_gpu_bytes() -> float:
+    """Free memory of this process's GPU, with what PyTorch keeps for later; infinite without one.
+
+    A share that the process was given (`torch.cuda.set_per_process_memory_fraction`) is kept to.
+    """
+    if not torch.cuda.is_available():
+        return math.inf
+    free, whole = torch.cuda.mem_get_info()
+    reserved = torch.cuda.memory_reserved()
+    own = torch.cuda.get_per_process_memory_fraction() * whole - reserved
+    return min(free, own) + reserved - torch.cuda.memory_allocated()
