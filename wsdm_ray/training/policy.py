@@ -120,8 +120,8 @@ def layers_to_recompute(
     """Of a model's layers, how many must compute their activations again for a micro-batch to fit.
 
     A compiled layer keeps the outputs of its GEMMs and of its attention, and the sums of its residual, in 16
-    bits; one that is not keeps what lies between those, too. One that recomputes keeps its input. The backward
-    pass needs about three times a layer's beside them.
+    bits; one that is not keeps what lies between those, too. One that recomputes keeps its input. The
+    backward pass needs about three times a layer's beside them.
 
     Args:
         free_bytes: of the GPU, beside weights, gradients and the optimizer's state.
