@@ -13,14 +13,15 @@ __all__ = ["train_and_draw"]
 
 
 def train_and_draw(config: TrainConfig) -> dict[str, Any]:
-    """Train a classifier and write training.html beside it; returns what run.json holds."""
+    """Train a classifier and write training.html beside it; returns what `train` does."""
     try:
         run = train(config)
     except WsdmRayError:
         if STARTED_FILE in names_in(config.output):  # a run that failed is looked at first of all
             draw(config.output)
         raise
-    draw(config.output)
+    if not config.dry_run:
+        draw(config.output)
     return run
 
 

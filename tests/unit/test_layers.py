@@ -20,7 +20,7 @@ LAYERS = (
     ("storage", "telemetry"),
     ("runs",),
     ("packing", "session"),
-    ("text",),
+    ("preflight", "text"),
     ("inputs",),
     ("data", "modeling"),
     ("scoring", "training", "evaluation"),
@@ -32,6 +32,7 @@ FRONT = "wsdm_ray"
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 RAY = {
+    "wsdm_ray.preflight.nodes",  # asks every node what it has, by a task
     "wsdm_ray.scoring.cluster",
     "wsdm_ray.scoring.coordinator",
     "wsdm_ray.scoring.progress",

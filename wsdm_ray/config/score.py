@@ -67,13 +67,15 @@ class ScoringConfig(StoreConfig):
     unit_timeout_seconds: float | None = None
     """End a process that reads or scores one unit for so long, as if it had died; by default never."""
     gpu_hour_price: float | None = None
-    """Price of one GPU for an hour: progress then shows the cost so far. Example: --gpu-hour-price 2.5"""
+    """Price of one GPU for an hour: progress then shows the cost so far, and a dry run the whole. Example:
+    --gpu-hour-price 2.5"""
     logits: bool = False
     """Add the columns logit_ab and logit_ba: log-odds that response_a wins, before any temperature."""
     columns: Columns = field(default_factory=Columns)
     """The input's own column names. Example: --columns.prompt question"""
     dry_run: bool = False
-    """Print the plan and exit."""
+    """Check the options, the inputs and every node of the cluster, print the plan and what it takes, and
+    exit."""
     restart: bool = False
     """Delete what the output folder holds and start over."""
     allow_version_change: bool = False

@@ -168,12 +168,17 @@ class TrainConfig(StoreConfig):
     """Optimizer steps between checkpoints; the last step always makes one."""
     max_failures: int = 3
     """How often failed workers are replaced before the job fails."""
+    gpu_hour_price: float | None = None
+    """Price of one GPU for an hour: a dry run then says what the run costs. Example: --gpu-hour-price 2.5"""
+    dry_run: bool = False
+    """Check the options, the inputs and every node of the cluster, print what the run takes, and exit."""
     restart: bool = False
     """Delete what the output folder holds and start over."""
 
     def __post_init__(self) -> None:
         expand_home(self)
         self.check_stores()
+        check_positive("gpu_hour_price", self.gpu_hour_price)
         check_paths(base=self.base, train=self.train, output=self.output)
         check_seed(self.seed)
         check(self.num_workers >= 1, "num_workers", self.num_workers, "at least 1")

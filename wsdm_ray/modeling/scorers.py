@@ -31,6 +31,7 @@ __all__ = [
     "TransformersScorer",
     "in_one_row",
     "round_up_to_block",
+    "token_bytes",
 ]
 
 MAX_IN_FLIGHT_GPU = 2
@@ -108,27 +109,32 @@ class TransformersScorer:
         return ordering_logits(self.network, layout)
 
     def memory(self, layout: str) -> BatchMemory:
-        """Four copies of each width (of the model, all heads, within the MLP), and two in float32.
-
-        Masks are made except for packed rows of a family whose attention takes `cu_seqlens`.
-        """
+        """Masks are made except for packed rows of a family whose attention takes `cu_seqlens`."""
         model = unwrap_peft(self.network)
         config = model.config.get_text_config()
         itemsize = model.get_input_embeddings().weight.element_size()
         num_heads = config.num_attention_heads
-        heads = num_heads * head_dim_of(config)
-        token = (
-            4 * itemsize * (config.hidden_size + heads + config.intermediate_size) + 8 * config.hidden_size
-        )
         masks = len(set(getattr(config, "layer_types", None) or ["full_attention"]))
         key = masks * itemsize + 6  # distances of positions, and booleans, while a mask is made
         if model.config._attn_implementation == "eager":
             key += num_heads * (2 * itemsize + 4)  # scores, their softmax in float32, and that in their type
         maskless = layout == "packed" and training_backend(model.config).supports_varlen
-        return BatchMemory(token, 0 if maskless else key)
+        return BatchMemory(token_bytes(config, itemsize), 0 if maskless else key)
 
     def warm_up(self, token_budget: int) -> None:
         """Nothing: a network of transformers is not compiled."""
+
+
+def token_bytes(config: Any, itemsize: int) -> int:
+    """Bytes of a micro-batch's token in a network of transformers; a fused decoder takes fewer.
+
+    Four copies of each width (of the model, all heads, within the MLP), and two in float32.
+
+    Args:
+        config: of transformers, of the text model. itemsize: bytes of an activation.
+    """
+    heads = config.num_attention_heads * head_dim_of(config)
+    return 4 * itemsize * (config.hidden_size + heads + config.intermediate_size) + 8 * config.hidden_size
 
 
 class FusedClassifier(nn.Module):

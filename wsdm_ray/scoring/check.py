@@ -40,6 +40,7 @@ __all__ = [
     "CheckedInputs",
     "Cluster",
     "ScoreRun",
+    "assumption",
     "check_inputs",
     "check_run",
     "describe",
@@ -66,6 +67,7 @@ class Cluster:
     threads: CPU threads of each replica; None leaves torch's default.
     capability: the least compute capability of the GPUs; None where the precision does not depend on it.
     assumed: nobody asked the cluster: it is taken to be like this machine, for a dry run.
+    gpu: the name of the GPUs, as nvidia-smi has it; None without one, or where they differ.
     """
 
     replicas: int
@@ -73,6 +75,7 @@ class Cluster:
     threads: int | None
     capability: tuple[int, int] | None = None
     assumed: bool = False
+    gpu: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,8 +226,9 @@ def options_of_the_output(config: ScoreConfig) -> dict[str, Any]:
 
 
 def describe(run: ScoreRun) -> dict[str, Any]:
-    """The plan in figures, which are printed too; tokens by a sample of rows."""
+    """The plan in figures, which are printed too; tokens by a sample of rows, time by measured speeds."""
     from wsdm_ray.scoring.encode import encode_unit
+    from wsdm_ray.scoring.expected import expected_time
 
     plan, models = run.plan, run.replica.models
     sampled = []
@@ -248,8 +252,12 @@ def describe(run: ScoreRun) -> dict[str, Any]:
     for name, value in figures.items():
         print(f"{name.replace('_', ' '):>20}  {value:,}")
     if run.cluster.assumed:
-        print(f"{'cluster':>20}  {assumption(run)}")
-    return figures
+        print(f"{'cluster':>20}  not asked; with {assumption(run)}")
+    tokens_each = figures["tokens"] / len(models)
+    time_taken = expected_time(models, tokens_each, run.cluster.gpu, run.cluster.replicas, run.gpu_hour_price)
+    for name, value in time_taken.lines():
+        print(f"{name:>20}  {value}")
+    return figures | time_taken.figures()
 
 
 def sample_units(plan: ScorePlan) -> list[WorkUnit]:
@@ -265,7 +273,8 @@ def sample_units(plan: ScorePlan) -> list[WorkUnit]:
 
 
 def assumption(run: ScoreRun) -> str:
-    """What a dry run took the cluster to be, and what follows from it."""
+    """On what the replicas run, and what follows from it."""
     precisions = sorted({model.precision for model in run.replica.models})
-    kind = "GPUs like this machine's" if run.cluster.on_gpu else "no GPU, like this machine"
-    return f"not asked; with {kind}: {', '.join(precisions)}, {run.replica.layout} layout"
+    here = " like this machine's" if run.cluster.on_gpu else ", like this machine"
+    kind = ("GPUs" if run.cluster.on_gpu else "no GPU") + (here if run.cluster.assumed else "")
+    return f"{kind}: {', '.join(precisions)}, {run.replica.layout} layout"

@@ -11,23 +11,22 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from wsdm_ray.errors import ClusterError, ModelError
 from wsdm_ray.modeling.adapter_io import add_adapter
 from wsdm_ray.modeling.attention import BLOCK
 from wsdm_ray.modeling.gpu_memory import free_gpu_bytes
-from wsdm_ray.modeling.head import HEADS
 from wsdm_ray.modeling.loading import load_scorer, local_base
 from wsdm_ray.modeling.manifest import Manifest
 from wsdm_ray.modeling.precision import BNB, default_device, resolve_precision, uses_fused_decoder
 from wsdm_ray.modeling.scorers import BatchMemory, Scorer, TransformersScorer
+from wsdm_ray.modeling.weight_bytes import streamed_bytes, weight_bytes
 from wsdm_ray.modeling.weight_files import weight_files
 from wsdm_ray.scoring.model_spec import ModelSpec
 from wsdm_ray.scoring.recovery import is_oom
 from wsdm_ray.storage import local_copy, reason
 
-__all__ = ["Load", "Models", "budget_within", "streamed_bytes", "weight_bytes"]
+__all__ = ["Load", "Models", "budget_within", "bytes_of_models", "remedy", "streamed_bytes", "weight_bytes"]
 
 MAX_GPU_TOKENS = 132 * 128
 """The highest token budget of `auto` on a GPU. Tiles of GEMMs have 128 rows and an H100 or H200 has 132 SMs,
@@ -36,8 +35,6 @@ CPU_TOKENS = 2_048
 """The token budget that `auto` takes on a CPU: small micro-batches fit its caches and have little padding."""
 USABLE_SHARE = 0.8
 """The share of the free memory that a micro-batch may be planned to fill."""
-STREAMED_BYTES = {"fp32": (4, 4), "bf16": (2, 2), "w8a8-int8": (1, 2), "w8a8-fp8": (1, 2)}
-"""Bytes of a number of a linear layer's weight, and of an embedding, in a fused decoder on a GPU."""
 
 Load = Callable[..., tuple[Scorer, Manifest]]
 """Loads a scorer; its options are those of `load_scorer`."""
@@ -111,8 +108,11 @@ def beside(scorer: Scorer, folder: str, name: str) -> TransformersScorer:
 
 def shared_base(spec: ModelSpec, device: str) -> tuple[Any, ...] | None:
     """A key that is equal for models that can share a base; None for a model with a base of its own."""
-    manifest = spec.manifest
-    precision = resolve_precision(spec.precision, device, manifest)
+    return base_key(spec.manifest, resolve_precision(spec.precision, device, spec.manifest))
+
+
+def base_key(manifest: Manifest, precision: str) -> tuple[Any, ...] | None:
+    """`shared_base`, with the precision resolved."""
     if manifest.kind != "adapter" or precision not in BNB:
         return None
     head = manifest.head
@@ -130,8 +130,22 @@ def check_memory(specs: Sequence[ModelSpec], number: int, device: str, *, whole:
     if math.isinf(free):
         return
     spec = specs[number]
-    folder = local_copy(spec.folder)
     precision = resolve_precision(spec.precision, device, spec.manifest)
+    needed = bytes_of_model(spec, precision, device, whole=whole)
+    if needed > free:
+        raise ClusterError(
+            f"{spec.folder}: model {number + 1} of {len(specs)} needs {needed / 1e9:.1f} GB of GPU memory "
+            f"as {precision}, and {free / 1e9:.1f} GB are free; {remedy(specs)}"
+        )
+
+
+def bytes_of_model(spec: ModelSpec, precision: str, device: str, *, whole: bool) -> int:
+    """Memory of a GPU that a model takes while it is loaded.
+
+    Args:
+        precision: resolved. whole: the model takes a base of its own.
+    """
+    folder = local_copy(spec.folder)
     streamed = uses_fused_decoder(precision, device, spec.manifest)
     needed = 0
     if spec.manifest.kind == "adapter":
@@ -141,14 +155,20 @@ def check_memory(specs: Sequence[ModelSpec], number: int, device: str, *, whole:
     if whole:
         files = [str(path) for path in weight_files(folder)]
         needed += streamed_bytes(files, precision) if streamed else weight_bytes(files, precision)
-    if needed > free:
-        raise ClusterError(
-            f"{spec.folder}: model {number + 1} of {len(specs)} needs {needed / 1e9:.1f} GB of GPU memory "
-            f"as {precision}, and {free / 1e9:.1f} GB are free; {remedy(specs)}"
-        )
+    return needed
+
+
+def bytes_of_models(specs: Sequence[ModelSpec], device: str) -> int:
+    """Memory of a GPU that models take together. Args: specs: with their precisions resolved."""
+    keys = [base_key(spec.manifest, spec.precision) for spec in specs]
+    return sum(
+        bytes_of_model(spec, spec.precision, device, whole=key is None or keys.index(key) == number)
+        for number, (spec, key) in enumerate(zip(specs, keys, strict=True))
+    )
 
 
 def remedy(specs: Sequence[ModelSpec]) -> str:
+    """What to do where the models do not fit a GPU."""
     if len(specs) > 1:
         return (
             "give fewer models, a --precision that takes less, or score each by itself and use jobs.ensemble"
@@ -166,57 +186,6 @@ def within_memory(spec: ModelSpec, remedy: str) -> Iterator[None]:
         if not isinstance(cause, MemoryError | torch.OutOfMemoryError):
             raise
         raise ClusterError(f"{spec.folder}: memory ran out while it was loaded; {remedy}") from error
-
-
-def weight_bytes(files: Sequence[str], precision: str) -> int:
-    """Memory that the weights in safetensors files take while a network of transformers loads them, in bytes.
-
-    Merging an adapter is done in float32, whatever the result. In bitsandbytes' precisions, embeddings and
-    norms have 2 bytes.
-    """
-    total = 0.0
-    for path in files:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118  (not a dict)
-                part = file.get_slice(name)
-                elements, kind = math.prod(part.get_shape()), part.get_dtype()
-                if precision not in BNB:
-                    packed = 2 if kind == "U8" else 1  # two weights of 4 bits in a byte
-                    total += 4 * packed * elements
-                elif kind in ("I8", "U8"):
-                    total += elements
-                elif len(part.get_shape()) < 2 or "embed" in name:
-                    total += 2 * elements
-                else:
-                    total += elements * (1 if precision == "bnb-int8" else 0.5)
-    return int(total)
-
-
-def streamed_bytes(files: Sequence[str], precision: str) -> int:
-    """Memory that the weights in safetensors files take while a fused decoder is made of them, in bytes.
-
-    A linear layer's weight has the bytes of its precision and 4 a row, a norm 4 a number. One weight at a
-    time is held in float32 too, three times while it is merged; the embedding, when nothing else is
-    there yet. Heads are left out.
-    """
-    total = largest = embedding = 0
-    for path in files:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118  (not a dict)
-                if name.split(".")[0] in HEADS:
-                    continue
-                part = file.get_slice(name)
-                shape, kind = part.get_shape(), part.get_dtype()
-                elements = math.prod(shape) * (2 if kind == "U8" else 1)  # two weights of 4 bits in a byte
-                if len(shape) < 2:
-                    total += 4 * elements
-                elif "embed" in name:
-                    total += STREAMED_BYTES[precision][1] * elements
-                    embedding = 4 * elements
-                else:
-                    total += STREAMED_BYTES[precision][0] * elements + 4 * shape[0]
-                    largest = max(largest, elements)
-    return max(total + 3 * 4 * largest, 2 * embedding)
 
 
 def budget_within(free: float, memory: BatchMemory, layout: str, max_tokens: int) -> int:

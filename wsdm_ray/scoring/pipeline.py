@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from wsdm_ray.config import ScoreConfig
 from wsdm_ray.data.submission import submit
 from wsdm_ray.errors import DataError
+from wsdm_ray.preflight.job import cluster_at_hand
 from wsdm_ray.runs import HeldRun, hold_run
-from wsdm_ray.scoring.check import Cluster, ScoreRun, check_inputs, check_run, describe
+from wsdm_ray.scoring.check import Cluster, ScoreRun, describe
 from wsdm_ray.scoring.crash_records import list_crash_records, list_death_records
 from wsdm_ray.scoring.error_kinds import by_process
 from wsdm_ray.scoring.finished import finished_run
@@ -28,6 +29,7 @@ from wsdm_ray.scoring.parts import (
     parts_are_there,
 )
 from wsdm_ray.scoring.plan import check_inputs_unchanged
+from wsdm_ray.scoring.preflight import checked
 from wsdm_ray.scoring.run_status import slowest_units
 from wsdm_ray.scoring.shared_inputs import shared_units
 from wsdm_ray.storage import delete_file, read_json
@@ -62,13 +64,12 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 
 def check(config: ScoreConfig) -> ScoreRun:
     """The run that `config` asks for. No folder is touched yet; what needs no cluster is checked first."""
-    inputs = check_inputs(config)
-    return check_run(config, cluster_of(config), inputs)
+    return checked(config, cluster_of)
 
 
 def cluster_of(config: ScoreConfig) -> Cluster:
-    """What the run takes of the cluster. A dry run asks none: it takes this machine for one."""
-    if config.dry_run:
+    """What the run takes of the cluster. A dry run starts none: without one it takes this machine for one."""
+    if config.dry_run and not cluster_at_hand():
         from wsdm_ray.modeling.precision import default_device
 
         on_gpu = default_device() == "cuda"

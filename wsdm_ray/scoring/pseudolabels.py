@@ -28,7 +28,7 @@ from wsdm_ray.scoring.check import NOT_OF_THE_OUTPUT, ScoreRun, describe
 from wsdm_ray.scoring.label_counts import REASONS, Tally, log_counts
 from wsdm_ray.scoring.plan import CARRIED, ScorePlan, WorkUnit, part_name, place_of, sources_of
 from wsdm_ray.scoring.unit_rows import read_unit
-from wsdm_ray.storage import join, list_files, open_parquet
+from wsdm_ray.storage import check_writable, join, list_files, open_parquet
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.normalize import fix_text
 
@@ -89,6 +89,7 @@ def pseudolabel(config: PseudolabelConfig, scoring: Scoring = pipeline) -> dict[
     given = [*config.input, *config.model, *config.base, *config.exclude]
     check_no_overlap(config.output, [*given, config.predictions] if config.predictions else given)
     excluded_files = list_files(config.exclude) if config.exclude else []
+    check_writable(config.output)
     score_run = scoring.check(score_config(config))
     if config.dry_run:
         return describe(score_run)

@@ -17,6 +17,7 @@ from wsdm_ray.storage.files import (
     write_parquet,
 )
 from wsdm_ray.storage.folders import (
+    bytes_to_fetch,
     check_writable,
     delete_folder,
     local_copy,
@@ -52,6 +53,7 @@ __all__ = [
     "FileVersion",
     "Found",
     "absolute",
+    "bytes_to_fetch",
     "cache_folder",
     "cached_folders",
     "check_writable",

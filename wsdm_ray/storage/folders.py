@@ -14,10 +14,11 @@ from wsdm_ray.errors import StorageError
 from wsdm_ray.storage.cache import UNFINISHED, cache_folder, entry_name, mark_used
 from wsdm_ray.storage.files import delete_file, write_atomic
 from wsdm_ray.storage.hub import commit_of, fetch, hub_model, list_repository
-from wsdm_ray.storage.listing import file_identity
+from wsdm_ray.storage.listing import file_identity, file_version
 from wsdm_ray.storage.stores import absolute, errors_for, filesystem, is_remote, join, with_scheme
 
 __all__ = [
+    "bytes_to_fetch",
     "check_writable",
     "delete_folder",
     "local_copy",
@@ -128,9 +129,8 @@ def local_copy(folder: str, *, only_cached: bool = False) -> str:
             raise StorageError(f"{folder}: no such folder; check the path")
         return absolute(folder)
     names = remote_files(folder)
-    identity = json.dumps([file_identity(with_scheme(name, folder)) for name in names], sort_keys=True)
     cache = cache_folder()
-    target = os.path.join(cache, entry_name(folder, identity))
+    target = cached_at(folder, names)
     if os.path.isdir(target):
         mark_used(target)
         return target
@@ -151,6 +151,35 @@ def local_copy(folder: str, *, only_cached: bool = False) -> str:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def cached_at(folder: str, names: Sequence[str]) -> str:
+    """Where the cache has this version of a remote folder, or would have it.
+
+    Args:
+        names: of `remote_files`.
+    """
+    identity = json.dumps([file_identity(with_scheme(name, folder)) for name in names], sort_keys=True)
+    return os.path.join(cache_folder(), entry_name(folder, identity))
+
+
+def bytes_to_fetch(folder: str) -> int:
+    """Bytes that `local_copy` would fetch into this machine's cache; 0 where there is nothing to fetch.
+
+    No hub is asked: a model of the Hub counts as 0.
+
+    Raises:
+        StorageError: there is no such folder, or it cannot be listed.
+    """
+    if hub_model(folder) is not None:
+        return 0
+    if not is_remote(folder):
+        names_in_folder(folder)
+        return 0
+    names = remote_files(folder)
+    if os.path.isdir(cached_at(folder, names)):
+        return 0
+    return sum(file_version(with_scheme(name, folder)).size for name in names)
 
 
 def sha256_of_files(paths: Sequence[str]) -> str:

@@ -35,6 +35,7 @@ __all__ = [
 
 NOT_IN_FINGERPRINT = (
     "output", "restart", "max_failures", "loss_spike", "allow_leakage", "tensorboard", "wandb",
+    "dry_run", "gpu_hour_price",
     "base", "start_from", "train", "valid",  # by their content
     "num_workers", "min_workers", "micro_batches",  # as `passes`
     "gradient_checkpointing",  # changes memory and time alone

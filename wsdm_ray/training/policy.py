@@ -12,12 +12,16 @@ __all__ = [
     "compile_pays_off",
     "fastest_layout",
     "layers_to_recompute",
+    "least_activation_bytes",
     "resolve_options",
     "runs_decoder",
 ]
 
 COMPILE_MIN_STEPS = 100
 """A run of fewer steps is not compiled by `auto`: compiling takes a minute or more."""
+
+BACKWARD_LAYERS = 3
+"""The backward pass needs about so many times what a layer keeps, beside what all layers keep."""
 
 UNCOMPILED = 3
 """About how many times as much a layer keeps for the backward pass where it is not compiled."""
@@ -127,11 +131,26 @@ def layers_to_recompute(
         free_bytes: of the GPU, beside weights, gradients and the optimizer's state.
         tokens: of the largest micro-batch.
     """
-    heads, key_heads = shape.num_heads * shape.head_dim, 2 * shape.num_kv_heads * shape.head_dim
+    kept, inputs = layer_bytes(tokens, shape, intermediate_size, lora_rank, compiled=compiled)
     layers = len(shape.layer_types)
+    over = (layers + BACKWARD_LAYERS) * kept - free_bytes
+    return min(max(-int(-over // (kept - inputs)), 0), layers)
+
+
+def least_activation_bytes(
+    tokens: int, shape: Shape, intermediate_size: int, lora_rank: int, *, compiled: bool
+) -> int:
+    """Bytes of a micro-batch where all layers compute again; the arguments are of `layers_to_recompute`."""
+    kept, inputs = layer_bytes(tokens, shape, intermediate_size, lora_rank, compiled=compiled)
+    return len(shape.layer_types) * inputs + BACKWARD_LAYERS * kept
+
+
+def layer_bytes(
+    tokens: int, shape: Shape, intermediate_size: int, lora_rank: int, *, compiled: bool
+) -> tuple[int, int]:
+    """Bytes that a layer keeps of a micro-batch for the backward pass, and that one keeps that recomputes."""
+    heads, key_heads = shape.num_heads * shape.head_dim, 2 * shape.num_kv_heads * shape.head_dim
     kept = (
         2 * tokens * (4 * shape.hidden_size + 3 * heads + key_heads + 2 * intermediate_size + 7 * lora_rank)
     ) * (1 if compiled else UNCOMPILED)
-    inputs = 2 * tokens * shape.hidden_size
-    over = (layers + 3) * kept - free_bytes
-    return min(max(-int(-over // (kept - inputs)), 0), layers)
+    return kept, 2 * tokens * shape.hidden_size

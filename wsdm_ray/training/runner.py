@@ -3,8 +3,8 @@
 Ray Train keeps its own records under OUTPUT/_checkpoints; a run that is started again continues from the
 latest checkpoint there. The classifier itself is in OUTPUT, as a checkpoint folder. Ray and torch take
 seconds to import, and Ray more to start: they are, when all that needs neither has been checked. Not covered:
-what is checked (`check`), the workers of a run (`ray_train`), what a worker does (`worker`), what a step does
-(`loop`).
+what is checked (`preflight`, `check`), the workers of a run (`ray_train`), what a worker does (`worker`),
+what a step does (`loop`).
 """
 
 import dataclasses
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from wsdm_ray.config import TrainConfig, to_dict
 from wsdm_ray.runs import HeldRun, hold_run
 from wsdm_ray.telemetry import logger
-from wsdm_ray.training.check import CheckedTraining, check, check_inputs
+from wsdm_ray.training import preflight
+from wsdm_ray.training.check import CheckedTraining
 from wsdm_ray.training.metrics import format_metrics
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ __all__ = ["train"]
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Train a classifier; returns what run.json holds.
+    """Train a classifier; returns what run.json holds, or the figures of a dry run.
 
     Raises:
         DataError, ModelError, ConfigError: what was asked for cannot be done, found before anything runs.
@@ -31,11 +32,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
         ClusterError: the workers do not fit the cluster, or died too often.
         WorkerDefectError: a defect in a worker.
     """
-    inputs = check_inputs(config)
-    from wsdm_ray.training.publish import check_published, published_files
-    from wsdm_ray.training.ray_train import cluster_resources, execute
+    checked, gpu = preflight.checked(config)
+    if config.dry_run:
+        from wsdm_ray.training.expected import describe
 
-    checked = check(config, cluster_resources(), inputs)
+        return describe(checked, gpu)
+    from wsdm_ray.training.publish import check_published, published_files
+    from wsdm_ray.training.ray_train import execute
+
     with hold_run(config.output, "train", checked.fingerprint, config.restart) as run:
         if run.finished:
             check_published(config.output, published_files(run.finished))

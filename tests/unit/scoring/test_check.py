@@ -236,7 +236,8 @@ def test_paths_are_checked_before_torch_is_imported(adapter, tmp_path, monkeypat
 
 
 def test_a_dry_run_asks_no_cluster(adapter, tmp_path, monkeypatch, capsys):
-    for module in ("wsdm_ray.scoring.cluster", "wsdm_ray.scoring.ray_data", "wsdm_ray.session"):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for module in ("wsdm_ray.scoring.cluster", "wsdm_ray.scoring.ray_data", "wsdm_ray.session", "ray"):
         monkeypatch.setitem(sys.modules, module, None)
     pq.write_table(random_rows(20), tmp_path / "rows.parquet")
     given = ScoreConfig(

@@ -1,0 +1,65 @@
+"""Memory that the weights of safetensors files take in a precision, by their headers alone."""
+
+import math
+from collections.abc import Sequence
+
+from safetensors import safe_open
+
+from wsdm_ray.modeling.head import HEADS
+from wsdm_ray.modeling.precision import BNB
+
+__all__ = ["streamed_bytes", "weight_bytes"]
+
+STREAMED_BYTES = {"fp32": (4, 4), "bf16": (2, 2), "w8a8-int8": (1, 2), "w8a8-fp8": (1, 2)}
+"""Bytes of a number of a linear layer's weight, and of an embedding, in a fused decoder on a GPU."""
+
+
+def weight_bytes(files: Sequence[str], precision: str) -> int:
+    """Memory that the weights in safetensors files take while a network of transformers loads them, in bytes.
+
+    Merging an adapter is done in float32, whatever the result. In bitsandbytes' precisions, embeddings and
+    norms have 2 bytes.
+    """
+    total = 0.0
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  (not a dict)
+                part = file.get_slice(name)
+                elements, kind = math.prod(part.get_shape()), part.get_dtype()
+                if precision not in BNB:
+                    packed = 2 if kind == "U8" else 1  # two weights of 4 bits in a byte
+                    total += 4 * packed * elements
+                elif kind in ("I8", "U8"):
+                    total += elements
+                elif len(part.get_shape()) < 2 or "embed" in name:
+                    total += 2 * elements
+                else:
+                    total += elements * (1 if precision == "bnb-int8" else 0.5)
+    return int(total)
+
+
+def streamed_bytes(files: Sequence[str], precision: str) -> int:
+    """Memory that the weights in safetensors files take while a fused decoder is made of them, in bytes.
+
+    A linear layer's weight has the bytes of its precision and 4 a row, a norm 4 a number. One weight at a
+    time is held in float32 too, three times while it is merged; the embedding, when nothing else is
+    there yet. Heads are left out.
+    """
+    total = largest = embedding = 0
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  (not a dict)
+                if name.split(".")[0] in HEADS:
+                    continue
+                part = file.get_slice(name)
+                shape, kind = part.get_shape(), part.get_dtype()
+                elements = math.prod(shape) * (2 if kind == "U8" else 1)  # two weights of 4 bits in a byte
+                if len(shape) < 2:
+                    total += 4 * elements
+                elif "embed" in name:
+                    total += STREAMED_BYTES[precision][1] * elements
+                    embedding = 4 * elements
+                else:
+                    total += STREAMED_BYTES[precision][0] * elements + 4 * shape[0]
+                    largest = max(largest, elements)
+    return max(total + 3 * 4 * largest, 2 * embedding)
