@@ -325,6 +325,9 @@ def test_upload_ends_with_the_file_that_says_whole(tmp_path, remote, monkeypatch
 def test_local_copy_of_a_local_folder_is_itself(tmp_path):
     assert storage.local_copy(str(tmp_path)) == str(tmp_path)
     assert storage.local_copy(f"file://{tmp_path}/") == str(tmp_path)
+    assert storage.bytes_to_fetch(str(tmp_path)) == 0
+    with pytest.raises(StorageError, match="none: no such folder"):
+        storage.bytes_to_fetch(f"{tmp_path}/none")
 
 
 def test_local_copy_fetches_a_version_once(tmp_path, remote, monkeypatch):
@@ -332,8 +335,11 @@ def test_local_copy_fetches_a_version_once(tmp_path, remote, monkeypatch):
     model = storage.join(remote, "model")
     for name in ("a.bin", "b.json", "_checkpoints/a.bin"):
         storage.write_json(storage.join(model, name), name)
+    sizes = [storage.file_version(storage.join(model, name)).size for name in ("a.bin", "b.json")]
+    assert storage.bytes_to_fetch(model) == sum(sizes) > 0
     with ThreadPoolExecutor(8) as pool:
         copies = set(pool.map(storage.local_copy, [model] * 16))
+    assert storage.bytes_to_fetch(model) == 0
     (copy,) = copies
     assert names(Path(copy)) == ["a.bin", "b.json"]
     assert names(tmp_path / "cache") == [os.path.basename(copy)], "nothing half done is left"
@@ -342,8 +348,9 @@ def test_local_copy_fetches_a_version_once(tmp_path, remote, monkeypatch):
     again = storage.local_copy(model)
     assert again != copy
     assert storage.read_json(os.path.join(again, "a.bin")) == "new"
-    with pytest.raises(StorageError, match="none: not found; check the path and the bucket"):
-        storage.local_copy(storage.join(remote, "none"))
+    for ask in (storage.local_copy, storage.bytes_to_fetch):
+        with pytest.raises(StorageError, match="none: not found; check the path and the bucket"):
+            ask(storage.join(remote, "none"))
 
 
 def test_local_copy_says_when_the_cache_is_of_no_use(tmp_path, remote, monkeypatch):

@@ -35,7 +35,7 @@ def gpu_need(config: TrainConfig, manifest: Manifest, steps: int) -> GpuNeed:
     Args:
         manifest: what the checkpoints will say of themselves. steps: of the run.
     """
-    folder, quantization = local_copy(config.base), manifest.quantization
+    folder, quantization = local_copy(manifest.base or config.base), manifest.quantization
     files = [str(path) for path in weight_files(folder)]
     whole = "fp32" if config.precision == "fp32" else "bf16"
     if quantization in BNB:
@@ -72,7 +72,7 @@ def describe(checked: CheckedTraining, gpu: str | None) -> dict[str, Any]:
         gpu: the name of the workers' GPUs; None on CPUs, and where it is not known.
     """
     config, counts = checked.config, checked.counts
-    tokens = tokens_of_rows(config)
+    tokens = tokens_of_rows(checked.worker_config)
     orderings = 2 if config.orders == "both" else 1
     pairs = pairs_in_steps(counts.steps, counts.epoch_rows, config.pairs_per_step)
     figures = {
@@ -99,13 +99,18 @@ def describe(checked: CheckedTraining, gpu: str | None) -> dict[str, Any]:
 def expected_time(checked: CheckedTraining, tokens: float, gpu: str | None) -> Estimate:
     """How long the steps of a run take."""
     config, quantization = checked.config, checked.manifest.quantization
-    parameters = parameters_of(read_settings(Path(local_copy(config.base), "config.json")))
+    folder = local_copy(checked.worker_config.base)
+    parameters = parameters_of(read_settings(Path(folder, "config.json")))
     speed = speed_of("train", gpu if checked.on_gpu else None, quantization, parameters)
     return estimate([(tokens, speed)], config.num_workers, config.gpu_hour_price)
 
 
 def tokens_of_rows(config: TrainConfig) -> np.ndarray:
-    """Tokens of one ordering of some rows of an epoch, chosen at random by the seed: int64 [n]."""
+    """Tokens of one ordering of some rows of an epoch, chosen at random by the seed: int64 [n].
+
+    Args:
+        config: of the workers.
+    """
     epoch = apply_mixture(read_votes(config.train), config.mix, config.seed)
     rows = np.random.default_rng(config.seed).permutation(len(epoch))[:SAMPLED_ROWS]
     return encode_rows(PairEncoder(local_copy(config.base), config.text), epoch, np.sort(rows)).tokens_N

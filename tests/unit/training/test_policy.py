@@ -13,6 +13,7 @@ from wsdm_ray.training.policy import (
     compile_pays_off,
     fastest_layout,
     layers_to_recompute,
+    least_activation_bytes,
     resolve_options,
 )
 
@@ -98,3 +99,5 @@ def test_as_many_layers_recompute_as_memory_asks_for():
     assert layers(30, 16_384) < layers(20, 16_384) < 42
     # Not compiled, 31 layers of 16,384 tokens did not fit beside 11 that recompute.
     assert layers(65, 16_384) < 20 < layers(65, 16_384, compiled=False) <= 42
+    least = least_activation_bytes(16_384, GEMMA2_9B, 14_336, 64, compiled=True) / 1e9
+    assert (layers(least, 16_384), layers(least + 2, 16_384)) == (42, 41), "with less, no number is enough"

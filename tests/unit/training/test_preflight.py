@@ -1,0 +1,89 @@
+"""A training run's checks, and what is expected of it; no Ray."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from wsdm_ray.config import TrainConfig
+from wsdm_ray.errors import ClusterError
+from wsdm_ray.modeling.manifest import Manifest
+from wsdm_ray.preflight import job
+from wsdm_ray.preflight.estimate import Speed
+from wsdm_ray.preflight.model_size import trained_parameters
+from wsdm_ray.preflight.node import Gpu, NodeFacts, versions_here
+from wsdm_ray.presets import tiny
+from wsdm_ray.text.encoding import read_settings
+from wsdm_ray.training import expected, preflight
+from wsdm_ray.training.check import ClusterResources
+from wsdm_ray.training.expected import describe, gpu_need
+from wsdm_ray.training.runner import train
+
+
+@pytest.fixture
+def given(tiny_model: Path, prepared: Path, tmp_path: Path) -> TrainConfig:
+    whole = tiny(str(tiny_model), (f"{prepared}/train",), str(tmp_path / "out"), (f"{prepared}/valid",))
+    return dataclasses.replace(whole, quantization="none", max_steps=3, gpu_hour_price=2.0)
+
+
+def test_a_dry_run_starts_no_ray_and_writes_nothing(given, monkeypatch, capsys):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for module in ("ray", "wsdm_ray.training.ray_train"):
+        monkeypatch.setitem(sys.modules, module, None)
+    figures = train(dataclasses.replace(given, dry_run=True))
+    assert (figures["steps"], figures["pairs"], figures["orderings"]) == (3, 3 * given.pairs_per_step, 2)
+    assert figures["tokens"] == pytest.approx(2 * figures["pairs"] * figures["tokens_per_ordering"], rel=0.01)
+    shown = capsys.readouterr().out
+    for words in (
+        "the base is held as none",
+        "1 x 1 CPU; no cluster was asked",
+        "write access",
+        "hours  not known",
+    ):
+        assert words in shown
+    assert not Path(given.output).exists()
+    with pytest.raises(ImportError):
+        train(given)
+
+
+def test_nodes_are_asked_and_hours_follow_from_their_gpus(given, monkeypatch, capsys):
+    gpu = Gpu(name="NVIDIA L4", total_bytes=10**9, free_bytes=10**9)
+    facts = NodeFacts(node="a", versions=versions_here(), gpus=(gpu,))
+    probes = []
+    monkeypatch.setattr(job, "answers", lambda probe, assumed: (probes.append(probe), ((facts,), {}))[1])
+    monkeypatch.setattr(preflight, "resources_of_cluster", lambda: ClusterResources(cpus=8, gpus=2))
+    monkeypatch.setattr(
+        expected, "speed_of", lambda *found: Speed(tokens_per_second=1.0, origin=str(found[:3]))
+    )
+    run, name = preflight.checked(dataclasses.replace(given, num_workers=2))
+    assert capsys.readouterr().out == ""
+    assert (name, probes[0].gpus, probes[0].folders) == ("NVIDIA L4", True, (given.base,))
+    assert len(probes[0].files) == 2, "a file of train and one of valid"
+    figures = describe(run, name)
+    assert figures["cost"] == pytest.approx(2 * figures["tokens"] / 3600, abs=0.01)
+    assert figures["hours"] == pytest.approx(figures["tokens"] / 7200, abs=0.01)
+    assert figures["estimated_from"] == "('train', 'NVIDIA L4', 'none')"
+    assert "validation at each checkpoint comes on top" in capsys.readouterr().out
+    monkeypatch.setattr(expected, "streamed_bytes", lambda files, precision: 2 * 10**9)
+    with pytest.raises(ClusterError, match=r"^GPU memory: takes 2.0 GB .*NVIDIA L4; choose a --quantization"):
+        preflight.checked(given)
+
+
+def test_what_a_worker_takes(given):
+    manifest = Manifest(kind="adapter", quantization="none")
+    found = gpu_need(given, manifest, 1_000)
+    held = [
+        gpu_need(given, dataclasses.replace(manifest, quantization=kind), 1_000)
+        for kind in ("bnb-int8", "nf4")
+    ]
+    assert found.fixed_bytes > held[0].fixed_bytes > held[1].fixed_bytes
+    optimizer = dataclasses.replace(given.optimizer, kind="adamw_8bit")
+    trained = trained_parameters(
+        read_settings(Path(given.base, "config.json")), given.lora.r, given.lora.targets
+    )
+    less = gpu_need(dataclasses.replace(given, optimizer=optimizer), manifest, 1_000)
+    assert found.fixed_bytes - less.fixed_bytes == 6 * trained > 0
+    twice = dataclasses.replace(given, token_budget=2 * given.token_budget)
+    assert gpu_need(twice, manifest, 1_000).batch_bytes == 2 * found.batch_bytes
+    assert gpu_need(given, manifest, 10).batch_bytes > found.batch_bytes, "so few steps are not compiled"
