@@ -3,18 +3,30 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from wsdm_ray.preflight.model_size import Parameters
+from wsdm_ray.preflight.model_size import parameters_of
 
-__all__ = ["MEASURED", "MODELS", "Job", "Measured"]
+__all__ = ["MEASURED", "MODELS", "SIZES", "Job", "Measured"]
 
 Job = Literal["score", "train"]
 
-MODELS = {
-    "gemma2-9b": Parameters(linear=8_323_596_288, embedding=917_504_000),
-    "llama3-8b": Parameters(linear=6_979_321_856, embedding=525_336_576),
-    "qwen25-14b": Parameters(linear=13_212_057_600, embedding=778_567_680),
-}
-"""Models that were timed, by the name of their shape, and their numbers of weights."""
+SIZES: dict[str, dict[str, int]] = {
+    "gemma2-9b": {
+        "vocab_size": 256_000, "hidden_size": 3_584, "intermediate_size": 14_336, "num_hidden_layers": 42,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256,
+    },
+    "llama3-8b": {
+        "vocab_size": 128_256, "hidden_size": 4_096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8,
+    },
+    "qwen25-14b": {
+        "vocab_size": 152_064, "hidden_size": 5_120, "intermediate_size": 13_824, "num_hidden_layers": 48,
+        "num_attention_heads": 40, "num_key_value_heads": 8,
+    },
+}  # fmt: skip
+"""Models that were timed, by the name of their shape, as config.json has their sizes."""
+
+MODELS = {name: parameters_of(sizes) for name, sizes in SIZES.items()}
+"""Their numbers of weights."""
 
 H100, H200 = "NVIDIA H100 80GB HBM3", "NVIDIA H200"
 
@@ -85,12 +97,12 @@ MEASURED: tuple[Measured, ...] = (
         source="score_gpu_qwen25-14b_h200.json", way="bf16 shared",
     ),
     Measured(
-        job="train", gpu=H200, model="gemma2-9b", precision="w8a8-int8", tokens_per_second=15_140,
+        job="train", gpu=H200, model="gemma2-9b", precision="w8a8-int8", tokens_per_second=15_101,
         source="train_gpu_gemma2-9b_h200.json", way="w8a8-int8 shared", memory_gib=79,
     ),
     Measured(
         job="train", gpu=H200, model="gemma2-9b", precision="none", tokens_per_second=12_299,
-        source="train_gpu_gemma2-9b_h200.json", way="none shared", memory_gib=79,
+        source="train_gpu_gemma2-9b_h200_stock.json", way="none shared", memory_gib=79,
     ),
     Measured(
         job="train", gpu=H200, model="gemma2-9b", precision="nf4", tokens_per_second=8_347,

@@ -1,14 +1,16 @@
 """The speeds in the package are those of the benchmarks' files."""
 
+import ast
 import json
 from pathlib import Path
 
 import pytest
 
 from wsdm_ray.preflight.estimate import speed_of
-from wsdm_ray.preflight.measured import MEASURED, MODELS, Measured
+from wsdm_ray.preflight.measured import MEASURED, MODELS, SIZES, Measured
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+RESULTS = BENCHMARKS / "results"
 
 
 @pytest.mark.parametrize("measured", MEASURED, ids=lambda each: f"{each.source} {each.way}")
@@ -22,6 +24,15 @@ def test_each_speed_is_in_the_file_that_it_names(measured: Measured):
     assert measured.source.startswith(measured.job)
     named = {"fp8": "w8a8-fp8", "int8": "w8a8-int8"}.get(measured.way.split()[0], measured.way.split()[0])
     assert measured.precision == named
+
+
+def test_models_are_those_that_the_benchmarks_make():
+    tree = ast.parse((BENCHMARKS / "synthetic.py").read_text())
+    [shapes] = [node.value for node in tree.body if isinstance(node, ast.AnnAssign) and node.value]
+    made = {name: sizes for name, (_, sizes) in ast.literal_eval(shapes).items()}
+    for name, sizes in SIZES.items():
+        assert sizes == {key: made[name][key] for key in sizes}
+        assert {"head_dim", "num_key_value_heads"} & set(made[name]) <= set(sizes)
 
 
 def test_no_speed_is_there_twice():
