@@ -212,10 +212,12 @@ def test_another_run_in_the_folder_is_refused_by_name(scored, classifier, source
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing(classifier, source, tmp_path, capsys):
+def test_a_dry_run_prints_the_plan_and_writes_nothing(ray_session, classifier, source, tmp_path, capsys):
     figures = score(score_config(classifier, source, tmp_path / "out", dry_run=True))
     assert (figures["rows"], figures["units"]) == (120, 9)
-    assert "120" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "120" in shown
+    assert "1 x 1 CPU; they fit beside a reader" in shown, "this Ray was asked"
     assert not (tmp_path / "out").exists()
 
 

@@ -1,7 +1,8 @@
 """What every node of the cluster says of itself: one small Ray task each, bounded in time."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -32,18 +33,20 @@ def facts_of_nodes(
     for node in others:
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
         asked[task.options(scheduling_strategy=there).remote(probe)] = node
-    facts = [of_node(facts_here(dataclasses.replace(probe, files=(), folders=())), node) for node in here]
+    names = names_of(nodes)
+    driver = dataclasses.replace(probe, files=(), folders=())
+    facts = [of_node(facts_here(driver), node, names) for node in here]
     silent = {}
     answered, late = ray.wait(list(asked), num_returns=len(asked), timeout=seconds) if asked else ([], [])
     for reference in answered:
         node = asked[reference]
         try:
-            facts.append(of_node(ray.get(reference), node))
+            facts.append(of_node(ray.get(reference), node, names))
         except RayError as error:
-            silent[node["NodeManagerAddress"]] = last_line(error)
+            silent[names[node["NodeID"]]] = last_line(error)
     for reference in late:
         ray.cancel(reference, force=True)
-        silent[asked[reference]["NodeManagerAddress"]] = f"no answer within {seconds:g} s"
+        silent[names[asked[reference]["NodeID"]]] = f"no answer within {seconds:g} s"
     return tuple(facts), silent
 
 
@@ -52,11 +55,21 @@ def has_room(node: Mapping[str, Any]) -> bool:
     return bool(node["Resources"].get("CPU") or node["Resources"].get("GPU"))
 
 
-def of_node(facts: NodeFacts, node: Mapping[str, Any]) -> NodeFacts:
+def names_of(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """By id the address of each node, and where several are on one machine the start of the id."""
+    count = Counter(node["NodeManagerAddress"] for node in nodes)
+    return {
+        node["NodeID"]: node["NodeManagerAddress"]
+        + (f" ({node['NodeID'][:8]})" if count[node["NodeManagerAddress"]] > 1 else "")
+        for node in nodes
+    }
+
+
+def of_node(facts: NodeFacts, node: Mapping[str, Any], names: Mapping[str, str]) -> NodeFacts:
     """The answer with what Ray knows of the node: its address, and the size of its object store."""
     return dataclasses.replace(
         facts,
-        node=node["NodeManagerAddress"],
+        node=names[node["NodeID"]],
         object_store_bytes=int(node["Resources"].get("object_store_memory", 0)),
     )
 

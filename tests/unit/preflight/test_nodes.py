@@ -1,5 +1,6 @@
 """Every node is asked once, in bounded time, on a Ray that is none."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -84,8 +85,13 @@ def ask(monkeypatch):
         fake = FakeRay(**answers)
         fake.resources["head"] = {"memory": 1.0}
         monkeypatch.setattr(nodes, "ray", fake)
-        monkeypatch.setattr(nodes, "facts_here", lambda asked: NodeFacts(node=str(asked.files), versions={}))
-        return fake, nodes.facts_of_nodes(probe, seconds=3.0)
+        here = []
+        monkeypatch.setattr(
+            nodes, "facts_here", lambda it: (here.append(it), NodeFacts(node="", versions={}))[1]
+        )
+        found = nodes.facts_of_nodes(probe, seconds=3.0)
+        assert here == [dataclasses.replace(probe, files=(), folders=())], "the driver has read them"
+        return fake, found
 
     return made
 
@@ -102,6 +108,13 @@ def test_other_nodes_run_a_task_and_this_one_does_not(ask):
 def test_alone_nothing_is_waited_for(ask):
     fake, (facts, silent) = ask(Probe(files=("a",)))
     assert (len(facts), silent, fake.asked, fake.waited) == (1, {}, [], [])
+
+
+def test_nodes_of_one_machine_are_told_apart():
+    there = [
+        {"NodeID": f"{number}" * 12, "NodeManagerAddress": address} for number, address in enumerate("aab")
+    ]
+    assert list(nodes.names_of(there).values()) == ["a (00000000)", "a (11111111)", "b"]
 
 
 def test_what_fails_or_is_late_is_named(ask):

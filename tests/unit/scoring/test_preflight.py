@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.unit.scoring.conftest import random_rows
 from wsdm_ray.config import ScoreConfig
@@ -17,6 +18,11 @@ from wsdm_ray.preflight.node import Gpu, NodeFacts, Probe, versions_here
 from wsdm_ray.scoring import expected
 from wsdm_ray.scoring.check import Cluster, describe
 from wsdm_ray.scoring.preflight import checked, model_folders
+
+
+def denied(*arguments: Any, **options: Any) -> None:
+    raise PermissionError("Access Denied")
+
 
 CPU = Cluster(replicas=2, on_gpu=False, threads=1)
 GPU = Cluster(replicas=2, on_gpu=True, threads=None, capability=(9, 0))
@@ -90,6 +96,13 @@ def test_an_output_that_cannot_be_written_shows_in_the_table(given, asked, capsy
         checked(given, lambda _: CPU)
     [row] = [line for line in capsys.readouterr().out.splitlines() if "write access" in line]
     assert "fail   /proc/out: " in row
+    assert not asked
+
+
+def test_a_dry_run_writes_a_probe_to_a_store(given, asked, monkeypatch):
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", denied)
+    with pytest.raises(StorageError, match="memory://b/out: permission denied; check the credentials"):
+        checked(dataclasses.replace(given, output="memory://b/out", dry_run=True), lambda _: CPU)
     assert not asked
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from wsdm_ray.config import Columns, PrepareConfig, PseudolabelConfig, ScoreConf
 from wsdm_ray.data.prepare import prepare
 from wsdm_ray.data.splitting import digests
 from wsdm_ray.data.votes import read_votes
-from wsdm_ray.errors import ConfigError, DataError, RunMismatchError
+from wsdm_ray.errors import ConfigError, DataError, RunMismatchError, StorageError
 from wsdm_ray.runs import file_versions
 from wsdm_ray.schema import predictions_schema
 from wsdm_ray.scoring.check import Cluster, ScoreRun
@@ -304,6 +305,16 @@ def test_a_dry_run_scores_nothing(tmp_path, classifiers):
     assert figures["rows"] == 1
     assert not scoring.executed
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_takes_no_file_is_found_before_scoring_is_checked(tmp_path, scoring, monkeypatch):
+    def denied(*arguments: Any, **options: Any) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", denied)
+    with pytest.raises(StorageError, match="memory://b/out: permission denied"):
+        pseudolabel(config(tmp_path, [pair(1)], output="memory://b/out"), scoring)
+    assert not scoring.checked
 
 
 def test_predictions_that_are_there_make_other_shards(tmp_path, label):

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from wsdm_ray.config import TrainConfig
-from wsdm_ray.errors import ClusterError
+from wsdm_ray.errors import ClusterError, StorageError
 from wsdm_ray.modeling.manifest import Manifest
 from wsdm_ray.preflight import job
 from wsdm_ray.preflight.estimate import Speed
@@ -68,6 +69,16 @@ def test_nodes_are_asked_and_hours_follow_from_their_gpus(given, monkeypatch, ca
     monkeypatch.setattr(expected, "streamed_bytes", lambda files, precision: 2 * 10**9)
     with pytest.raises(ClusterError, match=r"^GPU memory: takes 2.0 GB .*NVIDIA L4; choose a --quantization"):
         preflight.checked(given)
+
+
+def test_an_output_that_takes_no_file_is_found_before_ray_starts_a_worker(given, monkeypatch):
+    def denied(*arguments: object, **options: object) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", denied)
+    monkeypatch.setattr(preflight, "resources_of_cluster", lambda: ClusterResources(cpus=8, gpus=0))
+    with pytest.raises(StorageError, match="memory://b/out: permission denied; check the credentials"):
+        preflight.checked(dataclasses.replace(given, output="memory://b/out"))
 
 
 def test_what_a_worker_takes(given):
