@@ -12,7 +12,8 @@ def checks_of(*outcomes: Outcome) -> list[Check]:
     return [Check(name=f"check {n}", outcome=each, found=f"found [{n}]") for n, each in enumerate(outcomes)]
 
 
-def test_a_dry_run_shows_every_row_as_it_is(capsys):
+def test_a_dry_run_shows_every_row_as_it_is(capsys, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("wsdm_ray"), "propagate", True)
     checks = Checks("score", shown=True)
     with checks.stage("inputs") as found:
         found += ["3 rows", "1 model"]
@@ -21,6 +22,7 @@ def test_a_dry_run_shows_every_row_as_it_is(capsys):
     assert ["inputs", "pass", "3", "rows;", "1", "model"] in rows
     assert ["check", "1", "warn", "found", "[1]"] in rows
     assert ["check", "2", "not", "checked", "found", "[2]"] in rows
+    assert not caplog.records, "once is enough"
 
 
 def test_any_other_run_says_what_is_in_doubt_and_no_more(capsys, caplog, monkeypatch):
