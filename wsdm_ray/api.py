@@ -104,7 +104,7 @@ def train(**options: Any) -> dict[str, Any]:
 
     Returns:
         What run.json holds: `config`, `resolved` options, `counts` of rows and steps, `metrics` of the
-        checkpoint that was kept.
+        checkpoint that was kept; with `dry_run=True` the figures of the run.
     """
     return run("train", options)
 

@@ -161,9 +161,9 @@ def check_gpu(facts: Sequence[NodeFacts], need: GpuNeed) -> Check:
         if small:
             return Check(name=name, outcome=outcome, found=f"takes {asked}; {grouped(small)}; {need.remedy}")
     taken = {
-        node: f"{gb(gpu.total_bytes - gpu.free_bytes)} of {gb(gpu.total_bytes)} are taken"
-        for node, gpu in gpus.items()
-        if gpu.free_bytes < whole
+        each.node: f"of {len(each.gpus)} GPUs {count} have less than {gb(whole)} free"
+        for each in facts
+        if (count := sum(gpu.free_bytes < whole for gpu in each.gpus))
     }
     least_gpu = min(gpus.values(), key=lambda gpu: gpu.total_bytes)
     passed = f"{asked}, of {gb(least_gpu.total_bytes)} on {least_gpu.name}"

@@ -257,6 +257,8 @@ def describe(run: ScoreRun) -> dict[str, Any]:
     time_taken = expected_time(models, tokens_each, run.cluster.gpu, run.cluster.replicas, run.gpu_hour_price)
     for name, value in time_taken.lines():
         print(f"{name:>20}  {value}")
+    if run.replica.orders == "adaptive" and time_taken.hours is not None:
+        print(f"{'':>20}  at most: of rows that are not in doubt, fewer tokens are read")
     return figures | time_taken.figures()
 
 

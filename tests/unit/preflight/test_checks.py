@@ -86,7 +86,7 @@ def test_nodes_that_do_not_answer():
     [
         ((gpu(80), gpu(16)), "fail", "a: 16.0 GB on NVIDIA H200; take a larger GPU"),
         ((gpu(22),), "warn", "a: 22.0 GB on NVIDIA H200; take a larger GPU"),
-        ((gpu(80, free=10),), "warn", "a: 70.0 GB of 80.0 GB are taken"),
+        ((gpu(80), gpu(80, free=22)), "warn", "a: of 2 GPUs 1 have less than 23.0 GB free; it takes 20.0 GB"),
         ((), "not checked", "nvidia-smi gives no figures; weights as bf16"),
     ],
 )

@@ -80,7 +80,11 @@ def test_a_dry_run_shows_the_table_and_what_the_run_takes(given, asked, capsys, 
     assert figures["hours"] == pytest.approx(figures["gpu_hours"] / 2, abs=0.01)
     assert figures["cost"] == pytest.approx(2 * figures["gpu_hours"], abs=0.02)
     assert figures["estimated_from"] == "('score', 'NVIDIA L4', 'w8a8-int8')"
-    assert f"{'cost':>20}  {figures['cost']:,.2f}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"{'cost':>20}  {figures['cost']:,.2f}" in shown
+    assert "at most" not in shown
+    describe(dataclasses.replace(run, replica=dataclasses.replace(run.replica, orders="adaptive")))
+    assert "at most: of rows that are not in doubt" in capsys.readouterr().out
 
 
 def test_a_model_that_does_not_fit_ends_the_job(given, asked, monkeypatch):
