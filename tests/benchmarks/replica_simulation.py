@@ -125,7 +125,8 @@ def seconds_of(pairs_per_second: float, rows: int) -> float:
 
 def encoded_unit(unit: Any) -> dict[str, Any]:
     """What a reader gives, of random bytes."""
-    return {"unit": unit.number, "rows": unit.rows, "encoded": os.urandom(BYTES_A_PAIR * unit.rows), "error": ""}
+    encoded = os.urandom(BYTES_A_PAIR * unit.rows)
+    return {"unit": unit.number, "rows": unit.rows, "encoded": encoded, "error": ""}
 
 
 def several_in_one(in_one: int, *, size: int) -> Any:
