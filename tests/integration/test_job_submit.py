@@ -1,4 +1,4 @@
-"""`ray job submit` from the repository's root to a Ray head of our own, as the README shows it.
+"""`ray job submit` from the repository's root to a Ray head of our own, as docs/deploy.md shows it.
 
 Token authentication: without RAY_AUTH_MODE, `ray start` asks for a token where it finds one (RAY_AUTH_TOKEN,
 RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token), and the first `ray.init` of a machine makes one: whether a head
@@ -86,7 +86,8 @@ def head() -> Iterator[dict[str, str]]:
 
 def submit(environment: dict[str, str], *job: str) -> subprocess.CompletedProcess[str]:
     address = environment["RAY_ADDRESS"]
-    command = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--", *job]
+    sent = ["--runtime-env", "cluster/runtime-env.yaml"]
+    command = [BIN / "ray", "job", "submit", "--address", address, *sent, "--", *job]
     return subprocess.run(
         command,
         cwd=ROOT,
