@@ -1,14 +1,17 @@
 """docs/deploy.md: its commands exist, and fill in what is to be filled in."""
 
 import ast
+import os
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.unit.cluster.files import CLUSTER, GUIDE, KUBERAY, LAUNCHER, RAY, ROOT, placeholders
+from tests.unit.cluster.files import CLUSTER, GUIDE, KUBERAY, RAY, README, ROOT, placeholders
 
 FENCE = re.compile(r"^```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = FENCE.findall(GUIDE.read_text("utf-8"))
@@ -32,7 +35,7 @@ def options_of(path: Path) -> dict[str, set[str]]:
     functions = ast.walk(ast.parse(path.read_text("utf-8")))
     return {
         node.name.replace("_", "-"): {
-            each.value
+            str(each.value)
             for decorator in node.decorator_list
             for each in ast.walk(decorator)
             if isinstance(each, ast.Constant) and str(each.value).startswith("-")
@@ -63,16 +66,38 @@ def test_the_guide_shows_every_command_that_it_takes():
     assert {"ray up", "ray dashboard", "ray down"} < shown
 
 
-@pytest.mark.parametrize(
-    "files", [list(KUBERAY.glob("*.yaml")), [LAUNCHER / "aws.yaml"], [LAUNCHER / "gcp.yaml"]], ids=str
-)
-def test_the_guide_fills_in_every_value(files):
-    name = files[0].relative_to(ROOT) if len(files) == 1 else "cluster/kuberay/*.yaml"
-    (block,) = (
-        block for block in BLOCKS if re.search(rf"sed [^|]+.*{re.escape(str(name))}", block, re.DOTALL)
-    )
-    filled = set(re.findall(r"s\|(FILL_IN_\w+)\|", block))
-    assert filled == set().union(*map(placeholders, files))
+FILLING = re.compile(r"^perl -pi -e '[^']+' (?:\\\n\s*)?(\S+)$", re.MULTILINE)
+VALUES = {
+    "IMAGE": "registry.example.com/wsdm-ray:1", "BUCKET": "s3://bucket/prefix", "PROJECT": "p",
+    "REGION": "us-central1", "ZONE": "us-central1-a", "IMAGE_ID": "ami-1", "GCP_IMAGE": "family/common",
+    "OPERATOR": "kuberay", "PROMETHEUS": "monitoring", "ROLE_ARN": "arn:aws:iam::1:role/a",
+    "SERVICE_ACCOUNT": "a@b.iam.gserviceaccount.com",
+    "HEAD_PROFILE": "arn:aws:iam::1:instance-profile/h",
+    "WORKER_PROFILE": "arn:aws:iam::1:instance-profile/w",
+}  # fmt: skip
+
+
+def test_the_guide_fills_in_every_value(tmp_path):
+    shutil.copytree(CLUSTER, tmp_path / "cluster")
+    found = [match for block in BLOCKS for match in FILLING.finditer(block)]
+    assert [match.group(1) for match in found] == [
+        "cluster/kuberay/*.yaml", "cluster/launcher/aws.yaml", "cluster/launcher/gcp.yaml",
+    ]  # fmt: skip
+    for match in found:
+        subprocess.run(["bash", "-c", match.group()], cwd=tmp_path, env=os.environ | VALUES, check=True)
+    for path in [*tmp_path.rglob("kuberay/*.yaml"), *tmp_path.rglob("launcher/*.yaml")]:
+        assert not placeholders(path)
+        assert all(yaml.load_all(path.read_text("utf-8"), yaml.CSafeLoader))
+    set_before = set(re.findall(r"(?:^export | )([A-Z_]+)=", "\n".join(BLOCKS), re.MULTILINE))
+    assert set(re.findall(r"\$ENV\{(\w+)\}", "\n".join(BLOCKS))) <= set_before
+
+
+def test_links_of_the_list_of_files_resolve():
+    text = README.read_text("utf-8")
+    for target in re.findall(r"\]\((\S+?)\)", text):
+        assert (CLUSTER / target).is_file(), target
+    for path in re.findall(r"`([\w.-]+(?:/[\w.-]+)?\.\w+|[\w/]+/Dockerfile)`", text):
+        assert (CLUSTER / path).is_file(), path
 
 
 def test_the_guide_applies_every_manifest():
