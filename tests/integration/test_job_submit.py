@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,9 +73,9 @@ def head() -> Iterator[dict[str, str]]:
                 )
                 try:
                     wait_until(f"{environment['RAY_ADDRESS']}/api/version", process, log)
-                    # It takes no job before its agent is there.
+                    # It takes no job before its agent is there. The manifests' probes ask the same: no token.
                     agent = f"http://127.0.0.1:{options['dashboard-agent-listen-port']}"
-                    wait_until(f"{agent}/api/local_raylet_healthz", process, log)
+                    wait_until(f"{agent}/api/healthz", process, log)
                     break
                 except AssertionError:
                     if not tries_left:
@@ -143,3 +145,5 @@ def test_client_with_another_token_is_refused(head):
     run = submit(head | {"RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_TOKEN": "f" * 64}, "true")
     assert run.returncode != 0
     assert "authentication" in run.stdout.lower()
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{head['RAY_ADDRESS']}/api/jobs/")
