@@ -46,7 +46,7 @@ def pinned(name: str) -> str:
 def test_ray_has_one_version():
     assert pinned("ray") == constraint("ray") == arguments()["RAY"]
     text = "\n".join(path.read_text("utf-8") for path in (GUIDE, *CLUSTER.rglob("*.yaml"), DOCKERFILE))
-    assert set(re.findall(r"(?:Ray |rayVersion: \"|RAY=)(\d+\.\d+\.\d+)", text)) == {constraint("ray")}
+    assert set(re.findall(r"(?:\bRay |rayVersion: \"|RAY=)(\d+\.\d+\.\d+)", text)) == {constraint("ray")}
     # Launchers and operators start what the image holds.
     started = [*documents(LAUNCHER).values(), *documents(KUBERAY).values()]
     images = set(re.findall(r"'image': '(.+?)'", str(started)))
