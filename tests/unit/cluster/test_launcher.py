@@ -49,7 +49,7 @@ def test_every_node_asks_for_the_token_and_has_it(cloud):
     assert "--env RAY_AUTH_MODE=token" in document["docker"]["run_options"]
     starts = [document["head_start_ray_commands"][-1], document["worker_start_ray_commands"][-1]]
     assert all("RAY_AUTH_MODE=token ray start " in start for start in starts)
-    assert "--dashboard-host=127.0.0.1" in starts[0], "SSH alone leads to it"
+    assert "--dashboard-host=127.0.0.1" in starts[0], "reached through SSH alone"
 
 
 @pytest.mark.parametrize("cloud", FILES)
