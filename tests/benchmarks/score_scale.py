@@ -95,11 +95,18 @@ def some_texts() -> list[str]:
 
 def measure(bucket: str, folder: str, rows: int, given: argparse.Namespace) -> dict[str, Any]:
     """One run in a process of its own."""
-    pairs, output, peaks = f"{bucket}/pairs-{rows}", f"{bucket}/out-{rows}", f"{folder}/peaks.json"
+    pairs, output = f"{bucket}/pairs-{rows}", f"{bucket}/out-{rows}"
     make_arena(ArenaConfig(output=pairs, rows=rows))
-    command = [sys.executable, __file__, "--drive", f"{folder}/model", pairs, output, peaks]
-    for name in ("cpus", "unit_rows", "object_store_mib"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
+    return run_driver(pairs, output, folder, rows, given)
+
+
+def run_driver(pairs: str, output: str, folder: str, rows: int, given: argparse.Namespace) -> dict[str, Any]:
+    """Score pairs by the model in `folder`, and delete both; what it took."""
+    peaks = f"{folder}/peaks.json"
+    command = [sys.executable, str(Path(__file__)), "--drive", f"{folder}/model", pairs, output, peaks]
+    command += ["--cpus", str(given.cpus), "--object-store-mib", str(given.object_store_mib)]
+    if given.unit_rows:
+        command += ["--unit-rows", str(given.unit_rows)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     started = time.monotonic()
     with subprocess.Popen(command, cwd=ROOT, env=environment) as driver:
@@ -111,12 +118,14 @@ def measure(bucket: str, folder: str, rows: int, given: argparse.Namespace) -> d
         "rows": rows,
         "seconds": round(seconds, 1),
         "pairs_per_second": round(rows / seconds, 1),
-        "rows_right": ids_of(output, "part-") == ids_of(pairs, "part-"),
+        "plan_seconds": 0.0,
+        "rows_right": ids_of(output) == ids_of(pairs),
         "peak_mib": memory | {"object_store": 0.0},
     }
     of_the_store = json.loads(Path(peaks).read_text())
     found["peak_mib"]["object_store"] = round(of_the_store["used"] / 2**20, 1)
     found["spilled_bytes"] = of_the_store["spilled"]
+    found["plan_seconds"] = round(of_the_store["plan_seconds"], 1)
     for path in (pairs, output, f"{output}.run"):
         storage.delete_folder(path)
     return found
@@ -153,11 +162,10 @@ def note(peaks: dict[str, float], role: str, pid: int) -> None:
                 peaks[role] = max(peaks.get(role, 0.0), int(line.split()[1]) / 1024)
 
 
-def ids_of(folder: str, begins: str) -> list[str]:
+def ids_of(folder: str) -> list[str]:
     """The ids of all parquet files of a folder, in their order."""
     ids: list[str] = []
     for path in storage.list_files(folder):
-        assert path.rpartition("/")[2].startswith(begins)
         with storage.open_parquet(path) as file:
             ids += file.read(["id"])["id"].to_pylist()
     return ids
@@ -192,8 +200,11 @@ def drive(given: argparse.Namespace) -> None:
         model=(model,), input=(pairs,), output=output, unit_rows=given.unit_rows, token_budget=4_096
     )
     with object_store() as seen:
-        execute(check(config), constant_replica())
-    Path(peaks).write_text(json.dumps(seen))
+        started = time.monotonic()
+        run = check(config)
+        planned = time.monotonic() - started
+        execute(run, constant_replica())
+    Path(peaks).write_text(json.dumps(seen | {"plan_seconds": planned}))
 
 
 @contextlib.contextmanager

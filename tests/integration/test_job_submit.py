@@ -1,4 +1,4 @@
-"""`ray job submit` from the repository's root to a Ray head of our own, as the README shows it.
+"""`ray job submit` from the repository's root to a Ray head of our own, as docs/deploy.md shows it.
 
 Token authentication: without RAY_AUTH_MODE, `ray start` asks for a token where it finds one (RAY_AUTH_TOKEN,
 RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token), and the first `ray.init` of a machine makes one: whether a head
@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,9 +73,9 @@ def head() -> Iterator[dict[str, str]]:
                 )
                 try:
                     wait_until(f"{environment['RAY_ADDRESS']}/api/version", process, log)
-                    # It takes no job before its agent is there.
+                    # It takes no job before its agent is there. The manifests' probes ask the same: no token.
                     agent = f"http://127.0.0.1:{options['dashboard-agent-listen-port']}"
-                    wait_until(f"{agent}/api/local_raylet_healthz", process, log)
+                    wait_until(f"{agent}/api/healthz", process, log)
                     break
                 except AssertionError:
                     if not tries_left:
@@ -86,7 +88,8 @@ def head() -> Iterator[dict[str, str]]:
 
 def submit(environment: dict[str, str], *job: str) -> subprocess.CompletedProcess[str]:
     address = environment["RAY_ADDRESS"]
-    command = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--", *job]
+    sent = ["--runtime-env", "cluster/runtime-env.yaml"]
+    command = [BIN / "ray", "job", "submit", "--address", address, *sent, "--", *job]
     return subprocess.run(
         command,
         cwd=ROOT,
@@ -142,3 +145,5 @@ def test_client_with_another_token_is_refused(head):
     run = submit(head | {"RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_TOKEN": "f" * 64}, "true")
     assert run.returncode != 0
     assert "authentication" in run.stdout.lower()
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{head['RAY_ADDRESS']}/api/jobs/")

@@ -34,7 +34,10 @@ COMMAND = re.compile(r"(?:wsdm-ray|python -m jobs\.)\s*(\w+) (.+)")
 OPTION = re.compile(r"--[a-z][\w.-]*")
 REPOSITORY_PATH = re.compile(r"(?:wsdm_ray|jobs|tests|docs|cluster)/[\w/.-]*")
 
-OF_OTHER_PROGRAMS = {"--address", "--check", "--help", "--logdir", "--shape", "--version", "--working-dir"}
+OF_OTHER_PROGRAMS = {
+    "--address", "--check", "--help", "--logdir", "--runtime-env", "--shape", "--submission-id", "--version",
+    "--working-dir",
+}  # fmt: skip
 """Options in the pages that belong to no job: of ray, tensorboard, the benchmarks, and of every command."""
 NOT_JOBS = {"NAME", "cache", "completion"}
 """What may follow `wsdm-ray` besides a job."""
