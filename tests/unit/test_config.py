@@ -199,6 +199,7 @@ WRONG = [
     (config.TrainConfig, {"micro_batches": 0}, "--micro-batches 0: must be at least 1"),
     (config.TrainConfig, {"checkpoint_steps": 0}, "--checkpoint-steps 0: must be at least 1"),
     (config.TrainConfig, {"max_failures": -1}, "--max-failures -1: must be 0 or more"),
+    (config.TrainConfig, {"gpu_hour_price": 0.0}, "--gpu-hour-price 0.0: must be above 0"),
     (
         config.TrainConfig,
         {"token_budget": 4095},
