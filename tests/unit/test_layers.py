@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[2]
 LAYERS = (
     ("errors", "legacy", "schema", "statistics"),
     ("config", "failures", "noise"),
-    ("presets",),
+    ("presets", "metric_names"),
     ("storage", "telemetry"),
-    ("runs",),
-    ("packing", "session"),
+    ("runs", "events"),
+    ("packing", "session", "exported_metrics"),
     ("text",),
     ("inputs",),
     ("data", "modeling"),
@@ -32,12 +32,12 @@ FRONT = "wsdm_ray"
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 RAY = {
+    "wsdm_ray.exported_metrics",
     "wsdm_ray.scoring.cluster",
     "wsdm_ray.scoring.coordinator",
     "wsdm_ray.scoring.progress",
     "wsdm_ray.scoring.ray_data",
     "wsdm_ray.scoring.read_ahead",
-    "wsdm_ray.scoring.run_metrics",
     "wsdm_ray.session",
     "wsdm_ray.training.progress",
     "wsdm_ray.training.ray_train",

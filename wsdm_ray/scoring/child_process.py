@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
@@ -32,9 +32,10 @@ END_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Death:
-    """Why a process ended before it answered, such as `process died: signal 9`."""
+    """Why a process ended before it answered, such as `process died: signal 9`, and its id on its node."""
 
     reason: str
+    process: int | None = field(default=None, compare=False)
 
 
 class ChildProcess:
@@ -81,6 +82,7 @@ class ChildProcess:
 
     def ask(self, send: Callable[[], None], timeout_seconds: float | None) -> Any:
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        process = self.process.pid if self.process else None
         try:
             send()
             while self.connection.poll(None if deadline is None else max(deadline - time.monotonic(), 0)):
@@ -89,12 +91,12 @@ class ChildProcess:
                     return value
                 if kind == "failed":
                     self.close()
-                    return Death(value)
+                    return Death(value, process)
                 self.on_message(value)
         except (EOFError, OSError):
-            return Death(f"process died: {self.close(ends_itself=True)}")
+            return Death(f"process died: {self.close(ends_itself=True)}", process)
         self.close()
-        return Death(f"timed out after {timeout_seconds:g} s")
+        return Death(f"timed out after {timeout_seconds:g} s", process)
 
     def close(self, *, ends_itself: bool = False) -> str:
         """End the process, if there is one; returns how it ended.

@@ -1,6 +1,7 @@
 """The actor to which the processes of a run tell what they do. It outlives them, and the driver asks it."""
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections import Counter
@@ -9,6 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from wsdm_ray.events import Event
 from wsdm_ray.scoring.crash_records import UnitStage
 from wsdm_ray.scoring.isolation import Part
 from wsdm_ray.scoring.progress import ProgressActor
@@ -33,6 +35,7 @@ class Coordinator(ProgressActor):
         super().__init__()
         self.begin_pass(0)
         self.deaths: list[str] = []
+        self.events: list[Event] = []
 
     def begin_pass(self, slots: int) -> None:
         """Forget a pool of replicas; the next one has so many slots."""
@@ -44,6 +47,8 @@ class Coordinator(ProgressActor):
 
     def starting(self, slot: str) -> int:
         """How many times the slot was starting before without being ready since."""
+        if slot in self.starts or slot in self.ready_slots:
+            self.events.append(Event(kind="worker_replaced", worker=slot))
         self.starts[slot] += 1
         self.ready_slots.discard(slot)
         return self.starts[slot] - 1
@@ -69,6 +74,13 @@ class Coordinator(ProgressActor):
 
     def died(self, stage: UnitStage, part: Part, reason: str) -> None:
         self.deaths.append(f"unit {stage[1]}, rows {part.start} to {part.stop - 1}: {reason}")
+
+    def tell(self, event: Event) -> None:
+        self.events.append(event)
+
+    def events_after(self, number: int) -> list[Event]:
+        """All events but the first `number`."""
+        return self.events[number:]
 
     def state(self) -> tuple[dict[UnitStage, Part], list[str], list[str]]:
         """What is being run, the deaths so far, and the reasons of slots that were given up."""
@@ -124,6 +136,11 @@ class RayCoordination:
 
     def died(self, stage: UnitStage, part: Part, reason: str) -> None:
         self.coordinator.died.remote(stage, part, reason)
+
+    def tell(self, event: Event) -> None:
+        """Have an event counted and logged, with the node and the Ray worker that it was told by."""
+        place = {"worker": event.worker or self.slot, "node": event.node or os.uname().nodename}
+        self.coordinator.tell.remote(dataclasses.replace(event, **place))
 
     @staticmethod
     def ask(method: Any, *arguments: Any) -> Any:

@@ -18,6 +18,7 @@ import ray.data
 from ray import cloudpickle
 
 from wsdm_ray.errors import ClusterError
+from wsdm_ray.events import Event
 from wsdm_ray.failures import unpack_error
 from wsdm_ray.runs import run_folder
 from wsdm_ray.scoring.check import ScoreRun
@@ -34,7 +35,7 @@ from wsdm_ray.scoring.reader import Encode, reader_of_process, reading
 from wsdm_ray.scoring.replica import Replica
 from wsdm_ray.scoring.replica_slot import ReplicaSlot, replicating
 from wsdm_ray.scoring.supervision import Supervision
-from wsdm_ray.telemetry import RowProgress, logger
+from wsdm_ray.telemetry import RowProgress
 
 __all__ = ["score_units"]
 
@@ -103,7 +104,9 @@ def record_lost(output: str, left: Sequence[WorkUnit], coordinator: Any) -> int:
     for stage, part in begun.items():
         death = PartDeath(start=part.start, stop=part.stop, reason=LOST)
         write_deaths(output, stage, [*deaths.get(stage, ()), death])
-    logger.warning("score: %d units were lost with their Ray workers, and are run again", len(left))
+    some = ", ".join(str(unit.number) for unit in left[:10]) + (", ..." if len(left) > 10 else "")
+    reason = f"units {some} were lost with their Ray workers, and are run again"
+    coordinator.tell.remote(Event(kind="unit_lost", count=len(left), reason=reason))
     return len(begun)
 
 

@@ -47,7 +47,7 @@ def reading(
     def read_ids(unit: WorkUnit, error: str) -> bytes:
         return table_to_bytes(encode_without_texts(unit, error, models, keep))
 
-    return answering({"read": read, "read_ids": read_ids})
+    return answering({"read": read, "read_ids": read_ids}, notify)
 
 
 class Reader:

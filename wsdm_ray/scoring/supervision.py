@@ -5,15 +5,15 @@ starts another one, and runs the rows of the unit in smaller parts until those t
 (`isolation`). What Ray would do instead is to start the whole unit again, without end.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from wsdm_ray.events import Event, retry_events
 from wsdm_ray.failures import FinalError, pack_final
 from wsdm_ray.scoring.child_process import ChildProcess, Death
 from wsdm_ray.scoring.crash_records import UnitStage, write_deaths
-from wsdm_ray.scoring.isolation import Done, Part, PartDeath, isolate
+from wsdm_ray.scoring.isolation import Done, Part, PartDeath, isolate, parts_of
 
 __all__ = ["Answer", "Coordination", "StartError", "Supervision", "Supervisor", "answering"]
 
@@ -52,6 +52,8 @@ class Coordination(Protocol):
 
     def died(self, stage: UnitStage, part: Part, reason: str) -> None: ...
 
+    def tell(self, event: Event) -> None: ...
+
 
 class StartError(Exception):
     """A process ends each time before it is ready; the text says how."""
@@ -89,7 +91,12 @@ class Supervisor:
         child: Any = None,
     ):
         self.supervision = supervision
-        self.child = child or ChildProcess(supervision.target, name, on_message)
+        self.last_process: int | None = None
+
+        def take(message: Any) -> None:
+            supervision.coordination.tell(message) if isinstance(message, Event) else on_message(message)
+
+        self.child = child or ChildProcess(supervision.target, name, take)
 
     def start(self) -> None:
         """Start the child. Raises `StartError` where it ended too often."""
@@ -112,6 +119,7 @@ class Supervisor:
             self.start()
         outcome = self.child.call((function, *arguments), self.supervision.timeout_seconds)
         if isinstance(outcome, Death):
+            self.last_process = outcome.process
             return outcome
         value, error = outcome
         if error:
@@ -128,9 +136,9 @@ class Supervisor:
 
         def record(deaths: Sequence[PartDeath]) -> None:
             last = deaths[-1]
-            part = Part(last.start, last.stop)
-            print(f"unit {stage[1]}, rows {part.start} to {part.stop - 1}: {last.reason}", file=sys.stderr)
-            supervision.coordination.died(stage, part, last.reason)
+            supervision.coordination.died(stage, Part(last.start, last.stop), last.reason)
+            for event in death_events(stage, rows, deaths, self.last_process):
+                supervision.coordination.tell(event)
             write_deaths(supervision.output, stage, deaths)
 
         def run_noted(part: Part) -> Any:
@@ -142,8 +150,34 @@ class Supervisor:
         return done
 
 
-def answering(functions: Mapping[str, Callable[..., Any]]) -> Answer:
-    """An `Answer` with these functions. What another try would not meet again ends the process."""
+def death_events(
+    stage: UnitStage, rows: int, deaths: Sequence[PartDeath], process: int | None
+) -> list[Event]:
+    """What the last of the deaths over a unit of `rows` rows means: the death, and what follows from it.
+
+    Args:
+        process: that died.
+    """
+    last, number = deaths[-1], stage[1]
+    kind = "replica_died" if stage[0] == "score" else "reader_died"
+    part = last.start, last.stop - 1
+    events = [Event(kind=kind, unit=number, rows=part, process=process, reason=last.reason)]
+    before, after = parts_of(rows, deaths[:-1]), parts_of(rows, deaths)
+    if len(after) > len(before):
+        events.append(Event(kind="unit_bisected", unit=number, rows=part))
+    if sum(bool(each.reason) for each in after) > sum(bool(each.reason) for each in before):
+        events.append(Event(kind="row_given_up", unit=number, rows=part, reason=last.reason))
+    return events
+
+
+def answering(
+    functions: Mapping[str, Callable[..., Any]], notify: Callable[[Event], None] = lambda event: None
+) -> Answer:
+    """An `Answer` with these functions. What another try would not meet again ends the process.
+
+    Args:
+        notify: takes the events of each call.
+    """
 
     def answer(call: tuple[Any, ...]) -> tuple[Any, str]:
         name, *arguments = call
@@ -151,5 +185,8 @@ def answering(functions: Mapping[str, Callable[..., Any]]) -> Answer:
             return functions[name](*arguments), ""
         except Exception as error:
             return None, pack_final(error)
+        finally:
+            for event in retry_events():
+                notify(event)
 
     return answer

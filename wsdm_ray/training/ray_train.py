@@ -15,10 +15,11 @@ from ray.train import ControllerError, TrainingFailedError, UserCallback
 
 from wsdm_ray.config import TrainConfig
 from wsdm_ray.errors import ClusterError
+from wsdm_ray.events import Event
 from wsdm_ray.failures import FinalError, unpack_error
 from wsdm_ray.session import connect
-from wsdm_ray.storage import filesystem, is_remote, join
-from wsdm_ray.telemetry import logger
+from wsdm_ray.storage import filesystem, is_remote, join, reason
+from wsdm_ray.telemetry import in_terminal
 from wsdm_ray.training.check import CheckedTraining, ClusterResources
 from wsdm_ray.training.progress import show_progress
 from wsdm_ray.training.worker import CHECKPOINTS_FOLDER, RUN_NAME, WorkerResult, WorkerTask, work
@@ -27,13 +28,25 @@ __all__ = ["cluster_resources", "execute"]
 
 
 class EndAtFinalErrors(UserCallback):
-    """Has Ray Train's controller give a run up where new workers would meet the same error."""
+    """Has Ray Train's controller give a run up where new workers would meet the same error.
+
+    Args:
+        progress: the `ProgressActor` that is told of all other errors.
+    """
+
+    def __init__(self, progress: Any = None):
+        self.progress = progress
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        for wrapped in worker_exceptions.values():
-            error = getattr(wrapped, "_base_exc", wrapped)
+        errors = {rank: getattr(error, "_base_exc", error) for rank, error in worker_exceptions.items()}
+        for error in errors.values():
             if isinstance(error, FinalError):
                 raise ControllerError(error)
+        for rank, error in errors.items():
+            if self.progress:
+                self.progress.tell.remote(
+                    Event(kind="worker_died", worker=f"of rank {rank}", reason=reason(error))
+                )
 
 
 def cluster_resources() -> ClusterResources:
@@ -51,7 +64,12 @@ def execute(checked: CheckedTraining) -> ray.train.Result:
         WorkerDefectError: a defect in a worker.
     """
     with show_progress(checked.counts.steps) as progress:
-        task = WorkerTask(config=checked.worker_config, manifest=checked.manifest, progress=progress)
+        task = WorkerTask(
+            config=checked.worker_config,
+            manifest=checked.manifest,
+            progress=progress,
+            logs_steps=not in_terminal(),
+        )
         controllers_left = task.config.max_failures
         while True:
             try:
@@ -63,7 +81,8 @@ def execute(checked: CheckedTraining) -> ray.train.Result:
                 if not controllers_left:
                     raise too_many_failures(task.config, error) from error
                 controllers_left -= 1
-                logger.warning("train: the controller died; another continues from the last checkpoint")
+                died = "another continues from the last checkpoint"
+                progress.tell.remote(Event(kind="controller_replaced", reason=died))
     worker: WorkerResult = result.return_value  # pyright: ignore[reportAssignmentType]
     if worker.error:
         raise unpack_error(worker.error)
@@ -93,7 +112,7 @@ def trainer_of(task: WorkerTask, on_gpu: bool) -> ray.train.torch.TorchTrainer:
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             failure_config=ray.train.FailureConfig(max_failures=task.config.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(**kept),
-            callbacks=[EndAtFinalErrors()],
+            callbacks=[EndAtFinalErrors(task.progress)],
             **storage,
         ),
     )

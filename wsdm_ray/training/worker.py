@@ -1,13 +1,14 @@
 """What each worker of a training run does: steps, metrics, checkpoints, reported to Ray Train."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray.train import CheckpointUploadMode
 from wsdm_ray.config import TrainConfig
 from wsdm_ray.data.mixing import apply_mixture
 from wsdm_ray.data.votes import read_votes
+from wsdm_ray.events import Event, retry_events
 from wsdm_ray.failures import FinalError, is_deterministic, pack_error
 from wsdm_ray.modeling.manifest import MANIFEST, Manifest
 from wsdm_ray.storage import join, local_copy, set_store_timeout, upload_folder
@@ -44,7 +46,9 @@ class WorkerTask:
     """With absolute paths."""
     manifest: Manifest
     progress: Any = None
-    """The `ProgressActor` of a bar, if there is one."""
+    """The `ProgressActor`."""
+    logs_steps: bool = True
+    """The first worker logs its steps, as there is no bar."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +88,15 @@ def run_worker(task: WorkerTask) -> ResolvedOptions:
     set_store_timeout(task.config.store_timeout_seconds, reached=True)
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train would log every report of ours again
     trainer = make_trainer(task)
-    report_step = step_reporter(trainer.total_steps, task.progress) if trainer.group.is_first else None
+    bar = None if task.logs_steps else task.progress
+    report_step = step_reporter(trainer.total_steps, bar) if trainer.group.is_first else None
     pauses: list[float] = []
-    saver = CheckpointSaver(trainer)
-    with sinks_of(trainer) as sinks:
+    saver = CheckpointSaver(trainer, task.progress)
+    tell_events = event_teller(trainer, task.progress)
+    with sinks_of(trainer, task.progress) as sinks:
         for metrics in trainer.steps():
             is_due = is_checkpoint_due(trainer)
+            tell_events()
             if report_step:
                 report_step(progress_of(trainer, pauses, "validation" if is_due else ""))
             started = time.monotonic()
@@ -146,16 +153,33 @@ def make_trainer(task: WorkerTask) -> Trainer:
 
 
 @contextlib.contextmanager
-def sinks_of(trainer: Trainer) -> Iterator[SinkGroup | None]:
+def sinks_of(trainer: Trainer, progress: Any) -> Iterator[SinkGroup | None]:
     """The run's sinks on the first worker, closed at the end also where a step fails; else None."""
     if not trainer.group.is_first:
         yield None
         return
-    sinks = open_sinks(trainer.config, [metrics.to_row() for metrics in trainer.metrics])
+    sinks = open_sinks(trainer.config, [metrics.to_row() for metrics in trainer.metrics], progress)
     try:
         yield sinks
     finally:
         sinks.close()
+
+
+def event_teller(trainer: Trainer, progress: Any) -> Callable[[], None]:
+    """What every worker calls after each step: it tells of memory that ran out and of requests sent again."""
+    told = 0
+    place = {"worker": f"of rank {trainer.group.rank}", "process": os.getpid(), "node": os.uname().nodename}
+
+    def tell() -> None:
+        nonlocal told
+        new, told = trainer.memory_ran_out - told, trainer.memory_ran_out
+        budget = f"the token budget is {trainer.token_budget} now"
+        memory = [Event(kind="memory_ran_out", count=new, reason=budget)] if new else []
+        for event in (*memory, *retry_events()):
+            if progress:
+                progress.tell.remote(dataclasses.replace(event, **place))
+
+    return tell
 
 
 class CheckpointSaver:
@@ -163,10 +187,13 @@ class CheckpointSaver:
 
     The first worker copies what a checkpoint holds; a thread of Ray Train's writes and uploads it while steps
     go on, and Ray Train waits for the last one. One is under way at a time, so that memory holds one copy.
+
+    Args:
+        progress: the `ProgressActor`, which is told how long each took.
     """
 
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
+    def __init__(self, trainer: Trainer, progress: Any = None):
+        self.trainer, self.progress = trainer, progress
         self.idle = threading.Event()
         self.idle.set()
 
@@ -195,9 +222,13 @@ class CheckpointSaver:
         Raises:
             FinalError: what another try would meet again.
         """
+        started = time.monotonic()
         try:
             snapshot.write(local.path)
-            return upload(local, self.trainer.config.output, name)
+            uploaded = upload(local, self.trainer.config.output, name)
+            if self.progress:
+                self.progress.add_checkpoint.remote(time.monotonic() - started)
+            return uploaded
         except Exception as error:
             if is_deterministic(error):
                 raise FinalError(pack_error(error)) from None

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from wsdm_ray.events import Event
 from wsdm_ray.scoring.child_process import Death
 from wsdm_ray.scoring.crash_records import UnitStage
 from wsdm_ray.scoring.isolation import Part, PartDeath
@@ -50,6 +51,7 @@ class NotedCoordination:
     def __init__(self, starts: int = 0, left: int = 0):
         self.starts, self.left = starts, left
         self.told: list[Any] = []
+        self.events: list[Event] = []
 
     def starting(self) -> int:
         return self.starts
@@ -75,6 +77,9 @@ class NotedCoordination:
 
     def died(self, stage: UnitStage, part: Part, reason: str) -> None:
         self.told.append(("died", stage, part.start, part.stop, reason))
+
+    def tell(self, event: Event) -> None:
+        self.events.append(event)
 
 
 def supervision_of(

@@ -1,6 +1,7 @@
 """A reader whose process dies over rows: they get the error, the others are read as ever."""
 
 import json
+from collections import Counter
 
 import pyarrow as pa
 import pytest
@@ -39,7 +40,7 @@ def reader_of(classifiers, output, dies, ids_die=False, **options) -> tuple[Read
     return Reader(supervision_of(output, **options), child), child
 
 
-def test_a_row_that_kills_its_reader_gets_the_error(classifiers, unit, tmp_path, capsys):
+def test_a_row_that_kills_its_reader_gets_the_error(classifiers, unit, tmp_path):
     output, coordination = tmp_path / "out", NotedCoordination()
     expected = encode_unit(unit, classifiers[:1])
     poison = 26  # of the file: the unit's seventh row
@@ -60,7 +61,12 @@ def test_a_row_that_kills_its_reader_gets_the_error(classifiers, unit, tmp_path,
     assert {(death.start, death.stop) for death in deaths[-2:]} == {(6, 7)}
     assert coordination.told.count(("died", ("read", 1), 0, 10, DIED)) == 3
     assert coordination.told[-1] == ("ended", ("read", 1))
-    assert "unit 1, rows 0 to 9: process died: signal 11" in capsys.readouterr().err
+    lines = [str(event) for event in coordination.events]
+    assert lines[0] == "reader_died: unit 1, rows 0 to 9: process died: signal 11"
+    assert lines[3] == "unit_bisected: unit 1, rows 0 to 9"
+    assert lines[-1] == "row_given_up: unit 1, rows 6 to 6: process died: signal 11"
+    kinds = Counter(event.kind for event in coordination.events)
+    assert kinds == {"reader_died": 7, "unit_bisected": 3, "row_given_up": 1}
     assert set(child.timeouts) == {7.0}
     assert not list_crash_records(str(output)), "of GPUs"
     assert len(list_death_records(str(output))) == 1

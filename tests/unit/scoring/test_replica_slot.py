@@ -106,10 +106,12 @@ def test_a_process_that_lost_its_gpu_is_not_counted_against_the_unit(encoded, tm
             raise Killed(DEVICE_LOST.reason)
         return replica(batch)
 
-    child = FakeChild({"score": score})
-    report = report_of(ReplicaSlot(supervision_of(tmp_path / "out"), child=child)(batch_of(encoded)))
+    child, coordination = FakeChild({"score": score}), NotedCoordination()
+    slot = ReplicaSlot(supervision_of(tmp_path / "out", coordination), child=child)
+    report = report_of(slot(batch_of(encoded)))
     assert (report.rows, report.error) == (12, "")
     assert child.started == 6
+    assert [str(event) for event in coordination.events] == ["device_lost: unit 0"] * 5
     assert not read_deaths(str(tmp_path / "out"))
 
 
@@ -135,6 +137,8 @@ def test_a_slot_that_cannot_start_is_given_up_with_its_reason(encoded, tmp_path,
     assert what == "give up"
     assert "GPU 3: process failed: RuntimeError: CUDA error: out of resources" in reason
     assert rest == (["wait", "ready"] if left else ["ready"])
+    [event] = coordination.events
+    assert (event.kind, f"{event.node}: {event.reason}") == ("slot_given_up", reason)
     assert child.started == 3
     kind, text = json.loads(report_of(slot(batch_of(encoded))).error)
     assert kind == "ClusterError"
