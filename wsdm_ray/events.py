@@ -7,6 +7,7 @@ A process that others outlive only tells of them; the process that started the r
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from wsdm_ray.plain_text import one_line
 from wsdm_ray.storage import retries
 
 __all__ = ["EVENTS", "Event", "retry_events"]
@@ -59,7 +60,7 @@ class Event:
         ids = [f"{name} {value}" for name, value in named.items() if value not in (None, "")]
         times = f" {self.count} times" if self.count > 1 else ""
         where = ", ".join([*ids[:1], *([rows] if rows else []), *ids[1:]] if self.unit is not None else ids)
-        said = " ".join(self.reason.split())
+        said = one_line(self.reason)
         return ": ".join(part for part in (f"{self.kind}{times}", where, said) if part)
 
 

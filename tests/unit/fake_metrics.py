@@ -26,7 +26,7 @@ class FakeMetric:
         assert set(tags or {}) == set(self.tag_keys)
         self.recorded.append(value)
         self.value += value
-        self.by_event[(tags or {}).get("event")] += value
+        self.by_event[(tags or {}).get("event")] += round(value)
 
     def set(self, value: float) -> None:
         self.recorded.append(value)

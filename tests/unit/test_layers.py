@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 # From the bottom to the top: a module imports from its own part and from the rows above its own.
 LAYERS = (
+    ("plain_text",),
     ("errors", "legacy", "schema", "statistics"),
     ("config", "failures", "noise"),
     ("presets", "metric_names"),

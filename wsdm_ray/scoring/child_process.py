@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
+from wsdm_ray.plain_text import one_line, redact
+
 __all__ = ["ChildProcess", "Death"]
 
 COMMAND = "from wsdm_ray.scoring.child_process import main; main()"
@@ -131,9 +133,9 @@ def main() -> None:
     except EOFError:
         os._exit(0)
     except Exception as error:
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), file=sys.stderr)
         sys.stderr.flush()
-        first_line = f"process failed: {type(error).__name__}: {error}".splitlines()[0]
+        first_line = one_line(f"process failed: {type(error).__name__}: {error}".splitlines()[0])
         connection.send(("failed", first_line[:MAX_REASON_CHARACTERS]))
         os._exit(1)
 

@@ -265,6 +265,6 @@ class Follower:
             for event in events:
                 self.log.note(event)
             self.metrics.update(dataclasses.asdict(status))
-            now: Any = ray.get(self.actor.read.remote(), timeout=ANSWER_SECONDS) if self.display else None
-            if now:
+            now: Any = ray.get(self.actor.read.remote(), timeout=ANSWER_SECONDS)
+            if now and self.display:
                 self.display.show(now.step, now.in_bar())
