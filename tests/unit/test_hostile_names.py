@@ -35,7 +35,7 @@ def test_ids_name_no_file(tmp_path):
     """Files have the numbers of units and shards; ids come out as they went in."""
     assert part_name(7) == "part-000007.parquet"
     texts = {name: [f"{name} {row}" for row in range(16)] for name in ("prompt", "response_a", "response_b")}
-    rows = texts | {"id": list(NAMES), "winner": ["model_a", "model_b"] * 8}
+    rows = texts | {"id": [name or "empty" for name in NAMES], "winner": ["model_a", "model_b"] * 8}
     rows |= {"language": list(NAMES), "source": list(NAMES)}
     pq.write_table(pa.table(rows), tmp_path / "votes.parquet")
     out = tmp_path / "in" / "out"
@@ -44,7 +44,7 @@ def test_ids_name_no_file(tmp_path):
     assert written
     assert all(name.startswith("in/out/") for name in written)
     kept = [pq.read_table(path) for path in out.rglob("*.parquet")]
-    assert {value for table in kept for value in table["id"].to_pylist()} <= set(NAMES)
+    assert {value for table in kept for value in table["id"].to_pylist()} <= {*NAMES, "empty"}
     assert not Path("/tmp/escaped").exists()
 
 
