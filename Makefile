@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-gpu lint format clean
+.PHONY: help install quickstart test test-gpu train-9b-smoke lint format clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## Make .venv and install what is pinned (Python 3.11 or 3.12; PYTHON=... names one)
 
@@ -34,6 +34,12 @@ test-gpu:  ## Run the tests that need a GPU, with PYTHON
 	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . \
 		tests/gpu tests/unit/modeling/test_*_kernel*.py
 
+# The same; needs all that the jobs need, 60 GB of disk and a GPU of 80 GB.
+WORK ?= smoke
+train-9b-smoke:  ## Random weights of Gemma-2-9B: quantize, train, score, evaluate on a GPU, in WORK, with PYTHON
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) tests/benchmarks/train_smoke.py \
+		--shape gemma2-9b --work $(WORK) --json $(WORK)/result.json
+
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -44,5 +50,5 @@ format: $(STAMP)  ## Fix what style checks can fix
 	$(BIN)/ruff format
 
 clean:  ## Delete the environment, the quickstart's output and all caches
-	rm -rf $(VENV) quickstart build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) quickstart smoke build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

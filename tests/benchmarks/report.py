@@ -15,7 +15,15 @@ from typing import Any
 from report_faults import fault_campaign, score_scale
 from report_models import real_models
 from report_scoring import same_answers, score_cpu, score_gpu
-from report_training import pseudolabels, quickstart, real_votes, rows_per_second, train_gpu, votes_study
+from report_training import (
+    pseudolabels,
+    quickstart,
+    real_votes,
+    rows_per_second,
+    train_gpu,
+    train_smoke,
+    votes_study,
+)
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "results.md"
@@ -28,6 +36,7 @@ SECTIONS: dict[str, Callable[[Any], list[str]]] = {
     "score_gpu": score_gpu,
     "score_scale": score_scale,
     "train_gpu": train_gpu,
+    "train_smoke": train_smoke,
     "fault_campaign": fault_campaign,
     "same_answers": same_answers,
     "quickstart": quickstart,

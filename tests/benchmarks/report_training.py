@@ -9,6 +9,7 @@ __all__ = [
     "real_votes",
     "rows_per_second",
     "train_gpu",
+    "train_smoke",
     "votes_study",
     "with_interval",
 ]
@@ -50,7 +51,9 @@ def quickstart(results: dict[str, Any]) -> list[str]:
 
 STEPS = {
     "recipe": "LLM.int8(), 8 padded sequences, eager, all recomputed",
+    "recipe_float32": "the baseline: the same, what is not quantized in float32",
     "transformers": "transformers with PEFT in bf16, 8 padded sequences, all recomputed",
+    "transformers_row": "transformers with PEFT in bf16, one row of the token budget, all recomputed",
 }
 """Ways of a training step that are not ours."""
 
@@ -61,9 +64,27 @@ def train_gpu(results: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for row in results.get("speed", []):
+        if row.get("out_of_memory"):
+            lines.append(f"| {STEPS.get(row['way'], row['way'])} | out of memory | | | |")
+            continue
         lines.append(
             f"| {STEPS.get(row['way'], row['way'])} | {row['tokens_per_second']['median']:,.0f} | {row['pairs_per_second']['median']:.2f} | "
             f"{row['first_step_seconds']:.0f} s | {row['allocated_gib']:.1f} GiB |"
+        )
+    return lines
+
+
+def train_smoke(results: dict[str, Any]) -> list[str]:
+    jobs = ", ".join(f"{job} {seconds:.0f}" for job, seconds in results["seconds"].items())
+    lines = [
+        f"Seconds by job, start of Python and Ray included: {jobs}; {results['all_seconds']:.0f} in all.",
+        "",
+        "| preset | steps | tokens/s | first step | peak memory in training |",
+        "|---|---|---|---|---|",
+    ]
+    for preset, run in results["presets"].items():
+        lines.append(
+            f"| `{preset}` | {len(run['losses'])} | {run['tokens_per_second']:,.0f} | {run['first_step_seconds']:.0f} s | {run['memory_gb']:.0f} GB |"
         )
     return lines
 

@@ -4,8 +4,8 @@
 
 What is not known of random weights is what they learn; all else is as for a user: every job by its command,
 each preset as it is but for the number of steps and, as those are few, for compiling. Texts have the lengths
-of real votes. Writes results/train_smoke_SHAPE.json, or --json, with the seconds of each job, and what training
-and scoring say of speed and memory; exits with 1 where a job fails.
+of real votes. Writes results/train_smoke_SHAPE.json, or --json, with the seconds of each job, and what
+training and scoring say of speed and memory; exits with 1 where a job fails.
 """
 
 import argparse

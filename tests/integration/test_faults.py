@@ -1,5 +1,6 @@
 """Storage behind a proxy with faults: what passes is tried again and counted, what lasts ends in one line."""
 
+import time
 from collections.abc import Iterator
 
 import gcsfs.retry
@@ -56,6 +57,20 @@ def test_everything_arrives_whatever_fails_in_passing(faulty, tmp_path):
     storage.delete_folder(f"{bucket}/in")
     assert sum(counts[kind] > 0 for kind in KINDS) >= 4, counts
     assert sum(storage.retries().values()) >= counts["500"] + counts["503"]
+
+
+@pytest.mark.timeout(60)
+def test_a_clock_that_is_set_back_stops_no_request(faulty, monkeypatch):
+    """Clients that throttle themselves by the wall clock would wait until it is where it was."""
+    bucket, proxy = faulty
+    proxy.use(Faults(seed=1, rate=0.5, kinds=("503",)))
+    storage.write_json(f"{bucket}/a.json", 0)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 3_600)
+    for number in range(1, 6):
+        storage.write_json(f"{bucket}/a.json", number)
+        assert storage.read_json(f"{bucket}/a.json") == number
+    assert storage.retries()
 
 
 def test_a_store_that_comes_back_in_time(faulty):

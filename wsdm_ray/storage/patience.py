@@ -1,6 +1,6 @@
 """Operations on a store are tried again while it is away or overloaded, for as long as the user allows.
 
-The clients' own retries come first: botocore's adaptive mode and those of gcsfs, both with jitter. They end
+The clients' own retries come first: botocore's standard mode and those of gcsfs, both with jitter. They end
 after seconds, so that what fails still is done again from here, until `set_store_timeout` has passed since an
 operation failed first. Every operation may be repeated: puts and deletes give the same the second time. What
 does not depend on time (a wrong key, a bucket that is not there) is not tried again.

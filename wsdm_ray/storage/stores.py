@@ -26,8 +26,9 @@ SCHEMES = ("s3://", "gs://", "gcs://")
 
 CLIENTS = ("fsspec", "gcsfs", "s3fs")
 
-S3_OPTIONS = {"config_kwargs": {"retries": {"mode": "adaptive", "total_max_attempts": 3}}}
-"""botocore tries a request again within seconds, at a rate that throttling lowers; `patience` goes on."""
+S3_OPTIONS = {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 3}}}
+"""botocore tries a request again within seconds, after pauses at random; `patience` goes on. Its adaptive
+mode measures by the wall clock: once a request was throttled, a clock that is set back stops all others."""
 
 SILENT_SECONDS = 30
 """A store of Google's that says nothing for so long is asked again. s3fs waits 15 s."""

@@ -46,11 +46,8 @@ from wsdm_ray.training.metrics import METRICS_FILE, StepMetrics, ValidMetrics
 from wsdm_ray.training.model import prepare_model
 from wsdm_ray.training.objective import (
     agreement,
-    cross_entropy,
-    disagreement,
-    distillation,
     learning_rate_factor,
-    smoothed,
+    row_loss,
     targets_of,
     valid_metrics,
 )
@@ -76,10 +73,10 @@ class Batches:
 
 @dataclass(frozen=True)
 class BatchSums:
-    """What this worker's micro-batches of one step add up to, on its device."""
+    """What micro-batches of one step add up to, on the device."""
 
     totals: torch.Tensor
-    """float64 [3]: loss, right orderings, tokens."""
+    """float64 [4]: loss, right orderings, tokens, and 1 where memory ran out."""
     row_losses: list[tuple[np.ndarray, torch.Tensor]]
     """Of each micro-batch: its places in the step, and the loss of each."""
 
@@ -122,7 +119,7 @@ class Trainer:
         self.token_budget = config.token_budget
         """Of a micro-batch; less than was asked for where memory ran out."""
         self.memory_ran_out = 0
-        """How many times it did so far."""
+        """How many times it did so far, in this process."""
         self.parameters = trainable_parameters(self.network)
         self.reducer = GradientReducer(self.group, self.parameters.values())
         self.optimizer = make_optimizer(config.optimizer, self.parameters)
@@ -148,9 +145,11 @@ class Trainer:
         """The rows of step `step` (from 0), int64 [n], and their micro-batches."""
         rows = step_rows(self.config.seed, step, len(self.train), self.config.pairs_per_step)
         pairs = encode_together(self.encoder, self.train, rows, self.group)
-        return rows, self.plan(
-            pairs, self.config.micro_batches or max(self.config.num_workers, self.group.size)
-        )
+        return rows, self.plan_step(pairs)
+
+    def plan_step(self, pairs: EncodedPairs) -> Batches:
+        """The micro-batches of a step, one for each worker at least."""
+        return self.plan(pairs, self.config.micro_batches or max(self.config.num_workers, self.group.size))
 
     def plan(self, pairs: EncodedPairs, at_least: int = 1) -> Batches:
         """The micro-batches of `pairs`, within the token budget.
@@ -170,9 +169,8 @@ class Trainer:
     def train_step(self, rows: np.ndarray, batches: Batches) -> StepMetrics:
         """One optimizer step on `rows` (int64 [n]) of the train set."""
         started = time.monotonic()
-        sums = self.forward_backward(rows, batches)
-        self.reducer.finish()
-        loss, right, tokens = self.group.all_reduce(sums.totals).tolist()
+        batches, sums = self.forward_backward(rows, batches)
+        loss, right, tokens, _ = sums.totals.tolist()
         options = self.config.optimizer
         grad_norm = clip_gradients(self.parameters.values(), options.max_grad_norm)
         weight = float(self.weights_N[rows].mean())
@@ -196,41 +194,60 @@ class Trainer:
             memory_gb=peak_memory_bytes(self.device) / 1e9,
         )
 
-    def forward_backward(self, rows: np.ndarray, batches: Batches) -> BatchSums:
-        """Run this worker's micro-batches of a step, in less memory where it runs out."""
+    def forward_backward(self, rows: np.ndarray, batches: Batches) -> tuple[Batches, BatchSums]:
+        """Run the micro-batches of a step on all workers, in less memory where it runs out on any of them.
+
+        Returns:
+            The micro-batches that ran, and this worker's sums, `totals` and gradients those of all workers.
+        """
         while True:
             if batches.token_budget > self.token_budget:  # planned before memory ran out
-                batches = self.plan(batches.pairs)
-            try:
-                return self.accumulate(rows, batches)
-            except torch.OutOfMemoryError as error:
-                self.save_memory(batches, str(error).splitlines()[0])
+                batches = self.plan_step(batches.pairs)
+            sums = self.accumulate(rows, batches)
+            self.reducer.finish()
+            if not self.group.all_reduce(sums.totals)[3]:
+                return batches, sums
             self.optimizer.zero_grad(set_to_none=True)
+            self.save_memory(batches)
 
-    def save_memory(self, batches: Batches, reason: str) -> None:
+    def save_memory(self, batches: Batches) -> None:
         """Take less memory from now on: recompute activations first, then halve the token budget.
+
+        Every worker of the group must call it.
 
         Raises:
             ClusterError: nothing is left that would help.
         """
-        if self.model.save_memory():
-            logger.warning("train: memory ran out (%s); all layers recompute their activations now", reason)
-        elif self.group.size == 1 and self.token_budget > (most := int(self.tokens_of(batches.pairs).max())):
+        most, saved = int(self.tokens_of(batches.pairs).max()), self.model.save_memory()
+        if self.group.all_reduce(torch.tensor([float(saved)], device=self.device)):
+            logger.warning("train: all layers recompute their activations now")
+        elif self.token_budget > most:
             self.token_budget = max(self.token_budget // 2, most)
-            logger.warning("train: memory ran out (%s); --token-budget is %d now", reason, self.token_budget)
-        else:  # other workers planned by the same budget
+            logger.warning("train: --token-budget is %d now", self.token_budget)
+        else:
             raise ClusterError(
-                f"train: memory ran out ({reason}); lower --token-budget ({self.token_budget}) or --text."
-                "max-tokens, or hold the base in fewer bits (--quantization nf4)"
+                f"train: memory ran out; lower --token-budget ({self.token_budget}) or --text.max-tokens, or "
+                "hold the base in fewer bits (--quantization nf4)"
             )
-        self.memory_ran_out += 1
-        torch.cuda.empty_cache()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
 
     def accumulate(self, rows: np.ndarray, batches: Batches) -> BatchSums:
+        """Run this worker's micro-batches of a step; where memory runs out, their sums say that alone."""
+        try:
+            return self.accumulate_all(rows, batches)
+        except torch.OutOfMemoryError as error:
+            said = str(error).splitlines()[0]
+        self.memory_ran_out += 1
+        logger.warning("train: memory ran out on worker %d (%s)", self.group.rank, said)
+        self.optimizer.zero_grad(set_to_none=True)
+        return BatchSums(torch.tensor([0, 0, 0, 1], dtype=torch.float64, device=self.device), [])
+
+    def accumulate_all(self, rows: np.ndarray, batches: Batches) -> BatchSums:
         """Run this worker's micro-batches of a step; their gradients add up in the parameters."""
         self.network.train()
         count = self.num_sequences(rows)
-        totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+        totals = torch.zeros(4, dtype=torch.float64, device=self.device)
         row_losses: list[tuple[np.ndarray, torch.Tensor]] = []
         own = self.group.own_batches(batches.costs)
         for number in own:
@@ -261,33 +278,18 @@ class Trainer:
         )
 
     def loss(self, log_odds_S: torch.Tensor, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss of each ordering of a micro-batch, float32 [S], and how many of them are right.
-
-        The sum of the losses is the formula of `objective`, times S. A soft label is right in part.
-
-        Args:
-            log_odds_S: that the first response wins, pair by pair.
-            rows: of the train set, one a pair (int64 [P]).
-        """
-        options = self.config.objective
+        """`row_loss` of a micro-batch of `rows` (int64 [P]), and how many orderings are right, or in part."""
 
         def of_orderings(values: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(targets_of(values, self.orderings)).to(self.device)
 
         weight_S = torch.from_numpy(self.weights_N[rows]).float().to(self.device)
-        weight_S = weight_S.repeat_interleave(len(self.orderings))
         target_S = of_orderings(self.train.prob_a_N[rows])
-        loss_S = cross_entropy(log_odds_S, smoothed(target_S, options.label_smoothing))
-        if options.teachers:
-            teacher_S = of_orderings(self.teacher_N[rows])
-            known_S = ~teacher_S.isnan()
-            taught_S = distillation(log_odds_S, teacher_S.nan_to_num(0.5), options.teacher_temperature)
-            share_S = options.teacher_weight * known_S
-            loss_S = (1 - share_S) * loss_S + share_S * taught_S
-        if options.swap_consistency_weight:
-            apart_P = disagreement(log_odds_S.view(-1, 2))
-            loss_S = loss_S + options.swap_consistency_weight * apart_P.repeat_interleave(2)
-        return weight_S * loss_S, agreement(log_odds_S, target_S).sum()
+        options = self.config.objective
+        teacher_S = of_orderings(self.teacher_N[rows]) if options.teachers else None
+        weight_S = weight_S.repeat_interleave(len(self.orderings))
+        loss_S = row_loss(log_odds_S, target_S, teacher_S, weight_S, options)
+        return loss_S, agreement(log_odds_S, target_S).sum()
 
     def check_step(
         self, loss: float, weight: float, grad_norm: float, rows: np.ndarray, sums: BatchSums

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from wsdm_ray import statistics
+from wsdm_ray.config import ObjectiveConfig
 
 __all__ = [
     "agreement",
@@ -20,10 +21,32 @@ __all__ = [
     "disagreement",
     "distillation",
     "learning_rate_factor",
+    "row_loss",
     "smoothed",
     "targets_of",
     "valid_metrics",
 ]
+
+
+def row_loss(
+    log_odds_S: Tensor, target_S: Tensor, teacher_S: Tensor | None, weight_S: Tensor, options: ObjectiveConfig
+) -> Tensor:
+    """The loss of each sequence, float32 [S], whose sum is that of the formula above, times S.
+
+    Args:
+        log_odds_S: that the first response wins, pair by pair.
+        target_S: the labels. teacher_S: the teachers' probabilities, NaN where they have none. Both float32.
+    """
+    loss_S = cross_entropy(log_odds_S, smoothed(target_S, options.label_smoothing))
+    if teacher_S is not None:
+        known_S = ~teacher_S.isnan()
+        taught_S = distillation(log_odds_S, teacher_S.nan_to_num(0.5), options.teacher_temperature)
+        share_S = options.teacher_weight * known_S
+        loss_S = (1 - share_S) * loss_S + share_S * taught_S
+    if options.swap_consistency_weight:
+        apart_P = disagreement(log_odds_S.view(-1, 2))
+        loss_S = loss_S + options.swap_consistency_weight * apart_P.repeat_interleave(2)
+    return weight_S * loss_S
 
 
 def targets_of(prob_a: np.ndarray, orderings: tuple[int, ...]) -> np.ndarray:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import BlockMask
 
 from tests.unit.modeling.attention_layouts import Config, layout_of
 from wsdm_ray.modeling.attention import (
@@ -23,7 +24,9 @@ from wsdm_ray.modeling.attention import (
     scoring_backend,
     tiling_of,
 )
+from wsdm_ray.modeling.attention.block_masks import token_rule
 from wsdm_ray.modeling.attention.block_sparse import key_blocks
+from wsdm_ray.modeling.attention.flex import block_masks
 from wsdm_ray.modeling.attention.tiling import MAX_KERNEL_SOFTCAP, NARROW, SOFTCAPPED, TILINGS, WIDE
 from wsdm_ray.modeling.families import Family, Shape
 from wsdm_ray.modeling.fused_layer import rotate
@@ -159,9 +162,8 @@ KINDS = {"full_attention", "sliding_attention"}
 EVERY_TILING = [Tiling(), WIDE, NARROW, SOFTCAPPED]
 
 
-def blocks_of(attention: BlockSparseAttention, kind: str) -> np.ndarray:
+def blocks_of(mask: BlockMask) -> np.ndarray:
     """What a block mask says of each block: 0 unseen, 1 seen in part, 2 seen in whole."""
-    mask = attention.block_masks[kind]
     found = np.zeros(mask.kv_indices.shape[2:], int)
     for value, counts, places in (
         (1, mask.kv_num_blocks, mask.kv_indices),
@@ -188,10 +190,32 @@ def test_blocks_say_what_the_rule_says(layout, window, tiling):
             tiles = seen.reshape(queries, tiling.queries, keys, tiling.keys).swapaxes(1, 2)
             tiles = tiles.reshape(queries, keys, -1)
             whole = tiles.all(-1) & (tiling.queries <= tiling.keys)
-            assert (blocks_of(attention, kind) == tiles.any(-1) * 1 + whole * 1).all()
-            rule = attention.mask_mod(attention.windows[kind])
+            assert (blocks_of(attention.block_masks[kind]) == tiles.any(-1) * 1 + whole * 1).all()
+            rule = token_rule(attention.mask_terms, attention.windows[kind])
             places = torch.arange(6 * BLOCK)
             assert (rule(places[0], places[0], places[:, None], places[None]).numpy() == seen).all()
+
+
+@pytest.mark.parametrize("window", [16, 349, 350])  # of up to 350 tokens
+@pytest.mark.parametrize("layout", ["packed", "shared"])
+def test_the_masks_of_training_say_what_the_rule_says(layout, window):
+    given = layout_of(layout, [200, 3], [150, 20], row_tokens=6 * BLOCK)
+    masks = block_masks(given, {"full_attention": None, "sliding_attention": window}, "cpu")
+    assert (masks["full_attention"] is masks["sliding_attention"]) == (window == 350), "one mask is made once"
+    blocks = -1 - np.arange(6 * BLOCK) // BLOCK  # padding is a group of its own in each
+    given = dataclasses.replace(given, groups_BT=np.where(given.groups_BT < 0, blocks, given.groups_BT))
+    for kind, mask in masks.items():
+        seen = attention_mask(given, window if kind == "sliding_attention" else None, "cpu")[0].numpy()
+        tiles = seen.reshape(6, BLOCK, 6, BLOCK).swapaxes(1, 2).reshape(6, 6, -1)
+        assert (blocks_of(mask) == tiles.any(-1) * 1 + tiles.all(-1) * 1).all()
+        places = torch.arange(6 * BLOCK)
+        rule = mask.mask_mod(places[0], places[0], places[:, None], places[None])
+        assert (rule.numpy() == seen).all()
+
+
+def test_the_masks_of_training_are_of_one_row_of_whole_blocks():
+    with pytest.raises(ValueError, match="one row of a multiple of 128"):
+        block_masks(layout_of("packed", [50], [50], row_tokens=100), {}, "cpu")
 
 
 def keys_in_turn(
@@ -202,7 +226,7 @@ def keys_in_turn(
     """
     keys, row, found = attention.tiling.keys, query // attention.tiling.queries, []
     part, part_places, whole, whole_places = (each[0, 0] for each in key_blocks(attention.block_masks[kind]))
-    rule = attention.mask_mod(attention.windows[kind])
+    rule = token_rule(attention.mask_terms, attention.windows[kind])
     for asked, count, places in ((True, part, part_places), (False, whole, whole_places)):
         for block in places[row, : int(count[row])].tolist():
             at = torch.arange(block * keys, block * keys + keys)
@@ -271,7 +295,7 @@ def test_padding_sees_no_more_than_its_block():
     attention = BlockSparseAttention(6 * BLOCK, KINDS, None, "cpu").update(given)
     seen = np.eye(6)
     seen[1, 0] = 1  # the second sequence begins in the first block
-    assert (blocks_of(attention, "full_attention") == seen).all()
+    assert (blocks_of(attention.block_masks["full_attention"]) == seen).all()
 
 
 def test_blocks_of_tokens_that_do_not_divide():

@@ -1,6 +1,10 @@
 """The network of a run: gradient checkpointing saves memory; int8 weights meet activations as they are."""
 
+import threading
 import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +19,7 @@ from wsdm_ray.modeling.loading import load_scorer
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.schema import Ordering
 from wsdm_ray.scoring.engine import log_odds
+from wsdm_ray.training.distributed import WorkerGroup
 from wsdm_ray.training.loop import Trainer
 
 
@@ -146,3 +151,54 @@ def test_running_out_of_memory_recomputes_then_halves_the_budget(trainer_of, mon
     most = 10
     with pytest.raises(ClusterError, match="lower --token-budget"):
         trainer.train_step(*trainer.prepare_step(0))
+
+
+@dataclass(frozen=True)
+class GroupOfThreads(WorkerGroup):
+    """Workers that are threads of this process."""
+
+    size: int = 2
+    meet: threading.Barrier = field(default_factory=lambda: threading.Barrier(2, timeout=60))
+    sent: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.sent[self.rank] = tensor.detach().clone()
+        self.meet.wait()
+        tensor.copy_(self.sent[0] + self.sent[1])
+        self.meet.wait()
+        return tensor
+
+    def start_all_reduce(self, tensor: torch.Tensor) -> Callable[[], object]:
+        self.all_reduce(tensor)
+        return lambda: None
+
+
+@pytest.mark.parametrize("short_at", ["forward", "backward"])
+def test_all_workers_take_less_memory_where_it_runs_out_on_one(trainer_of, monkeypatch, short_at):
+    options = {"max_steps": 2, "micro_batches": 2, "quantization": "w8a8-int8"}
+    plain = list(trainer_of(**options).steps())
+    meet, sent = threading.Barrier(2, timeout=60), dict[int, torch.Tensor]()
+    workers = [trainer_of(**options, group=GroupOfThreads(rank, 2, None, meet, sent)) for rank in (0, 1)]
+    decoder = workers[1].model.decoder
+    logits = decoder.logits
+
+    def run_out(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def short_of_memory(layout: Layout) -> torch.Tensor:
+        if layout.num_tokens <= 200 and decoder.recomputed:
+            return logits(layout)
+        if short_at == "forward":
+            run_out()
+        found = logits(layout)
+        found.register_hook(run_out)
+        return found
+
+    monkeypatch.setattr(decoder, "logits", short_of_memory)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda worker: list(worker.steps()), workers))
+    assert [worker.token_budget for worker in workers] == [200, 200]
+    assert [worker.model.decoder.recomputed for worker in workers] == [len(decoder.layers)] * 2
+    for steps in found:
+        assert [row.loss for row in steps] == pytest.approx([row.loss for row in plain], rel=1e-4)
+        assert [row.grad_norm for row in steps] == pytest.approx([row.grad_norm for row in plain], rel=1e-3)

@@ -10,19 +10,19 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from wsdm_ray.modeling.attention.block_sparse import (
-    QUERIES_AT_ONCE,
-    block_flags,
-    counts_and_indices,
+from wsdm_ray.modeling.attention.block_masks import (
+    block_terms,
+    find_key_blocks,
+    narrowing_window,
     softcap_mod,
+    token_rule,
 )
 from wsdm_ray.modeling.attention.fast_tanh import fast_tanh
-from wsdm_ray.modeling.attention.mask_rule import mask_mod, mask_terms, to_device
+from wsdm_ray.modeling.attention.mask_rule import to_device
 from wsdm_ray.modeling.attention.tiling import BLOCK
 from wsdm_ray.packing.layouts import Layout
 
@@ -56,14 +56,11 @@ def block_masks(
     tokens = layout.tokens_BT.shape[1]
     if len(layout.tokens_BT) > 1 or tokens % BLOCK:
         raise ValueError(f"a layout of {layout.tokens_BT.shape}: must be one row of a multiple of {BLOCK}")
-    padding = -1 - np.arange(tokens) // BLOCK  # a group of its own in each block
-    terms = mask_terms(np.where(layout.groups_BT < 0, padding, layout.groups_BT), layout)
-    terms_3T = to_device(np.ascontiguousarray(terms[:, 0]), device)
-    longest = int(layout.positions_BT.max()) + 1
+    terms_3T = to_device(block_terms(layout, BLOCK), device)
     made: dict[int | None, BlockMask] = {}
 
     def mask_of(window: int | None) -> BlockMask:
-        window = None if window is None or window >= longest else window  # it would hide nothing
+        window = narrowing_window(window, layout)
         if window not in made:
             made[window] = block_mask(terms_3T, window)
         return made[window]
@@ -72,25 +69,12 @@ def block_masks(
 
 
 def block_mask(terms_3T: Tensor, window: int | None) -> BlockMask:
-    """The block mask of a row, from its `mask_terms` on the device."""
-    segments, _, positions = terms_3T
-
-    def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return mask_mod(
-            (segments[query], segments[key]), (query, key), (positions[query], positions[key]), window
-        )
-
-    flags = [
-        block_flags(queries, terms_3T, window, (BLOCK, BLOCK))
-        for queries in terms_3T.split(QUERIES_AT_ONCE, 1)
-    ]
-    some, full = (torch.cat(each) for each in zip(*flags, strict=True))
-    partial, whole = counts_and_indices(some & ~full), counts_and_indices(full)
+    """The block mask of a row, from its `block_terms` on the device."""
     tokens = terms_3T.shape[1]
     return BlockMask.from_kv_blocks(
-        *(tensor[None, None] for tensor in (*partial, *whole)),
+        *(tensor[None, None] for tensor in find_key_blocks(terms_3T, window, (BLOCK, BLOCK))),
         BLOCK_SIZE=BLOCK,
-        mask_mod=rule,
+        mask_mod=token_rule(terms_3T, window),
         seq_lengths=(tokens, tokens),
     )
 
