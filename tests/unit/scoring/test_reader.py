@@ -10,10 +10,12 @@ from tests.unit.scoring.conftest import random_rows
 from tests.unit.scoring.fakes import plan_of
 from tests.unit.scoring.supervised import FakeChild, Killed, NotedCoordination, supervision_of
 from wsdm_ray.errors import StorageError
+from wsdm_ray.events import Event
 from wsdm_ray.scoring.crash_records import list_crash_records, list_death_records, read_deaths
 from wsdm_ray.scoring.encode import encode_unit, encode_without_texts, table_from_bytes, table_to_bytes
 from wsdm_ray.scoring.plan import WorkUnit, place_of
-from wsdm_ray.scoring.reader import Reader
+from wsdm_ray.scoring.reader import Reader, reading
+from wsdm_ray.scoring.supervision import Supervisor
 
 DIED = "process died: signal 11"
 
@@ -109,3 +111,30 @@ def test_readers_that_cannot_start_end_the_run(classifiers, unit, tmp_path):
     assert "exit status 1" in text
     assert child.started == 3
     assert reader(unit)["error"] == "", "it is tried again at the next unit"
+
+
+def test_requests_that_were_sent_again_are_told_after_each_unit(classifiers, unit, monkeypatch):
+    events: list[Event] = []
+    retried = {"s3": 0}
+    monkeypatch.setattr("wsdm_ray.events.retries", lambda: retried)
+    monkeypatch.setattr("wsdm_ray.events.TOLD", {"retries": 0})
+
+    def encode(unit, models, keep):
+        retried["s3"] += 4
+        raise StorageError("s3://b/x: away")
+
+    answer = reading(encode, classifiers[:1], pa.schema([]), {}, 1.0, events.append)
+    for _ in range(2):
+        value, error = answer(("read", unit))
+        assert value is None
+        assert "away" in error
+    assert [str(event) for event in events] == ["store_retried 4 times"] * 2
+
+
+def test_events_of_a_child_go_to_the_run_and_its_other_messages_do_not(tmp_path):
+    coordination, messages = NotedCoordination(), []
+    supervisor = Supervisor(supervision_of(tmp_path, coordination), "reader", messages.append)
+    for message in (event := Event(kind="store_retried"), (3, 0.5, 70)):
+        supervisor.child.on_message(message)
+    assert coordination.events == [event]
+    assert messages == [(3, 0.5, 70)]
