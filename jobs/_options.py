@@ -39,7 +39,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Length of training": ("epochs", "max_steps", "pairs_per_step"),
     "Batching and memory": (
         "layout", "token_budget", "max_tokens", "micro_batches", "gradient_checkpointing", "unit_rows",
-        "replicas", "num_workers", "min_workers",
+        "replicas", "min_replicas", "num_workers", "min_workers", "wait_for_resources_seconds",
     ),
     "Reporting": (
         "logits", "dry_run", "tensorboard", "wandb", "bootstrap", "adaptive_tolerance",

@@ -19,7 +19,7 @@ LAYERS = (
     ("presets",),
     ("storage", "telemetry"),
     ("runs",),
-    ("packing", "session"),
+    ("packing", "session", "waiting"),
     ("text",),
     ("inputs",),
     ("data", "modeling"),
@@ -40,8 +40,10 @@ RAY = {
     "wsdm_ray.scoring.run_metrics",
     "wsdm_ray.session",
     "wsdm_ray.training.progress",
+    "wsdm_ray.training.preemption",
     "wsdm_ray.training.ray_train",
     "wsdm_ray.training.worker",
+    "wsdm_ray.waiting",
 }
 TORCH = {"modeling", "scoring", "training"}
 

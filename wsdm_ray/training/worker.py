@@ -25,11 +25,12 @@ from wsdm_ray.training.health import TrainingDivergedError
 from wsdm_ray.training.loop import Trainer
 from wsdm_ray.training.metrics import StepMetrics, format_metrics
 from wsdm_ray.training.policy import ResolvedOptions
+from wsdm_ray.training.preemption import Journal, Notices
 from wsdm_ray.training.progress import StepProgress, step_progress, step_reporter
 from wsdm_ray.training.sinks import SinkGroup, open_sinks
 from wsdm_ray.training.snapshot import Snapshot
 
-__all__ = ["CHECKPOINTS_FOLDER", "RUN_NAME", "WorkerResult", "WorkerTask", "work"]
+__all__ = ["CHECKPOINTS_FOLDER", "RUN_NAME", "WorkerResult", "WorkerTask", "left_name", "work"]
 
 CHECKPOINTS_FOLDER = "_checkpoints"
 RUN_NAME = "run"
@@ -55,6 +56,8 @@ class WorkerResult:
     """None after an error."""
     error: str = ""
     """`pack_error` of an error that another try would meet again."""
+    left_after: int | None = None
+    """The step after which the workers ended as they were asked to; None of a run that is done."""
 
 
 def work(arguments: dict[str, WorkerTask]) -> WorkerResult:
@@ -68,7 +71,7 @@ def work(arguments: dict[str, WorkerTask]) -> WorkerResult:
     """
     task = arguments["task"]
     try:
-        return WorkerResult(resolved=run_worker(task))
+        return run_worker(task)
     except Exception as error:
         if not is_deterministic(error):
             raise
@@ -78,8 +81,8 @@ def work(arguments: dict[str, WorkerTask]) -> WorkerResult:
         return WorkerResult(error=pack_error(error))
 
 
-def run_worker(task: WorkerTask) -> ResolvedOptions:
-    """Take the steps that are left; returns what options of `auto` were."""
+def run_worker(task: WorkerTask) -> WorkerResult:
+    """Take the steps that are left, or those until the workers are asked to end."""
     set_up_logging()
     set_store_timeout(task.config.store_timeout_seconds, reached=True)
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train would log every report of ours again
@@ -87,9 +90,24 @@ def run_worker(task: WorkerTask) -> ResolvedOptions:
     report_step = step_reporter(trainer.total_steps, task.progress) if trainer.group.is_first else None
     pauses: list[float] = []
     saver = CheckpointSaver(trainer)
+    notices = Notices(task.config.output, trainer.group.is_first)
+    journal = open_journal(trainer)
+    left_after = None
+    if owes_validation(trainer):
+        saver.report(trainer.evaluate_step())
     with sinks_of(trainer) as sinks:
         for metrics in trainer.steps():
             is_due = is_checkpoint_due(trainer)
+            reason = notices.reason()
+            leaves = trainer.group.any(bool(reason), trainer.device) and trainer.step < trainer.total_steps
+            if journal:
+                journal.write(trainer.step, left=leaves)
+            if leaves:
+                if sinks:
+                    sinks.log(metrics.to_row())
+                saver.report(metrics, left_name(trainer.step))
+                left_after = trainer.step
+                break
             if report_step:
                 report_step(progress_of(trainer, pauses, "validation" if is_due else ""))
             started = time.monotonic()
@@ -104,7 +122,36 @@ def run_worker(task: WorkerTask) -> ResolvedOptions:
                     sinks.flush()
                 saver.report(metrics)
                 pauses.append(time.monotonic() - started)
-    return trainer.resolved
+    return WorkerResult(resolved=trainer.resolved, left_after=left_after)
+
+
+def open_journal(trainer: Trainer) -> Journal | None:
+    """The run's journal on the first worker, which says what was lost; else None."""
+    if not trainer.group.is_first:
+        return None
+    journal = Journal(trainer.config.output, trainer.step)
+    if journal.last:
+        logger.info(
+            "train: %d steps had been taken, %d of them are taken again%s",
+            journal.last.reached, journal.last.steps_lost,
+            "; the workers were asked to end" if journal.last.noticed else "",
+        )  # fmt: skip
+    return journal
+
+
+def owes_validation(trainer: Trainer) -> bool:
+    """Whether the last step was to be followed by validation, but its workers had to end before.
+
+    So the checkpoints to choose from are those of a run that nobody interrupted.
+    """
+    return bool(
+        trainer.valid and trainer.metrics and trainer.metrics[-1].valid is None and is_checkpoint_due(trainer)
+    )
+
+
+def left_name(step: int) -> str:
+    """The name of a checkpoint that workers write as they are asked to end: it has no validation."""
+    return f"step-{step:06d}-left"
 
 
 def is_checkpoint_due(trainer: Trainer) -> bool:
@@ -170,8 +217,12 @@ class CheckpointSaver:
         self.idle = threading.Event()
         self.idle.set()
 
-    def report(self, metrics: StepMetrics) -> None:
-        """Report the trainer as it is now. Every worker must call this after the same steps."""
+    def report(self, metrics: StepMetrics, name: str = "") -> None:
+        """Report the trainer as it is now. Every worker must call this after the same steps.
+
+        Args:
+            name: of the checkpoint, no other one's; by default by its step.
+        """
         summary = metrics.summary()
         if not self.trainer.group.is_first:
             ray.train.report(summary, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
@@ -183,7 +234,7 @@ class CheckpointSaver:
         ray.train.report(
             summary,
             checkpoint=ray.train.Checkpoint.from_directory(tempfile.mkdtemp()),
-            checkpoint_dir_name=f"step-{self.trainer.step:06d}",
+            checkpoint_dir_name=name or f"step-{self.trainer.step:06d}",
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=False,  # `save` does, also where it fails
             checkpoint_upload_fn=lambda local, name: self.save(snapshot, local, name),
