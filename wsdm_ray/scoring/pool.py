@@ -7,6 +7,7 @@ gone again, as soon as another node has room, so the pool shrinks and grows by i
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from wsdm_ray.errors import ClusterError
 from wsdm_ray.telemetry import logger
@@ -42,6 +43,10 @@ class Pool:
     looked: float | None = None
     none_since: float | None = None
     said: float = float("-inf")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray Data sends it to its workers with its context; only the driver asks it."""
+        return {name: value for name, value in vars(self).items() if name not in ("look", "resized")}
 
     def update(self, finished: int) -> int:
         """How many replicas there are to be; looks at the cluster where that is due.

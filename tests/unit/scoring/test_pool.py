@@ -1,5 +1,9 @@
 """How many replicas a pass has, as nodes come and go."""
 
+import pickle
+import threading
+import time
+
 import pytest
 
 from wsdm_ray.errors import ClusterError
@@ -30,6 +34,13 @@ def test_it_grows_as_nodes_join_and_keeps_its_places_as_they_leave():
     assert [pool.update(0) for _ in range(6)] == [2, 2, 3, 3, 3, 5]
     assert sizes == [3, 5]
     assert pool.readers == 10
+
+
+def test_workers_get_it_without_what_only_the_driver_has():
+    pool, _ = pool_of([])
+    pool.clock = time.monotonic
+    pool.resized = threading.Lock().acquire  # pyright: ignore[reportAttributeAccessIssue]
+    assert pickle.loads(pickle.dumps(pool)).slots == 2
 
 
 def test_no_more_replicas_than_units_are_left():
