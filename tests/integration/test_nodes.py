@@ -60,15 +60,15 @@ def check_score(nodes: Nodes, folder: Path) -> None:
 
 
 def check_train(nodes: Nodes, classifier: Path, base: Any, prepared: Any, folder: Path) -> None:
-    """A worker on each of two nodes; one gets SIGTERM before the fourth step, after which there is a
-    checkpoint: the run that goes on from it is as one that nobody disturbed."""
+    """A worker on each of two nodes; one gets SIGTERM before the third step, and there is a checkpoint after
+    it: the run that goes on from it is as one that nobody disturbed."""
     output, gate, log = (folder / name for name in ("model", "train-gate", "train.log"))
     options = f"""
         --preset tiny --base {base} --output {output} --train {prepared}/train --valid {prepared}/valid
         --max-steps 8 --checkpoint-steps 2 --pairs-per-step 8 --micro-batches 2 --lora.dropout 0.1
         --num-workers 2
     """.split()
-    driver = start_train(nodes.address, options, {3: str(gate)}, log)
+    driver = start_train(nodes.address, options, {2: str(gate)}, log)
     checkpoints = output / "_checkpoints" / "run"
 
     def kept(name: str) -> bool:
@@ -79,6 +79,7 @@ def check_train(nodes: Nodes, classifier: Path, base: Any, prepared: Any, folder
     workers = processes("RayTrainWorker")
     assert len({worker.ppid() for worker in workers}) == 2, "one on each node"
     os.kill(workers[1].pid, signal.SIGTERM)
+    wait_for(lambda: not is_pending(workers[1].pid, signal.SIGTERM))
     gate.touch()
     assert ended(driver) == 0, log.read_text()
     run = json.loads((output / "run.json").read_text())
@@ -86,10 +87,17 @@ def check_train(nodes: Nodes, classifier: Path, base: Any, prepared: Any, folder
     steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps] == list(range(1, 9))
     assert [row["step"] for row in steps if "valid_log_loss" in row] == [2, 4, 6, 8]
-    assert "workers were asked to end; the checkpoint of step 4 is written" in log.read_text()
+    assert "workers were asked to end; the checkpoint of step 3 is written" in log.read_text()
     found, calm = (load_file(path / "adapter_model.safetensors") for path in (output, classifier))
     for name, value in calm.items():
         np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-6)
+
+
+def is_pending(pid: int, number: int) -> bool:
+    """Whether a signal was sent to a process that it has not taken yet."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (pending,) = (int(line.split()[1], 16) for line in lines if line.startswith("ShdPnd"))
+    return bool(pending >> (number - 1) & 1)
 
 
 def ended(driver: Any) -> int | None:

@@ -7,8 +7,10 @@ first one writes a checkpoint of that step, and all return; the run goes on from
 How far a run was is in the cluster's key-value store: it outlives workers, and costs no process.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
 import signal
 import threading
 import time
@@ -38,23 +40,43 @@ STOP_SECONDS = 1.0
 
 NAMESPACE = b"wsdm_ray"
 
+PIPE_BYTES = 4096
+
 
 class Signals:
-    """Whether this process got SIGTERM since it handles it."""
+    """Whether this process got SIGTERM since it handles it.
+
+    The main thread of a worker waits in Ray's own code, where no handler of Python's is called. So what
+    counts is a pipe to which Python's C code writes each signal at once.
+    """
 
     came = False
+    pipe: int | None = None
+
+    @classmethod
+    def handle(cls) -> None:
+        """Note SIGTERM from now on, in place of Ray's handler, which ends the process."""
+        cls.pipe, writes = os.pipe()
+        for end in (cls.pipe, writes):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+
+    @classmethod
+    def look(cls) -> bool:
+        """Whether one came by now."""
+        if cls.pipe is not None:
+            with contextlib.suppress(BlockingIOError):
+                cls.came |= signal.SIGTERM in os.read(cls.pipe, PIPE_BYTES)
+        return cls.came
 
 
 class HandleNotices(WorkerCallback):
-    """Has SIGTERM noted in Ray Train's workers, in place of Ray's handler, which ends them at once."""
+    """Has SIGTERM noted in Ray Train's workers."""
 
     def after_init_train_context(self) -> None:
         if threading.current_thread() is threading.main_thread():  # the only one that may
-            signal.signal(signal.SIGTERM, note_signal)
-
-
-def note_signal(*_: object) -> None:
-    Signals.came = True
+            Signals.handle()
 
 
 class Notices:
@@ -70,7 +92,7 @@ class Notices:
 
     def reason(self) -> str:
         """Why, by the first that says so."""
-        if Signals.came:
+        if Signals.look():
             return "SIGTERM"
         if is_node_drained():
             return "its node is being drained"

@@ -28,13 +28,9 @@ FOR_RESUMING = (STATE_FILE, STATE_TENSORS_FILE, METRICS_FILE)
 def best_checkpoint(
     checkpoints: Sequence[tuple[Checkpoint, dict[str, Any]]], has_valid: bool
 ) -> tuple[Checkpoint, dict[str, Any]]:
-    """The checkpoint with the lowest valid log loss, or without a valid set the last; with its metrics.
-
-    One that workers wrote as they were asked to end has no loss, and its weights are not chosen.
-    """
+    """The checkpoint with the lowest valid log loss, or without a valid set the last; with its metrics."""
     if has_valid:
-        validated = [pair for pair in checkpoints if "valid_log_loss" in pair[1]]
-        return min(validated, key=lambda pair: pair[1]["valid_log_loss"])
+        return min(checkpoints, key=lambda pair: pair[1]["valid_log_loss"])
     return max(checkpoints, key=lambda pair: pair[1]["step"])
 
 

@@ -33,6 +33,9 @@ from wsdm_ray.training.snapshot import Snapshot
 __all__ = ["CHECKPOINTS_FOLDER", "RUN_NAME", "WorkerResult", "WorkerTask", "left_name", "work"]
 
 CHECKPOINTS_FOLDER = "_checkpoints"
+NOT_VALIDATED = 1e300
+"""In place of the loss of a checkpoint that is not validated; JSON has no infinity."""
+
 RUN_NAME = "run"
 """Ray Train keeps its records and the checkpoints in OUTPUT/_checkpoints/run."""
 
@@ -105,7 +108,7 @@ def run_worker(task: WorkerTask) -> WorkerResult:
             if leaves:
                 if sinks:
                     sinks.log(metrics.to_row())
-                saver.report(metrics, left_name(trainer.step))
+                saver.report_left(metrics)
                 left_after = trainer.step
                 break
             if report_step:
@@ -217,13 +220,18 @@ class CheckpointSaver:
         self.idle = threading.Event()
         self.idle.set()
 
-    def report(self, metrics: StepMetrics, name: str = "") -> None:
-        """Report the trainer as it is now. Every worker must call this after the same steps.
+    def report(self, metrics: StepMetrics) -> None:
+        """Report the trainer as it is now. Every worker must call this after the same steps."""
+        self.send(metrics.summary(), f"step-{self.trainer.step:06d}")
 
-        Args:
-            name: of the checkpoint, no other one's; by default by its step.
+    def report_left(self, metrics: StepMetrics) -> None:
+        """The same of workers that end as they were asked to, without validation.
+
+        Ray Train keeps the checkpoint with the lowest loss, and takes one without any for the best.
         """
-        summary = metrics.summary()
+        self.send(metrics.summary() | {"valid_log_loss": NOT_VALIDATED}, left_name(self.trainer.step))
+
+    def send(self, summary: dict[str, Any], name: str) -> None:
         if not self.trainer.group.is_first:
             ray.train.report(summary, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
             return
@@ -234,7 +242,7 @@ class CheckpointSaver:
         ray.train.report(
             summary,
             checkpoint=ray.train.Checkpoint.from_directory(tempfile.mkdtemp()),
-            checkpoint_dir_name=name or f"step-{self.trainer.step:06d}",
+            checkpoint_dir_name=name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=False,  # `save` does, also where it fails
             checkpoint_upload_fn=lambda local, name: self.save(snapshot, local, name),

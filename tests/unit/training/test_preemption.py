@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import os
+import signal
 from types import SimpleNamespace
 from typing import Any
 
@@ -81,8 +83,24 @@ def test_who_asks_a_worker_to_end(monkeypatch):
     ask_to_stop(OUTPUT, False)
     drained[0] = True
     assert other.reason() == "its node is being drained"
-    preemption.note_signal()
+    monkeypatch.setattr(preemption.Signals, "came", True)
     assert other.reason() == "SIGTERM"
+
+
+def test_a_signal_is_noted_whatever_the_main_thread_does(monkeypatch):
+    monkeypatch.setattr(preemption.Signals, "came", False)
+    earlier = signal.getsignal(signal.SIGTERM)
+    try:
+        preemption.Signals.handle()
+        assert not preemption.Signals.look()
+        signal.raise_signal(signal.SIGTERM)
+        assert preemption.Signals.look()
+        assert preemption.Signals.look(), "from then on"
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+        os.close(signal.set_wakeup_fd(-1))
+        os.close(preemption.Signals.pipe or 0)
+        preemption.Signals.pipe = None
 
 
 def test_in_local_mode_no_node_is_drained():
@@ -127,7 +145,8 @@ def worked(monkeypatch, trainer: FakeTrainer) -> tuple[worker.WorkerResult, list
     saved: list[tuple[int, str, bool]] = []
     rows: list[Any] = []
     saver = SimpleNamespace(
-        report=lambda metrics, name="": saved.append((metrics.step, name, metrics.valid is not None))
+        report=lambda metrics: saved.append((metrics.step, "", metrics.valid is not None)),
+        report_left=lambda metrics: saved.append((metrics.step, "left", metrics.valid is not None)),
     )
     sinks = SimpleNamespace(log=rows.append, flush=lambda: None)
     monkeypatch.setattr(worker, "make_trainer", lambda task: trainer)
@@ -144,7 +163,7 @@ def test_workers_that_are_asked_to_end_write_a_checkpoint_of_the_step_at_hand(mo
     """At once: validation takes long, and the run that goes on does it where it was due."""
     result, saved, rows = worked(monkeypatch, FakeTrainer(asked=asked))
     assert result.left_after == asked
-    assert saved == [(2, "", True), (asked, f"step-00000{asked}-left", False)]
+    assert saved == [(2, "", True), (asked, "left", False)]
     assert [row["step"] for row in rows] == list(range(1, asked + 1))
     assert step_of(OUTPUT, left=True) == asked
     metrics = [metrics_of(step, VALID if step == 2 else None) for step in range(1, asked + 1)]
