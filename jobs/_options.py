@@ -215,6 +215,8 @@ def values_of(kind: Any, word: str | None) -> tuple[tuple[str, ...], str]:
     """Choices and metavar of a type; `word` stands for one value where the field has a word of its own."""
     if get_origin(kind) in (Union, types.UnionType):
         parts = [values_of(part, word) for part in get_args(kind) if part is not type(None)]
+        if not all(choices for choices, _ in parts):  # a number, or one of some words
+            return (), "|".join(word for choices, name in parts for word in choices or (name,))
         return tuple(choice for choices, _ in parts for choice in choices), parts[0][1]
     if get_origin(kind) is Literal:
         return get_args(kind), "NAME"

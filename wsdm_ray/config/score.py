@@ -64,7 +64,7 @@ class ScoringConfig(StoreConfig):
     """keep: score rows whose id an earlier row has, with a warning."""
     replicas: int | Literal["auto"] = "auto"
     """Processes that hold a model, at most. auto: one for each GPU, or without GPUs one for each node, also
-    of nodes that join the cluster while the job runs."""
+    of nodes that join the cluster while the job runs. Example: --replicas 4"""
     min_replicas: int | None = None
     """Begin with as few replicas where the cluster has no room for more; others follow as nodes join. By
     default all of --replicas, and with auto what is there. Example: --min-replicas 1"""
