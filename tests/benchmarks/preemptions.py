@@ -3,11 +3,11 @@
     PYTHONPATH=. python tests/benchmarks/preemptions.py [--preemptions 50] [--seed 0] [--jobs score train]
 
 A training and a scoring job run on a Ray cluster of three nodes of this machine, first undisturbed, then
-while at moments that the seed decides a process of theirs gets SIGTERM, or a node is drained: Ray says that
-it is taken away, which it is some seconds later, and another one joins. A job that ends before all that came
-is run again in another folder, until it came; each is compared with the undisturbed one: the same bytes of
-the trained weights, the same rows and probabilities. Writes results/preemptions.json, or --json, with the
-steps and rows that were lost; exits with 1 where a run is wrong.
+while at moments that the seed decides a process of theirs gets SIGTERM, the one that started the job among
+them, or a node is drained: Ray says that it is taken away, which it is some seconds later, and another one
+joins. A job that ends before all that came is run again in another folder, until it came. Each is compared
+with the undisturbed one: the same bytes of the trained weights, the same rows and probabilities. Writes
+results/preemptions.json, or --json, with the steps and rows that were lost; exits with 1 where one is wrong.
 """
 
 import argparse
@@ -33,8 +33,9 @@ from tests.integration.campaign import processes
 from tests.integration.preempted import RAY_ENVIRONMENT, Nodes, nodes_of, start_score, start_train
 from tests.integration.struck_run import make_model, make_pairs
 
-KINDS = ("worker", "drain")
-"""SIGTERM to a process of the job; the notice that a node will be taken away, which it is."""
+KINDS = ("worker", "drain", "driver")
+"""SIGTERM to a process of the job; the notice that a node will be taken away, which it is; SIGTERM to the
+process that started the job, as `ray job stop` begins, after which it is started again."""
 
 WORDS = {"train": ("RayTrainWorker",), "score": ("NotingReplica", "replica", "reader")}
 """What the command lines of a job's processes have, its children of Ray's workers among them."""
@@ -192,7 +193,12 @@ def run_struck(site: Site, job: str, name: str, chance: random.Random, most: int
         if not driver.is_alive():
             break
         kind = chance.choice(KINDS)
-        if STRIKES[kind](site, job, chance):
+        if kind == "driver":
+            driver.terminate()
+            driver.join()
+            outcome.statuses.append(driver.exitcode)
+            driver = site.start(job, name)
+        if kind == "driver" or STRIKES[kind](site, job, chance):
             outcome.struck.append(kind)
     driver.join()
     outcome.statuses.append(driver.exitcode)
