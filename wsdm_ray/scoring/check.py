@@ -65,6 +65,7 @@ class Cluster:
     """What a run takes of the cluster.
 
     replicas: to begin with. most: while it runs, as nodes come; None: as many as there is room for.
+    limit: replicas that there can be room for where the cluster scales by itself; 0: it does not.
     wait_seconds: how long the run waits for nodes when it has room for no replica.
     threads: CPU threads of each replica; None leaves torch's default.
     capability: the least compute capability of the GPUs; None where the precision does not depend on it.
@@ -75,6 +76,7 @@ class Cluster:
     on_gpu: bool
     threads: int | None
     most: int | None = None
+    limit: int = 0
     wait_seconds: float = 0.0
     capability: tuple[int, int] | None = None
     assumed: bool = False

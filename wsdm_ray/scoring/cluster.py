@@ -22,6 +22,7 @@ __all__ = [
     "check_cluster",
     "fit_readers",
     "fit_replicas",
+    "replicas_at_most",
     "replicas_that_fit",
     "waited_for",
     "waits_for_gpu",
@@ -66,11 +67,24 @@ def check_cluster(
     return Cluster(
         replicas=number,
         most=replicas,
+        limit=replicas_at_most(limits, replicas, on_gpu),
         wait_seconds=seconds,
         on_gpu=on_gpu,
         threads=None if on_gpu else max(cpus // number, 1),
         capability=least_capability() if on_gpu and precision in BY_CAPABILITY else None,
     )
+
+
+def replicas_at_most(limits: Mapping[str, float], asked: int | None, on_gpu: bool) -> int:
+    """How many replicas a cluster that scales by itself can have room for; 0 where it does not.
+
+    Args:
+        limits: of `autoscaler_limits`. asked: None means as many as there is room for; without GPUs that is
+            one for each node, and how many of those there can be is not known.
+    """
+    if on_gpu:
+        return int(limits.get("GPU", 0))
+    return int(limits.get("CPU", 0) // (REPLICA_CPUS + READER_CPUS)) if asked else 0
 
 
 def waited_for(look: Callable[[], T], number: int, on_gpu: bool, seconds: float) -> T:

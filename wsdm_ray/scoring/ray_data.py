@@ -29,7 +29,7 @@ from wsdm_ray.scoring.encode import encode_unit
 from wsdm_ray.scoring.isolation import Part, PartDeath
 from wsdm_ray.scoring.parts import UnitReport
 from wsdm_ray.scoring.plan import WorkUnit
-from wsdm_ray.scoring.pool import LOST_SECONDS, Pool
+from wsdm_ray.scoring.pool import LOST_SECONDS, Pool, first_slots
 from wsdm_ray.scoring.preemption import Preemption
 from wsdm_ray.scoring.progress import Follower, Reporter, following
 from wsdm_ray.scoring.read_ahead import data_context, most_open_units
@@ -129,20 +129,20 @@ def pool_of(run: ScoreRun, units: Sequence[WorkUnit], coordinator: Any, follower
     look = functools.partial(room_now, run.cluster.most, run.cluster.on_gpu)
     room, readers = waited_for(look, 1, run.cluster.on_gpu, seconds)
 
-    def resized(slots: int) -> None:
-        follower.set_gpu_price(gpu_price(run, slots))
+    def resized(slots: int, there: int) -> None:
+        follower.set_gpu_price(gpu_price(run, there))
         coordinator.resize.remote(slots)
 
     pool = Pool(
-        slots=min(room, len(units)),
+        slots=first_slots(room, len(units), run.cluster.most, run.cluster.limit),
         readers=readers,
         units=len(units),
         look=look,
         resized=resized,
         wait_seconds=seconds,
     )
-    follower.set_gpu_price(gpu_price(run, pool.slots))
     ray.get(coordinator.begin_pass.remote(pool.slots))
+    pool.note(room)
     return pool
 
 

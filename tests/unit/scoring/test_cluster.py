@@ -9,6 +9,7 @@ from wsdm_ray.scoring.cluster import (
     begin_with,
     fit_readers,
     fit_replicas,
+    replicas_at_most,
     replicas_that_fit,
     waits_for_gpu,
 )
@@ -102,3 +103,11 @@ def test_a_run_begins_with_the_fewest():
 )
 def test_whether_a_run_waits_for_gpus(nodes, asked, limits, seconds, expected):
     assert waits_for_gpu(cluster(*nodes), asked, limits, seconds) == expected
+
+
+def test_how_far_a_cluster_scales():
+    limits = {"CPU": 64.0, "GPU": 8.0}
+    assert replicas_at_most(limits, None, on_gpu=True) == 8
+    assert replicas_at_most(limits, None, on_gpu=False) == 0
+    assert replicas_at_most(limits, 3, on_gpu=False) == 42
+    assert replicas_at_most({}, 3, on_gpu=True) == 0
