@@ -72,6 +72,7 @@ def main(
         return INTERRUPTED
     except SystemExit:
         if terminated.is_set():
+            print("terminated; the same command again finishes the work", file=sys.stderr)
             return TERMINATED  # where Ray waits it leaves with a status of its own
         raise
     except WorkerDefectError as error:

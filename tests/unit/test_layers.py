@@ -20,7 +20,7 @@ LAYERS = (
     ("presets", "metric_names"),
     ("storage", "telemetry"),
     ("runs", "events"),
-    ("packing", "session", "exported_metrics"),
+    ("packing", "session", "exported_metrics", "waiting"),
     ("text",),
     ("inputs",),
     ("data", "modeling"),
@@ -41,8 +41,10 @@ RAY = {
     "wsdm_ray.scoring.read_ahead",
     "wsdm_ray.session",
     "wsdm_ray.training.progress",
+    "wsdm_ray.training.preemption",
     "wsdm_ray.training.ray_train",
     "wsdm_ray.training.worker",
+    "wsdm_ray.waiting",
 }
 TORCH = {"modeling", "scoring", "training"}
 

@@ -105,6 +105,7 @@ class Follower:
         self.actor, self.progress, self.rows, self.finished = actor, progress, rows, finished
         self.folder, self.gpu_price, self.clock = folder, gpu_price, clock
         self.started, self.written = clock(), float("-inf")
+        self.spent, self.priced = 0.0, self.started
         self.metrics = ExportedMetrics(SCORE_METRICS, {"rows": progress.done})
         self.log = EventLog("score")
         self.events_seen = self.reports_seen = 0
@@ -159,7 +160,6 @@ class Follower:
         """Where the run is, by what a `Coordinator` says."""
         reports, progress = list(self.finished.values()), self.progress
         pairs, tokens, left = progress.rates() or (None, None, None)
-        seconds = self.clock() - self.started
         return RunStatus(
             rows=progress.done,
             total_rows=progress.total,
@@ -173,8 +173,18 @@ class Follower:
             pairs_per_second=pairs,
             tokens_per_second=tokens,
             seconds_left=left,
-            cost=None if self.gpu_price is None else self.gpu_price * seconds,
+            cost=None if self.gpu_price is None else self.cost(self.gpu_price),
         )
+
+    def set_gpu_price(self, price: float | None) -> None:
+        """The run has other GPUs from now on, at this price for a second of all of them."""
+        if price is not None:
+            self.spent, self.priced = self.cost(self.gpu_price or 0.0), self.clock()
+        self.gpu_price = price
+
+    def cost(self, price: float) -> float:
+        """What the GPUs cost so far, at the price since it was last set."""
+        return self.spent + price * (self.clock() - self.priced)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """What holds a replica: it starts the replica's process, on its GPU, and another one when that dies.
 
-A slot whose replica cannot start keeps its GPU, so that nothing else starts on it, and takes no units. Torch
-is imported in the child alone.
+A slot that was asked to end (SIGTERM) does so after the unit at hand. One whose replica cannot start keeps
+its GPU, so that nothing else starts on it, and takes no units. Torch is imported in the child alone.
 """
 
 import dataclasses
@@ -71,6 +71,7 @@ class ReplicaSlot:
         self.coordination, self.end = supervision.coordination, end
         self.supervisor = Supervisor(supervision, "replica", lambda report: report_progress(*report), child)
         self.failure = ""
+        self.coordination.on_notice(self.leave)
         starts = self.coordination.starting()
         try:
             if starts >= MAX_STARTS:
@@ -79,6 +80,10 @@ class ReplicaSlot:
         except StartError as error:
             self.give_up(str(error))
         self.coordination.ready()
+
+    def leave(self) -> None:
+        """End when the unit at hand is committed: this process was asked to."""
+        self.supervisor.leaving = True
 
     def give_up(self, reason: str) -> None:
         """Take no units until the run is over; where no other slot is left, end the run at the first one."""
@@ -95,6 +100,8 @@ class ReplicaSlot:
         )
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self.supervisor.leaving:  # Ray starts another process; the unit, not begun, is run in another pass
+            self.end(1)
         number, started = int(batch["unit"][0]), time.monotonic()
         report = UnitReport(unit=number, error=str(batch["error"][0] or self.failure))
         try:

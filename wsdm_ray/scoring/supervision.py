@@ -5,6 +5,7 @@ starts another one, and runs the rows of the unit in smaller parts until those t
 (`isolation`). What Ray would do instead is to start the whole unit again, without end.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -54,6 +55,14 @@ class Coordination(Protocol):
 
     def tell(self, event: Event) -> None: ...
 
+    def preempted(self, stage: UnitStage, part: Part, reason: str) -> None:
+        """A process that ran the part was asked to end."""
+        ...
+
+    def on_notice(self, leave: Callable[[], None]) -> None:
+        """Has `leave` called when this process itself is asked to end."""
+        ...
+
 
 class StartError(Exception):
     """A process ends each time before it is ready; the text says how."""
@@ -97,27 +106,39 @@ class Supervisor:
             supervision.coordination.tell(message) if isinstance(message, Event) else on_message(message)
 
         self.child = child or ChildProcess(supervision.target, name, take)
+        self.at_hand: tuple[UnitStage, Part] | None = None
+        self.leaving = False
+        """Whether this process was asked to end: no other child is started then."""
 
     def start(self) -> None:
         """Start the child. Raises `StartError` where it ended too often."""
-        reason = ""
-        for _ in range(MAX_STARTS):
-            death = self.child.start()
-            if death is None:
-                return
-            reason = death.reason
-        raise StartError(reason)
+        deaths = 0
+        while death := self.child.start():
+            deaths += not death.preempted
+            if deaths == MAX_STARTS or self.leaving:
+                raise StartError(death.reason)
 
     def call(self, function: str, *arguments: Any) -> Any:
         """What a function of the child's returns; a `Death` where the process ends before.
+
+        A process that was asked to end is no such death: another one gets the call.
 
         Raises:
             FinalError: what ends the run, packed.
             StartError: no process can be started.
         """
-        if not self.child.alive:
-            self.start()
-        outcome = self.child.call((function, *arguments), self.supervision.timeout_seconds)
+        while True:
+            if not self.child.alive:
+                self.start()
+            outcome = self.child.call((function, *arguments), self.supervision.timeout_seconds)
+            if not (isinstance(outcome, Death) and outcome.preempted):
+                break
+            if self.at_hand:
+                stage, part = self.at_hand
+                print(f"unit {stage[1]}: its process was asked to end; it is run again", file=sys.stderr)
+                self.supervision.coordination.preempted(stage, part, outcome.reason)
+            if self.leaving:
+                raise StartError("it was asked to end, as this process was")
         if isinstance(outcome, Death):
             self.last_process = outcome.process
             return outcome
@@ -143,9 +164,13 @@ class Supervisor:
 
         def run_noted(part: Part) -> Any:
             supervision.coordination.began(stage, part)
+            self.at_hand = stage, part
             return run(part)
 
-        done = isolate(rows, list(supervision.deaths.get(stage, ())), run_noted, record)
+        try:
+            done = isolate(rows, list(supervision.deaths.get(stage, ())), run_noted, record)
+        finally:
+            self.at_hand = None
         supervision.coordination.ended(stage)
         return done
 

@@ -27,13 +27,17 @@ from wsdm_ray.training.health import TrainingDivergedError
 from wsdm_ray.training.loop import Trainer
 from wsdm_ray.training.metrics import StepMetrics, format_metrics
 from wsdm_ray.training.policy import ResolvedOptions
+from wsdm_ray.training.preemption import Journal, Notices
 from wsdm_ray.training.progress import StepProgress, step_progress, step_reporter
 from wsdm_ray.training.sinks import SinkGroup, open_sinks
 from wsdm_ray.training.snapshot import Snapshot
 
-__all__ = ["CHECKPOINTS_FOLDER", "RUN_NAME", "WorkerResult", "WorkerTask", "work"]
+__all__ = ["CHECKPOINTS_FOLDER", "RUN_NAME", "WorkerResult", "WorkerTask", "left_name", "work"]
 
 CHECKPOINTS_FOLDER = "_checkpoints"
+NOT_VALIDATED = 1e300
+"""In place of the loss of a checkpoint that is not validated; JSON has no infinity."""
+
 RUN_NAME = "run"
 """Ray Train keeps its records and the checkpoints in OUTPUT/_checkpoints/run."""
 
@@ -59,6 +63,8 @@ class WorkerResult:
     """None after an error."""
     error: str = ""
     """`pack_error` of an error that another try would meet again."""
+    left_after: int | None = None
+    """The step after which the workers ended as they were asked to; None of a run that is done."""
 
 
 def work(arguments: dict[str, WorkerTask]) -> WorkerResult:
@@ -72,7 +78,7 @@ def work(arguments: dict[str, WorkerTask]) -> WorkerResult:
     """
     task = arguments["task"]
     try:
-        return WorkerResult(resolved=run_worker(task))
+        return run_worker(task)
     except Exception as error:
         if not is_deterministic(error):
             raise
@@ -82,8 +88,8 @@ def work(arguments: dict[str, WorkerTask]) -> WorkerResult:
         return WorkerResult(error=pack_error(error))
 
 
-def run_worker(task: WorkerTask) -> ResolvedOptions:
-    """Take the steps that are left; returns what options of `auto` were."""
+def run_worker(task: WorkerTask) -> WorkerResult:
+    """Take the steps that are left, or those until the workers are asked to end."""
     set_up_logging()
     set_store_timeout(task.config.store_timeout_seconds, reached=True)
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train would log every report of ours again
@@ -93,10 +99,25 @@ def run_worker(task: WorkerTask) -> ResolvedOptions:
     pauses: list[float] = []
     saver = CheckpointSaver(trainer, task.progress)
     tell_events = event_teller(trainer, task.progress)
+    notices = Notices(task.config.output, trainer.group.is_first)
+    journal = open_journal(trainer)
+    left_after = None
+    if owes_validation(trainer):
+        saver.report(trainer.evaluate_step())
     with sinks_of(trainer, task.progress) as sinks:
         for metrics in trainer.steps():
             is_due = is_checkpoint_due(trainer)
             tell_events()
+            reason = notices.reason()
+            leaves = trainer.group.any(bool(reason), trainer.device) and trainer.step < trainer.total_steps
+            if journal:
+                journal.write(trainer.step, left=leaves)
+            if leaves:
+                if sinks:
+                    sinks.log(metrics.to_row())
+                saver.report_left(metrics)
+                left_after = trainer.step
+                break
             if report_step:
                 report_step(progress_of(trainer, pauses, "validation" if is_due else ""))
             started = time.monotonic()
@@ -111,7 +132,36 @@ def run_worker(task: WorkerTask) -> ResolvedOptions:
                     sinks.flush()
                 saver.report(metrics)
                 pauses.append(time.monotonic() - started)
-    return trainer.resolved
+    return WorkerResult(resolved=trainer.resolved, left_after=left_after)
+
+
+def open_journal(trainer: Trainer) -> Journal | None:
+    """The run's journal on the first worker, which says what was lost; else None."""
+    if not trainer.group.is_first:
+        return None
+    journal = Journal(trainer.config.output, trainer.step)
+    if journal.last:
+        logger.info(
+            "train: %d steps had been taken, %d of them are taken again%s",
+            journal.last.reached, journal.last.steps_lost,
+            "; the workers were asked to end" if journal.last.noticed else "",
+        )  # fmt: skip
+    return journal
+
+
+def owes_validation(trainer: Trainer) -> bool:
+    """Whether the last step was to be followed by validation, but its workers had to end before.
+
+    So the checkpoints to choose from are those of a run that nobody interrupted.
+    """
+    return bool(
+        trainer.valid and trainer.metrics and trainer.metrics[-1].valid is None and is_checkpoint_due(trainer)
+    )
+
+
+def left_name(step: int) -> str:
+    """The name of a checkpoint that workers write as they are asked to end: it has no validation."""
+    return f"step-{step:06d}-left"
 
 
 def is_checkpoint_due(trainer: Trainer) -> bool:
@@ -199,7 +249,16 @@ class CheckpointSaver:
 
     def report(self, metrics: StepMetrics) -> None:
         """Report the trainer as it is now. Every worker must call this after the same steps."""
-        summary = metrics.summary()
+        self.send(metrics.summary(), f"step-{self.trainer.step:06d}")
+
+    def report_left(self, metrics: StepMetrics) -> None:
+        """The same of workers that end as they were asked to, without validation.
+
+        Ray Train keeps the checkpoint with the lowest loss, and takes one without any for the best.
+        """
+        self.send(metrics.summary() | {"valid_log_loss": NOT_VALIDATED}, left_name(self.trainer.step))
+
+    def send(self, summary: dict[str, Any], name: str) -> None:
         if not self.trainer.group.is_first:
             ray.train.report(summary, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
             return
@@ -210,7 +269,7 @@ class CheckpointSaver:
         ray.train.report(
             summary,
             checkpoint=ray.train.Checkpoint.from_directory(tempfile.mkdtemp()),
-            checkpoint_dir_name=f"step-{self.trainer.step:06d}",
+            checkpoint_dir_name=name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=False,  # `save` does, also where it fails
             checkpoint_upload_fn=lambda local, name: self.save(snapshot, local, name),

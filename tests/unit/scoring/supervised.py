@@ -9,11 +9,15 @@ from wsdm_ray.scoring.crash_records import UnitStage
 from wsdm_ray.scoring.isolation import Part, PartDeath
 from wsdm_ray.scoring.supervision import Supervision, answering
 
-__all__ = ["FakeChild", "Killed", "NotedCoordination", "supervision_of"]
+__all__ = ["AskedToEnd", "FakeChild", "Killed", "NotedCoordination", "supervision_of"]
 
 
 class Killed(BaseException):
     """In place of the end of a process; its text is the reason."""
+
+
+class AskedToEnd(Killed):
+    """In place of the end of a process that got SIGTERM."""
 
 
 class FakeChild:
@@ -42,7 +46,7 @@ class FakeChild:
             return self.answer(payload)
         except Killed as death:
             self.alive = False
-            return Death(str(death))
+            return Death(str(death), isinstance(death, AskedToEnd))
 
 
 class NotedCoordination:
@@ -80,6 +84,12 @@ class NotedCoordination:
 
     def tell(self, event: Event) -> None:
         self.events.append(event)
+
+    def preempted(self, stage: UnitStage, part: Part, reason: str) -> None:
+        self.told.append(("preempted", stage, part.start, part.stop, reason))
+
+    def on_notice(self, leave: Callable[[], None]) -> None:
+        self.leave = leave
 
 
 def supervision_of(

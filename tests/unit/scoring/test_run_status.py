@@ -14,7 +14,9 @@ from wsdm_ray.scoring import progress as progress_module
 from wsdm_ray.scoring.coordinator import Coordinator
 from wsdm_ray.scoring.isolation import Part
 from wsdm_ray.scoring.parts import UnitReport
+from wsdm_ray.scoring.preemption import Holder, Preemption
 from wsdm_ray.scoring.progress import Follower
+from wsdm_ray.scoring.ray_data import said_at_the_end
 from wsdm_ray.scoring.run_status import RunStatus, slowest_units
 from wsdm_ray.telemetry import RowProgress
 
@@ -137,3 +139,45 @@ def test_the_coordinator_counts_starts_and_slots():
     assert actor.state()[2] == ["no disk", "no GPU"]
     actor.begin_pass(1)
     assert actor.state() == ({}, [], [])
+
+
+def test_what_was_lost_with_a_node_or_after_a_notice_is_no_death_of_its_unit():
+    actor, part = Coordinator(), Part(0, 100)
+    actor.begin_pass(3)
+    actor.began(("score", 1), part, Holder(worker="w1", node="gone"))
+    actor.began(("score", 2), part, Holder(worker="w2", node="there"))
+    actor.began(("read", 3), part, Holder(worker="w3", node="there"))
+    actor.update(1, 0.25, 10)
+    actor.leave("w3")
+    taken = actor.take_preempted({"there"}, "taken away")
+    assert taken == {("score", 1): part, ("read", 3): part}
+    running, deaths, _ = actor.state()
+    assert (running, deaths) == ({("score", 2): part}, [])
+    assert actor.dropped() == [
+        Preemption(stage="score", unit=1, rows=25, reason="taken away"),
+        Preemption(stage="read", unit=3, rows=0, reason="taken away"),
+    ]
+
+
+def test_the_cost_counts_the_gpus_that_were_there(tmp_path):
+    now = [100.0]
+    progress = RowProgress("score", 10, clock=lambda: now[0])
+    follower = Follower(None, progress, {}, {}, str(tmp_path), gpu_price=1.0, clock=lambda: now[0])
+    now[0] = 110.0
+    follower.set_gpu_price(3.0)  # two more joined
+    now[0] = 120.0
+    assert follower.status((), (), ()).cost == 10 * 1 + 10 * 3
+
+
+def test_a_run_that_is_stopped_says_how_to_go_on(caplog):
+    with pytest.raises(SystemExit), said_at_the_end([None] * 5, {7: None}):  # pyright: ignore[reportArgumentType]
+        raise SystemExit(143)
+    [line] = [record.message for record in caplog.records]
+    assert "of 5 units that were left, 1 are committed" in line
+    assert line.endswith("run the same command to go on")
+
+
+def test_a_unit_that_is_dropped_for_a_notice_is_an_event():
+    actor = Coordinator()
+    actor.preempted(("score", 4), Part(10, 20), "signal 15")
+    assert [str(event) for event in actor.events_after(0)] == ["preempted: unit 4, rows 10 to 19: signal 15"]

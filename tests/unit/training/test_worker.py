@@ -10,6 +10,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from wsdm_ray.errors import DataError, StorageError
 from wsdm_ray.failures import FinalError, unpack_error
 from wsdm_ray.training import worker
+from wsdm_ray.training.publish import best_checkpoint
 from wsdm_ray.training.worker import CheckpointSaver, event_teller
 
 
@@ -40,6 +41,18 @@ METRICS: Any = SimpleNamespace(summary=lambda: {"step": 1})
 def test_other_workers_report_their_metrics_alone(reports):
     CheckpointSaver(FakeTrainer(is_first=False)).report(METRICS)  # pyright: ignore[reportArgumentType]
     assert reports == [{"metrics": {"step": 1}, "checkpoint_upload_mode": CheckpointUploadMode.ASYNC}]
+
+
+def test_a_checkpoint_without_validation_is_not_taken_for_the_best(reports, monkeypatch):
+    """Ray Train keeps the one with the lowest loss, and a name of its own keeps them apart."""
+    trainer = FakeTrainer()
+    trainer.step = 4
+    CheckpointSaver(trainer).report_left(METRICS)  # pyright: ignore[reportArgumentType]
+    [left] = reports
+    assert left["checkpoint_dir_name"] == "step-000004-left"
+    assert left["metrics"] == {"step": 1, "valid_log_loss": 1e300}
+    kept = [("best", {"valid_log_loss": 0.7}), ("left", left["metrics"])]
+    assert best_checkpoint(kept, True)[0] == "best"
 
 
 def test_steps_go_on_while_one_checkpoint_is_written(reports, monkeypatch):
