@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-gpu train-9b-smoke lint format clean
+.PHONY: help install quickstart test test-gpu train-9b-smoke lint format audit clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ WORK ?= smoke
 train-9b-smoke:  ## Random weights of Gemma-2-9B: quantize, train, score, evaluate on a GPU, in WORK, with PYTHON
 	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) tests/benchmarks/train_smoke.py \
 		--shape gemma2-9b --work $(WORK) --json $(WORK)/result.json
+
+audit: $(STAMP)  ## Ask PyPI for known vulnerabilities of what is pinned (needs a network)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet pip-audit
+	$(BIN)/python -m pip_audit --strict --no-deps --disable-pip -r cluster/constraints.txt
 
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check

@@ -4,12 +4,15 @@ import shutil
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import TypeVar
 
 from jobs._registry import JOBS, SCRIPT, command, job_of
 from wsdm_ray.errors import WsdmRayError
 from wsdm_ray.failures import WorkerDefectError
+from wsdm_ray.plain_text import redact
 
 __all__ = ["main", "run_job"]
 
@@ -51,6 +54,7 @@ def main(
 
     if threading.current_thread() is threading.main_thread():  # the only one that may
         signal.signal(signal.SIGTERM, terminate)
+    sys.excepthook = print_defect
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if {"-h", "--help"} & set(words):
@@ -68,6 +72,7 @@ def main(
         return INTERRUPTED
     except SystemExit:
         if terminated.is_set():
+            print("terminated; the same command again finishes the work", file=sys.stderr)
             return TERMINATED  # where Ray waits it leaves with a status of its own
         raise
     except WorkerDefectError as error:
@@ -80,6 +85,11 @@ def main(
         print(f"error: {as_typed(str(known))}", file=sys.stderr)
         return known.exit_status
     return 0
+
+
+def print_defect(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """In place of Python's own: the traceback of a defect, without the secrets that it may hold."""
+    print(redact("".join(traceback.format_exception(kind, error, where))), end="", file=sys.stderr)
 
 
 def help_of(config_type: type[object], argv: list[str]) -> str:

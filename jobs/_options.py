@@ -39,7 +39,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Length of training": ("epochs", "max_steps", "pairs_per_step"),
     "Batching and memory": (
         "layout", "token_budget", "max_tokens", "micro_batches", "gradient_checkpointing", "unit_rows",
-        "replicas", "num_workers", "min_workers",
+        "replicas", "min_replicas", "num_workers", "min_workers", "wait_for_resources_seconds",
     ),
     "Reporting": (
         "logits", "dry_run", "tensorboard", "wandb", "bootstrap", "adaptive_tolerance",
@@ -215,6 +215,8 @@ def values_of(kind: Any, word: str | None) -> tuple[tuple[str, ...], str]:
     """Choices and metavar of a type; `word` stands for one value where the field has a word of its own."""
     if get_origin(kind) in (Union, types.UnionType):
         parts = [values_of(part, word) for part in get_args(kind) if part is not type(None)]
+        if not all(choices for choices, _ in parts):  # a number, or one of some words
+            return (), "|".join(word for choices, name in parts for word in choices or (name,))
         return tuple(choice for choices, _ in parts for choice in choices), parts[0][1]
     if get_origin(kind) is Literal:
         return get_args(kind), "NAME"

@@ -16,13 +16,12 @@ from jobs._registry import Job, command, job_of
 from wsdm_ray.config import TrainConfig
 from wsdm_ray.errors import ConfigError
 from wsdm_ray.legacy import modernize_arguments
+from wsdm_ray.plain_text import has_credentials
 from wsdm_ray.presets import PRESETS
 
 __all__ = ["parse", "parse_values", "preset_of", "take_preset"]
 
 Config = TypeVar("Config")
-
-WITH_SECRET = re.compile(r"\w+://[^\s/@]*:[^\s@]*@")
 
 
 def parse(config_type: type[Config], argv: Sequence[str], remedy: str | None = None) -> Config:
@@ -152,7 +151,7 @@ def check_no_secret(argv: Sequence[str]) -> None:
     flag = ""
     for word in argv:
         flag = word.partition("=")[0] if word.startswith("--") else flag
-        if WITH_SECRET.search(word):
+        if has_credentials(word):
             raise ConfigError(
                 f"{flag}: has a path with credentials in it; leave them to the environment, or to the "
                 "store's own files"

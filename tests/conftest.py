@@ -98,6 +98,7 @@ def int8_base(tiny_model: Path, made_once) -> Path:
 
 LONGEST = (
     "integration/test_training.py",
+    "integration/test_nodes.py",
     "integration/test_quickstart.py",
     "integration/test_scoring.py",
     "integration/test_job_submit.py",

@@ -9,9 +9,11 @@
     ├── RunMismatchError         an output folder belongs to another run
     └── ClusterError             the cluster cannot run what was asked
 
-A message names what, where and the remedy, on one line. Anything else that is raised is a defect of this
-package and keeps its traceback.
+A message names what, where and the remedy, on one line, and no secret. Anything else that is raised is a
+defect of this package and keeps its traceback.
 """
+
+from wsdm_ray.plain_text import one_line
 
 __all__ = [
     "ClusterError",
@@ -31,7 +33,7 @@ class WsdmRayError(Exception):
     exit_status = 1
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message))
 
 
 class ConfigError(WsdmRayError, ValueError):

@@ -20,6 +20,7 @@ from wsdm_ray.errors import (
     StorageError,
     WsdmRayError,
 )
+from wsdm_ray.plain_text import redact
 
 __all__ = [
     "FinalError",
@@ -75,7 +76,9 @@ def pack_error(error: BaseException) -> str:
     """Kind and text of an error, as JSON; the text of a defect is its traceback."""
     if isinstance(error, WsdmRayError):
         return json.dumps([type(error).__name__, str(error)])
-    return json.dumps([WorkerDefectError.__name__, "".join(traceback.format_exception(error)).rstrip()])
+    return json.dumps(
+        [WorkerDefectError.__name__, redact("".join(traceback.format_exception(error)).rstrip())]
+    )
 
 
 def pack_final(error: Exception) -> str:

@@ -5,12 +5,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
 from wsdm_ray.noise import quiet_libraries
+from wsdm_ray.plain_text import one_line, redact
 
 __all__ = ["Display", "RowProgress", "human", "in_terminal", "logger", "set_up_logging", "time_left"]
 
@@ -23,6 +25,17 @@ FIRST_LINES_SECONDS, FIRST_LINES_UNTIL_SECONDS, LINE_SECONDS = 10.0, 120.0, 60.0
 """Without a terminal, a line of progress comes so often at first, until when, and so often afterwards."""
 
 
+class PlainFormatter(logging.Formatter):
+    """Makes a message one line without secrets and control characters: ids and libraries' texts are in it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return redact(super().formatException(ei))
+
+
 def set_up_logging() -> None:
     """Send the package's log lines to standard error, with the time; calling it again changes nothing.
 
@@ -31,7 +44,7 @@ def set_up_logging() -> None:
     quiet_libraries()
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False

@@ -2,17 +2,16 @@
 
 import functools
 import json
-import urllib.request
+import re
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.conftest import score_config
 from tests.integration.gates import wait_for
+from tests.integration.scrape import scraped
 from wsdm_ray.errors import DataError
 from wsdm_ray.scoring.pipeline import check, execute, score
 from wsdm_ray.scoring.read_ahead import most_open_units
@@ -66,21 +65,6 @@ def poisoned(replica_kills: str, reader_kills: str, notes: str):
     return PoisonedReplica, encode
 
 
-def scraped(prefix: str) -> dict[str, float]:
-    """Metrics of this process with a prefix, by the rest of their names, as Prometheus reads them; or none.
-
-    Processes export what they count every few seconds.
-    """
-    [node] = [node for node in ray.nodes() if node["Alive"]]
-    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        families = list(text_string_to_metric_families(answer.read().decode()))
-    samples = [sample for family in families for sample in family.samples]
-    return {
-        sample.name.removeprefix(prefix): sample.value for sample in samples if sample.name.startswith(prefix)
-    }
-
-
 def test_rows_that_kill_replicas_and_readers_get_the_error(
     scored, classifier, source, pairs, tmp_path, caplog
 ):
@@ -115,6 +99,10 @@ def test_rows_that_kill_replicas_and_readers_get_the_error(
     assert exported["input_rows"] == 120
     assert exported["replicas_at_work"] == 0
     assert {"rows_total", "row_errors_total", "tokens_total", "units_total"} <= exported.keys()
+    assert scraped("ray_wsdm_ray_")["events_total"] > 0
+    dead = r"score: replica_died: unit \d+, rows \d+ to \d+, process \d+, worker \w+, on \S+: process died"
+    assert re.search(dead, caplog.text)
+    assert "score: row_given_up: unit" in caplog.text
     # All is written; the same command says so, and that it was strict.
     with pytest.raises(DataError, match=r"2 rows end the process that reads or scores them.*--strict"):
         score(config)

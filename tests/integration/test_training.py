@@ -22,6 +22,7 @@ from jobs._main import run_job
 from tests.integration.conftest import NO_COMPILER, metrics_of, train_config
 from tests.integration.gates import gated_work, pids_of, wait_for
 from tests.integration.lines import unexpected
+from tests.integration.scrape import scraped
 from wsdm_ray.errors import ClusterError, ModelError, RunMismatchError, StorageError, WsdmRayError
 from wsdm_ray.failures import WorkerDefectError
 from wsdm_ray.training import progress, ray_train
@@ -96,6 +97,8 @@ def test_what_people_see_of_the_steps(classifier: Path):
     rows = metrics_of(classifier)
     assert all(row["memory_gb"] > 0.05 and row["seconds"] > 0 for row in rows)
     assert [row["step"] for row in rows if "valid_log_loss" in row] == [2, 4, 6, 8]
+    wait_for(lambda: scraped("ray_wsdm_ray_train_").get("steps_total", 0) >= len(rows))
+    assert {"pairs_total", "tokens_total", "checkpoints_total"} <= scraped("ray_wsdm_ray_train_").keys()
     events = sorted((classifier / "tensorboard").iterdir())
     assert events[0].name == "events.out.tfevents.0000000001"
 

@@ -190,6 +190,11 @@ WRONG = [
         {"average": True, "adapter": ("A",)},
         "--adapter A: must be two folders or more where --average is given",
     ),
+    (
+        config.TrainConfig,
+        {"wait_for_resources_seconds": -1.0},
+        "--wait-for-resources-seconds -1.0: must be 0 or more",
+    ),
     (config.TrainConfig, {"min_workers": 2}, "--min-workers 2: must be between 1 and --num-workers (1)"),
     (config.TrainConfig, {"num_workers": 0}, "--num-workers 0: must be at least 1"),
     (config.TrainConfig, {"epochs": 0}, "--epochs 0: must be above 0"),
@@ -211,6 +216,17 @@ WRONG = [
     (config.ScoreConfig, {"max_tokens": 31}, "--max-tokens 31: must be at least 32"),
     (config.ScoreConfig, {"token_budget": 63}, "--token-budget 63: must be at least 64"),
     (config.ScoreConfig, {"replicas": 0}, "--replicas 0: must be at least 1"),
+    (config.ScoreConfig, {"min_replicas": 0}, "--min-replicas 0: must be between 1 and --replicas (auto)"),
+    (
+        config.ScoreConfig,
+        {"replicas": 2, "min_replicas": 3},
+        "--min-replicas 3: must be between 1 and --replicas (2)",
+    ),
+    (
+        config.ScoreConfig,
+        {"wait_for_resources_seconds": -1.0},
+        "--wait-for-resources-seconds -1.0: must be 0 or more",
+    ),
     (
         config.ScoreConfig,
         {"model_weights": (1.0, 2.0)},

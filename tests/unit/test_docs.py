@@ -23,6 +23,7 @@ GUIDES = [README, *PAGES]
 """Pages that describe the present code."""
 HISTORY = [ROOT / "CHANGELOG.md", ROOT / "tests/benchmarks/LOG.md"]
 """Pages that name what was, too."""
+LINKING = [*GUIDES, *HISTORY, ROOT / "SECURITY.md"]
 
 MAX_README_LINES = 150
 MAX_NUMBERS_BEFORE_FIRST_COMMAND = 15
@@ -87,7 +88,7 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("page", [*GUIDES, *HISTORY], ids=name_of)
+@pytest.mark.parametrize("page", LINKING, ids=name_of)
 def test_links_and_anchors_resolve(page: Path):
     for target in LINK.findall(prose(page)):
         if re.match(r"\w+://", target):
@@ -201,7 +202,7 @@ def test_the_readme_is_one_screen_and_a_half():
     assert len(re.findall(r"\d[\d.,]*", before)) <= MAX_NUMBERS_BEFORE_FIRST_COMMAND
 
 
-@pytest.mark.parametrize("page", [*GUIDES, *HISTORY], ids=name_of)
+@pytest.mark.parametrize("page", LINKING, ids=name_of)
 def test_nothing_is_left_to_fill_in(page: Path):
     text = page.read_text("utf-8")
     assert not re.search(r"\bQS_|\bTODO\b|\bTBD\b|<!-- (?!Generated)", text)

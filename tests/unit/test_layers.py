@@ -14,12 +14,13 @@ ROOT = Path(__file__).parents[2]
 
 # From the bottom to the top: a module imports from its own part and from the rows above its own.
 LAYERS = (
+    ("plain_text",),
     ("errors", "legacy", "schema", "statistics"),
     ("config", "failures", "noise"),
-    ("presets",),
+    ("presets", "metric_names"),
     ("storage", "telemetry"),
-    ("runs",),
-    ("packing", "session"),
+    ("runs", "events"),
+    ("packing", "session", "exported_metrics", "waiting"),
     ("preflight", "text"),
     ("inputs",),
     ("data", "modeling"),
@@ -32,17 +33,19 @@ FRONT = "wsdm_ray"
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 RAY = {
+    "wsdm_ray.exported_metrics",
     "wsdm_ray.preflight.nodes",  # asks every node what it has, by a task
     "wsdm_ray.scoring.cluster",
     "wsdm_ray.scoring.coordinator",
     "wsdm_ray.scoring.progress",
     "wsdm_ray.scoring.ray_data",
     "wsdm_ray.scoring.read_ahead",
-    "wsdm_ray.scoring.run_metrics",
     "wsdm_ray.session",
     "wsdm_ray.training.progress",
+    "wsdm_ray.training.preemption",
     "wsdm_ray.training.ray_train",
     "wsdm_ray.training.worker",
+    "wsdm_ray.waiting",
 }
 TORCH = {"modeling", "scoring", "training"}
 

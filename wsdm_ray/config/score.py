@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from wsdm_ray.config.checks import check, check_paths, expand_home
+from wsdm_ray.config.checks import check, check_not_negative, check_paths, expand_home
 from wsdm_ray.config.data import Columns, VoteFormat, check_columns_of_format
 from wsdm_ray.config.stores import StoreConfig
 from wsdm_ray.config.submission import SubmissionConfig
@@ -62,8 +62,15 @@ class ScoringConfig(StoreConfig):
     run.json says; rows that turn out to be damaged later get an error."""
     duplicate_ids: Literal["error", "keep"] = "error"
     """keep: score rows whose id an earlier row has, with a warning."""
-    replicas: int | None = None
-    """Processes that hold a model; by default one for each GPU, or one on a machine without GPUs."""
+    replicas: int | Literal["auto"] = "auto"
+    """Processes that hold a model, at most. auto: one for each GPU, or without GPUs one for each node, also
+    of nodes that join the cluster while the job runs. Example: --replicas 4"""
+    min_replicas: int | None = None
+    """Begin with as few replicas where the cluster has no room for more; others follow as nodes join. By
+    default all of --replicas, and with auto what is there. Example: --min-replicas 1"""
+    wait_for_resources_seconds: float | None = None
+    """Wait so long for nodes that the job needs. By default 1,800 on a cluster that scales by itself, else
+    not at all."""
     unit_timeout_seconds: float | None = None
     """End a process that reads or scores one unit for so long, as if it had died; by default never."""
     gpu_hour_price: float | None = None
@@ -116,7 +123,16 @@ class ScoringConfig(StoreConfig):
             "at least 64",
         )
         check(self.max_tokens is None or self.max_tokens >= 32, "max_tokens", self.max_tokens, "at least 32")
-        check(self.replicas is None or self.replicas >= 1, "replicas", self.replicas, "at least 1")
+        most = None if self.replicas == "auto" else self.replicas
+        check(most is None or most >= 1, "replicas", self.replicas, "at least 1")
+        check(
+            self.min_replicas is None or 1 <= self.min_replicas <= (most or self.min_replicas),
+            "min_replicas",
+            self.min_replicas,
+            f"between 1 and --replicas ({self.replicas})",
+        )
+        if self.wait_for_resources_seconds is not None:
+            check_not_negative("wait_for_resources_seconds", self.wait_for_resources_seconds)
         for name in ("unit_timeout_seconds", "gpu_hour_price"):
             value = getattr(self, name)
             check(value is None or 0 < value < float("inf"), name, value, "above 0")

@@ -113,6 +113,9 @@ class TrainConfig(StoreConfig):
     min_workers: int | None = None
     """Go on with as few workers where the cluster has no place for more, and with more again where it has;
     the steps stay the same. By default all of --num-workers."""
+    wait_for_resources_seconds: float | None = None
+    """Wait so long for nodes that the workers need. By default 1,800 on a cluster that scales by itself, else
+    not at all."""
     seed: int = 0
     """Seed of the order of the rows, dropout and initial weights."""
     epochs: float = 1.0
@@ -188,6 +191,8 @@ class TrainConfig(StoreConfig):
             self.min_workers,
             f"between 1 and --num-workers ({self.num_workers})",
         )
+        if self.wait_for_resources_seconds is not None:
+            check_not_negative("wait_for_resources_seconds", self.wait_for_resources_seconds)
         check_positive("epochs", self.epochs)
         check(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
         check(self.pairs_per_step >= 1, "pairs_per_step", self.pairs_per_step, "at least 1")

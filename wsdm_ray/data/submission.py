@@ -186,6 +186,20 @@ def prediction_batches(folder: str, columns: Sequence[str]) -> Iterator[pa.Recor
                 yield batch.select(list(columns))
 
 
+class UnixLines:
+    """Writes the lines of a `csv.writer` with `\\n` at their ends.
+
+    Args:
+        file: takes text.
+    """
+
+    def __init__(self, file: IO[str]):
+        self.file = file
+
+    def write(self, line: str) -> int:
+        return self.file.write(line.removesuffix("\r\n") + "\n")
+
+
 def write_rows(path: str, output: str, style: str, ties: SameTies | Davidson | None) -> int:
     """Write the CSV file, quoted where an id needs it; returns how many rows have an error."""
     errors = 0
@@ -193,7 +207,7 @@ def write_rows(path: str, output: str, style: str, ties: SameTies | Davidson | N
     def write(file: IO[bytes]) -> None:
         nonlocal errors
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        lines = csv.writer(text, lineterminator="\n")
+        lines = csv.writer(UnixLines(text), lineterminator="\r\n")  # it quotes what holds either of them
         lines.writerow(COLUMNS[style])
         for batch in prediction_batches(output, ("id", "prob_a", "winner")):
             errors += batch["prob_a"].null_count

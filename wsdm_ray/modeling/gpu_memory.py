@@ -1,10 +1,11 @@
-"""How much memory this process may still take on its GPU."""
+"""How much memory this process takes, and may still take on its GPU."""
 
 import math
+import resource
 
 import torch
 
-__all__ = ["free_gpu_bytes"]
+__all__ = ["free_gpu_bytes", "peak_memory_bytes"]
 
 
 def free_gpu_bytes() -> float:
@@ -18,3 +19,10 @@ def free_gpu_bytes() -> float:
     reserved = torch.cuda.memory_reserved()
     own = torch.cuda.get_per_process_memory_fraction() * whole - reserved
     return min(free, own) + reserved - torch.cuda.memory_allocated()
+
+
+def peak_memory_bytes(device: str) -> int:
+    """The most memory that this process took so far: of its GPU on `cuda`, else of the machine."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -28,6 +28,10 @@ def weight_files(folder: str) -> list[Path]:
     places = read_settings(root / INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise ModelError(f"{root / INDEX}: has no weight_map; restore the model's own file")
+    if outside := [name for name in places.values() if Path(name).name != name]:
+        raise ModelError(
+            f"{root / INDEX}: names {outside[0]!r}, which is no file of this folder; fetch it anew"
+        )
     files = [root / name for name in sorted(set(places.values()))]
     for path in files:
         if not path.is_file():

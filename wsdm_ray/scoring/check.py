@@ -52,7 +52,8 @@ SAMPLED_ROWS = 200
 """A dry run estimates tokens from this many rows, in so many places."""
 
 NOT_OF_THE_OUTPUT = (
-    *("output", "restart", "dry_run", "replicas", "base", "model", "input", "precision"),
+    *("output", "restart", "dry_run", "base", "model", "input", "precision"),
+    *("replicas", "min_replicas", "wait_for_resources_seconds"),
     *("strict", "unit_timeout_seconds", "gpu_hour_price"),
     *SUBMISSION_OPTIONS,
     "token_budget",  # decides what shares a micro-batch, which changes roundings alone
@@ -64,6 +65,9 @@ NOT_OF_THE_OUTPUT = (
 class Cluster:
     """What a run takes of the cluster.
 
+    replicas: to begin with. most: while it runs, as nodes come; None: as many as there is room for.
+    limit: replicas that there can be room for where the cluster scales by itself; 0: it does not.
+    wait_seconds: how long the run waits for nodes when it has room for no replica.
     threads: CPU threads of each replica; None leaves torch's default.
     capability: the least compute capability of the GPUs; None where the precision does not depend on it.
     assumed: nobody asked the cluster: it is taken to be like this machine, for a dry run.
@@ -73,6 +77,9 @@ class Cluster:
     replicas: int
     on_gpu: bool
     threads: int | None
+    most: int | None = None
+    limit: int = 0
+    wait_seconds: float = 0.0
     capability: tuple[int, int] | None = None
     assumed: bool = False
     gpu: str | None = None

@@ -1,7 +1,8 @@
 """A process for what may end a process: native code that crashes, memory that runs out, a call without end.
 
 Its parent learns by which signal or status it ended, and ends it itself where a call passes its time limit.
-The child ends when its parent is gone. Neither Ray nor torch is imported here.
+The child ends when its parent is gone. At SIGTERM it finishes the call that it answers, and ends then.
+Neither Ray nor torch is imported here.
 """
 
 import contextlib
@@ -15,9 +16,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
+
+from wsdm_ray.plain_text import one_line, redact
+from wsdm_ray.scoring.preemption import died_of_notice
 
 __all__ = ["ChildProcess", "Death"]
 
@@ -32,9 +36,15 @@ END_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Death:
-    """Why a process ended before it answered, such as `process died: signal 9`."""
+    """Why a process ended before it answered, such as `process died: signal 9`.
+
+    preempted: it was asked to end, so that nothing is wrong with what it was called with.
+    process: its id on its node.
+    """
 
     reason: str
+    preempted: bool = False
+    process: int | None = field(default=None, compare=False)
 
 
 class ChildProcess:
@@ -50,9 +60,12 @@ class ChildProcess:
     def __init__(self, target: bytes, name: str, on_message: Callable[[Any], None] = lambda message: None):
         self.target, self.name, self.on_message = target, name, on_message
         self.process: subprocess.Popen[bytes] | None = None
+        self.noticed = False
+        """Whether the process has said that it was asked to end."""
 
     def start(self) -> Death | None:
         """Start the process and wait until its target is made; a death where it cannot be."""
+        self.noticed = False
         self.connection, theirs = Pipe()
         parent_is_gone, self.lifeline = os.pipe()
         command = [sys.executable, "-c", COMMAND, str(theirs.fileno()), str(parent_is_gone), self.name]
@@ -81,6 +94,7 @@ class ChildProcess:
 
     def ask(self, send: Callable[[], None], timeout_seconds: float | None) -> Any:
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        process = self.process.pid if self.process else None
         try:
             send()
             while self.connection.poll(None if deadline is None else max(deadline - time.monotonic(), 0)):
@@ -89,21 +103,25 @@ class ChildProcess:
                     return value
                 if kind == "failed":
                     self.close()
-                    return Death(value)
-                self.on_message(value)
+                    return Death(value, process=process)
+                if kind == "noticed":
+                    self.noticed = True
+                else:
+                    self.on_message(value)
         except (EOFError, OSError):
-            return Death(f"process died: {self.close(ends_itself=True)}")
+            status = self.close(ends_itself=True)
+            return Death(f"process died: {as_words(status)}", died_of_notice(status, self.noticed), process)
         self.close()
-        return Death(f"timed out after {timeout_seconds:g} s")
+        return Death(f"timed out after {timeout_seconds:g} s", process=process)
 
-    def close(self, *, ends_itself: bool = False) -> str:
-        """End the process, if there is one; returns how it ended.
+    def close(self, *, ends_itself: bool = False) -> int:
+        """End the process, if there is one; returns its status, the negative signal where one ended it.
 
         Args:
             ends_itself: it has closed its connection, and is given the time to end.
         """
         if self.process is None:
-            return ""
+            return 0
         process, self.process = self.process, None
         if ends_itself:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -112,10 +130,15 @@ class ChildProcess:
         status = process.wait()
         self.connection.close()
         os.close(self.lifeline)
-        return f"signal {-status}" if status < 0 else f"exit status {status}"
+        return status
 
     def __del__(self) -> None:
         self.close()
+
+
+def as_words(status: int) -> str:
+    """`signal 9` or `exit status 1`."""
+    return f"signal {-status}" if status < 0 else f"exit status {status}"
 
 
 def main() -> None:
@@ -129,20 +152,52 @@ def main() -> None:
     except EOFError:
         os._exit(0)
     except Exception as error:
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), file=sys.stderr)
         sys.stderr.flush()
-        first_line = f"process failed: {type(error).__name__}: {error}".splitlines()[0]
+        first_line = one_line(f"process failed: {type(error).__name__}: {error}".splitlines()[0])
         connection.send(("failed", first_line[:MAX_REASON_CHARACTERS]))
         os._exit(1)
 
 
 def serve(connection: Connection) -> None:
     """Make the target and answer calls, until the parent is gone."""
+    notice = Notice()
     make = pickle.loads(connection.recv_bytes())
-    answer = make(lambda message: connection.send(("message", message)))
-    connection.send(("answer", None))
+
+    def send(kind: str, value: Any) -> None:
+        if notice.came and not notice.told:  # never from within the handler, which may interrupt another send
+            notice.told = True
+            connection.send(("noticed", None))
+        connection.send((kind, value))
+
+    answer = make(lambda message: send("message", message))
+    send("answer", None)
     while True:
-        connection.send(("answer", answer(connection.recv())))
+        call = connection.recv()
+        notice.busy = True
+        outcome = answer(call)
+        send("answer", outcome)
+        notice.busy = False
+        if notice.came:
+            notice.end()
+
+
+class Notice:
+    """SIGTERM in a process that answers calls: between two of them it ends at once, else after the call."""
+
+    def __init__(self) -> None:
+        self.busy = self.came = self.told = False
+        signal.signal(signal.SIGTERM, self.handle)
+
+    def handle(self, *_: object) -> None:
+        self.came = True
+        if not self.busy:
+            self.end()
+
+    def end(self) -> None:
+        """End as SIGTERM ends a process that does not handle it."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def end_with_parent(lifeline: int) -> None:

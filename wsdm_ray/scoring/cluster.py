@@ -1,8 +1,8 @@
 """What the Ray cluster can run: replicas that fit beside a reader, and the capability of its GPUs."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -13,15 +13,22 @@ from wsdm_ray.errors import ClusterError
 from wsdm_ray.modeling.precision import BY_CAPABILITY
 from wsdm_ray.scoring.check import Cluster
 from wsdm_ray.session import connect
+from wsdm_ray.waiting import asking_for, autoscaler_limits, wait_for_resources, wait_limit
 
 __all__ = [
     "READER_CPUS",
     "REPLICA_CPUS",
+    "begin_with",
     "check_cluster",
     "fit_readers",
     "fit_replicas",
+    "replicas_at_most",
     "replicas_that_fit",
+    "waited_for",
+    "waits_for_gpu",
 ]
+
+T = TypeVar("T")
 
 READER_CPUS = 0.5
 """CPUs of a reader. It is a fraction, so that readers fit beside replicas. It differs from a replica's share,
@@ -33,25 +40,108 @@ READERS_A_REPLICA = 4
 """At most so many readers for each replica: they keep up with 1,000 pairs/s at 4 ms of CPU a pair."""
 
 
-def check_cluster(replicas: int | None, precision: str) -> Cluster:
+def check_cluster(
+    replicas: int | None, precision: str, fewest: int | None = None, wait_seconds: float | None = None
+) -> Cluster:
     """What a run takes of the cluster, to which this process is connected from here on.
 
     Args:
-        replicas: how many are asked for; None means one a GPU, or one on a machine without.
+        replicas: how many are asked for; None means as many as the cluster has room for.
         precision: as the option of `score`.
+        fewest: as many must fit; None means all that are asked for.
+        wait_seconds: how long nodes are waited for; None: by whether the cluster scales by itself.
 
     Raises:
-        ClusterError: the replicas do not fit beside one reader.
+        ClusterError: the replicas do not fit beside one reader, and nodes for them did not come.
     """
     connect()
-    number, on_gpu = fit_replicas(ray.nodes(), replicas)
+    limits = autoscaler_limits()
+    seconds = wait_limit(wait_seconds, limits)
+    needs_gpu = waits_for_gpu(ray.nodes(), replicas, limits, wait_seconds)
+
+    def look() -> tuple[int, bool]:
+        return begin_with(ray.nodes(), replicas, fewest, needs_gpu)
+
+    number, on_gpu = waited_for(look, fewest or replicas or 1, needs_gpu, seconds)
     cpus = int(ray.cluster_resources().get("CPU", 1))
     return Cluster(
         replicas=number,
+        most=replicas,
+        limit=replicas_at_most(limits, replicas, on_gpu),
+        wait_seconds=seconds,
         on_gpu=on_gpu,
         threads=None if on_gpu else max(cpus // number, 1),
         capability=least_capability() if on_gpu and precision in BY_CAPABILITY else None,
     )
+
+
+def replicas_at_most(limits: Mapping[str, float], asked: int | None, on_gpu: bool) -> int:
+    """How many replicas a cluster that scales by itself can have room for; 0 where it does not.
+
+    Args:
+        limits: of `autoscaler_limits`. asked: None means as many as there is room for; without GPUs that is
+            one for each node, and how many of those there can be is not known.
+    """
+    if on_gpu:
+        return int(limits.get("GPU", 0))
+    return int(limits.get("CPU", 0) // (REPLICA_CPUS + READER_CPUS)) if asked else 0
+
+
+def waited_for(look: Callable[[], T], number: int, on_gpu: bool, seconds: float) -> T:
+    """What `look` gives once the cluster has room for so many replicas, which it is asked for meanwhile.
+
+    Raises:
+        ClusterError: it has not, after so many seconds.
+    """
+    with contextlib.suppress(ClusterError):
+        return look()
+    bundle = {"CPU": REPLICA_CPUS + READER_CPUS} | ({"GPU": 1} if on_gpu else {})
+    with asking_for([bundle] * number) if seconds else contextlib.nullcontext():
+        return wait_for_resources(look, job="score", seconds=seconds)
+
+
+def waits_for_gpu(
+    nodes: Sequence[Mapping[str, Any]],
+    asked: int | None,
+    limits: Mapping[str, float],
+    wait_seconds: float | None,
+) -> bool:
+    """Whether a run is to have GPUs: there are some, a cluster that scales by itself can add some, or its
+    user waits for nodes although its replicas fit those that are there.
+
+    Args:
+        limits: of `autoscaler_limits`. wait_seconds: `--wait-for-resources-seconds`.
+    """
+    if any(node["Resources"].get("GPU", 0) for node in alive(nodes)) or limits.get("GPU", 0):
+        return True
+    if limits or not wait_seconds:
+        return False
+    with contextlib.suppress(ClusterError):
+        fit_replicas(nodes, asked)
+        return True
+    return False
+
+
+def begin_with(
+    nodes: Sequence[Mapping[str, Any]], asked: int | None, fewest: int | None, needs_gpu: bool
+) -> tuple[int, bool]:
+    """How many replicas a run begins with, and whether each holds a GPU.
+
+    Args:
+        asked: None means as many as there is room for.
+        fewest: None means all that are asked for.
+
+    Raises:
+        ClusterError: the nodes have no room for the fewest.
+    """
+    if needs_gpu and not any(node["Resources"].get("GPU", 0) for node in alive(nodes)):
+        raise too_small(nodes, fewest or asked or 1, on_gpu=True)
+    if fewest is None:
+        return fit_replicas(nodes, asked)
+    number = replicas_that_fit(nodes, asked, needs_gpu)
+    if number < fewest:
+        raise too_small(nodes, fewest, needs_gpu, option="--min-replicas")
+    return number, needs_gpu
 
 
 def fit_replicas(nodes: Sequence[Mapping[str, Any]], asked: int | None) -> tuple[int, bool]:
@@ -63,36 +153,76 @@ def fit_replicas(nodes: Sequence[Mapping[str, Any]], asked: int | None) -> tuple
     Raises:
         ClusterError: they do not fit the nodes beside one reader: the run would wait for ever.
     """
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    gpus = sum(int(node.get("GPU", 0)) for node in alive)
-    cpus = sum(node.get("CPU", 0) for node in alive)
-    # A machine without GPU runs one replica over all of its cores: GEMMs in one process share a cache.
-    wanted = asked or max(gpus, 1)
-    fits = [
-        int(min(node.get("CPU", 0) // REPLICA_CPUS, node.get("GPU", 0) if gpus else np.inf)) for node in alive
-    ]
-    left = [node.get("CPU", 0) - fit * REPLICA_CPUS for node, fit in zip(alive, fits, strict=True)]
-    # Where replicas can fill every node, one of them gives way to a reader.
-    if wanted > sum(fits) - (not any(cpu >= READER_CPUS for cpu in left)):
-        kind = f"{REPLICA_CPUS} CPU and 1 GPU" if gpus else f"{REPLICA_CPUS} CPU"
-        raise ClusterError(
-            f"the cluster has {cpus:g} CPUs and {gpus} GPUs: too small for {wanted} replicas of {kind} "
-            f"beside one reader of {READER_CPUS} CPU; add nodes"
-            + (" or lower --replicas" if wanted > 1 else "")
-        )
-    return wanted, gpus > 0
+    on_gpu = any(node["Resources"].get("GPU", 0) for node in alive(nodes))
+    wanted = asked or of_its_own(nodes, on_gpu)
+    if wanted > room(nodes, on_gpu):
+        raise too_small(nodes, wanted, on_gpu)
+    return wanted, on_gpu
 
 
-def replicas_that_fit(nodes: Sequence[Mapping[str, Any]], wanted: int) -> int:
-    """How many of the replicas fit nodes of which some may be gone since the run began.
+def replicas_that_fit(
+    nodes: Sequence[Mapping[str, Any]], wanted: int | None, on_gpu: bool | None = None
+) -> int:
+    """How many of the replicas fit nodes of which some may have come or gone since the run began.
+
+    Args:
+        wanted: at most; None means as many as there is room for.
+        on_gpu: whether each holds a GPU; None: where the nodes have some.
 
     Raises:
         ClusterError: not even one.
     """
-    for number in range(wanted, 1, -1):
-        with contextlib.suppress(ClusterError):
-            return fit_replicas(nodes, number)[0]
-    return fit_replicas(nodes, 1)[0]
+    if on_gpu is None:
+        on_gpu = any(node["Resources"].get("GPU", 0) for node in alive(nodes))
+    number = min(wanted or of_its_own(nodes, on_gpu), room(nodes, on_gpu))
+    if number < 1:
+        raise too_small(nodes, 1, on_gpu)
+    return number
+
+
+def alive(nodes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The nodes that are part of the cluster now."""
+    return [node for node in nodes if node["Alive"]]
+
+
+def of_its_own(nodes: Sequence[Mapping[str, Any]], on_gpu: bool) -> int:
+    """How many replicas the nodes are made for: one a GPU, else one a node, on nodes without GPU.
+
+    A machine without GPU runs one replica over all of its cores: GEMMs in one process share a cache.
+    """
+    there = [node["Resources"] for node in alive(nodes)]
+    if on_gpu:
+        return max(sum(int(node.get("GPU", 0)) for node in there), 1)
+    number = sum(node.get("CPU", 0) >= REPLICA_CPUS for node in there)
+    return max(min(number, room(nodes, on_gpu)), 1)
+
+
+def room(nodes: Sequence[Mapping[str, Any]], on_gpu: bool) -> int:
+    """How many replicas fit beside one reader; where they can fill every node, one gives way to a reader."""
+    there = [node["Resources"] for node in alive(nodes)]
+    fits = [
+        int(min(node.get("CPU", 0) // REPLICA_CPUS, node.get("GPU", 0) if on_gpu else np.inf))
+        for node in there
+    ]
+    left = [node.get("CPU", 0) - fit * REPLICA_CPUS for node, fit in zip(there, fits, strict=True)]
+    return sum(fits) - (not any(cpu >= READER_CPUS for cpu in left))
+
+
+def too_small(
+    nodes: Sequence[Mapping[str, Any]], wanted: int, on_gpu: bool, option: str = "--replicas"
+) -> ClusterError:
+    """The error of a cluster without room for so many replicas.
+
+    Args:
+        option: that asked for them.
+    """
+    there = [node["Resources"] for node in alive(nodes)]
+    cpus, gpus = (sum(node.get(kind, 0) for node in there) for kind in ("CPU", "GPU"))
+    kind = f"{REPLICA_CPUS} CPU and 1 GPU" if on_gpu else f"{REPLICA_CPUS} CPU"
+    return ClusterError(
+        f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs: too small for {wanted} replicas of {kind} "
+        f"beside one reader of {READER_CPUS} CPU; add nodes" + (f" or lower {option}" if wanted > 1 else "")
+    )
 
 
 def fit_readers(cpus: float, replicas: int) -> int:

@@ -69,6 +69,7 @@ class UnitReport:
     tokens: of one ordering, after truncation. forward_tokens: what went through the models, padding included.
     halvings: how many times memory ran out and the token budget was halved; token_budget: the last one.
     seconds, process: how long the replica took, and which one it was.
+    peak_memory_bytes: the most that its process took so far, of its GPU if it has one.
     kinds: of errors, as JSON (`error_kinds`).
     error: a packed `WsdmRayError` that ended the unit, else "".
     """
@@ -84,6 +85,7 @@ class UnitReport:
     forward_tokens: int = 0
     seconds: float = 0.0
     process: int = 0
+    peak_memory_bytes: int = 0
     kinds: str = ""
     error: str = ""
 
@@ -146,7 +148,13 @@ def joined_reports(unit: int, parts: Sequence[UnitReport]) -> UnitReport:
     summed = ("rows", "errors", "cut", "tokens", "rerun", "halvings", "forward_tokens")
     counts: dict[str, Any] = {name: sum(getattr(part, name) for part in parts) for name in summed}
     kinds = merge_kinds(kinds_from_json(part.kinds) for part in parts)
-    return UnitReport(unit=unit, **counts, token_budget=parts[-1].token_budget, kinds=kinds_to_json(kinds))
+    return UnitReport(
+        unit=unit,
+        **counts,
+        token_budget=parts[-1].token_budget,
+        peak_memory_bytes=max(part.peak_memory_bytes for part in parts),
+        kinds=kinds_to_json(kinds),
+    )
 
 
 def write_part(output: str, table: pa.Table, report: UnitReport, digest: str) -> UnitReport:

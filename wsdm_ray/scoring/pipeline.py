@@ -29,6 +29,7 @@ from wsdm_ray.scoring.parts import (
     parts_are_there,
 )
 from wsdm_ray.scoring.plan import check_inputs_unchanged
+from wsdm_ray.scoring.preemption import Preemption
 from wsdm_ray.scoring.preflight import checked
 from wsdm_ray.scoring.run_status import slowest_units
 from wsdm_ray.scoring.shared_inputs import shared_units
@@ -69,14 +70,16 @@ def check(config: ScoreConfig) -> ScoreRun:
 
 def cluster_of(config: ScoreConfig) -> Cluster:
     """What the run takes of the cluster. A dry run starts none: without one it takes this machine for one."""
+    replicas = None if config.replicas == "auto" else config.replicas
     if config.dry_run and not cluster_at_hand():
         from wsdm_ray.modeling.precision import default_device
 
         on_gpu = default_device() == "cuda"
-        return Cluster(replicas=config.replicas or 1, on_gpu=on_gpu, threads=None, assumed=True)
+        return Cluster(replicas=replicas or 1, on_gpu=on_gpu, threads=None, assumed=True)
     from wsdm_ray.scoring.cluster import check_cluster
 
-    return check_cluster(config.replicas, config.precision)
+    seconds = 0.0 if config.dry_run else config.wait_for_resources_seconds
+    return check_cluster(replicas, config.precision, config.min_replicas, seconds)
 
 
 def execute(
@@ -119,6 +122,7 @@ def score_rest(
             len(completed), len(run.plan.units), f"{sum(unit.rows for unit in units):,}",
         )  # fmt: skip
     fresh: list[UnitReport] = []
+    dropped: list[Preemption] = []
     if units:
         from wsdm_ray.scoring.encode import encode_unit
         from wsdm_ray.scoring.ray_data import score_units
@@ -130,9 +134,10 @@ def score_rest(
             replica_class or Replica,
             lambda: held.check(look=False),
             encode or encode_unit,
+            dropped.extend,
         )
     totals = add_up(run.plan, run.output, completed, fresh, held.digest)
-    return report(run, held, totals, fresh)
+    return report(run, held, totals, fresh, dropped)
 
 
 def log_complete(output: str, finished: Mapping[str, Any]) -> None:
@@ -140,8 +145,18 @@ def log_complete(output: str, finished: Mapping[str, Any]) -> None:
     logger.info("score: %s is complete already (%d rows)", output, finished["counts"]["rows"])
 
 
-def report(run: ScoreRun, held: HeldRun, totals: Totals, fresh: Sequence[UnitReport]) -> dict[str, Any]:
-    """Write run.json, delete the crash records and log the totals; returns what run.json holds."""
+def report(
+    run: ScoreRun,
+    held: HeldRun,
+    totals: Totals,
+    fresh: Sequence[UnitReport],
+    dropped: Sequence[Preemption] = (),
+) -> dict[str, Any]:
+    """Write run.json, delete the crash records and log the totals; returns what run.json holds.
+
+    Args:
+        dropped: what processes did not finish as they were asked to end.
+    """
     check_inputs_unchanged(run.plan)
     crash_records, death_records = list_crash_records(run.output), list_death_records(run.output)
     seconds = time.monotonic() - run.started
@@ -155,6 +170,7 @@ def report(run: ScoreRun, held: HeldRun, totals: Totals, fresh: Sequence[UnitRep
         "budget_halved": {"times": totals.halvings, "smallest": totals.smallest_budget},
         "replicas_lost": sum(len(read_json(path)) for path in crash_records),
         "processes_died": sum(len(read_json(path)) for path in death_records),
+        "preemptions": {"times": len(dropped), "rows_lost": sum(one.rows for one in dropped)},
         "rows_given_up": by_process(totals.kinds),
         "error_kinds": {name: dataclasses.asdict(kind) for name, kind in totals.kinds.items()},
         "throughput": throughput(fresh, seconds)
@@ -188,6 +204,12 @@ def log_totals(
         logger.warning(
             "score: %d processes died or ran out of time; %d rows that ended theirs have an error",
             content["processes_died"], content["rows_given_up"],
+        )  # fmt: skip
+    if content["preemptions"]["times"]:
+        logger.info(
+            "score: %d times work was dropped as its process was asked to end or its node was lost; %d rows "
+            "were scored again",
+            content["preemptions"]["times"], content["preemptions"]["rows_lost"],
         )  # fmt: skip
     if len(fresh) > 1:
         slowest = (

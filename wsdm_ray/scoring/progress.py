@@ -13,8 +13,10 @@ import ray
 from ray.exceptions import RayError
 
 from wsdm_ray.errors import StorageError
+from wsdm_ray.events import Event, retry_events
+from wsdm_ray.exported_metrics import EventLog, ExportedMetrics
+from wsdm_ray.metric_names import SCORE_METRICS
 from wsdm_ray.scoring.parts import UnitReport
-from wsdm_ray.scoring.run_metrics import RunMetrics
 from wsdm_ray.scoring.run_status import PROGRESS_FILE, RunStatus
 from wsdm_ray.storage import join, write_json
 from wsdm_ray.telemetry import RowProgress
@@ -103,10 +105,14 @@ class Follower:
         self.actor, self.progress, self.rows, self.finished = actor, progress, rows, finished
         self.folder, self.gpu_price, self.clock = folder, gpu_price, clock
         self.started, self.written = clock(), float("-inf")
-        self.metrics = RunMetrics(progress.done)
+        self.spent, self.priced = 0.0, self.started
+        self.metrics = ExportedMetrics(SCORE_METRICS, {"rows": progress.done})
+        self.log = EventLog("score")
+        self.events_seen = self.reports_seen = 0
 
     def show(self) -> None:
         """Ask the actor and show what it says. Where the actor is lost, the run goes on all the same."""
+        self.note_events()
         with contextlib.suppress(RayError):
             latest: Any = ray.get(self.actor.read.remote(list(self.finished)), timeout=ANSWER_SECONDS)
             state: Any = ray.get(self.actor.state.remote(), timeout=ANSWER_SECONDS)
@@ -115,12 +121,38 @@ class Follower:
             self.progress.look_ahead(*rows_ahead(latest, self.rows, self.finished))
             status = self.status(*state)
             self.progress.details = status.details()
-            self.metrics.update(status)
+            self.metrics.update(vars(status))
             if self.clock() - self.written >= FILE_SECONDS:
                 self.written = self.clock()
                 with contextlib.suppress(StorageError):  # the next one may be written
                     write_json(join(self.folder, PROGRESS_FILE), status.to_json())
         self.progress.refresh()
+
+    def note_events(self) -> None:
+        """Count and log what came up since the last call."""
+        events: Any = [*retry_events(), *self.report_events()]
+        with contextlib.suppress(RayError):
+            told: Any = ray.get(self.actor.events_after.remote(self.events_seen), timeout=ANSWER_SECONDS)
+            self.events_seen += len(told)
+            events += told
+        for event in events:
+            self.log.note(event)
+
+    def report_events(self) -> list[Event]:
+        """What the reports that came since the last call tell of."""
+        new = list(self.finished.values())[self.reports_seen :]
+        self.reports_seen += len(new)
+        return [
+            Event(
+                kind="memory_ran_out",
+                count=report.halvings,
+                unit=report.unit,
+                process=report.process,
+                reason=f"the token budget is {report.token_budget} now",
+            )
+            for report in new
+            if report.halvings
+        ]
 
     def status(
         self, running: Collection[tuple[str, int]], deaths: Collection[str], given_up: Collection[str]
@@ -128,7 +160,6 @@ class Follower:
         """Where the run is, by what a `Coordinator` says."""
         reports, progress = list(self.finished.values()), self.progress
         pairs, tokens, left = progress.rates() or (None, None, None)
-        seconds = self.clock() - self.started
         return RunStatus(
             rows=progress.done,
             total_rows=progress.total,
@@ -138,11 +169,22 @@ class Follower:
             retries=len(deaths),
             replicas_at_work=sum(kind == "score" for kind, _ in running),
             replicas_given_up=len(given_up),
+            peak_memory_bytes=max((report.peak_memory_bytes for report in reports), default=None),
             pairs_per_second=pairs,
             tokens_per_second=tokens,
             seconds_left=left,
-            cost=None if self.gpu_price is None else self.gpu_price * seconds,
+            cost=None if self.gpu_price is None else self.cost(self.gpu_price),
         )
+
+    def set_gpu_price(self, price: float | None) -> None:
+        """The run has other GPUs from now on, at this price for a second of all of them."""
+        if price is not None:
+            self.spent, self.priced = self.cost(self.gpu_price or 0.0), self.clock()
+        self.gpu_price = price
+
+    def cost(self, price: float) -> float:
+        """What the GPUs cost so far, at the price since it was last set."""
+        return self.spent + price * (self.clock() - self.priced)
 
 
 @contextlib.contextmanager
@@ -159,7 +201,8 @@ def following(follower: Follower) -> Iterator[Reporter]:
     with contextlib.closing(follower.progress):
         try:
             yield Reporter(follower.actor)
-        finally:
+        finally:  # a run that fails has its last events in the log, too
             ended.set()
             thread.join(2 * ANSWER_SECONDS)
+            follower.note_events()
         follower.show()

@@ -6,6 +6,7 @@ units are run in another pass. Not covered: which units there are, and what beco
 (`pipeline`).
 """
 
+import contextlib
 import dataclasses
 import functools
 import uuid
@@ -18,16 +19,19 @@ import ray.data
 from ray import cloudpickle
 
 from wsdm_ray.errors import ClusterError
+from wsdm_ray.events import Event
 from wsdm_ray.failures import unpack_error
 from wsdm_ray.runs import run_folder
 from wsdm_ray.scoring.check import ScoreRun
-from wsdm_ray.scoring.cluster import READER_CPUS, REPLICA_CPUS, fit_readers, replicas_that_fit
+from wsdm_ray.scoring.cluster import READER_CPUS, REPLICA_CPUS, fit_readers, replicas_that_fit, waited_for
 from wsdm_ray.scoring.coordinator import Coordinator, RayCoordination
 from wsdm_ray.scoring.crash_records import UnitStage, read_deaths, write_deaths
 from wsdm_ray.scoring.encode import encode_unit
 from wsdm_ray.scoring.isolation import Part, PartDeath
 from wsdm_ray.scoring.parts import UnitReport
 from wsdm_ray.scoring.plan import WorkUnit
+from wsdm_ray.scoring.pool import LOST_SECONDS, Pool, first_slots
+from wsdm_ray.scoring.preemption import Preemption
 from wsdm_ray.scoring.progress import Follower, Reporter, following
 from wsdm_ray.scoring.read_ahead import data_context, most_open_units
 from wsdm_ray.scoring.reader import Encode, reader_of_process, reading
@@ -35,6 +39,7 @@ from wsdm_ray.scoring.replica import Replica
 from wsdm_ray.scoring.replica_slot import ReplicaSlot, replicating
 from wsdm_ray.scoring.supervision import Supervision
 from wsdm_ray.telemetry import RowProgress, logger
+from wsdm_ray.waiting import nodes_that_stay
 
 __all__ = ["score_units"]
 
@@ -42,6 +47,10 @@ MAX_IDLE_PASSES = 3
 """The run fails when so many passes in a row neither finished a unit nor lost one that was begun."""
 
 LOST = "process died: its Ray worker was lost"
+PREEMPTED = "its node was taken away, or its process was asked to end"
+
+SHOWN = 10
+"""At most so many units are named in a line."""
 
 
 def score_units(
@@ -50,11 +59,13 @@ def score_units(
     replica_class: type[Replica] = Replica,
     on_report: Callable[[], None] = lambda: None,
     encode: Encode = encode_unit,
+    on_dropped: Callable[[Sequence[Preemption]], None] = lambda dropped: None,
 ) -> list[UnitReport]:
     """Score and commit `units`; returns a report of each, in the order in which they finished.
 
     Args:
         on_report: is called as each report comes; what it raises ends the run.
+        on_dropped: is called at the end with the work that was dropped as processes were asked to end.
 
     Raises:
         WsdmRayError: what a user caused, in whatever process it came up.
@@ -66,9 +77,11 @@ def score_units(
     coordinator: Any = ray.remote(num_cpus=0)(Coordinator).remote()
     left, idle = list(units), 0
     folder = run_folder(run.output)
-    with following(Follower(coordinator, progress, rows, finished, folder, gpu_price(run))) as reporter:
+    follower = Follower(coordinator, progress, rows, finished, folder, gpu_price(run, run.cluster.replicas))
+    with following(follower) as reporter, said_at_the_end(units, finished):
         while left:
-            for report in unit_reports(run, left, coordinator, reporter, replica_class, encode):
+            pool = pool_of(run, left, coordinator, follower)
+            for report in unit_reports(run, left, coordinator, reporter, replica_class, encode, pool):
                 progress.begin(seconds_ago=report.seconds)
                 finished[report.unit] = report
                 progress.advance(report.rows, report.forward_tokens)
@@ -81,21 +94,76 @@ def score_units(
                     f"unit {left[0].number}: its processes are lost before they begin it; see the logs of "
                     "Ray's workers, and run again"
                 )
+    on_dropped(ray.get(coordinator.dropped.remote()))
     ray.kill(coordinator)  # else its process lives until Python's garbage collection
     return list(finished.values())
 
 
-def gpu_price(run: ScoreRun) -> float | None:
+@contextlib.contextmanager
+def said_at_the_end(units: Sequence[WorkUnit], finished: Mapping[int, UnitReport]) -> Iterator[None]:
+    """Where the run is stopped, by a signal, a line says what is done and how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        logger.warning(
+            "score: stopped; of %d units that were left, %d are committed and none of them is scored again: "
+            "run the same command to go on",
+            len(units), len(finished),
+        )  # fmt: skip
+        raise
+
+
+def gpu_price(run: ScoreRun, replicas: int) -> float | None:
     """The price of the run's GPUs for a second; None where it is not known or there are none."""
     if run.gpu_hour_price is None or not run.cluster.on_gpu:
         return None
-    return run.gpu_hour_price * run.cluster.replicas / 3600
+    return run.gpu_hour_price * replicas / 3600
+
+
+def pool_of(run: ScoreRun, units: Sequence[WorkUnit], coordinator: Any, follower: Follower) -> Pool:
+    """The replicas and readers of a pass, which begins when the cluster has room for one.
+
+    Raises:
+        ClusterError: it has not, for too long.
+    """
+    seconds = max(run.cluster.wait_seconds, LOST_SECONDS)
+    look = functools.partial(room_now, run.cluster.most, run.cluster.on_gpu)
+    room, readers = waited_for(look, 1, run.cluster.on_gpu, seconds)
+
+    def resized(slots: int, there: int) -> None:
+        follower.set_gpu_price(gpu_price(run, there))
+        coordinator.resize.remote(slots)
+
+    pool = Pool(
+        slots=first_slots(room, len(units), run.cluster.most, run.cluster.limit),
+        readers=readers,
+        units=len(units),
+        look=look,
+        resized=resized,
+        wait_seconds=seconds,
+    )
+    ray.get(coordinator.begin_pass.remote(pool.slots))
+    pool.note(room)
+    return pool
+
+
+def room_now(most: int | None, on_gpu: bool) -> tuple[int, int]:
+    """How many replicas the cluster has room for now, of `most`, and how many readers beside them."""
+    nodes = ray.nodes()
+    replicas = replicas_that_fit(nodes, most, on_gpu)
+    cpus = sum(node["Resources"].get("CPU", 0) for node in nodes if node["Alive"])
+    return replicas, fit_readers(cpus, replicas)
 
 
 def record_lost(output: str, left: Sequence[WorkUnit], coordinator: Any) -> int:
-    """Put on record what was run by Ray workers that were lost; returns how many parts of units that were."""
+    """Put on record what was run by Ray workers that were lost; returns how many parts of units that were.
+
+    What was lost with a node, or with a worker that was asked to end, is counted against no unit.
+    """
     if not left:
         return 0
+    taken = coordinator.take_preempted.remote(nodes_that_stay(), PREEMPTED)
+    preempted: Mapping[UnitStage, Part] = ray.get(taken)
     running: Mapping[UnitStage, Part]
     running, _, _ = ray.get(coordinator.state.remote())
     deaths, numbers = read_deaths(output), {unit.number for unit in left}
@@ -103,8 +171,10 @@ def record_lost(output: str, left: Sequence[WorkUnit], coordinator: Any) -> int:
     for stage, part in begun.items():
         death = PartDeath(start=part.start, stop=part.stop, reason=LOST)
         write_deaths(output, stage, [*deaths.get(stage, ()), death])
-    logger.warning("score: %d units were lost with their Ray workers, and are run again", len(left))
-    return len(begun)
+    some = ", ".join(str(unit.number) for unit in left[:SHOWN]) + ", ..." * (len(left) > SHOWN)
+    reason = f"units {some} were lost with their Ray workers, and are run again"
+    coordinator.tell.remote(Event(kind="unit_lost", count=len(left), reason=reason))
+    return len(begun) + len(preempted)
 
 
 def unit_reports(
@@ -114,10 +184,9 @@ def unit_reports(
     reporter: Reporter,
     replica_class: type[Replica],
     encode: Encode,
+    pool: Pool,
 ) -> Iterator[UnitReport]:
     """One pass over the units: a report of each that no Ray worker was lost with, as they come."""
-    slots = min(replicas_that_fit(ray.nodes(), run.cluster.replicas), len(units))
-    ray.get(coordinator.begin_pass.remote(slots))
     supervision = Supervision(
         target=pickled(
             reading,
@@ -132,7 +201,7 @@ def unit_reports(
         timeout_seconds=run.unit_timeout_seconds,
         deaths=read_deaths(run.output),
     )
-    for row in dataset(run, units, supervision, reporter, replica_class, slots).iter_rows():
+    for row in dataset(run, units, supervision, reporter, replica_class, pool).iter_rows():
         report = UnitReport.from_row(row)
         if report.error:
             raise unpack_error(report.error)
@@ -145,11 +214,10 @@ def dataset(
     supervision: Supervision,
     reporter: Reporter,
     replica_class: type[Replica],
-    slots: int,
+    pool: Pool,
 ) -> "ray.data.Dataset":
     """The dataset itself: units -> encoded -> reports, a row each."""
-    readers = fit_readers(ray.cluster_resources().get("CPU", 1), slots)
-    limit, coordination = most_open_units(slots, readers), supervision.coordination
+    limit, coordination = most_open_units(pool.slots, pool.readers), supervision.coordination
     key = uuid.uuid4().hex
     replicas = dataclasses.replace(supervision, target=pickled(replicating, replica_class, run.replica))
 
@@ -161,7 +229,7 @@ def dataset(
         return {name: [value] for name, value in encoded.items()}
 
     # It warns of `max_retries` and `max_task_retries`, which later versions lack; Ray is pinned.
-    with warnings.catch_warnings(), ray.data.DataContext.current(data_context(limit)):
+    with warnings.catch_warnings(), ray.data.DataContext.current(data_context(pool)):
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         indices = [{"index": index} for index in range(len(units))]
         return (
@@ -169,7 +237,7 @@ def dataset(
             .map_batches(
                 read,  # pyright: ignore[reportArgumentType]
                 batch_size=1,
-                compute=ray.data.TaskPoolStrategy(size=min(readers, len(units))),
+                compute=ray.data.TaskPoolStrategy(),  # `pool` says how many
                 # Without GPUs, a replica that Ray restarts on another node may take all CPUs that are left.
                 num_cpus=READER_CPUS if run.cluster.on_gpu else 0,
                 max_retries=0,
@@ -178,7 +246,7 @@ def dataset(
                 type(replica_class.__name__, (ReplicaSlot,), {}),  # by its name, Ray shows it
                 fn_constructor_args=(replicas, reporter),
                 batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=slots),
+                compute=ray.data.ActorPoolStrategy(size=pool.slots),
                 num_cpus=REPLICA_CPUS,
                 num_gpus=1 if run.cluster.on_gpu else None,
                 max_task_retries=0,

@@ -1,6 +1,10 @@
-"""How Ray Data runs a scoring run: what is read ahead is bounded, and what is lost does not stop it."""
+"""How Ray Data runs a scoring run: the pool follows the cluster, what is read ahead is bounded, and what is
+lost does not stop it.
+"""
 
+import dataclasses
 import logging
+from typing import Any
 
 import ray.data
 from ray.data._internal.execution.backpressure_policy import (
@@ -9,6 +13,8 @@ from ray.data._internal.execution.backpressure_policy import (
     BackpressurePolicy,
 )
 from ray.data._internal.execution.interfaces import PhysicalOperator
+
+from wsdm_ray.scoring.pool import Pool
 
 __all__ = ["data_context", "most_open_units"]
 
@@ -23,27 +29,47 @@ def most_open_units(slots: int, readers: int) -> int:
 
 
 class BoundedReadAhead(BackpressurePolicy):
-    """Reads no more units ahead of the replicas than `limit`, lest they fill the object store."""
+    """Reads no more units ahead of the replicas than there is use for, lest they fill the object store.
 
-    limit = 1
+    Ray Data asks it again and again, so that it also makes the pool of replicas grow with the cluster.
+    """
+
+    pool: Pool
 
     def can_add_input(self, op: PhysicalOperator) -> bool:
         """Whether another task of an operator may start."""
         if op.name != READERS:
             return True
         [replicas] = op.output_dependencies
-        read = op.metrics.num_tasks_submitted - op.metrics.num_tasks_failed
-        return read - replicas.metrics.num_tasks_finished < self.limit  # those that failed are finished
+        finished = replicas.metrics.num_tasks_finished
+        slots = self.pool.update(finished)
+        for actors in replicas.get_autoscaling_actor_pools():
+            resize(actors, slots)
+        if op.metrics.num_tasks_running >= self.pool.readers:
+            return False
+        read = op.metrics.num_tasks_submitted - op.metrics.num_tasks_failed  # those that failed are finished
+        return read - finished < most_open_units(slots, self.pool.readers)
 
 
-def data_context(limit: int) -> "ray.data.DataContext":
-    """The context of a dataset of which at most `limit` units are read and not finished.
+def resize(actors: Any, size: int) -> None:
+    """Have Ray Data's autoscaler bring a pool of actors to a size at its next look.
+
+    Its own rule grows a pool where enough tasks wait for each actor, and what is read ahead is too little for
+    that; a pool below its least size it brings there at once.
+    """
+    if actors.min_size() < size:
+        config = actors._config
+        actors._config = dataclasses.replace(config, min_size=size, initial_size=size, max_size=size)
+
+
+def data_context(pool: Pool) -> "ray.data.DataContext":
+    """The context of a dataset whose stages are of the sizes of `pool`.
 
     Ray Data's own bars and logs are off: they say nothing of pairs or tokens, and show a traceback for every
     unit that was lost with a Ray worker, which is run again.
     """
     context = ray.data.DataContext.get_current().copy()
-    bounded = type("BoundedReadAhead", (BoundedReadAhead,), {"limit": limit})
+    bounded = type("BoundedReadAhead", (BoundedReadAhead,), {"pool": pool})
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, bounded])
     context.max_errored_blocks = -1
     context.enable_progress_bars = False

@@ -47,7 +47,7 @@ def reading(
     def read_ids(unit: WorkUnit, error: str) -> bytes:
         return table_to_bytes(encode_without_texts(unit, error, models, keep))
 
-    return answering({"read": read, "read_ids": read_ids})
+    return answering({"read": read, "read_ids": read_ids}, notify)
 
 
 class Reader:
@@ -59,6 +59,8 @@ class Reader:
 
     def __init__(self, supervision: Supervision, child: Any = None):
         self.supervisor = Supervisor(supervision, "reader", child=child)
+        # One that is asked to end reads on until it is ended: what it read is of use.
+        supervision.coordination.on_notice(lambda: None)
 
     def __call__(self, unit: WorkUnit) -> dict[str, Any]:
         """The unit for a `ReplicaSlot`: its number, rows, encoded bytes, or a packed error."""

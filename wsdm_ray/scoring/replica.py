@@ -12,7 +12,9 @@ import pyarrow as pa
 from wsdm_ray.errors import ModelError
 from wsdm_ray.failures import pack_final
 from wsdm_ray.modeling.classifier import set_threads
+from wsdm_ray.modeling.gpu_memory import peak_memory_bytes
 from wsdm_ray.modeling.loading import load_scorer
+from wsdm_ray.modeling.precision import default_device
 from wsdm_ray.noise import quiet_libraries
 from wsdm_ray.runs import check_same_numbers
 from wsdm_ray.schema import Ordering, orderings_of
@@ -188,6 +190,7 @@ class Replica:
             halvings=unit.halvings,
             token_budget=self.token_budget,
             forward_tokens=unit.forward_tokens,
+            peak_memory_bytes=peak_memory_bytes(self.options.device or default_device()),
             kinds=kinds_to_json(count_kinds(table)),
         )
 

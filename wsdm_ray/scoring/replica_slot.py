@@ -1,7 +1,7 @@
 """What holds a replica: it starts the replica's process, on its GPU, and another one when that dies.
 
-A slot whose replica cannot start keeps its GPU, so that nothing else starts on it, and takes no units. Torch
-is imported in the child alone.
+A slot that was asked to end (SIGTERM) does so after the unit at hand. One whose replica cannot start keeps
+its GPU, so that nothing else starts on it, and takes no units. Torch is imported in the child alone.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from wsdm_ray.errors import ClusterError
+from wsdm_ray.events import Event
 from wsdm_ray.failures import FinalError, pack_error
 from wsdm_ray.scoring.child_process import Death
 from wsdm_ray.scoring.crash_records import DEVICE_LOST_STATUS
@@ -46,7 +47,7 @@ def replicating(
         except (ModelError, DeviceLostError) as error:  # smaller parts show which row it is
             raise RuntimeError(str(error)) from error
 
-    return answering({"score": replica, "score_part": score_part, "commit": replica.commit})
+    return answering({"score": replica, "score_part": score_part, "commit": replica.commit}, notify)
 
 
 class ReplicaSlot:
@@ -70,6 +71,7 @@ class ReplicaSlot:
         self.coordination, self.end = supervision.coordination, end
         self.supervisor = Supervisor(supervision, "replica", lambda report: report_progress(*report), child)
         self.failure = ""
+        self.coordination.on_notice(self.leave)
         starts = self.coordination.starting()
         try:
             if starts >= MAX_STARTS:
@@ -79,11 +81,15 @@ class ReplicaSlot:
             self.give_up(str(error))
         self.coordination.ready()
 
+    def leave(self) -> None:
+        """End when the unit at hand is committed: this process was asked to."""
+        self.supervisor.leaving = True
+
     def give_up(self, reason: str) -> None:
         """Take no units until the run is over; where no other slot is left, end the run at the first one."""
         gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         place = os.uname().nodename + (f", GPU {gpu}" if gpu else "")
-        print(f"the replica on {place} cannot start: {reason}", file=sys.stderr)
+        self.coordination.tell(Event(kind="slot_given_up", node=place, reason=reason))
         if not self.coordination.give_up(f"{place}: {reason}"):
             self.coordination.wait_for_end()
         self.failure = pack_error(
@@ -94,6 +100,8 @@ class ReplicaSlot:
         )
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self.supervisor.leaving:  # Ray starts another process; the unit, not begun, is run in another pass
+            self.end(1)
         number, started = int(batch["unit"][0]), time.monotonic()
         report = UnitReport(unit=number, error=str(batch["error"][0] or self.failure))
         try:
@@ -116,7 +124,7 @@ class ReplicaSlot:
 
         def run(part: Part) -> Any:
             if part.rows == rows:
-                return self.score_whole(batch)
+                return self.score_whole(number, batch)
             return self.score_part(number, table_from_bytes(encoded).slice(part.start, part.rows))
 
         done = self.supervisor.isolate(("score", number), rows, run)
@@ -124,9 +132,11 @@ class ReplicaSlot:
             return done[0].value
         return self.commit(number, self.scored(number, table_from_bytes(encoded), done))
 
-    def score_whole(self, batch: dict[str, np.ndarray]) -> UnitReport | Death:
+    def score_whole(self, number: int, batch: dict[str, np.ndarray]) -> UnitReport | Death:
         while (outcome := self.supervisor.call("score", batch)) == DEVICE_LOST:
-            pass  # it left a crash record, which says what the next one runs, and how often
+            # It left a crash record, which says what the next one runs, and how often.
+            lost = Event(kind="device_lost", unit=number, process=self.supervisor.last_process)
+            self.coordination.tell(lost)
         if isinstance(outcome, Death):
             return outcome
         return UnitReport.from_row({name: values[0] for name, values in outcome.items()})

@@ -24,6 +24,7 @@ class RunStatus:
     errors: rows with an error, of this run. units: that this run finished.
     replicas_at_work, replicas_given_up: that score a unit now, and that cannot start.
     retries: processes that died, or ran out of time.
+    peak_memory_bytes: the most that any replica took so far; None until one has scored a unit.
     cost: so far, in the currency of `--gpu-hour-price`; None where that or a GPU is missing.
     """
 
@@ -35,6 +36,7 @@ class RunStatus:
     retries: int
     replicas_at_work: int
     replicas_given_up: int
+    peak_memory_bytes: int | None = None
     pairs_per_second: float | None = None
     tokens_per_second: float | None = None
     seconds_left: float | None = None

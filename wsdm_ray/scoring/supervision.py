@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from wsdm_ray.events import Event, retry_events
 from wsdm_ray.failures import FinalError, pack_final
 from wsdm_ray.scoring.child_process import ChildProcess, Death
 from wsdm_ray.scoring.crash_records import UnitStage, write_deaths
-from wsdm_ray.scoring.isolation import Done, Part, PartDeath, isolate
+from wsdm_ray.scoring.isolation import Done, Part, PartDeath, isolate, parts_of
 
 __all__ = ["Answer", "Coordination", "StartError", "Supervision", "Supervisor", "answering"]
 
@@ -52,6 +53,16 @@ class Coordination(Protocol):
 
     def died(self, stage: UnitStage, part: Part, reason: str) -> None: ...
 
+    def tell(self, event: Event) -> None: ...
+
+    def preempted(self, stage: UnitStage, part: Part, reason: str) -> None:
+        """A process that ran the part was asked to end."""
+        ...
+
+    def on_notice(self, leave: Callable[[], None]) -> None:
+        """Has `leave` called when this process itself is asked to end."""
+        ...
+
 
 class StartError(Exception):
     """A process ends each time before it is ready; the text says how."""
@@ -89,29 +100,47 @@ class Supervisor:
         child: Any = None,
     ):
         self.supervision = supervision
-        self.child = child or ChildProcess(supervision.target, name, on_message)
+        self.last_process: int | None = None
+
+        def take(message: Any) -> None:
+            supervision.coordination.tell(message) if isinstance(message, Event) else on_message(message)
+
+        self.child = child or ChildProcess(supervision.target, name, take)
+        self.at_hand: tuple[UnitStage, Part] | None = None
+        self.leaving = False
+        """Whether this process was asked to end: no other child is started then."""
 
     def start(self) -> None:
         """Start the child. Raises `StartError` where it ended too often."""
-        reason = ""
-        for _ in range(MAX_STARTS):
-            death = self.child.start()
-            if death is None:
-                return
-            reason = death.reason
-        raise StartError(reason)
+        deaths = 0
+        while death := self.child.start():
+            deaths += not death.preempted
+            if deaths == MAX_STARTS or self.leaving:
+                raise StartError(death.reason)
 
     def call(self, function: str, *arguments: Any) -> Any:
         """What a function of the child's returns; a `Death` where the process ends before.
+
+        A process that was asked to end is no such death: another one gets the call.
 
         Raises:
             FinalError: what ends the run, packed.
             StartError: no process can be started.
         """
-        if not self.child.alive:
-            self.start()
-        outcome = self.child.call((function, *arguments), self.supervision.timeout_seconds)
+        while True:
+            if not self.child.alive:
+                self.start()
+            outcome = self.child.call((function, *arguments), self.supervision.timeout_seconds)
+            if not (isinstance(outcome, Death) and outcome.preempted):
+                break
+            if self.at_hand:
+                stage, part = self.at_hand
+                print(f"unit {stage[1]}: its process was asked to end; it is run again", file=sys.stderr)
+                self.supervision.coordination.preempted(stage, part, outcome.reason)
+            if self.leaving:
+                raise StartError("it was asked to end, as this process was")
         if isinstance(outcome, Death):
+            self.last_process = outcome.process
             return outcome
         value, error = outcome
         if error:
@@ -128,22 +157,52 @@ class Supervisor:
 
         def record(deaths: Sequence[PartDeath]) -> None:
             last = deaths[-1]
-            part = Part(last.start, last.stop)
-            print(f"unit {stage[1]}, rows {part.start} to {part.stop - 1}: {last.reason}", file=sys.stderr)
-            supervision.coordination.died(stage, part, last.reason)
+            supervision.coordination.died(stage, Part(last.start, last.stop), last.reason)
+            for event in death_events(stage, rows, deaths, self.last_process):
+                supervision.coordination.tell(event)
             write_deaths(supervision.output, stage, deaths)
 
         def run_noted(part: Part) -> Any:
             supervision.coordination.began(stage, part)
+            self.at_hand = stage, part
             return run(part)
 
-        done = isolate(rows, list(supervision.deaths.get(stage, ())), run_noted, record)
+        try:
+            done = isolate(rows, list(supervision.deaths.get(stage, ())), run_noted, record)
+        finally:
+            self.at_hand = None
         supervision.coordination.ended(stage)
         return done
 
 
-def answering(functions: Mapping[str, Callable[..., Any]]) -> Answer:
-    """An `Answer` with these functions. What another try would not meet again ends the process."""
+def death_events(
+    stage: UnitStage, rows: int, deaths: Sequence[PartDeath], process: int | None
+) -> list[Event]:
+    """What the last of the deaths over a unit of `rows` rows means: the death, and what follows from it.
+
+    Args:
+        process: that died.
+    """
+    last, number = deaths[-1], stage[1]
+    kind = "replica_died" if stage[0] == "score" else "reader_died"
+    part = last.start, last.stop - 1
+    events = [Event(kind=kind, unit=number, rows=part, process=process, reason=last.reason)]
+    before, after = parts_of(rows, deaths[:-1]), parts_of(rows, deaths)
+    if len(after) > len(before):
+        events.append(Event(kind="unit_bisected", unit=number, rows=part))
+    if sum(bool(each.reason) for each in after) > sum(bool(each.reason) for each in before):
+        events.append(Event(kind="row_given_up", unit=number, rows=part, reason=last.reason))
+    return events
+
+
+def answering(
+    functions: Mapping[str, Callable[..., Any]], notify: Callable[[Event], None] = lambda event: None
+) -> Answer:
+    """An `Answer` with these functions. What another try would not meet again ends the process.
+
+    Args:
+        notify: takes the events of each call.
+    """
 
     def answer(call: tuple[Any, ...]) -> tuple[Any, str]:
         name, *arguments = call
@@ -151,5 +210,8 @@ def answering(functions: Mapping[str, Callable[..., Any]]) -> Answer:
             return functions[name](*arguments), ""
         except Exception as error:
             return None, pack_final(error)
+        finally:
+            for event in retry_events():
+                notify(event)
 
     return answer

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from wsdm_ray.errors import StorageError
 from wsdm_ray.failures import chain
+from wsdm_ray.plain_text import one_line
 
 __all__ = [
     "STORE_TIMEOUT_SECONDS",
@@ -233,7 +234,8 @@ def patiently(
 
 def in_words(error: BaseException) -> str:
     """Kind and first line of an error, at most 200 characters of it."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no more is known').splitlines()[0][:200]}"
+    text = one_line((str(error).strip() or "no more is known").splitlines()[0])
+    return f"{type(error).__name__}: {text[:200]}"
 
 
 def log_retry(scheme: str, error: BaseException, limit: float) -> None:

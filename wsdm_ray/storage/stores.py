@@ -16,6 +16,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from wsdm_ray.errors import StorageError, WsdmRayError
+from wsdm_ray.plain_text import one_line
 from wsdm_ray.storage.hub import HUB, local_file
 from wsdm_ray.storage.patience import PatientStore, StoreAwayError, count_retries_of_client
 
@@ -185,5 +186,5 @@ def raised_by_store(error: BaseException) -> bool:
 
 def reason(error: BaseException) -> str:
     """The first line of an error's own words; never longer than 200 characters."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = one_line((str(error).strip() or type(error).__name__).splitlines()[0])
     return f"{type(error).__name__}: {text[:200]}"

@@ -38,6 +38,7 @@ NOT_IN_FINGERPRINT = (
     "dry_run", "gpu_hour_price",
     "base", "start_from", "train", "valid",  # by their content
     "num_workers", "min_workers", "micro_batches",  # as `passes`
+    "wait_for_resources_seconds",
     "gradient_checkpointing",  # changes memory and time alone
 )  # fmt: skip
 """Options that may change between a run and its resumption, or that the fingerprint has in another form."""

@@ -52,6 +52,16 @@ class WorkerGroup:
             dist.all_reduce(tensor)
         return tensor
 
+    def any(self, flag: bool, device: str) -> bool:
+        """Whether the flag of one worker at least is set: the same answer for all of them.
+
+        Args:
+            device: where the workers add up tensors.
+        """
+        if self.size == 1:
+            return flag
+        return bool(self.all_reduce(torch.tensor([float(flag)], device=device)).item())
+
     def all_gather(self, value: Value) -> list[Value]:
         """The value of each worker, by rank; workers must make their calls in the same order."""
         values: list[Any] = [None] * self.size

@@ -8,7 +8,6 @@ workers changes it.
 
 import dataclasses
 import json
-import resource
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from wsdm_ray.modeling.classifier import (
     trainable_parameters,
 )
 from wsdm_ray.modeling.families import softcap_of
+from wsdm_ray.modeling.gpu_memory import peak_memory_bytes
 from wsdm_ray.modeling.manifest import Manifest
 from wsdm_ray.modeling.precision import device_and_dtype
 from wsdm_ray.packing.layouts import Layout, lay_out
@@ -118,6 +118,8 @@ class Trainer:
         self.network = self.model.network
         self.token_budget = config.token_budget
         """Of a micro-batch; less than was asked for where memory ran out."""
+        self.memory_ran_out = 0
+        """How many times it did so far, in this process."""
         self.parameters = trainable_parameters(self.network)
         self.reducer = GradientReducer(self.group, self.parameters.values())
         self.optimizer = make_optimizer(config.optimizer, self.parameters)
@@ -189,7 +191,7 @@ class Trainer:
             tokens=int(tokens),
             seconds=time.monotonic() - started,
             padding_share=1 - tokens / sum(batches.costs),
-            memory_gb=memory_gb(self.device),
+            memory_gb=peak_memory_bytes(self.device) / 1e9,
         )
 
     def forward_backward(self, rows: np.ndarray, batches: Batches) -> tuple[Batches, BatchSums]:
@@ -236,6 +238,7 @@ class Trainer:
             return self.accumulate_all(rows, batches)
         except torch.OutOfMemoryError as error:
             said = str(error).splitlines()[0]
+        self.memory_ran_out += 1
         logger.warning("train: memory ran out on worker %d (%s)", self.group.rank, said)
         self.optimizer.zero_grad(set_to_none=True)
         return BatchSums(torch.tensor([0, 0, 0, 1], dtype=torch.float64, device=self.device), [])
@@ -389,10 +392,3 @@ def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
     """A seed for the dropout of one micro-batch."""
     sequence = np.random.SeedSequence([seed, step, micro_batch])
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)
-
-
-def memory_gb(device: str) -> float:
-    """Peak memory of this process so far, in GB: of the GPU where it has one, else of the machine."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB

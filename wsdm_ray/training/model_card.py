@@ -3,6 +3,8 @@
 People fill in the licence, so a finished run's card is never written again.
 """
 
+import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from wsdm_ray.config import TrainConfig
 from wsdm_ray.modeling.manifest import Manifest, read_manifest
 from wsdm_ray.modeling.plain_lines import plain_lines
+from wsdm_ray.plain_text import one_line
 from wsdm_ray.text.encoding import PairEncoder
 from wsdm_ray.training.check import CheckedTraining, TrainingCounts
 
@@ -114,10 +117,11 @@ def name_of(path: str) -> str:
 
 
 def front_matter(base: str) -> str:
+    plain = re.fullmatch(r"[\w./-]+", base)
     return f"""\
 ---
 library_name: peft
-base_model: {base}
+base_model: {base if plain else json.dumps(base)}
 pipeline_tag: text-classification
 tags:
 - preference
@@ -140,8 +144,13 @@ def shown(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {shown(inner)}" for name, inner in value.items())
+        return ", ".join(f"{in_cell(str(name))} {shown(inner)}" for name, inner in value.items())
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def in_cell(name: str) -> str:
+    """A name of the data as text of a Markdown table: no end of a line or cell, no code and no tag."""
+    return re.sub(r"([|`<>\[\]*_\\])", r"\\\1", one_line(name))
 
 
 def base_rows(base: str, manifest: Manifest) -> list[tuple[str, Any]]:

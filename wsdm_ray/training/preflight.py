@@ -1,5 +1,6 @@
 """The checks of a training run in their order: what needs no cluster, what the cluster has, every node."""
 
+import dataclasses
 import os
 
 from wsdm_ray.config import TrainConfig
@@ -27,7 +28,7 @@ def checked(config: TrainConfig) -> tuple[CheckedTraining, str | None]:
         found.append(f"the base is held as {inputs.manifest.quantization}")
     assumed = config.dry_run and not cluster_at_hand()
     with checks.stage("resources") as found:
-        cluster = this_machine() if assumed else resources_of_cluster()
+        cluster = this_machine() if assumed else resources_of_cluster(config)
         run = check(config, cluster, inputs)
         asked = "no cluster was asked (RAY_ADDRESS names one)" if assumed else "they fit"
         found.append(f"{config.num_workers} x 1 {'GPU' if run.on_gpu else 'CPU'}; {asked}")
@@ -42,11 +43,13 @@ def checked(config: TrainConfig) -> tuple[CheckedTraining, str | None]:
     return run, gpu
 
 
-def resources_of_cluster() -> ClusterResources:
-    """What the cluster has, to which this process is connected from here on."""
+def resources_of_cluster(config: TrainConfig) -> ClusterResources:
+    """What the cluster has, to which this process is connected from here on. A dry run waits for no nodes."""
     from wsdm_ray.training.ray_train import cluster_resources
 
-    return cluster_resources()
+    return cluster_resources(
+        dataclasses.replace(config, wait_for_resources_seconds=0) if config.dry_run else config
+    )
 
 
 def this_machine() -> ClusterResources:

@@ -1,10 +1,11 @@
-"""Where a training run is, for people: a bar in a terminal, lines in a log.
+"""Where a training run is: a bar in a terminal, lines in a log, metrics for Prometheus.
 
-Workers run in other processes. In a log the first of them writes its own lines; a bar is drawn by the process
-that started the run, which asks an actor that the worker keeps up to date.
+Workers run in other processes. In a log the first of them writes its own lines; a bar is drawn, and metrics
+are exported, by the process that started the run, which asks an actor that the workers keep up to date.
 """
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +14,24 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from wsdm_ray.events import Event, retry_events
+from wsdm_ray.exported_metrics import EventLog, ExportedMetrics
+from wsdm_ray.metric_names import TRAIN_METRICS
 from wsdm_ray.telemetry import Display, human, in_terminal, time_left
-from wsdm_ray.training.metrics import StepMetrics
+from wsdm_ray.training.metrics import Row, StepMetrics
 
-__all__ = ["ProgressActor", "StepProgress", "seconds_left", "show_progress", "step_progress", "step_reporter"]
+__all__ = [
+    "Follower",
+    "ProgressActor",
+    "StepProgress",
+    "TrainingStatus",
+    "seconds_left",
+    "show_progress",
+    "step_progress",
+    "step_reporter",
+]
 
 REFRESH_SECONDS = 0.5
 ANSWER_SECONDS = 10.0
@@ -104,11 +118,71 @@ def seconds_left(
     return (total_steps - step) * step_seconds + pauses * pause_seconds
 
 
-class ProgressActor:
-    """Holds where the first worker is, for the bar of the process that started the run."""
+@dataclass
+class TrainingStatus:
+    """Where a run is, in figures; None before there is one. `metric_names` says what each is.
 
-    def __init__(self) -> None:
+    The totals are of all workers that this job had, whichever died.
+    """
+
+    total_steps: int
+    steps: int = 0
+    pairs: int = 0
+    tokens: int = 0
+    checkpoints: int = 0
+    step: int | None = None
+    loss: float | None = None
+    accuracy: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    pairs_per_second: float | None = None
+    tokens_per_second: float | None = None
+    peak_memory_bytes: float | None = None
+    checkpoint_seconds: float | None = None
+    valid_log_loss: float | None = None
+    valid_accuracy: float | None = None
+
+    def add(self, row: Row) -> None:
+        """Take the row of one more step."""
+        self.steps += 1
+        self.pairs += row["pairs"]
+        self.tokens += row["tokens"]
+        self.peak_memory_bytes = row["memory_gb"] * 1e9
+        for name in LATEST:
+            setattr(self, name, row.get(name, getattr(self, name)))
+
+
+LATEST = (
+    *("step", "loss", "accuracy", "learning_rate", "grad_norm", "pairs_per_second", "tokens_per_second"),
+    *("valid_log_loss", "valid_accuracy"),
+)
+"""Of a row, what the status has as it is."""
+
+
+class ProgressActor:
+    """Holds where the first worker is, and what all workers tell, for the process that started the run."""
+
+    def __init__(self, total_steps: int = 0) -> None:
         self.latest: StepProgress | None = None
+        self.status = TrainingStatus(total_steps)
+        self.events: list[Event] = []
+
+    def add_row(self, row: Row) -> None:
+        """Take the row of one more step."""
+        self.status.add(row)
+
+    def add_checkpoint(self, seconds: float) -> None:
+        """Note that a checkpoint was written and uploaded, and how long that took."""
+        self.status.checkpoints += 1
+        self.status.checkpoint_seconds = seconds
+
+    def tell(self, event: Event) -> None:
+        """Have an event counted and logged."""
+        self.events.append(event)
+
+    def state(self, events_seen: int) -> tuple[TrainingStatus, list[Event]]:
+        """Where the run is, and all events but the first `events_seen`."""
+        return self.status, self.events[events_seen:]
 
     def update(self, progress: StepProgress) -> None:
         """Set where the run is."""
@@ -139,30 +213,58 @@ def step_reporter(
 
 @contextlib.contextmanager
 def show_progress(total_steps: int) -> Iterator[Any]:
-    """In a terminal, a bar of the run's steps, and the `ProgressActor` that it follows; else None."""
-    if not in_terminal():
-        yield None
-        return
-    actor: Any = ray.remote(num_cpus=0)(ProgressActor).remote()
+    """The `ProgressActor` of a run, which a thread follows: for metrics and, in a terminal, a bar of steps.
+
+    It is on the node of this process: what could end it ends the run anyway.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(num_cpus=0)(ProgressActor).options(scheduling_strategy=here).remote(total_steps)
+    follower = Follower(actor, Display("train", total_steps, "steps") if in_terminal() else None)
     ended = threading.Event()
-    thread = threading.Thread(target=follow, args=(actor, total_steps, ended), name="progress", daemon=True)
+    thread = threading.Thread(target=follower.follow, args=(ended,), name="progress", daemon=True)
     thread.start()
     try:
         yield actor
     finally:
         ended.set()
         thread.join(2 * ANSWER_SECONDS)
+        ray.kill(actor)
 
 
-def follow(actor: Any, total_steps: int, ended: threading.Event) -> None:
-    """Show a bar of `total_steps` steps as the actor is updated, until `ended` is set."""
-    display = Display("train", total_steps, "steps")
-    display.show(0, "starting")
-    last = False
-    while not last:
-        last = ended.wait(REFRESH_SECONDS)
-        with contextlib.suppress(RayError):  # of an actor that is lost: the run needs none
-            now: Any = ray.get(actor.read.remote(), timeout=ANSWER_SECONDS)
-            if now:
-                display.show(now.step, now.in_bar())
-    display.close()
+class Follower:
+    """Shows where a run is, as often as it is asked to.
+
+    Args:
+        actor: handle of a `ProgressActor`.
+        display: the bar, if there is one.
+    """
+
+    def __init__(self, actor: Any, display: Display | None = None):
+        self.actor, self.display = actor, display
+        self.metrics, self.log, self.events_seen = ExportedMetrics(TRAIN_METRICS), EventLog("train"), 0
+
+    def follow(self, ended: threading.Event) -> None:
+        """Show the run until `ended` is set, and once more."""
+        if self.display:
+            self.display.show(0, "starting")
+        last = False
+        while not last:
+            last = ended.wait(REFRESH_SECONDS)
+            self.show()
+        if self.display:
+            self.display.close()
+
+    def show(self) -> None:
+        """Ask the actor and show what it says. Where the actor is lost, the run goes on all the same."""
+        for event in retry_events():
+            self.log.note(event)
+        with contextlib.suppress(RayError):
+            state: Any = ray.get(self.actor.state.remote(self.events_seen), timeout=ANSWER_SECONDS)
+            status, events = state
+            self.events_seen += len(events)
+            for event in events:
+                self.log.note(event)
+            self.metrics.update(dataclasses.asdict(status))
+            now: Any = ray.get(self.actor.read.remote(), timeout=ANSWER_SECONDS)
+            if now and self.display:
+                self.display.show(now.step, now.in_bar())

@@ -1,9 +1,13 @@
 """The workers of a run on Ray Train, from the start to the last step, whatever dies on the way.
 
-A worker, or a controller, that is lost is replaced, and the run goes on from its last checkpoint. An error
-that another try would meet again ends the run at once.
+A worker, or a controller, that is lost is replaced, and the run goes on from its last checkpoint. Workers
+that are asked to end write one before, and others go on (`preemption`). An error that another try would meet
+again ends the run at once.
 """
 
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow.fs
@@ -12,35 +16,113 @@ import ray.train
 import ray.train.torch
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, TrainingFailedError, UserCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, RunningState
 
 from wsdm_ray.config import TrainConfig
-from wsdm_ray.errors import ClusterError
-from wsdm_ray.failures import FinalError, unpack_error
+from wsdm_ray.errors import ClusterError, StorageError
+from wsdm_ray.events import Event
+from wsdm_ray.failures import FinalError, pack_error, unpack_error
 from wsdm_ray.session import connect
-from wsdm_ray.storage import filesystem, is_remote, join
-from wsdm_ray.telemetry import logger
-from wsdm_ray.training.check import CheckedTraining, ClusterResources
+from wsdm_ray.storage import filesystem, is_remote, join, read_json, reason
+from wsdm_ray.telemetry import in_terminal, logger, set_up_logging
+from wsdm_ray.training.check import CheckedTraining, ClusterResources, fit_cluster
+from wsdm_ray.training.preemption import HandleNotices, ask_to_stop, step_of
 from wsdm_ray.training.progress import show_progress
-from wsdm_ray.training.worker import CHECKPOINTS_FOLDER, RUN_NAME, WorkerResult, WorkerTask, work
+from wsdm_ray.training.worker import CHECKPOINTS_FOLDER, RUN_NAME, WorkerResult, WorkerTask, left_name, work
+from wsdm_ray.waiting import asking_for, autoscaler_limits, nodes_that_stay, wait_for_resources, wait_limit
 
 __all__ = ["cluster_resources", "execute"]
 
+STOP_SECONDS = 60.0
+"""A run that is stopped waits so long for the checkpoint of the step at hand."""
+
+POLL_SECONDS = 0.2
+RECORDS = "checkpoint_manager_snapshot.json"
+"""Ray Train's record of the checkpoints that there are."""
+
+LINE_SECONDS = 60.0
+"""So often a line says what the run waits for."""
+
 
 class EndAtFinalErrors(UserCallback):
-    """Has Ray Train's controller give a run up where new workers would meet the same error."""
+    """Has Ray Train's controller give a run up where new workers would meet the same error.
+
+    Args:
+        progress: the `ProgressActor` that is told of all other errors.
+    """
+
+    def __init__(self, progress: Any = None):
+        self.progress = progress
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        for wrapped in worker_exceptions.values():
-            error = getattr(wrapped, "_base_exc", wrapped)
+        errors = {rank: getattr(error, "_base_exc", error) for rank, error in worker_exceptions.items()}
+        for error in errors.values():
             if isinstance(error, FinalError):
                 raise ControllerError(error)
+        for rank, error in errors.items():
+            if self.progress:
+                self.progress.tell.remote(
+                    Event(kind="worker_died", worker=f"of rank {rank}", reason=reason(error))
+                )
 
 
-def cluster_resources() -> ClusterResources:
-    """What the cluster has, to which this process is connected from here on."""
+class SayWhatIsWaitedFor(ControllerCallback):
+    """Has Ray Train's controller say which workers it waits for, and give up after a while.
+
+    Args:
+        what: the workers, in words. seconds: to wait; 0: without end.
+    """
+
+    def __init__(self, what: str, seconds: float, clock: Callable[[], float] = time.monotonic):
+        self.what, self.seconds, self.clock = what, seconds, clock
+        self.since: float | None = None
+        self.said = float("-inf")
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        if isinstance(current_state, RunningState):
+            self.since = None
+        if not isinstance(current_state, ReschedulingState):  # a start that found no place
+            return
+        now = self.clock()
+        self.since = now if self.since is None else self.since
+        if self.seconds and now - self.since >= self.seconds:
+            error = ClusterError(
+                f"no nodes for {self.what} after {self.seconds:g} s (--wait-for-resources-seconds); run the "
+                "same command again to go on from the last checkpoint"
+            )
+            raise ControllerError(FinalError(pack_error(error)))
+        if now - self.said >= LINE_SECONDS:
+            self.said = now
+            set_up_logging()
+            logger.warning("train: waits for %s; the nodes that are there have no place for them", self.what)
+
+
+def cluster_resources(config: TrainConfig) -> ClusterResources:
+    """What the cluster has, to which this process is connected from here on, once the workers fit it.
+
+    Raises:
+        ClusterError: they do not, and nodes for them did not come.
+    """
     connect()
-    resources = ray.cluster_resources()
-    return ClusterResources(cpus=resources.get("CPU", 0), gpus=int(resources.get("GPU", 0)))
+    limits = autoscaler_limits()
+    seconds = wait_limit(config.wait_for_resources_seconds, limits)
+    number = config.min_workers or config.num_workers
+
+    def look() -> ClusterResources:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+        resources = ClusterResources(cpus=cpus, gpus=int(gpus))
+        if limits.get("GPU", 0) and not resources.gpus:
+            raise ClusterError(f"the cluster has no GPU yet: too small for {number} workers of 1 GPU each")
+        fit_cluster(config, resources)
+        return resources
+
+    with contextlib.suppress(ClusterError):
+        return look()
+    bundle = {"CPU": 1.0} | ({"GPU": 1.0} if limits.get("GPU", 0) else {})
+    with asking_for([bundle] * number) if seconds else contextlib.nullcontext():
+        return wait_for_resources(look, job="train", seconds=seconds)
 
 
 def execute(checked: CheckedTraining) -> ray.train.Result:
@@ -51,23 +133,77 @@ def execute(checked: CheckedTraining) -> ray.train.Result:
         WorkerDefectError: a defect in a worker.
     """
     with show_progress(checked.counts.steps) as progress:
-        task = WorkerTask(config=checked.worker_config, manifest=checked.manifest, progress=progress)
+        task = WorkerTask(
+            config=checked.worker_config,
+            manifest=checked.manifest,
+            progress=progress,
+            logs_steps=not in_terminal(),
+        )
+        ask_to_stop(task.config.output, False)
         controllers_left = task.config.max_failures
         while True:
             try:
-                result = trainer_of(task, checked.on_gpu).fit()
-                break
+                with stopping_in_order(task.config.output):
+                    result = trainer_of(task, checked.on_gpu).fit()
+                left_after = result.return_value.left_after  # pyright: ignore[reportOptionalMemberAccess]
+                if left_after is None:
+                    break
+                go_on(task.config, left_after, progress)
             except TrainingFailedError as error:
                 raise own_error(error) or too_many_failures(task.config, error) from error
             except RayActorError as error:
                 if not controllers_left:
                     raise too_many_failures(task.config, error) from error
                 controllers_left -= 1
-                logger.warning("train: the controller died; another continues from the last checkpoint")
+                died = "another continues from the last checkpoint"
+                progress.tell.remote(Event(kind="controller_replaced", reason=died))
     worker: WorkerResult = result.return_value  # pyright: ignore[reportAssignmentType]
     if worker.error:
         raise unpack_error(worker.error)
     return result
+
+
+def go_on(config: TrainConfig, step: int, progress: Any) -> None:
+    """Say that the workers were asked to end, and wait for the place of others.
+
+    Raises:
+        ClusterError: the node of this process is taken away, or other nodes did not come.
+    """
+    said = f"workers were asked to end; the checkpoint of step {step} is written, others go on from it"
+    progress.tell.remote(Event(kind="preempted", reason=said))
+    if ray.get_runtime_context().get_node_id() not in nodes_that_stay():
+        raise ClusterError(
+            f"the node of this process is being drained; the checkpoint of step {step} is written: run the "
+            "same command on another node to go on"
+        )
+    cluster_resources(config)
+
+
+@contextlib.contextmanager
+def stopping_in_order(output: str) -> Iterator[None]:
+    """Where this process is asked to end, the workers write a checkpoint of the step at hand before."""
+    try:
+        yield
+    except SystemExit:
+        if step_of(output) is not None:
+            logger.warning("train: asked to end; waits for a checkpoint, %g s at most", STOP_SECONDS)
+            ask_to_stop(output)
+            step = checkpoint_written(output)
+            kept = "an earlier step is kept" if step is None else f"step {step} is kept"
+            logger.warning("train: stopped; the checkpoint of %s, run the same command to go on", kept)
+        raise
+
+
+def checkpoint_written(output: str) -> int | None:
+    """The step of the checkpoint that workers write as they end, once it is; None where that takes long."""
+    folder, end = join(output, CHECKPOINTS_FOLDER, RUN_NAME), time.monotonic() + STOP_SECONDS
+    while time.monotonic() < end:
+        step = step_of(output, left=True)
+        with contextlib.suppress(StorageError):
+            if step is not None and left_name(step) in str(read_json(join(folder, RECORDS))):
+                return step
+        time.sleep(POLL_SECONDS)
+    return None
 
 
 def trainer_of(task: WorkerTask, on_gpu: bool) -> ray.train.torch.TorchTrainer:
@@ -80,6 +216,9 @@ def trainer_of(task: WorkerTask, on_gpu: bool) -> ray.train.torch.TorchTrainer:
             "storage_path": inner,
             "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
         }
+    waiting = SayWhatIsWaitedFor(
+        workers_of(task.config, on_gpu), task.config.wait_for_resources_seconds or 0.0
+    )
     kept: dict[str, Any] = {"num_to_keep": 1}  # and the latest, always
     if task.config.valid:
         kept |= {"checkpoint_score_attribute": "valid_log_loss", "checkpoint_score_order": "min"}
@@ -93,10 +232,16 @@ def trainer_of(task: WorkerTask, on_gpu: bool) -> ray.train.torch.TorchTrainer:
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             failure_config=ray.train.FailureConfig(max_failures=task.config.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(**kept),
-            callbacks=[EndAtFinalErrors()],
+            callbacks=[EndAtFinalErrors(task.progress), HandleNotices(), waiting],  # pyright: ignore[reportArgumentType]
             **storage,
         ),
     )
+
+
+def workers_of(config: TrainConfig, on_gpu: bool) -> str:
+    """The workers that a run needs at least, in words."""
+    number = config.min_workers or config.num_workers
+    return f"{number} worker{'s' * (number > 1)} of 1 {'GPU' if on_gpu else 'CPU'} each"
 
 
 def num_workers_of(config: TrainConfig) -> int | tuple[int, int]:

@@ -37,6 +37,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         from wsdm_ray.training.expected import describe
 
         return describe(checked, gpu)
+    from wsdm_ray.training.preemption import forget
     from wsdm_ray.training.publish import check_published, published_files
     from wsdm_ray.training.ray_train import execute
 
@@ -45,6 +46,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             check_published(config.output, published_files(run.finished))
             logger.info("train: %s is complete already", config.output)
             return run.finished
+        if config.restart:
+            forget(checked.worker_config.output)
         return report(run, checked, execute(checked))
 
 
@@ -55,6 +58,7 @@ def report(run: HeldRun, checked: CheckedTraining, result: Any) -> dict[str, Any
         result: of Ray Train, as `execute` gives it.
     """
     from wsdm_ray.training.model_card import card_of
+    from wsdm_ray.training.preemption import forget, interruptions_of
     from wsdm_ray.training.publish import best_checkpoint, publish
 
     config = checked.config
@@ -71,8 +75,16 @@ def report(run: HeldRun, checked: CheckedTraining, result: Any) -> dict[str, Any
         "counts": checked.counts.to_dict(),
         "metrics": metrics,
         "published": published,
+        "interruptions": (interruptions := interruptions_of(checked.worker_config.output).to_dict()),
     }
     written = run.finish(content)
+    forget(checked.worker_config.output)
+    if interruptions["times"]:
+        logger.info(
+            "train: begun again %(times)d times, with a notice before %(noticed)d of them; %(steps_lost)d "
+            "steps were taken again",
+            interruptions,
+        )
     logger.info(
         "train: %s holds the classifier of step %d%s", config.output, metrics["step"], format_metrics(metrics)
     )

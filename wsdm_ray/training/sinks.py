@@ -1,4 +1,4 @@
-"""Where the metrics of every step go: metrics.jsonl, event files for TensorBoard, Weights & Biases.
+"""Where the metrics of every step go: metrics.jsonl, TensorBoard, Weights & Biases, Prometheus.
 
 A sink is a class with the three methods of `MetricSink`; `open_sinks` says which ones a run has. All files
 are in the output folder. Every file is written whole, so that it may be in an object store. A run that is
@@ -27,6 +27,7 @@ from wsdm_ray.training.metrics import METRICS_FILE, Row
 __all__ = [
     "JsonLinesSink",
     "MetricSink",
+    "ProgressSink",
     "SinkGroup",
     "TensorBoardSink",
     "WandbSink",
@@ -56,17 +57,20 @@ class MetricSink(Protocol):
         ...
 
 
-def open_sinks(config: TrainConfig, history: Sequence[Row]) -> "SinkGroup":
+def open_sinks(config: TrainConfig, history: Sequence[Row], progress: Any = None) -> "SinkGroup":
     """The sinks that `config` asks for, as one.
 
     Args:
         history: the rows of the steps before this process, one a step.
+        progress: the `ProgressActor`, by which rows get to Prometheus.
     """
     sinks: list[MetricSink] = [JsonLinesSink(config.output, history)]
     if config.tensorboard:
         sinks.append(TensorBoardSink(config.output, len(history)))
     if config.wandb is not None:
         sinks.append(WandbSink(config))
+    if progress is not None:
+        sinks.append(ProgressSink(progress))
     return SinkGroup(sinks)
 
 
@@ -169,6 +173,26 @@ class WandbSink:
 
     def close(self) -> None:
         self.run.finish()
+
+
+class ProgressSink:
+    """The process that started the run, which exports metrics for Prometheus (`progress`).
+
+    Args:
+        actor: handle of a `ProgressActor`.
+    """
+
+    def __init__(self, actor: Any):
+        self.actor = actor
+
+    def log(self, row: Row) -> None:
+        self.actor.add_row.remote(dict(row))
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def scalars(row: Row) -> dict[str, float]:

@@ -1,13 +1,14 @@
 """What each worker of a training run does: steps, metrics, checkpoints, reported to Ray Train."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray.train import CheckpointUploadMode
 from wsdm_ray.config import TrainConfig
 from wsdm_ray.data.mixing import apply_mixture
 from wsdm_ray.data.votes import read_votes
+from wsdm_ray.events import Event, retry_events
 from wsdm_ray.failures import FinalError, is_deterministic, pack_error
 from wsdm_ray.modeling.manifest import MANIFEST, Manifest
 from wsdm_ray.storage import join, local_copy, set_store_timeout, upload_folder
@@ -25,13 +27,17 @@ from wsdm_ray.training.health import TrainingDivergedError
 from wsdm_ray.training.loop import Trainer
 from wsdm_ray.training.metrics import StepMetrics, format_metrics
 from wsdm_ray.training.policy import ResolvedOptions
+from wsdm_ray.training.preemption import Journal, Notices
 from wsdm_ray.training.progress import StepProgress, step_progress, step_reporter
 from wsdm_ray.training.sinks import SinkGroup, open_sinks
 from wsdm_ray.training.snapshot import Snapshot
 
-__all__ = ["CHECKPOINTS_FOLDER", "RUN_NAME", "WorkerResult", "WorkerTask", "work"]
+__all__ = ["CHECKPOINTS_FOLDER", "RUN_NAME", "WorkerResult", "WorkerTask", "left_name", "work"]
 
 CHECKPOINTS_FOLDER = "_checkpoints"
+NOT_VALIDATED = 1e300
+"""In place of the loss of a checkpoint that is not validated; JSON has no infinity."""
+
 RUN_NAME = "run"
 """Ray Train keeps its records and the checkpoints in OUTPUT/_checkpoints/run."""
 
@@ -44,7 +50,9 @@ class WorkerTask:
     """With absolute paths."""
     manifest: Manifest
     progress: Any = None
-    """The `ProgressActor` of a bar, if there is one."""
+    """The `ProgressActor`."""
+    logs_steps: bool = True
+    """The first worker logs its steps, as there is no bar."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +63,8 @@ class WorkerResult:
     """None after an error."""
     error: str = ""
     """`pack_error` of an error that another try would meet again."""
+    left_after: int | None = None
+    """The step after which the workers ended as they were asked to; None of a run that is done."""
 
 
 def work(arguments: dict[str, WorkerTask]) -> WorkerResult:
@@ -68,7 +78,7 @@ def work(arguments: dict[str, WorkerTask]) -> WorkerResult:
     """
     task = arguments["task"]
     try:
-        return WorkerResult(resolved=run_worker(task))
+        return run_worker(task)
     except Exception as error:
         if not is_deterministic(error):
             raise
@@ -78,18 +88,36 @@ def work(arguments: dict[str, WorkerTask]) -> WorkerResult:
         return WorkerResult(error=pack_error(error))
 
 
-def run_worker(task: WorkerTask) -> ResolvedOptions:
-    """Take the steps that are left; returns what options of `auto` were."""
+def run_worker(task: WorkerTask) -> WorkerResult:
+    """Take the steps that are left, or those until the workers are asked to end."""
     set_up_logging()
     set_store_timeout(task.config.store_timeout_seconds, reached=True)
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train would log every report of ours again
     trainer = make_trainer(task)
-    report_step = step_reporter(trainer.total_steps, task.progress) if trainer.group.is_first else None
+    bar = None if task.logs_steps else task.progress
+    report_step = step_reporter(trainer.total_steps, bar) if trainer.group.is_first else None
     pauses: list[float] = []
-    saver = CheckpointSaver(trainer)
-    with sinks_of(trainer) as sinks:
+    saver = CheckpointSaver(trainer, task.progress)
+    tell_events = event_teller(trainer, task.progress)
+    notices = Notices(task.config.output, trainer.group.is_first)
+    journal = open_journal(trainer)
+    left_after = None
+    if owes_validation(trainer):
+        saver.report(trainer.evaluate_step())
+    with sinks_of(trainer, task.progress) as sinks:
         for metrics in trainer.steps():
             is_due = is_checkpoint_due(trainer)
+            tell_events()
+            reason = notices.reason()
+            leaves = trainer.group.any(bool(reason), trainer.device) and trainer.step < trainer.total_steps
+            if journal:
+                journal.write(trainer.step, left=leaves)
+            if leaves:
+                if sinks:
+                    sinks.log(metrics.to_row())
+                saver.report_left(metrics)
+                left_after = trainer.step
+                break
             if report_step:
                 report_step(progress_of(trainer, pauses, "validation" if is_due else ""))
             started = time.monotonic()
@@ -104,7 +132,36 @@ def run_worker(task: WorkerTask) -> ResolvedOptions:
                     sinks.flush()
                 saver.report(metrics)
                 pauses.append(time.monotonic() - started)
-    return trainer.resolved
+    return WorkerResult(resolved=trainer.resolved, left_after=left_after)
+
+
+def open_journal(trainer: Trainer) -> Journal | None:
+    """The run's journal on the first worker, which says what was lost; else None."""
+    if not trainer.group.is_first:
+        return None
+    journal = Journal(trainer.config.output, trainer.step)
+    if journal.last:
+        logger.info(
+            "train: %d steps had been taken, %d of them are taken again%s",
+            journal.last.reached, journal.last.steps_lost,
+            "; the workers were asked to end" if journal.last.noticed else "",
+        )  # fmt: skip
+    return journal
+
+
+def owes_validation(trainer: Trainer) -> bool:
+    """Whether the last step was to be followed by validation, but its workers had to end before.
+
+    So the checkpoints to choose from are those of a run that nobody interrupted.
+    """
+    return bool(
+        trainer.valid and trainer.metrics and trainer.metrics[-1].valid is None and is_checkpoint_due(trainer)
+    )
+
+
+def left_name(step: int) -> str:
+    """The name of a checkpoint that workers write as they are asked to end: it has no validation."""
+    return f"step-{step:06d}-left"
 
 
 def is_checkpoint_due(trainer: Trainer) -> bool:
@@ -146,16 +203,33 @@ def make_trainer(task: WorkerTask) -> Trainer:
 
 
 @contextlib.contextmanager
-def sinks_of(trainer: Trainer) -> Iterator[SinkGroup | None]:
+def sinks_of(trainer: Trainer, progress: Any) -> Iterator[SinkGroup | None]:
     """The run's sinks on the first worker, closed at the end also where a step fails; else None."""
     if not trainer.group.is_first:
         yield None
         return
-    sinks = open_sinks(trainer.config, [metrics.to_row() for metrics in trainer.metrics])
+    sinks = open_sinks(trainer.config, [metrics.to_row() for metrics in trainer.metrics], progress)
     try:
         yield sinks
     finally:
         sinks.close()
+
+
+def event_teller(trainer: Trainer, progress: Any) -> Callable[[], None]:
+    """What every worker calls after each step: it tells of memory that ran out and of requests sent again."""
+    told = 0
+    place = {"worker": f"of rank {trainer.group.rank}", "process": os.getpid(), "node": os.uname().nodename}
+
+    def tell() -> None:
+        nonlocal told
+        new, told = trainer.memory_ran_out - told, trainer.memory_ran_out
+        budget = f"the token budget is {trainer.token_budget} now"
+        memory = [Event(kind="memory_ran_out", count=new, reason=budget)] if new else []
+        for event in (*memory, *retry_events()):
+            if progress:
+                progress.tell.remote(dataclasses.replace(event, **place))
+
+    return tell
 
 
 class CheckpointSaver:
@@ -163,16 +237,28 @@ class CheckpointSaver:
 
     The first worker copies what a checkpoint holds; a thread of Ray Train's writes and uploads it while steps
     go on, and Ray Train waits for the last one. One is under way at a time, so that memory holds one copy.
+
+    Args:
+        progress: the `ProgressActor`, which is told how long each took.
     """
 
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
+    def __init__(self, trainer: Trainer, progress: Any = None):
+        self.trainer, self.progress = trainer, progress
         self.idle = threading.Event()
         self.idle.set()
 
     def report(self, metrics: StepMetrics) -> None:
         """Report the trainer as it is now. Every worker must call this after the same steps."""
-        summary = metrics.summary()
+        self.send(metrics.summary(), f"step-{self.trainer.step:06d}")
+
+    def report_left(self, metrics: StepMetrics) -> None:
+        """The same of workers that end as they were asked to, without validation.
+
+        Ray Train keeps the checkpoint with the lowest loss, and takes one without any for the best.
+        """
+        self.send(metrics.summary() | {"valid_log_loss": NOT_VALIDATED}, left_name(self.trainer.step))
+
+    def send(self, summary: dict[str, Any], name: str) -> None:
         if not self.trainer.group.is_first:
             ray.train.report(summary, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
             return
@@ -183,7 +269,7 @@ class CheckpointSaver:
         ray.train.report(
             summary,
             checkpoint=ray.train.Checkpoint.from_directory(tempfile.mkdtemp()),
-            checkpoint_dir_name=f"step-{self.trainer.step:06d}",
+            checkpoint_dir_name=name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=False,  # `save` does, also where it fails
             checkpoint_upload_fn=lambda local, name: self.save(snapshot, local, name),
@@ -195,9 +281,13 @@ class CheckpointSaver:
         Raises:
             FinalError: what another try would meet again.
         """
+        started = time.monotonic()
         try:
             snapshot.write(local.path)
-            return upload(local, self.trainer.config.output, name)
+            uploaded = upload(local, self.trainer.config.output, name)
+            if self.progress:
+                self.progress.add_checkpoint.remote(time.monotonic() - started)
+            return uploaded
         except Exception as error:
             if is_deterministic(error):
                 raise FinalError(pack_error(error)) from None

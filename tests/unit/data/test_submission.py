@@ -56,6 +56,15 @@ def test_wsdm_has_a_winner_for_every_row_as_its_id_is_spelled(tmp_path, caplog):
     assert "ties" not in read_run(output)["submission"]
 
 
+def test_an_id_breaks_no_line(tmp_path):
+    ids = ["a\nb", "c\rd", "e\r\nf", '"', "../x", "\x00", "y" * 100_000]
+    output = predictions(tmp_path / "out", ids, [0.75] * len(ids))
+    config = SubmissionConfig(submission=str(tmp_path / "submission.csv"))
+    assert written(config, output)[1:] == [[id, "model_a"] for id in ids]
+    text = (tmp_path / "submission.csv").read_bytes()
+    assert text.startswith(b'id,winner\n"a\nb",model_a\n"c\rd",model_a\n')
+
+
 def test_lmsys_with_one_probability_of_a_tie_says_so(tmp_path, caplog):
     output = predictions(tmp_path / "out", [5, 3, 4, 2**60], [0.25, 1.0, None, 0.5])
     caplog.set_level(logging.INFO)

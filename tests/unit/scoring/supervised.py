@@ -3,16 +3,21 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from wsdm_ray.events import Event
 from wsdm_ray.scoring.child_process import Death
 from wsdm_ray.scoring.crash_records import UnitStage
 from wsdm_ray.scoring.isolation import Part, PartDeath
 from wsdm_ray.scoring.supervision import Supervision, answering
 
-__all__ = ["FakeChild", "Killed", "NotedCoordination", "supervision_of"]
+__all__ = ["AskedToEnd", "FakeChild", "Killed", "NotedCoordination", "supervision_of"]
 
 
 class Killed(BaseException):
     """In place of the end of a process; its text is the reason."""
+
+
+class AskedToEnd(Killed):
+    """In place of the end of a process that got SIGTERM."""
 
 
 class FakeChild:
@@ -41,7 +46,7 @@ class FakeChild:
             return self.answer(payload)
         except Killed as death:
             self.alive = False
-            return Death(str(death))
+            return Death(str(death), isinstance(death, AskedToEnd))
 
 
 class NotedCoordination:
@@ -50,6 +55,7 @@ class NotedCoordination:
     def __init__(self, starts: int = 0, left: int = 0):
         self.starts, self.left = starts, left
         self.told: list[Any] = []
+        self.events: list[Event] = []
 
     def starting(self) -> int:
         return self.starts
@@ -75,6 +81,15 @@ class NotedCoordination:
 
     def died(self, stage: UnitStage, part: Part, reason: str) -> None:
         self.told.append(("died", stage, part.start, part.stop, reason))
+
+    def tell(self, event: Event) -> None:
+        self.events.append(event)
+
+    def preempted(self, stage: UnitStage, part: Part, reason: str) -> None:
+        self.told.append(("preempted", stage, part.start, part.stop, reason))
+
+    def on_notice(self, leave: Callable[[], None]) -> None:
+        self.leave = leave
 
 
 def supervision_of(

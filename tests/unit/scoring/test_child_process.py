@@ -29,6 +29,10 @@ def target(start_with, notify):
             raise OSError("the disk is gone")
         if what == "sleep":
             time.sleep(value)
+        if what == "notify and die":
+            os.kill(os.getpid(), signal.SIGTERM)
+            notify(value)
+            os.kill(os.getpid(), signal.SIGKILL)
         if what == "notify":
             notify(value)
         return what, value, os.getpid()
@@ -86,3 +90,26 @@ def test_a_child_ends_with_its_parent():
     pid = child.process.pid
     child.close()
     assert not psutil.pid_exists(pid)
+
+
+def test_a_process_that_is_asked_to_end_finishes_its_call():
+    """What it is called with is not to blame for its end."""
+    child = child_of()
+    child.start()
+    assert child.process
+    pid = child.process.pid
+    assert child.call(("signal", signal.SIGTERM)) == ("signal", signal.SIGTERM, pid)
+    assert child.call(("echo", 1)) == Death("process died: signal 15", preempted=True)
+    child.start()
+    assert child.process
+    child.process.terminate()  # it is idle
+    assert child.call(("echo", 1)) == Death("process died: signal 15", preempted=True)
+
+
+def test_a_process_that_is_killed_after_it_was_asked_to_end():
+    child = child_of()
+    child.start()
+    assert child.call(("notify and die", "half")) == Death("process died: signal 9", preempted=True)
+    child.start()
+    assert child.call(("signal", signal.SIGKILL)) == Death("process died: signal 9"), "of another process"
+    child.close()

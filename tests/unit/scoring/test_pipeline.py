@@ -40,7 +40,7 @@ def scored(monkeypatch) -> list[int]:
     """The units that were scored, in their order."""
     numbers = []
 
-    def score_units(run, units, replica_class, on_report, encode):
+    def score_units(run, units, replica_class, on_report, encode, on_dropped):
         reports = []
         for unit in units:
             report = UnitReport(unit=unit.number, rows=unit.rows)

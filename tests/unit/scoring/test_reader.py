@@ -1,6 +1,7 @@
 """A reader whose process dies over rows: they get the error, the others are read as ever."""
 
 import json
+from collections import Counter
 
 import pyarrow as pa
 import pytest
@@ -9,10 +10,12 @@ from tests.unit.scoring.conftest import random_rows
 from tests.unit.scoring.fakes import plan_of
 from tests.unit.scoring.supervised import FakeChild, Killed, NotedCoordination, supervision_of
 from wsdm_ray.errors import StorageError
+from wsdm_ray.events import Event
 from wsdm_ray.scoring.crash_records import list_crash_records, list_death_records, read_deaths
 from wsdm_ray.scoring.encode import encode_unit, encode_without_texts, table_from_bytes, table_to_bytes
 from wsdm_ray.scoring.plan import WorkUnit, place_of
-from wsdm_ray.scoring.reader import Reader
+from wsdm_ray.scoring.reader import Reader, reading
+from wsdm_ray.scoring.supervision import Supervisor
 
 DIED = "process died: signal 11"
 
@@ -39,7 +42,7 @@ def reader_of(classifiers, output, dies, ids_die=False, **options) -> tuple[Read
     return Reader(supervision_of(output, **options), child), child
 
 
-def test_a_row_that_kills_its_reader_gets_the_error(classifiers, unit, tmp_path, capsys):
+def test_a_row_that_kills_its_reader_gets_the_error(classifiers, unit, tmp_path):
     output, coordination = tmp_path / "out", NotedCoordination()
     expected = encode_unit(unit, classifiers[:1])
     poison = 26  # of the file: the unit's seventh row
@@ -60,7 +63,12 @@ def test_a_row_that_kills_its_reader_gets_the_error(classifiers, unit, tmp_path,
     assert {(death.start, death.stop) for death in deaths[-2:]} == {(6, 7)}
     assert coordination.told.count(("died", ("read", 1), 0, 10, DIED)) == 3
     assert coordination.told[-1] == ("ended", ("read", 1))
-    assert "unit 1, rows 0 to 9: process died: signal 11" in capsys.readouterr().err
+    lines = [str(event) for event in coordination.events]
+    assert lines[0] == "reader_died: unit 1, rows 0 to 9: process died: signal 11"
+    assert lines[3] == "unit_bisected: unit 1, rows 0 to 9"
+    assert lines[-1] == "row_given_up: unit 1, rows 6 to 6: process died: signal 11"
+    kinds = Counter(event.kind for event in coordination.events)
+    assert kinds == {"reader_died": 7, "unit_bisected": 3, "row_given_up": 1}
     assert set(child.timeouts) == {7.0}
     assert not list_crash_records(str(output)), "of GPUs"
     assert len(list_death_records(str(output))) == 1
@@ -103,3 +111,30 @@ def test_readers_that_cannot_start_end_the_run(classifiers, unit, tmp_path):
     assert "exit status 1" in text
     assert child.started == 3
     assert reader(unit)["error"] == "", "it is tried again at the next unit"
+
+
+def test_requests_that_were_sent_again_are_told_after_each_unit(classifiers, unit, monkeypatch):
+    events: list[Event] = []
+    retried = {"s3": 0}
+    monkeypatch.setattr("wsdm_ray.events.retries", lambda: retried)
+    monkeypatch.setattr("wsdm_ray.events.TOLD", {"retries": 0})
+
+    def encode(unit, models, keep):
+        retried["s3"] += 4
+        raise StorageError("s3://b/x: away")
+
+    answer = reading(encode, classifiers[:1], pa.schema([]), {}, 1.0, events.append)
+    for _ in range(2):
+        value, error = answer(("read", unit))
+        assert value is None
+        assert "away" in error
+    assert [str(event) for event in events] == ["store_retried 4 times"] * 2
+
+
+def test_events_of_a_child_go_to_the_run_and_its_other_messages_do_not(tmp_path):
+    coordination, messages = NotedCoordination(), []
+    supervisor = Supervisor(supervision_of(tmp_path, coordination), "reader", messages.append)
+    for message in (event := Event(kind="store_retried"), (3, 0.5, 70)):
+        supervisor.child.on_message(message)
+    assert coordination.events == [event]
+    assert messages == [(3, 0.5, 70)]

@@ -9,7 +9,13 @@ import pytest
 
 from tests.unit.scoring.conftest import random_rows
 from tests.unit.scoring.fakes import plan_of
-from tests.unit.scoring.supervised import FakeChild, Killed, NotedCoordination, supervision_of
+from tests.unit.scoring.supervised import (
+    AskedToEnd,
+    FakeChild,
+    Killed,
+    NotedCoordination,
+    supervision_of,
+)
 from wsdm_ray.errors import ModelError
 from wsdm_ray.scoring.crash_records import read_deaths
 from wsdm_ray.scoring.encode import encode_unit, table_from_bytes, table_to_bytes
@@ -106,10 +112,12 @@ def test_a_process_that_lost_its_gpu_is_not_counted_against_the_unit(encoded, tm
             raise Killed(DEVICE_LOST.reason)
         return replica(batch)
 
-    child = FakeChild({"score": score})
-    report = report_of(ReplicaSlot(supervision_of(tmp_path / "out"), child=child)(batch_of(encoded)))
+    child, coordination = FakeChild({"score": score}), NotedCoordination()
+    slot = ReplicaSlot(supervision_of(tmp_path / "out", coordination), child=child)
+    report = report_of(slot(batch_of(encoded)))
     assert (report.rows, report.error) == (12, "")
     assert child.started == 6
+    assert [str(event) for event in coordination.events] == ["device_lost: unit 0"] * 5
     assert not read_deaths(str(tmp_path / "out"))
 
 
@@ -135,6 +143,8 @@ def test_a_slot_that_cannot_start_is_given_up_with_its_reason(encoded, tmp_path,
     assert what == "give up"
     assert "GPU 3: process failed: RuntimeError: CUDA error: out of resources" in reason
     assert rest == (["wait", "ready"] if left else ["ready"])
+    [event] = coordination.events
+    assert (event.kind, f"{event.node}: {event.reason}") == ("slot_given_up", reason)
     assert child.started == 3
     kind, text = json.loads(report_of(slot(batch_of(encoded))).error)
     assert kind == "ClusterError"
@@ -185,3 +195,54 @@ def test_the_process_of_a_replica_says_how_far_a_unit_is(encoded, replica_of, tm
     assert not error
     assert [report[:2] for report in reports][:: len(reports) - 1] == [(0, 0.0), (0, 1.0)]
     assert len(reports) > 2
+
+
+def test_a_process_that_is_asked_to_end_is_no_death_of_its_unit(encoded, tmp_path, replica_of):
+    """However often: the unit is neither halved nor put on record."""
+    replica, asked = replica_of(output=str(tmp_path / "out")), iter(range(7))
+
+    def score(batch):
+        if next(asked, None) is not None:
+            raise AskedToEnd("process died: signal 15")
+        return replica(batch)
+
+    coordination, child = NotedCoordination(), FakeChild({"score": score})
+    report = report_of(
+        ReplicaSlot(supervision_of(tmp_path / "out", coordination), child=child)(batch_of(encoded))
+    )
+    assert (report.rows, report.error, report.errors) == (12, "", 0)
+    assert child.started == 8
+    assert not read_deaths(str(tmp_path / "out"))
+    told = ("preempted", ("score", 0), 0, 12, "process died: signal 15")
+    assert coordination.told[2:] == [told] * 7 + [("ended", ("score", 0))]
+
+
+def test_a_slot_that_is_asked_to_end_finishes_its_unit(encoded, tmp_path, replica_of):
+    output, ended = str(tmp_path / "out"), []
+    coordination, replica = NotedCoordination(), replica_of(output=output)
+
+    def score(batch):
+        coordination.leave()  # in the midst of it
+        return replica(batch)
+
+    child = FakeChild({"score": score})
+    slot = ReplicaSlot(supervision_of(output, coordination), child=child, end=ended.append)
+    assert report_of(slot(batch_of(encoded))).rows == 12
+    assert not ended
+    slot(batch_of(encoded))
+    assert ended == [1], "before the next one"
+
+
+def test_a_slot_that_is_asked_to_end_starts_no_other_process(encoded, tmp_path):
+    ended = []
+    coordination = NotedCoordination()
+
+    def score(batch):
+        coordination.leave()
+        raise AskedToEnd("process died: signal 15")
+
+    child = FakeChild({"score": score})
+    ReplicaSlot(supervision_of(tmp_path / "out", coordination), child=child, end=ended.append)(
+        batch_of(encoded)
+    )
+    assert (ended, child.started) == ([1], 1)

@@ -87,3 +87,18 @@ def test_a_step_beside_an_idle_worker_is_that_of_one_worker(trainer_of):
     [found] = trainer_of(**options, group=GroupWithIdleWorker()).steps()
     assert found.loss == pytest.approx(expected.loss, rel=1e-2)
     assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-2)
+
+
+def test_a_flag_of_one_worker_is_known_to_all():
+    assert GroupWithIdleWorker().any(True, "cpu")
+    assert not GroupWithIdleWorker().any(False, "cpu")
+
+    @dataclass(frozen=True)
+    class GroupWithOther(GroupWithIdleWorker):
+        """The other worker's flag is set."""
+
+        def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.add_(1)
+
+    assert GroupWithOther().any(False, "cpu")
+    assert [WorkerGroup().any(flag, "cpu") for flag in (True, False)] == [True, False]

@@ -198,6 +198,7 @@ def test_all_workers_take_less_memory_where_it_runs_out_on_one(trainer_of, monke
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda worker: list(worker.steps()), workers))
     assert [worker.token_budget for worker in workers] == [200, 200]
+    assert workers[0].memory_ran_out == 0 < workers[1].memory_ran_out
     assert [worker.model.decoder.recomputed for worker in workers] == [len(decoder.layers)] * 2
     for steps in found:
         assert [row.loss for row in steps] == pytest.approx([row.loss for row in plain], rel=1e-4)

@@ -87,3 +87,16 @@ def test_the_card_is_published_and_may_be_edited_or_deleted(tmp_path: Path):
     published = publish(str(tmp_path / "checkpoint"), str(tmp_path / "out"), card())
     assert (tmp_path / "out" / "README.md").read_text() == card()
     assert published == {"wsdm_ray.json": None}
+
+
+def test_names_of_the_data_and_of_folders_break_neither_table_nor_front_matter():
+    name = "a|b\n| x | <script>`code`[y](z)\x1b"
+    counts = dataclasses.replace(COUNTS, epoch_rows_by_source={name: 5})
+    text = model_card(
+        dataclasses.replace(CONFIG, base="/bases/a: b\nc"), MANIFEST, counts, METRICS, begins_with_bos=True
+    )
+    [line] = (line for line in text.splitlines() if "by source" in line)
+    shown = r"a\|b \| x \| \<script\>\`code\`\[y\](z)\\x1b 5"
+    assert line == f"| of one epoch, by source | {shown} |"
+    _, front, _ = text.split("---\n", 2)
+    assert yaml.safe_load(front)["base_model"] == "a: b\nc"

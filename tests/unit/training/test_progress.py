@@ -1,12 +1,25 @@
 """Where a training run is: means over the latest steps, and a time left that counts validation."""
 
+import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from tests.unit.fake_metrics import fake_metrics
 from wsdm_ray import telemetry
-from wsdm_ray.training.metrics import StepMetrics
-from wsdm_ray.training.progress import ProgressActor, StepProgress, seconds_left, step_progress, step_reporter
+from wsdm_ray.training import progress as progress_module
+from wsdm_ray.training.metrics import StepMetrics, ValidMetrics
+from wsdm_ray.training.progress import (
+    Follower,
+    ProgressActor,
+    StepProgress,
+    seconds_left,
+    step_progress,
+    step_reporter,
+)
+from wsdm_ray.training.ray_train import EndAtFinalErrors
+from wsdm_ray.training.sinks import ProgressSink
 
 
 def step(number: int, **changes) -> StepMetrics:
@@ -100,3 +113,46 @@ def test_the_actor_holds_the_last_word():
     actor.update(shown(1))
     actor.update(shown(3))
     assert actor.read() == shown(3)
+
+
+class Handle:
+    """In place of a handle of an actor: what is called is done at once."""
+
+    def __init__(self, actor):
+        self.actor = actor
+
+    def __getattr__(self, name):
+        return SimpleNamespace(remote=getattr(self.actor, name))
+
+
+def test_what_workers_tell_is_exported_and_logged_once(monkeypatch):
+    """Totals are of all workers: a step that another one takes again counts again."""
+    lines: list[str] = []
+    monkeypatch.setattr(telemetry.logger, "warning", lambda text, *values: lines.append(text % values))
+    monkeypatch.setattr(progress_module.ray, "get", lambda value, timeout: value)
+    fake_metrics(monkeypatch)
+    monkeypatch.setattr("wsdm_ray.events.retries", dict)
+    actor = ProgressActor(3)
+    follower: Any = Follower(Handle(actor))
+    follower.show()
+    sink = ProgressSink(Handle(actor))
+    valid = ValidMetrics(rows=9, accuracy=0.75, accuracy_ci95=[0.5, 1.0], log_loss=0.5)
+    for number, metrics in ((1, step(1)), (2, dataclasses.replace(step(2), valid=valid)), (2, step(2))):
+        sink.log(metrics.to_row())
+        if number == 1:
+            actor.add_checkpoint(1.5)
+    EndAtFinalErrors(Handle(actor)).after_exception(None, {1: RuntimeError("NCCL: closed\nby peer")})
+    for _ in range(2):
+        follower.show()
+    values = {
+        name: metric.value for name, metric in (follower.metrics.counters | follower.metrics.gauges).items()
+    }
+    assert values | {"loss": 0} == {
+        "steps": 3, "pairs": 3 * step(1).pairs, "tokens": 3 * step(1).tokens, "checkpoints": 1, "step": 2,
+        "total_steps": 3, "loss": 0, "accuracy": step(2).accuracy, "learning_rate": step(2).learning_rate,
+        "grad_norm": step(2).grad_norm, "pairs_per_second": step(2).pairs_per_second,
+        "tokens_per_second": step(2).tokens_per_second, "peak_memory_bytes": 1e9, "checkpoint_seconds": 1.5,
+        "valid_log_loss": 0.5, "valid_accuracy": 0.75,
+    }  # fmt: skip
+    assert values["loss"] == step(2).loss
+    assert lines == ["train: worker_died: worker of rank 1: RuntimeError: NCCL: closed"]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,6 +88,16 @@ def test_rows_are_written_while_the_run_goes_on(config):
     sinks = SinkGroup([JsonLinesSink(config.output, [])], flush_seconds=0.0)
     sinks.log(row(1))
     assert (Path(config.output) / "metrics.jsonl").exists()
+
+
+def test_rows_go_to_the_process_that_exports_them_while_the_run_goes_on(config):
+    told: list[Row] = []
+    actor = SimpleNamespace(add_row=SimpleNamespace(remote=told.append))
+    sinks = open_sinks(config, [row(1)], actor)
+    sinks.log(row(2, valid_log_loss=0.5))
+    assert told == [row(2, valid_log_loss=0.5)], "each as it comes, and none of an earlier process"
+    sinks.close()
+    assert len(told) == 1
 
 
 def test_no_tensorboard(config):

@@ -1,0 +1,95 @@
+"""Waiting until the cluster has what a job needs: a line says for what, another one that the time is over.
+
+While a job waits, a pending placement group shows a cluster that scales by itself what to add. It goes with
+the process that waits, so that nothing is added for a job that is gone.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import ray
+from ray._private.state import state
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from wsdm_ray.errors import ClusterError
+from wsdm_ray.telemetry import logger
+
+__all__ = ["asking_for", "autoscaler_limits", "nodes_that_stay", "wait_for_resources", "wait_limit"]
+
+AUTOSCALER_SECONDS = 1_800.0
+"""So long a job waits by default where the cluster scales by itself: new GPU nodes take minutes."""
+
+POLL_SECONDS, LINE_SECONDS = 1.0, 60.0
+"""The cluster is looked at, and a line is shown, so often."""
+
+T = TypeVar("T")
+
+
+def autoscaler_limits() -> Mapping[str, float]:
+    """What the cluster may have at most, by resource; empty where it does not scale by itself."""
+    return state.get_max_resources_from_cluster_config() or {}
+
+
+def nodes_that_stay() -> set[str]:
+    """Ids of the nodes that are there and are not being drained."""
+    leaving = state.get_draining_nodes()
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - set(leaving)
+
+
+def wait_limit(asked: float | None, limits: Mapping[str, float]) -> float:
+    """Seconds that a job waits for nodes.
+
+    Args:
+        asked: `--wait-for-resources-seconds`; None where it was not given.
+        limits: of `autoscaler_limits`.
+    """
+    if asked is not None:
+        return asked
+    return AUTOSCALER_SECONDS if limits else 0.0
+
+
+def wait_for_resources(
+    look: Callable[[], T],
+    *,
+    job: str,
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
+    """What `look` returns, as soon as it raises no `ClusterError`.
+
+    Args:
+        look: looks at the cluster; its error says what is there and what is missing.
+        job: name of the job, for the lines.
+        seconds: is the limit; 0: `look` is called once.
+
+    Raises:
+        ClusterError: of `look`, when the time is over.
+    """
+    started, said = clock(), float("-inf")
+    while True:
+        try:
+            return look()
+        except ClusterError as error:
+            waited = clock() - started
+            if waited >= seconds:
+                if not seconds:
+                    raise
+                raise ClusterError(f"{error}; waited {seconds:g} s (--wait-for-resources-seconds)") from error
+            if clock() - said >= LINE_SECONDS:
+                said = clock()
+                logger.warning("%s: waits for nodes, %.0f s more at most: %s", job, seconds - waited, error)
+        sleep(POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def asking_for(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
+    """A cluster that scales by itself is asked for the bundles until the end of the context."""
+    group = placement_group([dict(bundle) for bundle in bundles], strategy="PACK")
+    try:
+        yield
+    finally:
+        if ray.is_initialized():
+            remove_placement_group(group)
