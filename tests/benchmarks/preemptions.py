@@ -256,14 +256,23 @@ def ask_a_process(site: Site, job: str, chance: random.Random) -> bool:
 
 
 def take_a_node(site: Site, job: str, chance: random.Random) -> bool:
-    """Drain a node, take it away when its time is over, and add another."""
-    node = site.spare.pop(chance.randrange(len(site.spare)))
+    """Drain a node, of those where the job is at work if there are some, take it away when its time is over,
+    and add another."""
+    at_work = {process.ppid() for process in processes(*WORDS[job])}
+    busy = [node for node in site.spare if raylet_of(node) in at_work]
+    node = chance.choice(busy or site.spare)
+    site.spare.remove(node)
     site.nodes.drain(node, site.drain_seconds)
     end = time.monotonic() + site.drain_seconds
     site.spare.append(site.nodes.add(2))
     time.sleep(max(end - time.monotonic(), 0))
     site.nodes.lose(node)
     return True
+
+
+def raylet_of(node: Any) -> int:
+    """The process of Ray on a node that starts all others there."""
+    return node.all_processes["raylet"][0].process.pid
 
 
 STRIKES: dict[str, Callable[[Site, str, random.Random], bool]] = {
