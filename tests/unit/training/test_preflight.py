@@ -53,7 +53,7 @@ def test_nodes_are_asked_and_hours_follow_from_their_gpus(given, monkeypatch, ca
     facts = NodeFacts(node="a", versions=versions_here(), gpus=(gpu,))
     probes = []
     monkeypatch.setattr(job, "answers", lambda probe, assumed: (probes.append(probe), ((facts,), {}))[1])
-    monkeypatch.setattr(preflight, "resources_of_cluster", lambda: ClusterResources(cpus=8, gpus=2))
+    monkeypatch.setattr(preflight, "resources_of_cluster", lambda config: ClusterResources(cpus=8, gpus=2))
     monkeypatch.setattr(
         expected, "speed_of", lambda *found: Speed(tokens_per_second=1.0, origin=str(found[:3]))
     )
@@ -76,7 +76,7 @@ def test_an_output_that_takes_no_file_is_found_before_ray_starts_a_worker(given,
         raise PermissionError("Access Denied")
 
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", denied)
-    monkeypatch.setattr(preflight, "resources_of_cluster", lambda: ClusterResources(cpus=8, gpus=0))
+    monkeypatch.setattr(preflight, "resources_of_cluster", lambda config: ClusterResources(cpus=8, gpus=0))
     with pytest.raises(StorageError, match="memory://b/out: permission denied; check the credentials"):
         preflight.checked(dataclasses.replace(given, output="memory://b/out"))
 
