@@ -10,14 +10,16 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wsdm_ray.errors import ClusterError
 from wsdm_ray.noise import filter_native_lines, quiet_environment, quiet_forwarded, quiet_libraries
 
-__all__ = ["connect"]
+__all__ = ["actor_here", "connect"]
 
 
 def connect(*, local: bool = False) -> None:
@@ -51,6 +53,12 @@ def connect(*, local: bool = False) -> None:
     if threading.current_thread() is threading.main_thread():  # the only one that may
         signal.signal(signal.SIGTERM, on_termination)  # Ray puts its own there, which aborts
     quiet_forwarded(global_worker_stdstream_dispatcher.handlers)
+
+
+def actor_here(kind: type, *arguments: Any) -> Any:
+    """The handle of a new actor on the node of this process: what could end it ends this process, too."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(kind).options(scheduling_strategy=here).remote(*arguments)
 
 
 @contextlib.contextmanager

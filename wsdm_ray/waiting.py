@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import ray
-from ray._private.state import state
+from ray._private import worker
+from ray._private.state import GlobalState, state
+from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_NAMESPACE
+from ray.core.generated.autoscaler_pb2 import ClusterConfig
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from wsdm_ray.errors import ClusterError
@@ -21,6 +24,9 @@ __all__ = ["asking_for", "autoscaler_limits", "nodes_that_stay", "wait_for_resou
 AUTOSCALER_SECONDS = 1_800.0
 """So long a job waits by default where the cluster scales by itself: new GPU nodes take minutes."""
 
+ANSWER_SECONDS = 30.0
+"""The cluster's head has so long to answer."""
+
 POLL_SECONDS, LINE_SECONDS = 1.0, 60.0
 """The cluster is looked at, and a line is shown, so often."""
 
@@ -28,8 +34,18 @@ T = TypeVar("T")
 
 
 def autoscaler_limits() -> Mapping[str, float]:
-    """What the cluster may have at most, by resource; empty where it does not scale by itself."""
-    return state.get_max_resources_from_cluster_config() or {}
+    """What the cluster may have at most, by resource; empty where it does not scale by itself.
+
+    As Ray's `GlobalState` works it out, which may wait for an answer of the head without end.
+    """
+    client = worker.global_worker.gcs_client
+    stored = client.internal_kv_get(
+        GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(), GCS_AUTOSCALER_STATE_NAMESPACE.encode(), ANSWER_SECONDS
+    )
+    config = ClusterConfig.FromString(stored or b"")
+    names = {name for group in config.node_group_configs for name in group.resources}
+    limits = {name: GlobalState._calculate_max_resource_from_cluster_config(config, name) for name in names}
+    return {name: limit for name, limit in limits.items() if limit}
 
 
 def nodes_that_stay() -> set[str]:

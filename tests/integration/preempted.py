@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray.experimental import internal_kv
+
 __all__ = ["RAY_ENVIRONMENT", "Nodes", "nodes_of", "start_score", "start_train"]
 
 RAY_ENVIRONMENT = {
@@ -78,6 +81,8 @@ def nodes_of(*cpus: int) -> Iterator[Nodes]:
         yield nodes
     finally:
         nodes.cluster.shutdown()
+        if ray.is_initialized():  # on another cluster, whose key-value store is forgotten by now
+            internal_kv._initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
 
 
 def start(target: Callable[..., None], *arguments: Any) -> Any:

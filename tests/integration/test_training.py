@@ -97,8 +97,6 @@ def test_what_people_see_of_the_steps(classifier: Path):
     rows = metrics_of(classifier)
     assert all(row["memory_gb"] > 0.05 and row["seconds"] > 0 for row in rows)
     assert [row["step"] for row in rows if "valid_log_loss" in row] == [2, 4, 6, 8]
-    wait_for(lambda: scraped("ray_wsdm_ray_train_").get("steps_total", 0) >= len(rows))
-    assert {"pairs_total", "tokens_total", "checkpoints_total"} <= scraped("ray_wsdm_ray_train_").keys()
     events = sorted((classifier / "tensorboard").iterdir())
     assert events[0].name == "events.out.tfevents.0000000001"
 
@@ -156,6 +154,8 @@ def test_whatever_is_killed_changes_nothing(classifier, monkeypatch, int8_base, 
     thread.join()
     free_placement_groups()
     assert ended == [0]
+    wait_for(lambda: scraped("ray_wsdm_ray_train_").get("steps_total", 0) > 0)
+    assert {"pairs_total", "tokens_total", "checkpoints_total"} <= scraped("ray_wsdm_ray_train_").keys()
     assert weights(output) == weights(classifier)
     rows = metrics_of(output)
     assert [row["step"] for row in rows] == list(range(1, 9))

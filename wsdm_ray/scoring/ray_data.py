@@ -38,6 +38,7 @@ from wsdm_ray.scoring.reader import Encode, reader_of_process, reading
 from wsdm_ray.scoring.replica import Replica
 from wsdm_ray.scoring.replica_slot import ReplicaSlot, replicating
 from wsdm_ray.scoring.supervision import Supervision
+from wsdm_ray.session import actor_here
 from wsdm_ray.telemetry import RowProgress, logger
 from wsdm_ray.waiting import nodes_that_stay
 
@@ -74,7 +75,7 @@ def score_units(
     rows = {unit.number: unit.rows for unit in units}
     progress = RowProgress("score", run.plan.rows, run.plan.rows - sum(rows.values()))
     finished: dict[int, UnitReport] = {}
-    coordinator: Any = ray.remote(num_cpus=0)(Coordinator).remote()
+    coordinator = actor_here(Coordinator)
     left, idle = list(units), 0
     folder = run_folder(run.output)
     follower = Follower(coordinator, progress, rows, finished, folder, gpu_price(run, run.cluster.replicas))

@@ -14,11 +14,11 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wsdm_ray.events import Event, retry_events
 from wsdm_ray.exported_metrics import EventLog, ExportedMetrics
 from wsdm_ray.metric_names import TRAIN_METRICS
+from wsdm_ray.session import actor_here
 from wsdm_ray.telemetry import Display, human, in_terminal, time_left
 from wsdm_ray.training.metrics import Row, StepMetrics
 
@@ -213,12 +213,8 @@ def step_reporter(
 
 @contextlib.contextmanager
 def show_progress(total_steps: int) -> Iterator[Any]:
-    """The `ProgressActor` of a run, which a thread follows: for metrics and, in a terminal, a bar of steps.
-
-    It is on the node of this process: what could end it ends the run anyway.
-    """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(num_cpus=0)(ProgressActor).options(scheduling_strategy=here).remote(total_steps)
+    """The `ProgressActor` of a run, which a thread follows: for metrics, and in a terminal a bar."""
+    actor = actor_here(ProgressActor, total_steps)
     follower = Follower(actor, Display("train", total_steps, "steps") if in_terminal() else None)
     ended = threading.Event()
     thread = threading.Thread(target=follower.follow, args=(ended,), name="progress", daemon=True)
