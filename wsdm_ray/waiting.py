@@ -7,19 +7,18 @@ the process that waits, so that nothing is added for a job that is gone.
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import ray
 from ray._private import worker
 from ray._private.state import GlobalState, state
-from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_NAMESPACE
-from ray.core.generated.autoscaler_pb2 import ClusterConfig
+from ray.core.generated import autoscaler_pb2
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from wsdm_ray.errors import ClusterError
 from wsdm_ray.telemetry import logger
 
-__all__ = ["asking_for", "autoscaler_limits", "nodes_that_stay", "wait_for_resources", "wait_limit"]
+__all__ = ["autoscaler_limits", "look_or_wait", "nodes_that_stay", "wait_for_resources", "wait_limit"]
 
 AUTOSCALER_SECONDS = 1_800.0
 """So long a job waits by default where the cluster scales by itself: new GPU nodes take minutes."""
@@ -38,11 +37,11 @@ def autoscaler_limits() -> Mapping[str, float]:
 
     As Ray's `GlobalState` works it out, which may wait for an answer of the head without end.
     """
-    client = worker.global_worker.gcs_client
-    stored = client.internal_kv_get(
-        GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(), GCS_AUTOSCALER_STATE_NAMESPACE.encode(), ANSWER_SECONDS
-    )
-    config = ClusterConfig.FromString(stored or b"")
+    connected, whole, messages = cast(Any, (worker.global_worker, ray, autoscaler_pb2))
+    raylet = whole._raylet
+    key, namespace = raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, raylet.GCS_AUTOSCALER_STATE_NAMESPACE
+    stored = connected.gcs_client.internal_kv_get(key.encode(), namespace.encode(), ANSWER_SECONDS)
+    config = messages.ClusterConfig.FromString(stored or b"")
     names = {name for group in config.node_group_configs for name in group.resources}
     limits = {name: GlobalState._calculate_max_resource_from_cluster_config(config, name) for name in names}
     return {name: limit for name, limit in limits.items() if limit}
@@ -64,6 +63,16 @@ def wait_limit(asked: float | None, limits: Mapping[str, float]) -> float:
     if asked is not None:
         return asked
     return AUTOSCALER_SECONDS if limits else 0.0
+
+
+def look_or_wait(
+    look: Callable[[], T], bundles: Sequence[Mapping[str, float]], *, job: str, seconds: float
+) -> T:
+    """What `look` returns, at once, or by `wait_for_resources` while the cluster is asked for bundles."""
+    with contextlib.suppress(ClusterError):
+        return look()
+    with asking_for(bundles) if seconds else contextlib.nullcontext():
+        return wait_for_resources(look, job=job, seconds=seconds)
 
 
 def wait_for_resources(

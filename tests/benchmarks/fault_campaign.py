@@ -18,11 +18,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
 from common import HERE, write_result
 
 from tests.integration.campaign import (
@@ -36,22 +34,10 @@ from tests.integration.campaign import (
     start_driver,
 )
 from tests.integration.fault_proxy import run_proxy
+from tests.integration.preempted import RAY_ENVIRONMENT, Nodes, nodes_of
 from tests.integration.servers import free_ports, run_s3, store_environment
 from tests.integration.struck_run import Injected, make_model, make_pairs
 from wsdm_ray.storage import filesystem
-
-RAY_ENVIRONMENT = {
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TORCHDYNAMO_DISABLE": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-
-STARTS = 5
-
-NODE = {"num_cpus": 2, "object_store_memory": 150 << 20}
 
 
 def main() -> None:
@@ -104,7 +90,11 @@ def campaign_in(folder: Path, given: argparse.Namespace) -> Iterator[Campaign]:
     os.environ.pop("RAY_ADDRESS", None)
     (folder / "logs").mkdir()
     (folder / "s3").mkdir()
-    with run_s3(folder / "s3", server_port), run_proxy(port, server_port) as proxy, two_nodes() as cluster:
+    with (
+        run_s3(folder / "s3", server_port),
+        run_proxy(port, server_port) as proxy,
+        nodes_of(2, 2, object_store_memory=150 << 20) as nodes,
+    ):
         bucket = "s3://campaign"
         fs, inner = filesystem(bucket)
         fs.mkdir(inner)
@@ -113,55 +103,20 @@ def campaign_in(folder: Path, given: argparse.Namespace) -> Iterator[Campaign]:
         yield Campaign(
             bucket=bucket,
             proxy=proxy,
-            address=cluster.address,
+            address=nodes.address,
             model=str(folder / "model"),
             pairs=f"{bucket}/pairs",
             logs=folder / "logs",
             units=given.files,
             unit_rows=given.rows // given.files,
-            cut_node=cluster.cut,
+            cut_node=lambda: cut(nodes),
         )
 
 
-class TwoNodes:
-    """A Ray cluster of two nodes, the second of which can be cut off and replaced."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        self.cluster: Any = Cluster()
-        started(lambda: self.cluster.add_node(**NODE, include_dashboard=False))
-        self.node = started(lambda: self.cluster.add_node(**NODE))
-        self.address: str = self.cluster.address
-
-    def cut(self) -> None:
-        """End the second node as a power cut would, and add another."""
-        self.cluster.remove_node(self.node, allow_graceful=False)
-        self.node = started(lambda: self.cluster.add_node(**NODE))
-
-
-def started(start: Callable[[], Any]) -> Any:
-    """A node of Ray. It has 30 s to start, which a busy machine exceeds: it is started again then."""
-    for _ in range(STARTS - 1):
-        before = {process.pid for process in psutil.Process().children(recursive=True)}
-        try:
-            return start()
-        except Exception as error:
-            print(f"a node did not start ({error}); another try", flush=True)
-            for process in psutil.Process().children(recursive=True):
-                if process.pid not in before:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        process.kill()
-    return start()
-
-
-@contextlib.contextmanager
-def two_nodes() -> Iterator[TwoNodes]:
-    nodes = TwoNodes()
-    try:
-        yield nodes
-    finally:
-        nodes.cluster.shutdown()
+def cut(nodes: Nodes) -> None:
+    """End the second node as a power cut would, and add another."""
+    nodes.lose(nodes.nodes[1])
+    nodes.nodes[1] = nodes.add(2)
 
 
 def line(outcome: Outcome) -> str:

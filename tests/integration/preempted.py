@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.experimental import internal_kv
 
@@ -39,22 +40,20 @@ class Nodes:
 
     Args:
         cpus: of each node that there is from the start; that of the first one cannot be taken away.
+        options: of every node.
     """
 
-    def __init__(self, *cpus: int):
+    def __init__(self, *cpus: int, **options: Any):
         from ray.cluster_utils import Cluster
 
+        self.options = {"object_store_memory": 80 << 20} | options
         self.cluster: Any = Cluster()
         self.nodes = [self.add(number, include_dashboard=False) for number in cpus]
         self.address: str = self.cluster.address
 
     def add(self, cpus: int, **options: Any) -> Any:
         """A node that joins the cluster."""
-        given = {"num_cpus": cpus, "object_store_memory": 80 << 20} | options
-        for _ in range(STARTS - 1):
-            with contextlib.suppress(Exception):
-                return self.cluster.add_node(**given)
-        return self.cluster.add_node(**given)
+        return started(lambda: self.cluster.add_node(num_cpus=cpus, **self.options, **options))
 
     def lose(self, node: Any) -> None:
         """End a node as a power cut would."""
@@ -73,10 +72,25 @@ class Nodes:
         )
 
 
+def started(start: Callable[[], Any]) -> Any:
+    """A node of Ray; where it does not start in time, what it left is ended, and it is started again."""
+    for _ in range(STARTS - 1):
+        before = {process.pid for process in psutil.Process().children(recursive=True)}
+        try:
+            return start()
+        except Exception as error:
+            print(f"a node did not start ({error}); another try", flush=True)
+            for process in psutil.Process().children(recursive=True):
+                if process.pid not in before:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+    return start()
+
+
 @contextlib.contextmanager
-def nodes_of(*cpus: int) -> Iterator[Nodes]:
-    """A cluster until the end of the context."""
-    nodes = Nodes(*cpus)
+def nodes_of(*cpus: int, **options: Any) -> Iterator[Nodes]:
+    """A cluster until the end of the context. Args: as of `Nodes`."""
+    nodes = Nodes(*cpus, **options)
     try:
         yield nodes
     finally:

@@ -13,7 +13,7 @@ from wsdm_ray.errors import ClusterError
 from wsdm_ray.modeling.precision import BY_CAPABILITY
 from wsdm_ray.scoring.check import Cluster
 from wsdm_ray.session import connect
-from wsdm_ray.waiting import asking_for, autoscaler_limits, wait_for_resources, wait_limit
+from wsdm_ray.waiting import autoscaler_limits, look_or_wait, wait_limit
 
 __all__ = [
     "READER_CPUS",
@@ -93,11 +93,8 @@ def waited_for(look: Callable[[], T], number: int, on_gpu: bool, seconds: float)
     Raises:
         ClusterError: it has not, after so many seconds.
     """
-    with contextlib.suppress(ClusterError):
-        return look()
     bundle = {"CPU": REPLICA_CPUS + READER_CPUS} | ({"GPU": 1} if on_gpu else {})
-    with asking_for([bundle] * number) if seconds else contextlib.nullcontext():
-        return wait_for_resources(look, job="score", seconds=seconds)
+    return look_or_wait(look, [bundle] * number, job="score", seconds=seconds)
 
 
 def waits_for_gpu(

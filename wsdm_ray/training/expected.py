@@ -22,7 +22,12 @@ from wsdm_ray.text.encoding import PairEncoder, read_settings
 from wsdm_ray.training.batches import pairs_in_steps
 from wsdm_ray.training.check import CheckedTraining
 from wsdm_ray.training.encode import encode_rows
-from wsdm_ray.training.policy import compile_pays_off, least_activation_bytes, runs_decoder
+from wsdm_ray.training.policy import (
+    compile_pays_off,
+    least_activation_bytes,
+    optimizer_bytes,
+    runs_decoder,
+)
 
 __all__ = ["describe", "gpu_need"]
 
@@ -44,9 +49,7 @@ def gpu_need(config: TrainConfig, manifest: Manifest, steps: int) -> GpuNeed:
         weights = streamed_bytes(files, whole if quantization == "none" else quantization)
     settings = read_settings(Path(folder, "config.json"))
     trained = trained_parameters(settings, config.lora.r, config.lora.targets)
-    bytes_each = 8 + (
-        2 if config.optimizer.kind == "adamw_8bit" else 8
-    )  # itself, its gradient, AdamW's state
+    bytes_each = 4 + optimizer_bytes(config.optimizer.kind)
     network: Any = model_config(folder)
     dropout = bool(getattr(network, "attention_dropout", 0.0))
     decoder = runs_decoder(config, quantization, "cuda", whole, dropout)

@@ -219,7 +219,7 @@ class Trainer:
             ClusterError: nothing is left that would help.
         """
         most, saved = int(self.tokens_of(batches.pairs).max()), self.model.save_memory()
-        if self.group.all_reduce(torch.tensor([float(saved)], device=self.device)):
+        if self.group.any(saved, self.device):
             logger.warning("train: all layers recompute their activations now")
         elif self.token_budget > most:
             self.token_budget = max(self.token_budget // 2, most)

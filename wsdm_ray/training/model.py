@@ -28,7 +28,7 @@ from wsdm_ray.modeling.training_decoder import TrainingDecoder, padded_tokens
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.storage import local_copy
 from wsdm_ray.telemetry import logger
-from wsdm_ray.training.policy import ResolvedOptions, layers_to_recompute
+from wsdm_ray.training.policy import ResolvedOptions, layers_to_recompute, optimizer_bytes
 
 __all__ = ["DecoderModel", "TrainingModel", "TransformersModel", "prepare_model"]
 
@@ -139,8 +139,7 @@ def recomputed_layers(network: nn.Module, config: TrainConfig, tokens: int, *, c
     if option != "auto" or model.get_input_embeddings().weight.device.type == "cpu":
         return layers if option == "yes" else 0
     trained = sum(parameter.numel() for parameter in trainable_parameters(network).values())
-    bytes_each = 4 + (2 if config.optimizer.kind == "adamw_8bit" else 8)  # gradient, AdamW's state
-    free = 0.95 * free_gpu_bytes() - bytes_each * trained
+    free = 0.95 * free_gpu_bytes() - optimizer_bytes(config.optimizer.kind) * trained
     needed = layers_to_recompute(
         free, tokens, shape, model.config.intermediate_size, config.lora.r, compiled=compiled
     )

@@ -13,6 +13,7 @@ __all__ = [
     "fastest_layout",
     "layers_to_recompute",
     "least_activation_bytes",
+    "optimizer_bytes",
     "resolve_options",
     "runs_decoder",
 ]
@@ -143,6 +144,11 @@ def least_activation_bytes(
     """Bytes of a micro-batch where all layers compute again; the arguments are of `layers_to_recompute`."""
     kept, inputs = layer_bytes(tokens, shape, intermediate_size, lora_rank, compiled=compiled)
     return len(shape.layer_types) * inputs + BACKWARD_LAYERS * kept
+
+
+def optimizer_bytes(kind: str) -> int:
+    """Bytes of the gradient and of AdamW's state of one trained number. Args: kind: of `OptimizerConfig`."""
+    return 4 + (2 if kind == "adamw_8bit" else 8)
 
 
 def layer_bytes(

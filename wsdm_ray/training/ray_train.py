@@ -30,7 +30,7 @@ from wsdm_ray.training.check import CheckedTraining, ClusterResources, fit_clust
 from wsdm_ray.training.preemption import HandleNotices, ask_to_stop, step_of
 from wsdm_ray.training.progress import show_progress
 from wsdm_ray.training.worker import CHECKPOINTS_FOLDER, RUN_NAME, WorkerResult, WorkerTask, left_name, work
-from wsdm_ray.waiting import asking_for, autoscaler_limits, nodes_that_stay, wait_for_resources, wait_limit
+from wsdm_ray.waiting import autoscaler_limits, look_or_wait, nodes_that_stay, wait_limit
 
 __all__ = ["cluster_resources", "execute"]
 
@@ -118,11 +118,8 @@ def cluster_resources(config: TrainConfig) -> ClusterResources:
         fit_cluster(config, resources)
         return resources
 
-    with contextlib.suppress(ClusterError):
-        return look()
     bundle = {"CPU": 1.0} | ({"GPU": 1.0} if limits.get("GPU", 0) else {})
-    with asking_for([bundle] * number) if seconds else contextlib.nullcontext():
-        return wait_for_resources(look, job="train", seconds=seconds)
+    return look_or_wait(look, [bundle] * number, job="train", seconds=seconds)
 
 
 def execute(checked: CheckedTraining) -> ray.train.Result:

@@ -34,7 +34,7 @@ def documents(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def placeholders(path: Path) -> set[str]:
+def values_to_fill_in(path: Path) -> set[str]:
     return set(PLACEHOLDER.findall(path.read_text("utf-8")))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.unit.cluster.files import CLUSTER, GUIDE, KUBERAY, RAY, README, ROOT, placeholders
+from tests.unit.cluster.files import CLUSTER, GUIDE, KUBERAY, RAY, README, ROOT, values_to_fill_in
 
 FENCE = re.compile(r"^```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = FENCE.findall(GUIDE.read_text("utf-8"))
@@ -86,7 +86,7 @@ def test_the_guide_fills_in_every_value(tmp_path):
     for match in found:
         subprocess.run(["bash", "-c", match.group()], cwd=tmp_path, env=os.environ | VALUES, check=True)
     for path in [*tmp_path.rglob("kuberay/*.yaml"), *tmp_path.rglob("launcher/*.yaml")]:
-        assert not placeholders(path)
+        assert not values_to_fill_in(path)
         assert all(yaml.load_all(path.read_text("utf-8"), yaml.CSafeLoader))
     set_before = set(re.findall(r"(?:^export | )([A-Z_]+)=", "\n".join(BLOCKS), re.MULTILINE))
     assert set(re.findall(r"\$ENV\{(\w+)\}", "\n".join(BLOCKS))) <= set_before

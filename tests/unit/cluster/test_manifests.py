@@ -16,9 +16,9 @@ from tests.unit.cluster.files import (
     cluster_spec,
     constraint,
     documents,
-    placeholders,
     quantity,
     ray_pods,
+    values_to_fill_in,
 )
 
 DOCUMENTS = documents(KUBERAY)
@@ -325,7 +325,7 @@ def test_every_value_to_fill_in_is_listed_with_its_folder():
     used: dict[str, set[str]] = {}
     for path in README.parent.rglob("*"):
         if path.is_file() and path != README:
-            for name in placeholders(path):
+            for name in values_to_fill_in(path):
                 used.setdefault(name, set()).add(path.parent.name)
     used["FILL_IN_IMAGE"] -= {"image"}  # where it is made
     assert listed == used
