@@ -9,6 +9,7 @@ units are run in another pass. Not covered: which units there are, and what beco
 import contextlib
 import dataclasses
 import functools
+import gc
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,6 +88,7 @@ def score_units(
                 finished[report.unit] = report
                 progress.advance(report.rows, report.forward_tokens)
                 on_report()
+            gc.collect()  # Ray Data leaves the replicas of a pass to it; until then they hold GPUs and CPUs
             before, left = left, [unit for unit in left if unit.number not in finished]
             begun = record_lost(run.output, left, coordinator)
             idle = 0 if begun or len(left) < len(before) else idle + 1
