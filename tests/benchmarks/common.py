@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,7 +74,8 @@ def run_in_processes(
 
     Args:
         folder_of: where a run leaves result.json; what it prints goes to log.txt there.
-        given: the script's arguments, with `at_once` and `gpus`.
+        given: the script's arguments, with `at_once`, `gpus` and, where it has one, the `deadline` on the
+            monotonic clock after which no run begins.
     """
     script, free = Path(sys.argv[0]).resolve(), Queue[int]()
     for slot in range(given.at_once):
@@ -84,6 +87,9 @@ def run_in_processes(
             return
         folder.mkdir(parents=True, exist_ok=True)
         gpu = free.get()
+        if time.monotonic() > getattr(given, "deadline", math.inf):
+            free.put(gpu)
+            return
         try:
             with (folder / "log.txt").open("w") as log:
                 subprocess.run(

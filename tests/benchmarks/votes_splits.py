@@ -1,9 +1,14 @@
 """The splits of `votes_study.py` by prompt: held-out votes, votes to choose a checkpoint by, and folds."""
 
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import chain, combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from wsdm_ray.config import PrepareConfig
@@ -11,7 +16,17 @@ from wsdm_ray.data.prepare import prepare
 from wsdm_ray.data.splitting import group_digests
 from wsdm_ray.storage import write_parquet
 
-__all__ = ["choose_by_prompt", "fold_folder", "split", "split_folds", "split_train"]
+__all__ = [
+    "choose_by_prompt",
+    "fold_folder",
+    "split",
+    "split_folds",
+    "split_sources",
+    "split_train",
+    "write_unvoted",
+]
+
+pc: Any = pyarrow.compute  # its functions are made at import, unseen by type checkers
 
 
 def split(votes: str, work: Path) -> None:
@@ -58,6 +73,33 @@ def split_train(work: Path, parts: int) -> None:
     for number, (others, held_out) in enumerate(GroupKFold(parts).split(groups, groups=groups)):
         for name, rows in (("train", others), ("held_out", held_out)):
             write_parquet(f"{work}/parts/{number}/{name}/part-000000.parquet", table.take(rows))
+
+
+def split_sources(work: Path, others: Sequence[str]) -> None:
+    """The train votes of some sources and those of the rest, which are the target; what is there stays."""
+    if (work / "sources").exists() or not others:
+        return
+    table = pq.read_table(f"{work}/by_prompt/train")
+    is_other = pc.is_in(table["source"], value_set=pa.array(others, table["source"].type))
+    for name, rows in (("others", is_other), ("target", pc.invert(is_other))):
+        write_parquet(f"{work}/sources/{name}/train/part-000000.parquet", table.filter(rows))
+
+
+def write_unvoted(work: Path) -> None:
+    """Pairs of responses to a prompt of the train votes that are not among them; what is there stays."""
+    if (work / "unvoted").exists():
+        return
+    voted: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    table = pq.read_table(f"{work}/by_prompt/train", columns=["prompt", "response_a", "response_b"])
+    for prompt, *pair in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        voted[prompt].add((min(pair), max(pair)))
+    rows = [
+        {"id": f"unvoted-{number}-{at}", "prompt": prompt, "response_a": pair[0], "response_b": pair[1]}
+        for number, (prompt, pairs) in enumerate(voted.items())
+        for at, pair in enumerate(combinations(sorted(set(chain(*pairs))), 2))
+        if pair not in pairs
+    ]
+    write_parquet(f"{work}/unvoted/part-000000.parquet", pa.Table.from_pylist(rows))
 
 
 def fold_folder(work: Path, number: int) -> Path:

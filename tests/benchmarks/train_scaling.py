@@ -1,0 +1,140 @@
+"""How much faster is a training step on several GPUs, and is it the same step?
+
+    python tests/benchmarks/train_scaling.py --shape gemma2-9b --work FOLDER [--workers 1 2] [--kill]
+
+A base of random weights, quantized, trained by the job `train` through Ray Train on each number of workers:
+the same rows, the same micro-batches and so the same steps. Compared are the seconds of a step, without the
+first ones, and the losses, which differ by the order of sums alone. With --kill the run on most workers is
+done once more, and one of its workers is ended by SIGKILL after its first checkpoint: it is replaced, and the
+run must end with the same losses. Writes results/train_scaling_SHAPE.json, or --json, anew after every run;
+exits with 1 where a job fails.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from common import HERE, ROOT, spread, write_result
+from synthetic import SHAPES, config_of, random_parquet, write_base
+from train_smoke import limited
+
+WARM_UP = 3
+"""Steps whose time does not count: compiling, and the first sizes of memory."""
+CHECKPOINT_STEPS = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", required=True, choices=SHAPES)
+    parser.add_argument("--work", type=Path, required=True, help="an empty folder, or that of an earlier run")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--precision", default="w8a8-int8", help="of the quantized base")
+    parser.add_argument("--preset", default="gemma2_9b")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--pairs-per-step", type=int, default=64)
+    parser.add_argument("--micro-batches", type=int, default=16, help="of a step, over all workers")
+    parser.add_argument("--token-budget", type=int, default=8_192)
+    parser.add_argument("--max-tokens", type=int, default=2_048, help="which lengths are scaled with")
+    parser.add_argument("--memory-gib", type=float, help="take a GPU for one with so much memory")
+    parser.add_argument("--kill", action="store_true")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    base, votes = inputs(given)
+    runs: list[dict[str, Any]] = []
+    kills = [False] * len(given.workers) + [True] * given.kill
+    for workers, kill in zip([*given.workers, max(given.workers)], kills, strict=False):
+        runs.append({"workers": workers, "killed": kill} | one_run(workers, kill, base, votes, given))
+        write(runs, given)
+
+
+def inputs(given: argparse.Namespace) -> tuple[Path, Path]:
+    """The quantized base and the votes; what is there stays."""
+    work, quantized, votes = given.work, given.work / "quantized", given.work / "votes.parquet"
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "base").exists():
+        write_base(work / "base", config_of(given.shape), "cuda" if torch.cuda.is_available() else "cpu")
+    if not votes.exists():
+        random_parquet(votes, given.steps * given.pairs_per_step, max_tokens=given.max_tokens, votes=True)
+    job("quantize", base=work / "base", precision=given.precision, output=quantized).wait()
+    return quantized, votes
+
+
+def one_run(workers: int, kill: bool, base: Path, votes: Path, given: argparse.Namespace) -> dict[str, Any]:
+    output = given.work / f"{workers}{'-killed' if kill else ''}"
+    shutil.rmtree(output, ignore_errors=True)
+    started = time.monotonic()
+    process = job(
+        "train", limited(given.memory_gib), preset=given.preset, base=base, train=votes, output=output,
+        num_workers=workers, max_steps=given.steps, pairs_per_step=given.pairs_per_step,
+        micro_batches=given.micro_batches, token_budget=given.token_budget,
+        checkpoint_steps=CHECKPOINT_STEPS if kill else given.steps, compile="yes",
+    )  # fmt: skip
+    if kill:
+        kill_a_worker(process, output)
+    if status := process.wait():
+        sys.exit(f"error: train on {workers} workers ended with {status}")
+    steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "losses": [step["loss"] for step in steps],
+        "first_step_seconds": steps[0]["seconds"],
+        "step_seconds": spread([step["seconds"] for step in steps[WARM_UP:]]),
+        "tokens_per_second": spread([step["tokens_per_second"] for step in steps[WARM_UP:]]),
+        "pairs_per_second": spread([step["pairs_per_second"] for step in steps[WARM_UP:]]),
+        "memory_gb": max(step["memory_gb"] for step in steps),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def kill_a_worker(process: subprocess.Popen, output: Path) -> None:
+    """End one of the job's workers once there is a checkpoint."""
+    while process.poll() is None and not list((output / "_checkpoints").glob("**/metrics.jsonl")):
+        time.sleep(0.2)
+    for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():
+        if "RayTrainWorker" in " ".join(child.cmdline()):
+            print(f"kill -9 {child.pid}: {child.cmdline()[0]}", flush=True)
+            child.send_signal(signal.SIGKILL)
+            return
+    sys.exit("error: no worker was there to be killed")
+
+
+def job(name: str, environment: dict[str, str] | None = None, **options: Any) -> subprocess.Popen:
+    words = [
+        word for option, value in options.items() for word in (f"--{option.replace('_', '-')}", str(value))
+    ]
+    print(f"$ jobs.{name} {' '.join(words)}", flush=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", f"jobs.{name}", *words], cwd=ROOT, env=os.environ | (environment or {})
+    )
+
+
+def write(runs: list[dict[str, Any]], given: argparse.Namespace) -> None:
+    """The JSON: each run, how many times as fast as the first it is, and how far its losses are from its."""
+    first = runs[0]
+    for run in runs[1:]:
+        pairs = list(zip(run["losses"], first["losses"], strict=True))
+        run["speedup"] = first["step_seconds"]["median"] / run["step_seconds"]["median"]
+        run["loss_differences"] = [ours - theirs for ours, theirs in pairs]
+        run["largest_relative_difference_of_8"] = max(abs(a - b) / b for a, b in pairs[:8])
+    if runs[-1]["killed"]:
+        calm = next(run for run in runs if run["workers"] == runs[-1]["workers"])
+        runs[-1]["same_losses_as_calm"] = runs[-1]["losses"] == calm["losses"]
+    shown = ("workers", "killed", "step_seconds", "tokens_per_second", "speedup", "losses")
+    print(json.dumps({name: runs[-1].get(name) for name in shown}), flush=True)
+    path = given.json or HERE / "results" / f"train_scaling_{given.shape}.json"
+    settings = {name: value for name, value in vars(given).items() if name not in ("json", "work")}
+    write_result(path, str(__doc__).splitlines()[0], settings, {"runs": runs})
+
+
+if __name__ == "__main__":
+    main()
