@@ -28,7 +28,7 @@ from synthetic import SHAPES, config_of, random_parquet, write_base
 from train_smoke import limited
 
 WARM_UP = 3
-"""Steps whose time does not count: compiling. A later one that meets a new length of its rows compiles, too."""
+"""Steps whose time does not count: compiling. A later one that meets a new length of rows compiles, too."""
 CHECKPOINT_STEPS = 4
 
 
@@ -80,6 +80,7 @@ def one_run(workers: int, kill: bool, base: Path, votes: Path, given: argparse.N
         num_workers=workers, max_steps=given.steps, pairs_per_step=given.pairs_per_step,
         micro_batches=max(given.workers), token_budget=given.token_budget,
         checkpoint_steps=CHECKPOINT_STEPS if kill else given.steps, compile="yes",
+        quantization="none" if given.precision == "none" else "auto",
     )  # fmt: skip
     if kill:
         kill_a_worker(process, output)
