@@ -2,11 +2,11 @@
 
     python tests/benchmarks/train_scaling.py --shape gemma2-9b --work FOLDER [--workers 1 2] [--kill]
 
-A base of random weights, quantized, trained by the job `train` through Ray Train on each number of workers:
-the same rows, the same micro-batches and so the same steps. Compared are the seconds of a step, without the
-first ones, and the losses, which differ by the order of sums alone. With --kill the run on most workers is
-done once more, and one of its workers is ended by SIGKILL after its first checkpoint: it is replaced, and the
-run must end with the same losses. Writes results/train_scaling_SHAPE.json, or --json, anew after every run;
+A base of random weights, trained by the job `train` through Ray Train on each number of workers: the same
+rows, the same micro-batches and so the same steps. Compared are the seconds of a step, without the first ones,
+and the losses, which differ by rounding alone. With --kill the run on most workers is done once more, and one
+of its workers is ended by SIGKILL after its first checkpoint: it is replaced, and the run must end with the
+same losses. Writes results/train_scaling_SHAPE.json, or --json, anew after every run;
 exits with 1 where a job fails.
 """
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--shape", required=True, choices=SHAPES)
     parser.add_argument("--work", type=Path, required=True, help="an empty folder, or that of an earlier run")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--precision", default="w8a8-int8", help="of the quantized base, or none")
+    parser.add_argument("--precision", default="w8a8-int8", help="in which the base is held, or none")
     parser.add_argument("--preset", default="gemma2_9b")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--pairs-per-step", type=int, default=128)
@@ -58,29 +58,26 @@ def main() -> None:
 
 
 def inputs(given: argparse.Namespace) -> tuple[Path, Path]:
-    """The quantized base and the votes; what is there stays."""
-    work, quantized, votes = given.work, given.work / "quantized", given.work / "votes.parquet"
+    """The base and the votes; what is there stays."""
+    work, votes = given.work, given.work / "votes.parquet"
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "base").exists():
         write_base(work / "base", config_of(given.shape), "cuda" if torch.cuda.is_available() else "cpu")
     if not votes.exists():
         random_parquet(votes, given.steps * given.pairs_per_step, max_tokens=given.max_tokens, votes=True)
-    if given.precision == "none":
-        return work / "base", votes
-    job("quantize", base=work / "base", precision=given.precision, output=quantized).wait()
-    return quantized, votes
+    return work / "base", votes
 
 
 def one_run(workers: int, kill: bool, base: Path, votes: Path, given: argparse.Namespace) -> dict[str, Any]:
     output = given.work / f"{workers}{'-killed' if kill else ''}"
     shutil.rmtree(output, ignore_errors=True)
     started = time.monotonic()
-    process = job(
-        "train", limited(given.memory_gib), preset=given.preset, base=base, train=votes, output=output,
+    process = start_job(
+        limited(given.memory_gib), preset=given.preset, base=base, train=votes, output=output,
         num_workers=workers, max_steps=given.steps, pairs_per_step=given.pairs_per_step,
         micro_batches=max(given.workers), token_budget=given.token_budget,
         checkpoint_steps=CHECKPOINT_STEPS if kill else given.steps, compile="yes",
-        quantization="none" if given.precision == "none" else "auto",
+        quantization=given.precision,
     )  # fmt: skip
     if kill:
         kill_a_worker(process, output)
@@ -110,13 +107,14 @@ def kill_a_worker(process: subprocess.Popen, output: Path) -> None:
     sys.exit("error: no worker was there to be killed")
 
 
-def job(name: str, environment: dict[str, str] | None = None, **options: Any) -> subprocess.Popen:
+def start_job(environment: dict[str, str], **options: Any) -> subprocess.Popen:
+    """Begin `python -m jobs.train`."""
     words = [
         word for option, value in options.items() for word in (f"--{option.replace('_', '-')}", str(value))
     ]
-    print(f"$ jobs.{name} {' '.join(words)}", flush=True)
+    print(f"$ jobs.train {' '.join(words)}", flush=True)
     return subprocess.Popen(
-        [sys.executable, "-m", f"jobs.{name}", *words], cwd=ROOT, env=os.environ | (environment or {})
+        [sys.executable, "-m", "jobs.train", *words], cwd=ROOT, env=os.environ | environment
     )
 
 
