@@ -3,10 +3,10 @@
     python tests/benchmarks/train_scaling.py --shape gemma2-9b --work FOLDER [--workers 1 2] [--kill]
 
 A base of random weights, trained by the job `train` through Ray Train on each number of workers: the same
-rows, the same micro-batches and so the same steps. Compared are the seconds of a step, without the first ones,
-and the losses, which differ by rounding alone. With --kill the run on most workers is done once more, and one
-of its workers is ended by SIGKILL after its first checkpoint: it is replaced, and the run must end with the
-same losses. Writes results/train_scaling_SHAPE.json, or --json, anew after every run;
+rows, the same micro-batches and so the same steps. Compared are the seconds of a step, without the first
+ones, and the losses, which differ by rounding alone. With --kill the run on most workers is done once more,
+and one of its workers is ended by SIGKILL after its first checkpoint: it is replaced, and the run must end
+with the same losses. Writes results/train_scaling_SHAPE.json, or --json, anew after every run;
 exits with 1 where a job fails.
 """
 

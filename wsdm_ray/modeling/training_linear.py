@@ -86,8 +86,10 @@ def adapted_linear(x: Tensor, layer: AdaptedLinear, seed: Tensor | None) -> Tens
         inner_TR = x.new_empty(len(x), 0)
     starts = tuple(adapter.start for adapter in layer.adapters)
     seconds = [(adapter.B * adapter.scale).to(x.dtype) for adapter in layer.adapters]
-    out = AdaptedGemm.apply(x, inner_TR, layer.weight[3:], starts, *layer.weight[:3], *seconds)
-    assert isinstance(out, Tensor)
+    if torch.is_grad_enabled():
+        out: Any = AdaptedGemm.apply(x, inner_TR, layer.weight[3:], starts, *layer.weight[:3], *seconds)
+    else:  # where compiled, `apply` without gradients takes two adapters for arguments without a context
+        out = adapted_gemm(x, inner_TR, layer.weight, starts, seconds)
     return out if layer.bias is None else out + layer.bias.to(out.dtype)
 
 
@@ -109,8 +111,18 @@ def dropped(x: Tensor, seed: Tensor, share: float) -> Tensor:
     return torch.where(kept, x * (1 / (1 - share)), 0)
 
 
+def adapted_gemm(
+    x: Tensor, inner_TR: Tensor, weight: FrozenWeight, starts: Sequence[int], seconds: Sequence[Tensor]
+) -> Tensor:
+    """x W^T + sum of inner_i B_i^T, the second part added in place to the output of the first: [T, out]."""
+    out = frozen_gemm(x, weight)
+    if seconds:
+        torch.ops.wsdm_ray.add_low_rank(out, inner_TR, list(seconds), list(starts))
+    return out
+
+
 class AdaptedGemm(torch.autograd.Function):
-    """x W^T + sum of inner_i B_i^T, the second part added in place to the output of the first."""
+    """`adapted_gemm` with gradients of x, inner and each B."""
 
     @staticmethod
     def forward(
@@ -124,13 +136,9 @@ class AdaptedGemm(torch.autograd.Function):
         hadamard: Tensor | None,
         *seconds: Tensor,
     ) -> Tensor:
-        fused, rows, shape = frozen
         ctx.save_for_backward(inner_TR, values, scale, hadamard, *seconds)
         ctx.frozen, ctx.starts = frozen, starts
-        out = frozen_gemm(x, FrozenWeight(values, scale, hadamard, fused, rows, shape))
-        if seconds:
-            torch.ops.wsdm_ray.add_low_rank(out, inner_TR, list(seconds), list(starts))
-        return out
+        return adapted_gemm(x, inner_TR, FrozenWeight(values, scale, hadamard, *frozen), starts, seconds)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -145,3 +145,16 @@ def test_8_bit_both_ways_is_near_and_compiles_once(precision, network_of):
     found_gradients = gradients_of(network, found)
     assert_near(found_gradients, gradients, 2 * limit)
     assert max((found_gradients[name] - each).abs().max() for name, each in gradients.items()) > 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, while it traces
+def test_evaluation_compiles_after_training(network_of):
+    network = network_of("qwen2")
+    decoder, layout = TrainingDecoder(network, torch.float32, compiled=False), layout_of("shared")
+    expected = decoder.logits(layout)
+    # Traced as for a GPU, and then run as it is: no compiler takes its time here.
+    parts = (decoder.before, decoder.after)
+    decoder.before, decoder.after = (torch.compile(part, fullgraph=True, backend="eager") for part in parts)
+    decoder.logits(layout).sum().backward()
+    with torch.no_grad():
+        torch.testing.assert_close(decoder.logits(layout), expected)
