@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from report_faults import fault_campaign, score_scale
+from report_faults import fault_campaign, many_files, replica_simulation, score_scale
 from report_models import real_models
 from report_scoring import same_answers, score_cpu, score_gpu
 from report_sizing import sizing
@@ -22,6 +22,7 @@ from report_training import (
     real_votes,
     rows_per_second,
     train_gpu,
+    train_scaling,
     train_smoke,
     votes_study,
 )
@@ -36,7 +37,10 @@ SECTIONS: dict[str, Callable[[Any], list[str]]] = {
     "score_cpu": score_cpu,
     "score_gpu": score_gpu,
     "score_scale": score_scale,
+    "replica_simulation": replica_simulation,
+    "many_files": many_files,
     "train_gpu": train_gpu,
+    "train_scaling": train_scaling,
     "train_smoke": train_smoke,
     "fault_campaign": fault_campaign,
     "same_answers": same_answers,

@@ -1,8 +1,8 @@
-"""Tables of the fault campaign, and of memory at two numbers of rows."""
+"""Tables of the fault campaign, and of scoring at scale: rows, files and replicas."""
 
 from typing import Any
 
-__all__ = ["fault_campaign", "score_scale"]
+__all__ = ["fault_campaign", "many_files", "replica_simulation", "score_scale"]
 
 
 def fault_campaign(results: dict[str, Any]) -> list[str]:
@@ -34,3 +34,34 @@ def score_scale(results: dict[str, Any]) -> list[str]:
         )
     growth = " | ".join(f"{results['growth'].get(role, 0):.2f}" for role in roles)
     return [*lines, f"| last to first | | {growth} | | |"]
+
+
+def replica_simulation(results: list[dict[str, Any]]) -> list[str]:
+    """A row a number of replicas."""
+    lines = [
+        "| replicas | units | longest unit, s | seconds | pairs/s | idle, mean | idle, most | driver, CPU s | driver, MiB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run in results:
+        idle = run["idle_share"]
+        lines.append(
+            f"| {run['replicas']} | {run['units']:,} | {run['longest_unit_seconds']:.1f} | {run['seconds']:.0f} | "
+            f"{run['pairs_per_second']:,.0f} | {idle['mean']:.1%} | {idle['max']:.1%} | "
+            f"{run['driver_cpu_seconds']:.0f} | {run['driver_memory_mib']:,} |"
+        )
+    return lines
+
+
+def many_files(results: list[dict[str, Any]]) -> list[str]:
+    """A row a number of files."""
+    lines = [
+        "| files | rows | plan, s | whole run, s | pairs/s | peak of the driver, MiB | right |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in results:
+        right = "yes" if run["rows_right"] else "no"
+        lines.append(
+            f"| {run['files']:,} | {run['rows']:,} | {run['plan_seconds']:.1f} | {run['seconds']:.0f} | "
+            f"{run['pairs_per_second']:.1f} | {run['peak_mib']['driver']:,.0f} | {right} |"
+        )
+    return lines

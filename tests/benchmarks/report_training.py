@@ -9,6 +9,7 @@ __all__ = [
     "real_votes",
     "rows_per_second",
     "train_gpu",
+    "train_scaling",
     "train_smoke",
     "votes_study",
     "with_interval",
@@ -70,6 +71,24 @@ def train_gpu(results: dict[str, Any]) -> list[str]:
         lines.append(
             f"| {STEPS.get(row['way'], row['way'])} | {row['tokens_per_second']['median']:,.0f} | {row['pairs_per_second']['median']:.2f} | "
             f"{row['first_step_seconds']:.0f} s | {row['allocated_gib']:.1f} GiB |"
+        )
+    return lines
+
+
+def train_scaling(results: dict[str, Any]) -> list[str]:
+    """A row a number of workers, and how far their losses are from one worker's."""
+    lines = [
+        "| workers | seconds of each step | fastest, tokens/s | fastest, pairs/s | times as fast | losses off by, at most | GB a GPU |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in results["runs"]:
+        steps = ", ".join(f"{seconds:.1f}" for seconds in run["all_step_seconds"])
+        off = run.get("largest_relative_difference_of_8")
+        workers = f"{run['workers']}{', one killed' if run['killed'] else ''}"
+        lines.append(
+            f"| {workers} | {steps} | {run['tokens_per_second']['max']:,.0f} | "
+            f"{run['pairs_per_second']['max']:.2f} | {run.get('speedup', 1):.2f} | "
+            f"{'' if off is None else f'{off:.2%}'} | {run['memory_gb']:.1f} |"
         )
     return lines
 
