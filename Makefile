@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-gpu train-9b-smoke lint format audit clean
+.PHONY: help install quickstart test test-long test-gpu train-9b-smoke lint format audit clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,8 +25,13 @@ quickstart: $(STAMP)  ## Votes, a trained classifier, every pair scored, a repor
 	$(BIN)/python -m jobs.quickstart
 
 # Two files at a time: what the tests of a file share is made once.
-test: $(STAMP)  ## Run every test that this machine can run; print the ten slowest
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10
+
+test: $(STAMP)  ## Run the tests but the long ones; print the ten slowest
+	$(PYTEST) -m "not long"
+
+test-long: $(STAMP)  ## Run the long tests: kills, lost nodes, the quickstart
+	$(PYTEST) -m long
 
 # With any Python that has torch, Triton, transformers and pytest: PYTHON=... names it; no .venv is made.
 # The files outside tests/gpu compile or interpret kernels where there is no GPU, and run them on one here.

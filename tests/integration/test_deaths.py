@@ -65,6 +65,7 @@ def poisoned(replica_kills: str, reader_kills: str, notes: str):
     return PoisonedReplica, encode
 
 
+@pytest.mark.long
 def test_rows_that_kill_replicas_and_readers_get_the_error(
     scored, classifier, source, pairs, tmp_path, caplog
 ):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from safetensors.numpy import load_file
 
 from tests.integration.campaign import processes
@@ -19,6 +20,7 @@ from tests.integration.struck_run import make_model, make_pairs
 ROWS, UNIT_ROWS = 240, 10
 
 
+@pytest.mark.long
 def test_nodes_join_and_leave(monkeypatch, classifier: Path, int8_base, prepared, tmp_path: Path):
     """One cluster for both jobs, as nodes take long to start."""
     for name, value in RAY_ENVIRONMENT.items():

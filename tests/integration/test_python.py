@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import ray
 
 from tests.integration.conftest import NO_COMPILER
@@ -37,6 +38,7 @@ def test_the_code_of_the_page_runs(ray_session, classifier, prepared, tmp_path, 
         np.testing.assert_array_equal(judged[column], scored[column])
 
 
+@pytest.mark.long
 def test_the_notebook_runs_in_a_fresh_process(ray_session, tmp_path):
     (path,) = NOTEBOOKS
     cells = json.loads(path.read_text("utf-8"))["cells"]

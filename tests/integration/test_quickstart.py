@@ -30,6 +30,7 @@ def run_quickstart(output: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1_200)  # a hang is found, a busy machine is no failure
 def test_the_quickstart_leaves_everything_it_speaks_of(tmp_path):
     output = tmp_path / "quickstart"

@@ -149,6 +149,7 @@ def check_hard_labels(soft: PseudolabelConfig, labelled: list[dict[str, Any]], o
     assert not (output / "predictions").exists()
 
 
+@pytest.mark.long
 def test_train_and_score_in_gcs(gcs_bucket, int8_base, prepared):
     upload(gcs_bucket, int8_base, prepared, rows=60)
     model, train_votes = f"{gcs_bucket}/model", f"{gcs_bucket}/data/train"

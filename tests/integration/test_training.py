@@ -116,6 +116,7 @@ def test_a_finished_run_is_not_done_again_and_a_changed_one_is_refused(classifie
         train(train_config(int8_base, prepared, classifier, seed=1))
 
 
+@pytest.mark.long
 def test_whatever_is_killed_changes_nothing(classifier, monkeypatch, int8_base, prepared, tmp_path, capfd):
     """A job, then a worker and the controller of the run that goes on with it, each between two steps.
 
