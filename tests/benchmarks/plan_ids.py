@@ -1,8 +1,9 @@
 """What a plan costs: memory of the driver for the ids of millions of rows, and time for thousands of files.
 
-    python tests/benchmarks/plan_ids.py [--rows 10000000] [--files 10000] [--json FILE]
+    PYTHONPATH=. python tests/benchmarks/plan_ids.py [--rows 10000000] [--files 10000]
 
-Each figure is of a process of its own, whose peak memory the system tells.
+Each figure is of a process of its own, whose peak memory the system tells. Writes results/plan_ids.json, or
+--json.
 """
 
 import argparse
@@ -18,8 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
+from common import HERE, write_result
 
 KINDS = ("int64", "text36", "files")
 
@@ -73,10 +73,12 @@ def plan(folder: str) -> dict[str, float | int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--files", type=int, default=10_000)
-    parser.add_argument("--json")
+    parser.add_argument("--json", type=Path, default=HERE / "results" / "plan_ids.json")
     parser.add_argument("--plan", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.plan:
@@ -92,11 +94,10 @@ def main() -> None:
             done = subprocess.run(
                 [sys.executable, __file__, "--plan", folder], check=True, capture_output=True, text=True
             )
-            found[kind] = json.loads(done.stdout.splitlines()[-1])
-    text = json.dumps({"cpus": os.cpu_count(), "load": os.getloadavg()[0], **found}, indent=2)
-    print(text)
-    if given.json:
-        Path(given.json).write_text(text + "\n")
+            found[kind] = json.loads(done.stdout.splitlines()[-1]) | {"load": os.getloadavg()[0]}
+        print(kind, json.dumps(found[kind]), flush=True)
+        settings = {"rows": given.rows, "files": given.files}
+        write_result(given.json, str(__doc__).splitlines()[0], settings, found)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from report_faults import fault_campaign, many_files, replica_simulation, score_scale
+from report_faults import (
+    control_plane,
+    fault_campaign,
+    many_files,
+    plan_ids,
+    preemptions,
+    replica_simulation,
+    score_scale,
+)
 from report_models import real_models
 from report_scoring import same_answers, score_cpu, score_gpu
 from report_sizing import sizing
@@ -39,6 +47,9 @@ SECTIONS: dict[str, Callable[[Any], list[str]]] = {
     "score_scale": score_scale,
     "replica_simulation": replica_simulation,
     "many_files": many_files,
+    "plan_ids": plan_ids,
+    "control_plane": control_plane,
+    "preemptions": preemptions,
     "train_gpu": train_gpu,
     "train_scaling": train_scaling,
     "train_smoke": train_smoke,

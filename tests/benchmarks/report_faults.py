@@ -2,7 +2,15 @@
 
 from typing import Any
 
-__all__ = ["fault_campaign", "many_files", "replica_simulation", "score_scale"]
+__all__ = [
+    "control_plane",
+    "fault_campaign",
+    "many_files",
+    "plan_ids",
+    "preemptions",
+    "replica_simulation",
+    "score_scale",
+]
 
 
 def fault_campaign(results: dict[str, Any]) -> list[str]:
@@ -63,5 +71,51 @@ def many_files(results: list[dict[str, Any]]) -> list[str]:
         lines.append(
             f"| {run['files']:,} | {run['rows']:,} | {run['plan_seconds']:.1f} | {run['seconds']:.0f} | "
             f"{run['pairs_per_second']:.1f} | {run['peak_mib']['driver']:,.0f} | {right} |"
+        )
+    return lines
+
+
+def control_plane(results: list[dict[str, Any]]) -> list[str]:
+    """A row a turn, then where the time of the last one goes."""
+    turns = {"plain": "as they are", "long": "long answers", "profile": "as they are, with a profile"}
+    lines = [
+        "| pairs | rows | tokens an ordering | CPU, ms a pair | wall, ms a pair | peak, MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for run in results:
+        lines.append(
+            f"| {turns[run['turn']]} | {run['rows']:,} | {run['tokens_per_ordering']:,.0f} | {run['cpu_ms_a_pair']:.2f} | "
+            f"{run['wall_ms_a_pair']:.2f} | {run['peak_mib']:,} |"
+        )
+    lines += ["", "| function | ms a pair, without what it calls |", "|---|---|"]
+    profile = results[-1]["profile_ms_a_pair"]
+    return lines + [f"| `{name}` | {ms:.3f} |" for name, ms in list(profile.items())[:12]]
+
+
+def plan_ids(results: dict[str, Any]) -> list[str]:
+    """A row a plan."""
+    kinds = {"int64": "int64 ids", "text36": "ids of 36 characters", "files": "small files"}
+    lines = [
+        "| plan of | rows | files | units | seconds | CPU, s | peak, MB | before it, MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for kind, run in results.items():
+        lines.append(
+            f"| {kinds[kind]} | {run['rows']:,} | {run['files']:,} | {run['units']:,} | {run['seconds']:.1f} | "
+            f"{run['cpu_seconds']:.1f} | {run['peak_mb']:,} | {run['peak_mb_before']:,} |"
+        )
+    return lines
+
+
+def preemptions(results: dict[str, Any]) -> list[str]:
+    """A row a job."""
+    lines = [
+        "| job | preemptions | runs | right | done again, all | a preemption | of |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for job, run in results.items():
+        lines.append(
+            f"| {job} | {run['preemptions']} | {run['runs']} | {run['right']} | {run['lost']} | "
+            f"{run['lost'] / max(run['preemptions'], 1):.1f} | {run['unit']} |"
         )
     return lines
