@@ -104,7 +104,8 @@ def without_noise(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 FILTER = """
 import re, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the process that it filters for
+for each in (signal.SIGINT, signal.SIGTERM):  # it ends with the process that it filters for
+    signal.signal(each, signal.SIG_IGN)
 noise = re.compile(sys.argv[1].encode())
 for line in sys.stdin.buffer:
     if not noise.search(line):
@@ -126,7 +127,9 @@ def filter_native_lines() -> None:
         sys.stderr.flush()
         shown = os.dup(2)
         command = [sys.executable, "-I", "-S", "-c", FILTER, RESTART_WARNING]
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=shown, stderr=subprocess.DEVNULL)
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=shown, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         assert child.stdin
         os.dup2(child.stdin.fileno(), 2)
         child.stdin.close()

@@ -36,6 +36,18 @@ class PlainFormatter(logging.Formatter):
         return redact(super().formatException(ei))
 
 
+class StandardErrorHandler(logging.StreamHandler):
+    """Writes to what standard error is when a line comes: it changes where `noise` filters native lines."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        pass
+
+
 def set_up_logging() -> None:
     """Send the package's log lines to standard error, with the time; calling it again changes nothing.
 
@@ -43,7 +55,7 @@ def set_up_logging() -> None:
     """
     quiet_libraries()
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = StandardErrorHandler()
         handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

@@ -14,14 +14,16 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import NO_COMPILER
+from tests.integration.gates import wait_for
 from tests.integration.lines import unexpected
 from tests.integration.servers import free_ports, run_process, wait_until
+from tests.integration.struck_run import make_pairs
 from wsdm_ray.storage import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +54,7 @@ def head() -> Iterator[dict[str, str]]:
             "RAY_ADDRESS": f"http://127.0.0.1:{options['dashboard-port']}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_JOB_STOP_WAIT_TIME_S": "90",
             "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
             "REPORTER_UPDATE_INTERVAL_MS": "600000",
@@ -86,13 +89,23 @@ def head() -> Iterator[dict[str, str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def submit(environment: dict[str, str], *job: str) -> subprocess.CompletedProcess[str]:
-    address = environment["RAY_ADDRESS"]
-    sent = ["--runtime-env", "cluster/runtime-env.yaml"]
-    command = [BIN / "ray", "job", "submit", "--address", address, *sent, "--", *job]
+SENT = ("--runtime-env", "cluster/runtime-env.yaml")
+
+
+def submit(
+    environment: dict[str, str], *job: str, options: Sequence[str] = SENT, folder: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """`ray job submit` from a folder."""
+    return ray_job(environment, "submit", *options, "--", *job, folder=folder)
+
+
+def ray_job(
+    environment: dict[str, str], verb: str, *words: str, folder: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    command = [BIN / "ray", "job", verb, "--address", environment["RAY_ADDRESS"], *words]
     return subprocess.run(
         command,
-        cwd=ROOT,
+        cwd=folder,
         env={name: value for name, value in environment.items() if name != "RAY_ADDRESS"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -121,6 +134,39 @@ def test_a_submitted_job(head, classifier, prepared, tmp_path):
     counts = read_json(f"{output}.run/run.json")["counts"]
     assert counts["rows"] == read_json(f"{prepared}/run.json")["counts"]["kept"]["valid"]
     check_upload(listed)
+
+
+@pytest.mark.long
+def test_a_stopped_job_goes_on(head, classifier, tmp_path):
+    """As in an image that has the package: nothing is sent, and no copy of the repository is there."""
+    make_pairs(str(tmp_path / "pairs"), 4, 4_000)
+    output = tmp_path / "predictions"
+    job = f"wsdm-ray score --model {classifier} --input {tmp_path}/pairs --output {output} --unit-rows 40"
+    first = submit(head, *job.split(), options=("--no-wait", "--submission-id", "first"), folder=tmp_path)
+    assert first.returncode == 0, first.stdout
+    wait_for(lambda: list(output.glob("part-*.parquet")))
+    assert ray_job(head, "stop", "first").returncode == 0
+    log = ray_job(head, "logs", "first").stdout
+    assert "score: stopped; of 100 units that were left" in log, log
+    assert "run the same command to go on" in log
+    committed = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*.parquet")}
+    assert 0 < len(committed) < 100
+    second = submit(head, *job.split(), options=(), folder=tmp_path)
+    assert second.returncode == 0, second.stdout
+    assert f"{len(committed)} of 100 parts are there" in second.stdout, second.stdout
+    there = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*.parquet")}
+    assert len(there) == 100
+    assert committed.items() <= there.items(), "a committed unit is not written again"
+    assert read_json(f"{output}.run/run.json")["counts"]["rows"] == 4_000
+
+
+@pytest.mark.long
+def test_a_job_that_fails_is_a_failure_of_submit(head, tmp_path):
+    run = submit(
+        head, "wsdm-ray", "prepare", "--input", "missing", "--output", "out", options=(), folder=tmp_path
+    )
+    assert run.returncode == 1, run.stdout
+    assert "error: missing: not found; check the path\n" in run.stdout
 
 
 def check_upload(listed: list[str]) -> None:

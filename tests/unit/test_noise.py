@@ -95,3 +95,26 @@ os.abort()
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert sorted(run.stderr.splitlines()) == ["of Python", "raylet: out of disk"], "of a crash too"
+
+
+def test_what_is_logged_when_a_whole_group_of_processes_is_asked_to_end():
+    """As `ray job stop` does. The log's lines do not go through the filter, and it stays for Ray's core."""
+    code = """
+import os, signal
+from wsdm_ray.noise import filter_native_lines
+from wsdm_ray.telemetry import logger, set_up_logging
+set_up_logging()
+filter_native_lines()
+def stop(*_):
+    logger.warning("stopped: 3 of 9 done")
+    os.write(2, b"raylet: ended\\n")
+signal.signal(signal.SIGTERM, stop)
+os.killpg(0, signal.SIGTERM)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT, capture_output=True, text=True, check=False, start_new_session=True,
+    )  # fmt: skip
+    first, second = sorted(run.stderr.splitlines())
+    assert first.endswith(" stopped: 3 of 9 done")
+    assert second == "raylet: ended"
