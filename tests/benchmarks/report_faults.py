@@ -89,7 +89,9 @@ def control_plane(results: list[dict[str, Any]]) -> list[str]:
         )
     lines += ["", "| function | ms a pair, without what it calls |", "|---|---|"]
     profile = results[-1]["profile_ms_a_pair"]
-    return lines + [f"| `{name}` | {ms:.3f} |" for name, ms in list(profile.items())[:12]]
+    return lines + [
+        f"| `{name.removeprefix('~:0:')}` | {ms:.3f} |" for name, ms in list(profile.items())[:12]
+    ]
 
 
 def plan_ids(results: dict[str, Any]) -> list[str]:
