@@ -104,7 +104,7 @@ def without_noise(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 FILTER = """
 import re, signal, sys
-for each in (signal.SIGINT, signal.SIGTERM):  # it ends with the process that it filters for
+for each in (signal.SIGINT, signal.SIGTERM):  # `ray job stop` sends it to each child; this one stays
     signal.signal(each, signal.SIG_IGN)
 noise = re.compile(sys.argv[1].encode())
 for line in sys.stdin.buffer:

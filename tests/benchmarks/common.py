@@ -87,10 +87,9 @@ def run_in_processes(
             return
         folder.mkdir(parents=True, exist_ok=True)
         gpu = free.get()
-        if time.monotonic() > getattr(given, "deadline", math.inf):
-            free.put(gpu)
-            return
         try:
+            if time.monotonic() > getattr(given, "deadline", math.inf):
+                return
             with (folder / "log.txt").open("w") as log:
                 subprocess.run(
                     [sys.executable, script, *sys.argv[1:], "--one", ",".join(map(str, run))],

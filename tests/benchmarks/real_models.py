@@ -153,8 +153,8 @@ def prepare_inputs(given: argparse.Namespace) -> None:
     split_sources(work, given.other_sources)
     write_unvoted(work)
     for preset, folder in given.models.items():
-        ways = [*PRECISIONS, ""] if preset == given.student else [""]
-        for precision in {PRECISIONS.get(way, given.precision) for way in ways} - {"none"}:
+        of_ways = {PRECISIONS[way] for way in given.ways if way in PRECISIONS and preset == given.student}
+        for precision in (of_ways | {given.precision}) - {"none"}:
             output = f"{work}/bases/{preset}-{precision}"
             quantize(QuantizeConfig(base=folder, precision=precision, output=output))
 

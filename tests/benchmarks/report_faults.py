@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from report_tables import table
+
 __all__ = [
     "control_plane",
     "fault_campaign",
@@ -20,104 +22,115 @@ def fault_campaign(results: dict[str, Any]) -> list[str]:
         f"{results['right']} of {results['runs']} runs were right, with {results['drivers']} drivers in "
         f"{results['seconds'] / 60:.0f} minutes. Requests that failed: {failed or 'none'}.",
         "",
-        "| what struck | runs |",
-        "|---|---|",
-        *(f"| {kind} | {number} |" for kind, number in results["struck"].items()),
+        *table(("what struck", "runs"), results["struck"].items()),
     ]
 
 
 def score_scale(results: dict[str, Any]) -> list[str]:
     """A row a number of rows, and one of the growth."""
     roles = list(results["runs"][0]["peak_mib"])
-    names = " | ".join(f"{role.replace('_', ' ')}, MiB" for role in roles)
-    lines = [
-        f"| rows | pairs/s | {names} | spilled | right |",
-        f"|---|---|{'---|' * len(roles)}---|---|",
-    ]
-    for run in results["runs"]:
-        peaks = " | ".join(f"{run['peak_mib'].get(role, 0):,.0f}" for role in roles)
-        right = "yes" if run["rows_right"] else "no"
-        lines.append(
-            f"| {run['rows']:,} | {run['pairs_per_second']:.1f} | {peaks} | {run['spilled_bytes']:,} | {right} |"
+    names = [f"{role.replace('_', ' ')}, MiB" for role in roles]
+    rows = [
+        (
+            f"{run['rows']:,}", f"{run['pairs_per_second']:.1f}",
+            *(f"{run['peak_mib'].get(role, 0):,.0f}" for role in roles),
+            f"{run['spilled_bytes']:,}", yes_or_no(run["rows_right"]),
         )
-    growth = " | ".join(f"{results['growth'].get(role, 0):.2f}" for role in roles)
-    return [*lines, f"| last to first | | {growth} | | |"]
+        for run in results["runs"]
+    ]  # fmt: skip
+    growth = (f"{results['growth'].get(role, 0):.2f}" for role in roles)
+    return table(
+        ("rows", "pairs/s", *names, "spilled", "right"), [*rows, ("last to first", "", *growth, "", "")]
+    )
+
+
+def yes_or_no(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def replica_simulation(results: list[dict[str, Any]]) -> list[str]:
     """A row a number of replicas."""
-    lines = [
-        "| replicas | units | longest unit, s | seconds | pairs/s | idle, mean | idle, most | driver, CPU s | driver, MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for run in results:
-        idle = run["idle_share"]
-        lines.append(
-            f"| {run['replicas']} | {run['units']:,} | {run['longest_unit_seconds']:.1f} | {run['seconds']:.0f} | "
-            f"{run['pairs_per_second']:,.0f} | {idle['mean']:.1%} | {idle['max']:.1%} | "
-            f"{run['driver_cpu_seconds']:.0f} | {run['driver_memory_mib']:,} |"
-        )
-    return lines
+    columns = (
+        "replicas", "units", "longest unit, s", "seconds", "pairs/s", "idle, mean", "idle, most",
+        "driver, CPU s", "driver, MiB",
+    )  # fmt: skip
+    return table(
+        columns,
+        (
+            (
+                run["replicas"], f"{run['units']:,}", f"{run['longest_unit_seconds']:.1f}",
+                f"{run['seconds']:.0f}", f"{run['pairs_per_second']:,.0f}",
+                f"{run['idle_share']['mean']:.1%}", f"{run['idle_share']['max']:.1%}",
+                f"{run['driver_cpu_seconds']:.0f}", f"{run['driver_memory_mib']:,}",
+            )
+            for run in results
+        ),
+    )  # fmt: skip
 
 
 def many_files(results: list[dict[str, Any]]) -> list[str]:
     """A row a number of files."""
-    lines = [
-        "| files | rows | plan, s | whole run, s | pairs/s | peak of the driver, MiB | right |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for run in results:
-        right = "yes" if run["rows_right"] else "no"
-        lines.append(
-            f"| {run['files']:,} | {run['rows']:,} | {run['plan_seconds']:.1f} | {run['seconds']:.0f} | "
-            f"{run['pairs_per_second']:.1f} | {run['peak_mib']['driver']:,.0f} | {right} |"
-        )
-    return lines
+    return table(
+        ("files", "rows", "plan, s", "whole run, s", "pairs/s", "peak of the driver, MiB", "right"),
+        (
+            (
+                f"{run['files']:,}", f"{run['rows']:,}", f"{run['plan_seconds']:.1f}", f"{run['seconds']:.0f}",
+                f"{run['pairs_per_second']:.1f}", f"{run['peak_mib']['driver']:,.0f}",
+                yes_or_no(run["rows_right"]),
+            )
+            for run in results
+        ),
+    )  # fmt: skip
 
 
 def control_plane(results: list[dict[str, Any]]) -> list[str]:
     """A row a turn, then where the time of the last one goes."""
     turns = {"plain": "as they are", "long": "long answers", "profile": "as they are, with a profile"}
-    lines = [
-        "| pairs | rows | tokens an ordering | CPU, ms a pair | wall, ms a pair | peak, MiB |",
-        "|---|---|---|---|---|---|",
-    ]
-    for run in results:
-        lines.append(
-            f"| {turns[run['turn']]} | {run['rows']:,} | {run['tokens_per_ordering']:,.0f} | {run['cpu_ms_a_pair']:.2f} | "
-            f"{run['wall_ms_a_pair']:.2f} | {run['peak_mib']:,} |"
+    costs = (
+        (
+            turns[run["turn"]], f"{run['rows']:,}", f"{run['tokens_per_ordering']:,.0f}",
+            f"{run['cpu_ms_a_pair']:.2f}", f"{run['wall_ms_a_pair']:.2f}", f"{run['peak_mib']:,}",
         )
-    lines += ["", "| function | ms a pair, without what it calls |", "|---|---|"]
-    profile = results[-1]["profile_ms_a_pair"]
-    return lines + [
-        f"| `{name.removeprefix('~:0:')}` | {ms:.3f} |" for name, ms in list(profile.items())[:12]
+        for run in results
+    )  # fmt: skip
+    profile = list(results[-1]["profile_ms_a_pair"].items())[:12]
+    return [
+        *table(
+            ("pairs", "rows", "tokens an ordering", "CPU, ms a pair", "wall, ms a pair", "peak, MiB"), costs
+        ),
+        "",
+        *table(
+            ("function", "ms a pair, without what it calls"),
+            ((f"`{name.removeprefix('~:0:')}`", f"{ms:.3f}") for name, ms in profile),
+        ),
     ]
 
 
 def plan_ids(results: dict[str, Any]) -> list[str]:
     """A row a plan."""
     kinds = {"int64": "int64 ids", "text36": "ids of 36 characters", "files": "small files"}
-    lines = [
-        "| plan of | rows | files | units | seconds | CPU, s | peak, MB | before it, MB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for kind, run in results.items():
-        lines.append(
-            f"| {kinds[kind]} | {run['rows']:,} | {run['files']:,} | {run['units']:,} | {run['seconds']:.1f} | "
-            f"{run['cpu_seconds']:.1f} | {run['peak_mb']:,} | {run['peak_mb_before']:,} |"
-        )
-    return lines
+    return table(
+        ("plan of", "rows", "files", "units", "seconds", "CPU, s", "peak, MB", "before it, MB"),
+        (
+            (
+                kinds[kind], f"{run['rows']:,}", f"{run['files']:,}", f"{run['units']:,}",
+                f"{run['seconds']:.1f}", f"{run['cpu_seconds']:.1f}", f"{run['peak_mb']:,}",
+                f"{run['peak_mb_before']:,}",
+            )
+            for kind, run in results.items()
+        ),
+    )  # fmt: skip
 
 
 def preemptions(results: dict[str, Any]) -> list[str]:
     """A row a job."""
-    lines = [
-        "| job | preemptions | runs | right | done again, all | a preemption | of |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for job, run in results.items():
-        lines.append(
-            f"| {job} | {run['preemptions']} | {run['runs']} | {run['right']} | {run['lost']} | "
-            f"{run['lost'] / max(run['preemptions'], 1):.1f} | {run['unit']} |"
-        )
-    return lines
+    return table(
+        ("job", "preemptions", "runs", "right", "done again, all", "a preemption", "of"),
+        (
+            (
+                job, run["preemptions"], run["runs"], run["right"], run["lost"],
+                f"{run['lost_per_preemption']:.1f}", run["unit"],
+            )
+            for job, run in results.items()
+        ),
+    )  # fmt: skip

@@ -9,9 +9,12 @@ __all__ = ["real_models"]
 WAYS = {
     "alone": "preset",
     "fold": "preset, without one part of the train votes each",
+    "w8a8": "base in w8a8-int8",
+    "bf16": "base in bf16",
+    "target": "target sources alone",
     "soft": "taught by the teacher's folds",
     "pseudo": "the same, and the teacher's pseudolabels",
-    "warm_up": "warmed up on other votes",
+    "warm_up": "warmed up on other sources, then the target sources",
     "balanced": "lengths balanced",
     "half_balanced": "lengths half balanced",
     "swap": "swap consistency 0.5",

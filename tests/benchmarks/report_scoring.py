@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from report_tables import table
+
 __all__ = ["same_answers", "score_cpu", "score_gpu", "way_name"]
 
 PRECISIONS = {"int8": "w8a8-int8", "int8 rows": "w8a8-int8", "fp8": "w8a8-fp8"}
@@ -30,17 +32,21 @@ def way_name(way: str) -> str:
 
 
 def score_cpu(results: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| way | pairs/s, median (min to max) | tokens/s | mean distance from fp32 | largest |",
-        "|---|---|---|---|---|",
-    ]
-    for row in results:
-        speed = row["pairs_per_second"]
-        lines.append(
-            f"| {way_name(row['way'])} | {speed['median']:.3f} ({speed['min']:.3f} to {speed['max']:.3f}) "
-            f"| {row['tokens_per_second']:,.0f} | {row['mean_abs_prob']:.2g} | {row['max_abs_prob']:.2g} |"
-        )
-    return lines
+    return table(
+        ("way", "pairs/s, median (min to max)", "tokens/s", "mean distance from fp32", "largest"),
+        (
+            (
+                way_name(row["way"]), with_range(row["pairs_per_second"], ".3f"),
+                f"{row['tokens_per_second']:,.0f}", f"{row['mean_abs_prob']:.2g}", f"{row['max_abs_prob']:.2g}",
+            )
+            for row in results
+        ),
+    )  # fmt: skip
+
+
+def with_range(speed: dict[str, float], form: str) -> str:
+    """`4.05 (4.01 to 4.06)`."""
+    return f"{speed['median']:{form}} ({speed['min']:{form}} to {speed['max']:{form}})"
 
 
 def score_gpu(results: dict[str, Any]) -> list[str]:
@@ -61,35 +67,40 @@ def speeds(rows: list[dict[str, Any]]) -> list[str]:
     baseline = next(
         (row["pairs_per_second"]["median"] for row in rows if way_name(row["way"]) == "baseline"), None
     )
-    lines = [
-        "| way | pairs/s, median (min to max) | times the baseline | tokens/s, both orderings | repeats | micro-batch filled |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows_of_ways = []
     for row in rows:
         speed = row["pairs_per_second"]
         times = f"{speed['median'] / baseline:.2f}" if baseline else ""
         filled = f"{row['fill']:.1%}" if "fill" in row else f"batches of {row['batch']}"
-        lines.append(
-            f"| {way_name(row['way'])} | {speed['median']:.2f} ({speed['min']:.2f} to {speed['max']:.2f}) | {times} "
-            f"| {row['tokens_per_second']['median']:,.0f} | {row['turns']} | {filled} |"
+        tokens = f"{row['tokens_per_second']['median']:,.0f}"
+        rows_of_ways.append(
+            (way_name(row["way"]), with_range(speed, ".2f"), times, tokens, row["turns"], filled)
         )
-    return lines
+    columns = (
+        "way", "pairs/s, median (min to max)", "times the baseline", "tokens/s, both orderings", "repeats",
+        "micro-batch filled",
+    )  # fmt: skip
+    return table(columns, rows_of_ways)
 
 
 def ceilings(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
+    columns = (
+        "precision", "TFLOP/s", "tokens/s of a micro-batch", "pairs/s, shared layout", "reached by `shared`",
+    )  # fmt: skip
+    return [
         "The GEMM-only ceiling: the four GEMMs of a layer, for all layers, with nothing between them:",
         "",
-        "| precision | TFLOP/s | tokens/s of a micro-batch | pairs/s, shared layout | reached by `shared` |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        reached = f"{row['reached']:.0%}" if row["reached"] else ""
-        lines.append(
-            f"| {way_name(row['precision'])} | {row['tflops']:,.0f} | {row['pass_tokens_per_second']:,.0f} "
-            f"| {row['pairs_per_second']:.1f} | {reached} |"
-        )
-    return lines
+        *table(
+            columns,
+            (
+                (
+                    way_name(row["precision"]), f"{row['tflops']:,.0f}", f"{row['pass_tokens_per_second']:,.0f}",
+                    f"{row['pairs_per_second']:.1f}", f"{row['reached']:.0%}" if row["reached"] else "",
+                )
+                for row in rows
+            ),
+        ),
+    ]  # fmt: skip
 
 
 def timeline(traced: dict[str, Any]) -> list[str]:

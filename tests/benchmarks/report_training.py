@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from report_tables import table
+
 __all__ = [
     "over_seeds",
     "pseudolabels",
@@ -38,16 +40,21 @@ def with_interval(mean: float, interval: list[float], form: str = ".3f") -> str:
 
 
 def quickstart(results: dict[str, Any]) -> list[str]:
-    lines = [
-        "| seed | held-out votes | accuracy (95 % interval) | best possible | of the way from 0.5 | seconds | peak memory |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for run in results["runs"]:
-        lines.append(
-            f"| {run['seed']} | {run['rows']} | {with_interval(run['accuracy'], run['accuracy_ci95'])} | "
-            f"{run['best_accuracy']:.3f} | {run['share_of_best']:.0%} | {run['seconds']:.0f} | {run['peak_memory_gb']:.1f} GB |"
-        )
-    return lines
+    columns = (
+        "seed", "held-out votes", "accuracy (95 % interval)", "best possible", "of the way from 0.5", "seconds",
+        "peak memory",
+    )  # fmt: skip
+    return table(
+        columns,
+        (
+            (
+                run["seed"], run["rows"], with_interval(run["accuracy"], run["accuracy_ci95"]),
+                f"{run['best_accuracy']:.3f}", f"{run['share_of_best']:.0%}", f"{run['seconds']:.0f}",
+                f"{run['peak_memory_gb']:.1f} GB",
+            )
+            for run in results["runs"]
+        ),
+    )  # fmt: skip
 
 
 STEPS = {
@@ -60,37 +67,36 @@ STEPS = {
 
 
 def train_gpu(results: dict[str, Any]) -> list[str]:
-    lines = [
-        "| way | tokens/s | pairs/s, both orders | first step | peak memory |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for row in results.get("speed", []):
-        if row.get("out_of_memory"):
-            lines.append(f"| {STEPS.get(row['way'], row['way'])} | out of memory | | | |")
-            continue
-        lines.append(
-            f"| {STEPS.get(row['way'], row['way'])} | {row['tokens_per_second']['median']:,.0f} | {row['pairs_per_second']['median']:.2f} | "
-            f"{row['first_step_seconds']:.0f} s | {row['allocated_gib']:.1f} GiB |"
-        )
-    return lines
+        figures = ("out of memory", "", "", "")
+        if not row.get("out_of_memory"):
+            figures = (
+                f"{row['tokens_per_second']['median']:,.0f}", f"{row['pairs_per_second']['median']:.2f}",
+                f"{row['first_step_seconds']:.0f} s", f"{row['allocated_gib']:.1f} GiB",
+            )  # fmt: skip
+        rows.append((STEPS.get(row["way"], row["way"]), *figures))
+    return table(("way", "tokens/s", "pairs/s, both orders", "first step", "peak memory"), rows)
 
 
 def train_scaling(results: dict[str, Any]) -> list[str]:
     """A row a number of workers, and how far their losses are from one worker's."""
-    lines = [
-        "| workers | seconds of each step | fastest, tokens/s | fastest, pairs/s | times as fast | losses off by, at most | GB a GPU |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = (
+        "workers", "seconds of each step", "fastest, tokens/s", "fastest, pairs/s", "times as fast",
+        "losses off by, at most", "GB a GPU",
+    )  # fmt: skip
+    rows = []
     for run in results["runs"]:
         steps = ", ".join(f"{seconds:.1f}" for seconds in run["all_step_seconds"])
         off = run.get("largest_relative_difference_of_8")
-        workers = f"{run['workers']}{', one killed' if run['killed'] else ''}"
-        lines.append(
-            f"| {workers} | {steps} | {run['tokens_per_second']['max']:,.0f} | "
-            f"{run['pairs_per_second']['max']:.2f} | {run.get('speedup', 1):.2f} | "
-            f"{'' if off is None else f'{off:.2%}'} | {run['memory_gb']:.1f} |"
-        )
-    return lines
+        rows.append(
+            (
+                f"{run['workers']}{', one killed' if run['killed'] else ''}", steps,
+                f"{run['tokens_per_second']['max']:,.0f}", f"{run['pairs_per_second']['max']:.2f}",
+                f"{run.get('speedup', 1):.2f}", "" if off is None else f"{off:.2%}", f"{run['memory_gb']:.1f}",
+            )
+        )  # fmt: skip
+    return table(columns, rows)
 
 
 def train_smoke(results: dict[str, Any]) -> list[str]:

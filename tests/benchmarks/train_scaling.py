@@ -25,7 +25,7 @@ import psutil
 import torch
 from common import HERE, ROOT, spread, write_result
 from synthetic import SHAPES, config_of, random_parquet, write_base
-from train_smoke import limited
+from train_smoke import limited, words_of
 
 WARM_UP = 3
 """Steps whose time does not count: compiling. A later one that meets a new length of rows compiles, too."""
@@ -76,8 +76,8 @@ def one_run(workers: int, kill: bool, base: Path, votes: Path, given: argparse.N
         limited(given.memory_gib), preset=given.preset, base=base, train=votes, output=output,
         num_workers=workers, max_steps=given.steps, pairs_per_step=given.pairs_per_step,
         micro_batches=max(given.workers), token_budget=given.token_budget,
-        checkpoint_steps=CHECKPOINT_STEPS if kill else given.steps, compile="yes",
-        quantization=given.precision,
+        checkpoint_steps=CHECKPOINT_STEPS if kill else given.steps,
+        compile="yes" if torch.cuda.is_available() else "no", quantization=given.precision,
     )  # fmt: skip
     if kill:
         kill_a_worker(process, output)
@@ -109,9 +109,7 @@ def kill_a_worker(process: subprocess.Popen, output: Path) -> None:
 
 def start_job(environment: dict[str, str], **options: Any) -> subprocess.Popen:
     """Begin `python -m jobs.train`."""
-    words = [
-        word for option, value in options.items() for word in (f"--{option.replace('_', '-')}", str(value))
-    ]
+    words = [word for option, value in options.items() for word in words_of(option, value)]
     print(f"$ jobs.train {' '.join(words)}", flush=True)
     return subprocess.Popen(
         [sys.executable, "-m", "jobs.train", *words], cwd=ROOT, env=os.environ | environment

@@ -160,7 +160,6 @@ def test_a_stopped_job_goes_on(head, classifier, tmp_path):
     assert read_json(f"{output}.run/run.json")["counts"]["rows"] == 4_000
 
 
-@pytest.mark.long
 def test_a_job_that_fails_is_a_failure_of_submit(head, tmp_path):
     run = submit(
         head, "wsdm-ray", "prepare", "--input", "missing", "--output", "out", options=(), folder=tmp_path

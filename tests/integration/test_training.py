@@ -155,7 +155,8 @@ def test_whatever_is_killed_changes_nothing(classifier, monkeypatch, int8_base, 
     thread.join()
     free_placement_groups()
     assert ended == [0]
-    wait_for(lambda: scraped("ray_wsdm_ray_train_").get("steps_total", 0) > 0)
+    of_this_run = len(metrics_of(output)) - len(first)
+    wait_for(lambda: scraped("ray_wsdm_ray_train_").get("steps_total", 0) >= of_this_run)
     assert {"pairs_total", "tokens_total", "checkpoints_total"} <= scraped("ray_wsdm_ray_train_").keys()
     assert weights(output) == weights(classifier)
     rows = metrics_of(output)

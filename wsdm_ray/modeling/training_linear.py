@@ -87,9 +87,10 @@ def adapted_linear(x: Tensor, layer: AdaptedLinear, seed: Tensor | None) -> Tens
     starts = tuple(adapter.start for adapter in layer.adapters)
     seconds = [(adapter.B * adapter.scale).to(x.dtype) for adapter in layer.adapters]
     if torch.is_grad_enabled():
-        out: Any = AdaptedGemm.apply(x, inner_TR, layer.weight[3:], starts, *layer.weight[:3], *seconds)
+        out = AdaptedGemm.apply(x, inner_TR, layer.weight[3:], starts, *layer.weight[:3], *seconds)
     else:  # where compiled, `apply` without gradients takes two adapters for arguments without a context
         out = adapted_gemm(x, inner_TR, layer.weight, starts, seconds)
+    assert isinstance(out, Tensor)
     return out if layer.bias is None else out + layer.bias.to(out.dtype)
 
 

@@ -62,7 +62,7 @@ def test_no_tag_or_attribute_comes_of_the_data(hostile):
 
 @pytest.mark.skipif(
     BROWSER is None,
-    reason="opens pages in Chromium, which is not installed; the test above parses the same pages",
+    reason="needs Chromium, which pip cannot install (apt can); the test above parses the same pages",
 )
 def test_nothing_runs_in_a_browser(hostile, tmp_path):
     """The page is opened without its policy; a script of the test's own shows that scripts do run."""

@@ -90,13 +90,21 @@ def test_every_family_as_transformers_with_padding(family, kind, network_of):
 def test_recomputed_activations_change_nothing(network_of):
     network = network_of("gemma2", LoraConfig(r=4, alpha=8, dropout=0.3))
     decoder = TrainingDecoder(network, torch.float32, compiled=False)
-    found = []
-    for recomputed in (0, 2):
+    found, kept = [], [0, 0]
+    for place, recomputed in enumerate((0, 2)):
         decoder.recomputed = recomputed
         torch.manual_seed(3)
-        found.append(gradients_of(network, decoder.logits(layout_of("shared"))))
+
+        def keep(tensor: torch.Tensor, place: int = place) -> torch.Tensor:
+            kept[place] += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits = decoder.logits(layout_of("shared"))
+        found.append(gradients_of(network, logits))
     for name, gradient in found[0].items():
         assert torch.equal(gradient, found[1][name]), name
+    assert kept[1] < 0.5 * kept[0], "of three layers two keep their input alone"
 
 
 def plain_linear(layer: Any) -> nn.Linear:
