@@ -18,7 +18,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from wsdm_ray.errors import ClusterError
 from wsdm_ray.telemetry import logger
 
-__all__ = ["autoscaler_limits", "look_or_wait", "nodes_that_stay", "wait_for_resources", "wait_limit"]
+__all__ = ["autoscaler_limits", "nodes_that_stay", "poll_or_wait", "wait_for_resources", "wait_limit"]
 
 AUTOSCALER_SECONDS = 1_800.0
 """So long a job waits by default where the cluster scales by itself: new GPU nodes take minutes."""
@@ -65,38 +65,38 @@ def wait_limit(asked: float | None, limits: Mapping[str, float]) -> float:
     return AUTOSCALER_SECONDS if limits else 0.0
 
 
-def look_or_wait(
-    look: Callable[[], T], bundles: Sequence[Mapping[str, float]], *, job: str, seconds: float
+def poll_or_wait(
+    poll: Callable[[], T], bundles: Sequence[Mapping[str, float]], *, job: str, seconds: float
 ) -> T:
-    """What `look` returns, at once, or by `wait_for_resources` while the cluster is asked for bundles."""
+    """What `poll` returns, at once, or by `wait_for_resources` while the cluster is asked for bundles."""
     with contextlib.suppress(ClusterError):
-        return look()
+        return poll()
     with asking_for(bundles) if seconds else contextlib.nullcontext():
-        return wait_for_resources(look, job=job, seconds=seconds)
+        return wait_for_resources(poll, job=job, seconds=seconds)
 
 
 def wait_for_resources(
-    look: Callable[[], T],
+    poll: Callable[[], T],
     *,
     job: str,
     seconds: float,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
-    """What `look` returns, as soon as it raises no `ClusterError`.
+    """What `poll` returns, as soon as it raises no `ClusterError`.
 
     Args:
-        look: looks at the cluster; its error says what is there and what is missing.
+        poll: asks the cluster; its error says what is there and what is missing.
         job: name of the job, for the lines.
-        seconds: is the limit; 0: `look` is called once.
+        seconds: is the limit; 0: `poll` is called once.
 
     Raises:
-        ClusterError: of `look`, when the time is over.
+        ClusterError: of `poll`, when the time is over.
     """
     started, said = clock(), float("-inf")
     while True:
         try:
-            return look()
+            return poll()
         except ClusterError as error:
             waited = clock() - started
             if waited >= seconds:

@@ -13,17 +13,17 @@ def test_how_long():
     assert wait_limit(0.0, {"GPU": 8}) == 0
 
 
-def waited(looks: list[bool], seconds: float) -> str:
-    """What comes of looks at a cluster, thirty seconds apart."""
-    now, left = iter(range(0, 100_000, 15)), iter(looks)
+def waited(polls: list[bool], seconds: float) -> str:
+    """What comes of polls at a cluster, thirty seconds apart."""
+    now, left = iter(range(0, 100_000, 15)), iter(polls)
 
-    def look() -> str:
+    def poll() -> str:
         if next(left):
             return "found"
         raise ClusterError("the cluster has 0 GPUs: too small for 1 replicas")
 
     return wait_for_resources(
-        look, job="score", seconds=seconds, clock=lambda: next(now), sleep=lambda seconds: None
+        poll, job="score", seconds=seconds, clock=lambda: next(now), sleep=lambda seconds: None
     )
 
 
@@ -32,7 +32,7 @@ def test_it_waits_until_the_nodes_are_there(caplog):
     lines = [record.message for record in caplog.records]
     assert lines[0].endswith(" s more at most: the cluster has 0 GPUs: too small for 1 replicas")
     assert lines[0].startswith("score: waits for nodes, ")
-    assert 1 < len(lines) < 5, "not at every look"
+    assert 1 < len(lines) < 5, "not at every poll"
 
 
 def test_it_ends_with_one_line():

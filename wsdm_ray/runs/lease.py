@@ -73,23 +73,23 @@ class Lease:
     def beat(self) -> None:
         """Count up in the file, unless the lease is lost."""
         with self.lock:
-            if not self.look():
+            if not self.reread():
                 self.content["beat"] += 1
                 storage.write_json(self.path, self.content)
 
-    def look(self) -> bool:
+    def reread(self) -> bool:
         """Whether the lease is lost, by what is in the folder now."""
         numbers = leases_in(self.place)
         self.is_lost = self.is_lost or self.number not in numbers or max(numbers) > self.number
         return self.is_lost
 
-    def check(self, *, look: bool = True) -> None:
+    def check(self, *, reread: bool = True) -> None:
         """Raise `RunBusyError` where the lease is lost.
 
         Args:
-            look: what is in the folder now; else what the last beat found there counts.
+            reread: what is in the folder now; else what the last beat found there counts.
         """
-        if not (self.look() if look else self.is_lost):
+        if not (self.reread() if reread else self.is_lost):
             return
         holder = newest_lease(self.place)
         who = f"was taken over by {shown(holder)}" if holder else "was taken over, and released"

@@ -89,14 +89,14 @@ class HeldRun:
         """Versions of what changes its numbers, where the job keeps them."""
         return self.record.get("computed_with", {})
 
-    def check(self, *, look: bool = True) -> None:
+    def check(self, *, reread: bool = True) -> None:
         """Raise `RunBusyError` where another process took the run over.
 
         Args:
-            look: as of `Lease.check`.
+            reread: as of `Lease.check`.
         """
         if self.lease:
-            self.lease.check(look=look)
+            self.lease.check(reread=reread)
 
     def finish(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """Write run.json, after everything else is in its place, and return what it holds.

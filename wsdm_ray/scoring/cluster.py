@@ -13,7 +13,7 @@ from wsdm_ray.errors import ClusterError
 from wsdm_ray.modeling.precision import BY_CAPABILITY
 from wsdm_ray.scoring.check import Cluster
 from wsdm_ray.session import connect
-from wsdm_ray.waiting import autoscaler_limits, look_or_wait, wait_limit
+from wsdm_ray.waiting import autoscaler_limits, poll_or_wait, wait_limit
 
 __all__ = [
     "READER_CPUS",
@@ -59,10 +59,10 @@ def check_cluster(
     seconds = wait_limit(wait_seconds, limits)
     needs_gpu = waits_for_gpu(ray.nodes(), replicas, limits, wait_seconds)
 
-    def look() -> tuple[int, bool]:
+    def poll() -> tuple[int, bool]:
         return begin_with(ray.nodes(), replicas, fewest, needs_gpu)
 
-    number, on_gpu = waited_for(look, fewest or replicas or 1, needs_gpu, seconds)
+    number, on_gpu = waited_for(poll, fewest or replicas or 1, needs_gpu, seconds)
     cpus = int(ray.cluster_resources().get("CPU", 1))
     return Cluster(
         replicas=number,
@@ -87,14 +87,14 @@ def replicas_at_most(limits: Mapping[str, float], asked: int | None, on_gpu: boo
     return int(limits.get("CPU", 0) // (REPLICA_CPUS + READER_CPUS)) if asked else 0
 
 
-def waited_for(look: Callable[[], T], number: int, on_gpu: bool, seconds: float) -> T:
-    """What `look` gives once the cluster has room for so many replicas, which it is asked for meanwhile.
+def waited_for(poll: Callable[[], T], number: int, on_gpu: bool, seconds: float) -> T:
+    """What `poll` gives once the cluster has room for so many replicas, which it is asked for meanwhile.
 
     Raises:
         ClusterError: it has not, after so many seconds.
     """
     bundle = {"CPU": REPLICA_CPUS + READER_CPUS} | ({"GPU": 1} if on_gpu else {})
-    return look_or_wait(look, [bundle] * number, job="score", seconds=seconds)
+    return poll_or_wait(poll, [bundle] * number, job="score", seconds=seconds)
 
 
 def waits_for_gpu(

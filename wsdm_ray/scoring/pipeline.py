@@ -132,7 +132,7 @@ def score_rest(
             run,
             shared_units(units, run.output),
             replica_class or Replica,
-            lambda: held.check(look=False),
+            lambda: held.check(reread=False),
             encode or encode_unit,
             dropped.extend,
         )

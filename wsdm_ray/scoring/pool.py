@@ -43,7 +43,7 @@ class Pool:
     """The replicas and readers of a pass.
 
     slots: replicas, working, starting or waiting for a node. readers: at once. units: of the pass.
-    look: gives how many replicas the cluster has room for now, and how many readers beside so many; raises
+    poll: gives how many replicas the cluster has room for now, and how many readers beside so many; raises
     `ClusterError` where it has room for none.
     resized: is told the slots, and for how many of them there is room, when either changes.
     wait_seconds: how long a cluster without room is waited for.
@@ -52,7 +52,7 @@ class Pool:
     slots: int
     readers: int
     units: int
-    look: Callable[[], tuple[int, int]]
+    poll: Callable[[], tuple[int, int]]
     resized: Callable[[int, int], None] = lambda slots, there: None
     wait_seconds: float = LOST_SECONDS
     clock: Callable[[], float] = time.monotonic
@@ -63,7 +63,7 @@ class Pool:
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray Data sends it to its workers with its context; only the driver asks it."""
-        return {name: value for name, value in vars(self).items() if name not in ("look", "resized")}
+        return {name: value for name, value in vars(self).items() if name not in ("poll", "resized")}
 
     def update(self, finished: int) -> int:
         """How many replicas there are to be; looks at the cluster where that is due.
@@ -81,7 +81,7 @@ class Pool:
             return self.slots
         self.looked = now
         try:
-            room, readers = self.look()
+            room, readers = self.poll()
         except ClusterError as error:
             self.wait(now, error)
             return self.slots

@@ -130,8 +130,8 @@ def pool_of(run: ScoreRun, units: Sequence[WorkUnit], coordinator: Any, follower
         ClusterError: it has not, for too long.
     """
     seconds = max(run.cluster.wait_seconds, LOST_SECONDS)
-    look = functools.partial(room_now, run.cluster.most, run.cluster.on_gpu)
-    room, readers = waited_for(look, 1, run.cluster.on_gpu, seconds)
+    poll = functools.partial(room_now, run.cluster.most, run.cluster.on_gpu)
+    room, readers = waited_for(poll, 1, run.cluster.on_gpu, seconds)
 
     def resized(slots: int, there: int) -> None:
         follower.set_gpu_price(gpu_price(run, there))
@@ -141,7 +141,7 @@ def pool_of(run: ScoreRun, units: Sequence[WorkUnit], coordinator: Any, follower
         slots=first_slots(room, len(units), run.cluster.most, run.cluster.limit),
         readers=readers,
         units=len(units),
-        look=look,
+        poll=poll,
         resized=resized,
         wait_seconds=seconds,
     )

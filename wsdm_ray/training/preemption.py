@@ -63,7 +63,7 @@ class Signals:
         signal.signal(signal.SIGTERM, lambda *_: None)
 
     @classmethod
-    def look(cls) -> bool:
+    def received(cls) -> bool:
         """Whether one came by now."""
         if cls.pipe is not None:
             with contextlib.suppress(BlockingIOError):
@@ -92,7 +92,7 @@ class Notices:
 
     def reason(self) -> str:
         """Why, by the first that says so."""
-        if Signals.look():
+        if Signals.received():
             return "SIGTERM"
         if is_node_drained():
             return "its node is being drained"

@@ -30,7 +30,7 @@ from wsdm_ray.training.check import CheckedTraining, ClusterResources, fit_clust
 from wsdm_ray.training.preemption import HandleNotices, ask_to_stop, step_of
 from wsdm_ray.training.progress import show_progress
 from wsdm_ray.training.worker import CHECKPOINTS_FOLDER, RUN_NAME, WorkerResult, WorkerTask, left_name, work
-from wsdm_ray.waiting import autoscaler_limits, look_or_wait, nodes_that_stay, wait_limit
+from wsdm_ray.waiting import autoscaler_limits, nodes_that_stay, poll_or_wait, wait_limit
 
 __all__ = ["cluster_resources", "execute"]
 
@@ -109,7 +109,7 @@ def cluster_resources(config: TrainConfig) -> ClusterResources:
     seconds = wait_limit(config.wait_for_resources_seconds, limits)
     number = config.min_workers or config.num_workers
 
-    def look() -> ClusterResources:
+    def poll() -> ClusterResources:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
         resources = ClusterResources(cpus=cpus, gpus=int(gpus))
@@ -119,7 +119,7 @@ def cluster_resources(config: TrainConfig) -> ClusterResources:
         return resources
 
     bundle = {"CPU": 1.0} | ({"GPU": 1.0} if limits.get("GPU", 0) else {})
-    return look_or_wait(look, [bundle] * number, job="train", seconds=seconds)
+    return poll_or_wait(poll, [bundle] * number, job="train", seconds=seconds)
 
 
 def execute(checked: CheckedTraining) -> ray.train.Result:

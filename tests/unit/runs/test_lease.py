@@ -110,7 +110,7 @@ def test_who_lost_its_lease_finds_out_and_renews_it_no_more(tmp_path):
     first.beat()
     assert first.is_lost
     with pytest.raises(RunBusyError, match=r"was taken over by process .* run the same command again"):
-        first.check(look=False)
+        first.check(reread=False)
     assert [path.name for path in tmp_path.iterdir()] == ["_lease-000002.json"]
     second.check()
     first.release()

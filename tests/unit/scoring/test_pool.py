@@ -16,7 +16,7 @@ def pool_of(rooms: list[int], units: int = 100, **given) -> tuple[Pool, list[tup
     seconds = iter(range(0, 10_000, 10))
     left = iter(rooms)
 
-    def look() -> tuple[int, int]:
+    def poll() -> tuple[int, int]:
         room = next(left)
         if not room:
             raise ClusterError("the cluster has 0 GPUs")
@@ -26,7 +26,7 @@ def pool_of(rooms: list[int], units: int = 100, **given) -> tuple[Pool, list[tup
         slots=2,
         readers=3,
         units=units,
-        look=look,
+        poll=poll,
         clock=lambda: next(seconds),
         resized=lambda slots, there: sizes.append((slots, there)),
         **given,

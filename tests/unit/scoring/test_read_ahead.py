@@ -40,7 +40,7 @@ def readers(
 def test_a_few_units_a_replica_are_read_ahead():
     before = ray.data.DataContext.get_current()
     assert most_open_units(slots=3, readers=2) == 8
-    context = data_context(Pool(slots=3, readers=2, units=99, look=lambda: (3, 2)))
+    context = data_context(Pool(slots=3, readers=2, units=99, poll=lambda: (3, 2)))
     policy: Any = context.get_config("backpressure_policies.enabled")[-1](context, None, None)
     assert isinstance(policy, BoundedReadAhead)
     assert policy.can_add_input(readers(7))
@@ -55,7 +55,7 @@ def test_a_few_units_a_replica_are_read_ahead():
 
 def test_the_pool_and_what_is_read_ahead_grow_with_the_cluster():
     now, actors = iter([0.0, 1.0, 3.0]), Actors(1)
-    pool = Pool(slots=1, readers=1, units=9, look=lambda: (4, 6), clock=lambda: next(now))
+    pool = Pool(slots=1, readers=1, units=9, poll=lambda: (4, 6), clock=lambda: next(now))
     context = data_context(pool)
     policy: Any = context.get_config("backpressure_policies.enabled")[-1](context, None, None)
     assert not policy.can_add_input(readers(3, actors=actors))

@@ -92,10 +92,10 @@ def test_a_signal_is_noted_whatever_the_main_thread_does(monkeypatch):
     earlier = signal.getsignal(signal.SIGTERM)
     try:
         preemption.Signals.handle()
-        assert not preemption.Signals.look()
+        assert not preemption.Signals.received()
         signal.raise_signal(signal.SIGTERM)
-        assert preemption.Signals.look()
-        assert preemption.Signals.look(), "from then on"
+        assert preemption.Signals.received()
+        assert preemption.Signals.received(), "from then on"
     finally:
         signal.signal(signal.SIGTERM, earlier)
         os.close(signal.set_wakeup_fd(-1))
