@@ -9,8 +9,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -68,7 +68,10 @@ def differences(ours: str, theirs: str, held_out: str) -> dict[str, Any]:
 
 
 def run_in_processes(
-    runs: Iterable[tuple[Any, ...]], folder_of: Callable[[Any], Path], given: argparse.Namespace
+    runs: Iterable[tuple[Any, ...]],
+    folder_of: Callable[[Any], Path],
+    given: argparse.Namespace,
+    ready: Callable[[Any, Mapping[Any, Future]], bool] = lambda run, ended: True,
 ) -> None:
     """Run the script again for each run without a result, with `--one RUN`, so many at once on so many GPUs.
 
@@ -76,14 +79,17 @@ def run_in_processes(
         folder_of: where a run leaves result.json; what it prints goes to log.txt there.
         given: the script's arguments, with `at_once`, `gpus` and, where it has one, the `deadline` on the
             monotonic clock after which no run begins.
+        ready: waits until a run may begin, by what ends when each run before it does; False leaves it out.
     """
     script, free = Path(sys.argv[0]).resolve(), Queue[int]()
     for slot in range(given.at_once):
         free.put(slot % given.gpus)
 
+    ended: dict[tuple[Any, ...], Future] = {}
+
     def start(run: tuple[Any, ...]) -> None:
         folder = folder_of(run)
-        if (folder / "result.json").exists():
+        if (folder / "result.json").exists() or not ready(run, ended):
             return
         folder.mkdir(parents=True, exist_ok=True)
         gpu = free.get()
@@ -98,11 +104,14 @@ def run_in_processes(
                 )  # fmt: skip
         finally:
             free.put(gpu)
-        ended = "done" if (folder / "result.json").exists() else f"failed, see {folder}/log.txt"
-        print(*run, ended, flush=True)
+        outcome = "done" if (folder / "result.json").exists() else f"failed, see {folder}/log.txt"
+        print(*run, outcome, flush=True)
 
     with ThreadPoolExecutor(given.at_once) as pool:
-        list(pool.map(start, runs))
+        for run in runs:
+            ended[run] = pool.submit(start, run)
+    for each in ended.values():
+        each.result()
 
 
 def hardware() -> dict[str, Any]:

@@ -34,7 +34,10 @@ import dataclasses
 import json
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +74,9 @@ CHANGES: dict[str, dict[str, str]] = {
 """Fields of the preset that a way changes."""
 
 OF_STUDENT = tuple(way for way in CHANGES if way not in ("alone", "fold", "warm_up_first"))
+WAITING = ("warm_up", "soft", "pseudo")
+"""Ways that need the results of other runs."""
+
 PRECISIONS = {"w8a8": "w8a8-int8", "bf16": "none"}
 """Of the base, for ways that name one."""
 
@@ -111,36 +117,54 @@ def main() -> None:
     started = time.monotonic()
     given.deadline = started + 60 * given.minutes
     prepare_inputs(given)
-    first, second, third = stages_of(given)
-    run_in_processes(first, lambda run: folder_of(run, given), given)
-    pseudolabels = soft_labels(given)
-    run_in_processes(second, lambda run: folder_of(run, given), given)
-    pseudolabels.wait()
-    run_in_processes(third, lambda run: folder_of(run, given), given)
+    runs = runs_of(given)
+    run_in_processes(runs, lambda run: folder_of(run, given), given, ready=inputs_of(given))
     means = {preset: averaged(preset, given) for preset in given.models}
-    results = collected(first + second + third, means, given)
+    results = collected(runs, means, given)
     results["seconds"] = round(time.monotonic() - started, 1)
     kept = ("teacher", "student", "seeds", "folds", "ways", "other_sources", "precision", "override")
     settings = {name: getattr(given, name) for name in kept}
     write_result(given.json, __doc__.splitlines()[0], settings, results)
 
 
-def stages_of(given: argparse.Namespace) -> tuple[list[Run], list[Run], list[Run]]:
-    """All runs; those of a stage need runs of earlier stages alone."""
+def runs_of(given: argparse.Namespace) -> list[Run]:
+    """All runs: first those that others need, last those that need others."""
     skipped = () if given.other_sources else ("target", "warm_up")
     ways = [way for way in given.ways if way not in skipped]
 
     def of_student(*wanted: str) -> list[Run]:
         return [Run(given.student, way, seed) for way in ways if way in wanted for seed in given.seeds]
 
-    def folds(preset: str) -> list[Run]:
-        return [Run(preset, "fold", 0, fold) for fold in range(given.folds)]
-
     alone = [Run(preset, "alone", seed) for preset in given.models for seed in given.seeds]
-    first = [run._replace(way="warm_up_first") for run in of_student("warm_up")]
-    second = of_student(*(way for way in OF_STUDENT if way not in ("warm_up", "pseudo")))
-    last = of_student("warm_up", "pseudo")
-    return folds(given.teacher) + alone, first + second + folds(given.student), last
+    before_warm_up = [run._replace(way="warm_up_first") for run in of_student("warm_up")]
+    own = of_student(*(way for way in OF_STUDENT if way not in WAITING))
+    first = [*folds_of(given.teacher, given), *alone, *before_warm_up]
+    return [*first, *own, *folds_of(given.student, given), *of_student(*WAITING)]
+
+
+def folds_of(preset: str, given: argparse.Namespace) -> list[Run]:
+    return [Run(preset, "fold", 0, fold) for fold in range(given.folds)]
+
+
+def inputs_of(given: argparse.Namespace) -> Callable[[Run, Mapping[Run, Future]], bool]:
+    """What makes the inputs of a run from runs before it, and says whether they are there."""
+    lock, labels = threading.Lock(), []
+
+    def ready(run: Run, ended: Mapping[Run, Future]) -> bool:
+        needed = {
+            "warm_up": [run._replace(way="warm_up_first")],
+            "soft": folds_of(given.teacher, given),
+            "pseudo": folds_of(given.teacher, given),
+        }.get(run.way, [])
+        wait(ended[each] for each in needed)
+        if not all(read_result(each, given) for each in needed):
+            return False
+        if run.way in ("soft", "pseudo"):
+            with lock:
+                labels.append(labels[0] if labels else soft_labels(given))
+        return run.way != "pseudo" or labels[0].wait() == 0
+
+    return ready
 
 
 def prepare_inputs(given: argparse.Namespace) -> None:
@@ -261,13 +285,13 @@ def averaged(preset: str, given: argparse.Namespace) -> dict[str, Any] | None:
     from wsdm_ray.modeling.quantization import quantize
 
     work, folder = given.work, given.work / "averaged" / preset
-    folds_of = [Run(preset, "fold", 0, fold) for fold in range(given.folds)]
-    folds = [folder_of(run, given) for run in folds_of]
+    runs = folds_of(preset, given)
+    folds = [folder_of(run, given) for run in runs]
     if len(folds) < 2 or not all((fold / "result.json").exists() for fold in folds):
         return None
     adapters = tuple(f"{fold}/model" for fold in folds)
     merged = QuantizeConfig(
-        base=base_of(folds_of[0], given),
+        base=base_of(runs[0], given),
         adapter=adapters,
         average=True,
         precision="bf16",
@@ -297,7 +321,7 @@ def soft_labels(given: argparse.Namespace) -> subprocess.Popen:
     on their way.
     """
     work = given.work
-    folds = [folder_of(Run(given.teacher, "fold", 0, fold), given) for fold in range(given.folds)]
+    folds = [folder_of(run, given) for run in folds_of(given.teacher, given)]
     gather([fold / "held_out" for fold in folds], work / "soft" / "predictions")
     command = [sys.executable, "-m", "jobs.pseudolabel", "--input", f"{work}/unvoted", "--output"]
     judged = [f"{work}/{name}/valid" for name in ("outer", "by_prompt")]

@@ -1,13 +1,14 @@
 """How much faster is a training step on several GPUs, and is it the same step?
 
-    python tests/benchmarks/train_scaling.py --shape gemma2-9b --work FOLDER [--workers 1 2] [--kill]
+    python tests/benchmarks/train_scaling.py --shape gemma2-9b --work FOLDER [--workers 1 2 4] [--kill]
 
 A base of random weights, trained by the job `train` through Ray Train on each number of workers: the same
-rows, the same micro-batches and so the same steps. Compared are the seconds of the fastest step, as others
-compile attention for new lengths of rows, and the losses, which differ by rounding alone. With --kill the run
-on most workers is done once more, and one of its workers is ended by SIGKILL after its first checkpoint: it
-is replaced, and the run must end with the same losses. Writes results/train_scaling_SHAPE.json, or --json,
-anew after every run; exits with 1 where a job fails.
+rows, the same micro-batches and so the same steps. Compared are the seconds of the steps after the first
+three, which compile, and the losses, which differ by rounding alone. With --beside, runs before the last that
+fit on the GPUs together are done at once, each on GPUs of its own. With --kill the run on most workers is
+done once more, and one of its workers is ended by SIGKILL after its first checkpoint: it is replaced, and the
+run must end with the same losses. Writes results/train_scaling_SHAPE.json, or --json, anew after every run;
+exits with 1 where a job fails.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from synthetic import SHAPES, config_of, random_parquet, write_base
 from train_smoke import limited, words_of
 
 WARM_UP = 3
-"""Steps whose time does not count: compiling. A later one that meets a new length of rows compiles, too."""
+"""Steps whose time does not count: they compile, also attention for each new length of rows."""
 CHECKPOINT_STEPS = 4
 
 
@@ -46,15 +48,35 @@ def main() -> None:
     parser.add_argument("--token-budget", type=int, default=8_192)
     parser.add_argument("--max-tokens", type=int, default=2_048, help="which lengths are scaled with")
     parser.add_argument("--memory-gib", type=float, help="take a GPU for one with so much memory")
+    parser.add_argument("--beside", action="store_true")
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     base, votes = inputs(given)
     runs: list[dict[str, Any]] = []
-    kills = [False] * len(given.workers) + [True] * given.kill
-    for workers, kill in zip([*given.workers, max(given.workers)], kills, strict=False):
-        runs.append({"workers": workers, "killed": kill} | one_run(workers, kill, base, votes, given))
+    for together in rounds_of(given.workers, torch.cuda.device_count() if given.beside else 0):
+        with ThreadPoolExecutor(len(together)) as pool:
+            started = [
+                pool.submit(one_run, workers, False, gpus, base, votes, given) for workers, gpus in together
+            ]
+        runs += [run.result() for run in started]
         write(runs, given)
+    if given.kill:
+        runs.append(one_run(max(given.workers), True, None, base, votes, given))
+        write(runs, given)
+
+
+def rounds_of(workers: list[int], gpus: int) -> list[list[tuple[int, range | None]]]:
+    """Runs, by number of workers and GPUs (None: all), in groups that are done at once on `gpus`."""
+    rounds: list[list[tuple[int, range | None]]] = []
+    first = gpus
+    for number in workers:
+        if first + number > gpus:
+            rounds.append([])
+            first = 0
+        rounds[-1].append((number, range(first, first + number) if number <= gpus else None))
+        first += number
+    return rounds
 
 
 def inputs(given: argparse.Namespace) -> tuple[Path, Path]:
@@ -68,12 +90,15 @@ def inputs(given: argparse.Namespace) -> tuple[Path, Path]:
     return work / "base", votes
 
 
-def one_run(workers: int, kill: bool, base: Path, votes: Path, given: argparse.Namespace) -> dict[str, Any]:
+def one_run(
+    workers: int, kill: bool, gpus: range | None, base: Path, votes: Path, given: argparse.Namespace
+) -> dict[str, Any]:
     output = given.work / f"{workers}{'-killed' if kill else ''}"
     shutil.rmtree(output, ignore_errors=True)
     started = time.monotonic()
+    visible = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
     process = start_job(
-        limited(given.memory_gib), preset=given.preset, base=base, train=votes, output=output,
+        limited(given.memory_gib) | visible, preset=given.preset, base=base, train=votes, output=output,
         num_workers=workers, max_steps=given.steps, pairs_per_step=given.pairs_per_step,
         micro_batches=max(given.workers), token_budget=given.token_budget,
         checkpoint_steps=CHECKPOINT_STEPS if kill else given.steps,
@@ -85,6 +110,8 @@ def one_run(workers: int, kill: bool, base: Path, votes: Path, given: argparse.N
         sys.exit(f"error: train on {workers} workers ended with {status}")
     steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return {
+        "workers": workers,
+        "killed": kill,
         "losses": [step["loss"] for step in steps],
         "all_step_seconds": [round(step["seconds"], 3) for step in steps],
         "step_seconds": spread([step["seconds"] for step in steps[WARM_UP:]]),
@@ -118,17 +145,20 @@ def start_job(environment: dict[str, str], **options: Any) -> subprocess.Popen:
 
 def write(runs: list[dict[str, Any]], given: argparse.Namespace) -> None:
     """The JSON: each run, how many times as fast as the first it is, and how far its losses are from its."""
+    last = runs[-1]
+    runs.sort(key=lambda run: (run["workers"], run["killed"]))
     first = runs[0]
     for run in runs[1:]:
         pairs = list(zip(run["losses"], first["losses"], strict=True))
-        run["speedup"] = first["step_seconds"]["min"] / run["step_seconds"]["min"]
+        run["speedup"] = first["step_seconds"]["median"] / run["step_seconds"]["median"]
+        run["speedup_of_fastest_steps"] = first["step_seconds"]["min"] / run["step_seconds"]["min"]
         run["loss_differences"] = [ours - theirs for ours, theirs in pairs]
         run["largest_relative_difference_of_8"] = max(abs(a - b) / b for a, b in pairs[:8])
-    if runs[-1]["killed"]:
-        calm = next(run for run in runs if run["workers"] == runs[-1]["workers"])
-        runs[-1]["same_losses_as_calm"] = runs[-1]["losses"] == calm["losses"]
+        if run["killed"]:
+            calm = next(each for each in runs if each["workers"] == run["workers"])
+            run["same_losses_as_calm"] = run["losses"] == calm["losses"]
     shown = ("workers", "killed", "step_seconds", "tokens_per_second", "speedup", "losses")
-    print(json.dumps({name: runs[-1].get(name) for name in shown}), flush=True)
+    print(json.dumps({name: last.get(name) for name in shown}), flush=True)
     path = given.json or HERE / "results" / f"train_scaling_{given.shape}.json"
     settings = {name: value for name, value in vars(given).items() if name not in ("json", "work")}
     write_result(path, str(__doc__).splitlines()[0], settings, {"runs": runs})
