@@ -111,15 +111,15 @@ def shown(precision: str) -> str:
 def beside_hours() -> list[str]:
     """What comes on top of the hours, and how far other sizes may be estimated."""
     two = read("score_gpu_gemma2-9b_two_h200.json")["results"]
-    second = next(row for row in two["scaling"] if row["replicas"] == 2)
-    step = read("train_scaling_gemma2-9b_two_h200.json")["results"]["runs"][1]
+    four = read("score_gpu_gemma2-9b_four_h200.json")["results"]["scaling"][-1]
+    step = read("train_scaling_gemma2-9b_four_h200.json")["results"]["runs"][-1]
     start = {row["compile_cache"]: row["second_pass"] for row in two["start"]}
     training = read("train_gpu_gemma2-9b_h200_stock.json")["results"]["speed"]
     first = next(row["first_step_seconds"] for row in training if row["way"] == "w8a8-int8 shared")
     lines = [
         machines(),
-        f"- Two replicas on two GPUs scored {second['times_one']:.2f} times what one does, and a step of training on two "
-        f"GPUs was {step['speedup']:.2f} times as fast as on one. More were not timed.",
+        f"- Four replicas on four GPUs scored {four['times_one']:.2f} times what one does, and a step of training on four "
+        f"GPUs was {step['speedup_of_fastest_steps']:.2f} times as fast as on one. More were not timed.",
         f"- A replica of gemma2-9b starts in {start['empty']:.0f} s, and in {start['full']:.0f} s where its kernels are "
         f"compiled already, with weights on a local disk. The first step of training takes {first:.0f} s.",
         "- Validation during training comes on top: a forward pass over the valid set at each checkpoint.",

@@ -93,7 +93,7 @@ def train_scaling(results: dict[str, Any]) -> list[str]:
             (
                 f"{run['workers']}{', one killed' if run['killed'] else ''}", steps,
                 f"{run['tokens_per_second']['max']:,.0f}", f"{run['pairs_per_second']['max']:.2f}",
-                f"{run.get('speedup', 1):.2f}", "" if off is None else f"{off:.2%}", f"{run['memory_gb']:.1f}",
+                f"{run.get('speedup_of_fastest_steps', run.get('speedup', 1)):.2f}", "" if off is None else f"{off:.2%}", f"{run['memory_gb']:.1f}",
             )
         )  # fmt: skip
     return table(columns, rows)

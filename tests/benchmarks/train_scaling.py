@@ -6,9 +6,9 @@ A base of random weights, trained by the job `train` through Ray Train on each n
 rows, the same micro-batches and so the same steps. Compared are the seconds of the steps after the first
 three, which compile, and the losses, which differ by rounding alone. With --beside, runs before the last that
 fit on the GPUs together are done at once, each on GPUs of its own. With --kill the run on most workers is
-done once more, and one of its workers is ended by SIGKILL after its first checkpoint: it is replaced, and the
-run must end with the same losses. Writes results/train_scaling_SHAPE.json, or --json, anew after every run;
-exits with 1 where a job fails.
+done once more, and one of its workers is ended by SIGKILL while its first checkpoint is written: it is
+replaced, and the run must end with the same losses. Writes results/train_scaling_SHAPE.json, or --json, anew
+after every run; exits with 1 where a job fails.
 """
 
 import argparse
@@ -123,7 +123,7 @@ def one_run(
 
 
 def kill_a_worker(process: subprocess.Popen, output: Path) -> None:
-    """End one of the job's workers once there is a checkpoint."""
+    """End one of the job's workers while its first checkpoint is written, or later."""
     while process.poll() is None and not list((output / "_checkpoints").glob("**/metrics.jsonl")):
         time.sleep(0.2)
     for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():

@@ -1,10 +1,12 @@
 """Training on a GPU: the decoder's gradients, and int8 weights that are dequantized for each GEMM."""
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.gpu.models import DEVICE, FAMILIES, LENGTHS, make_config, network_of, random_pairs
 from wsdm_ray.config import HeadConfig, LoraConfig
@@ -69,10 +71,10 @@ def adapted(family: str, dtype: torch.dtype, rows: str = "") -> torch.nn.Module:
     return wrapped.train()
 
 
-def layout_of(kind: str) -> Layout:
+def layout_of(kind: str, pairs: Sequence[int] = range(len(LENGTHS)), tokens: int = 1_500) -> Layout:
     prompts, *suffixes = random_pairs(LENGTHS)
-    row_tokens = 0 if kind == "padded" else padded_tokens(1_500, 2_048)
-    return lay_out(kind, prompts, suffixes, np.arange(len(LENGTHS)), row_tokens=row_tokens)
+    row_tokens = 0 if kind == "padded" else padded_tokens(tokens, 2_048)
+    return lay_out(kind, prompts, suffixes, np.array(pairs), row_tokens=row_tokens)
 
 
 def gradients_of(network: torch.nn.Module, logits: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -108,3 +110,16 @@ def test_gradients_of_the_decoder_are_those_of_float32(family, kind, rows, compi
     with torch.no_grad():  # as validation runs it
         logits = decoder.logits(layout_of(kind))
     torch.testing.assert_close(logits, decoder.logits(layout_of(kind)).detach())
+
+
+@pytest.mark.parametrize("rows", ["", "w8a8-int8", "w8a8-fp8"])
+def test_all_numbers_of_tokens_and_of_sequences_are_compiled_once(rows):
+    decoder = TrainingDecoder(adapted("llama", torch.bfloat16, rows), torch.bfloat16, compiled=False)
+    counters = CompileCounterWithBackend("inductor"), CompileCounterWithBackend("inductor")
+    decoder.before, decoder.after = (
+        torch.compile(part, fullgraph=True, backend=counter)
+        for part, counter in zip((decoder.before, decoder.after), counters, strict=True)
+    )
+    for pairs, tokens in [((1, 3), 700), ((0, 1, 3), 1_000), (range(5), 1_500), ((1, 2), 900)]:
+        decoder.logits(layout_of("shared", pairs, tokens)).sum().backward()
+    assert [counter.frame_count for counter in counters] == [1, 1]

@@ -49,3 +49,15 @@ def test_every_exemption_is_needed_and_has_a_reason():
     found = [place for path in FILES for place in long_functions(path)]
     assert set(LONG_FUNCTIONS) <= set(found)
     assert all(len(reason.split()) > 3 for reason in LONG_FUNCTIONS.values())
+
+
+FAKES = [path for path in FILES if "register_fake" in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("path", FAKES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_shapes_of_operators_are_not_taken_for_constants(path):
+    """`len` of a tensor is a number of Python, by which code is compiled anew for every number of rows."""
+    for function in functions(ast.parse(path.read_text("utf-8"))):
+        if any("register_fake" in ast.unparse(decorator) for decorator in function.decorator_list):
+            called = [ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)]
+            assert "len" not in called, f"{path.name}:{function.lineno}: use shape[0]"

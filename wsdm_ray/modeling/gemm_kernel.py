@@ -220,7 +220,7 @@ def gemm(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor
 
 @gemm.register_fake
 def _(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty(len(x), len(weight), dtype=torch.bfloat16)
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=torch.bfloat16)
 
 
 @torch.library.custom_op("wsdm_ray::gated_gemm", mutates_args=())
@@ -236,4 +236,4 @@ def gated_gemm(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, activa
 
 @gated_gemm.register_fake
 def _(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, activation: str) -> Tensor:
-    return x.new_empty(len(x), len(weight) // 2, dtype=torch.bfloat16)
+    return x.new_empty(x.shape[0], weight.shape[0] // 2, dtype=torch.bfloat16)

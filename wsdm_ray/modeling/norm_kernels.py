@@ -136,7 +136,7 @@ def hadamard_int8_rows(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 @hadamard_int8_rows.register_fake
 def _(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, dtype=torch.int8), x.new_empty(len(x), dtype=torch.float32)
+    return torch.empty_like(x, dtype=torch.int8), x.new_empty(x.shape[0], dtype=torch.float32)
 
 
 def add_norm_quantize(
@@ -176,7 +176,7 @@ def float8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @float8_rows.register_fake
 def _(x: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(len(x), dtype=torch.float32)
+    return torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(x.shape[0], dtype=torch.float32)
 
 
 @torch.library.custom_op("wsdm_ray::add_rms_norm", mutates_args=())
@@ -211,7 +211,7 @@ def _(
     x: Tensor, y: Tensor, post_norm: Tensor | None, next_norm: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     values = torch.empty_like(x, dtype=torch.float8_e4m3fn)
-    return torch.empty_like(x), values, x.new_empty(len(x), dtype=torch.float32)
+    return torch.empty_like(x), values, x.new_empty(x.shape[0], dtype=torch.float32)
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:

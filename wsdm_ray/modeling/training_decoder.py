@@ -31,7 +31,7 @@ from wsdm_ray.packing.layouts import Layout, round_up
 __all__ = ["TrainingDecoder", "padded_tokens"]
 
 COMPILATIONS = 32
-ROW_LENGTHS = 4
+ROW_LENGTHS = 8
 """Numbers of tokens up to the token budget that rows are padded to."""
 
 

@@ -1,6 +1,6 @@
 """The training decoder against the network of transformers that it runs, for every family and layout."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from wsdm_ray.config import HeadConfig, LoraConfig
 from wsdm_ray.modeling.classifier import (
@@ -28,7 +29,7 @@ LENGTHS = [(3, 5, 4), (30, 9, 2), (1, 1, 1), (12, 20, 11)]
 """Tokens of prompts and of both responses; some are longer than the sliding window of 16."""
 
 
-def layout_of(kind: str, row_tokens: int = 0) -> Layout:
+def layout_of(kind: str, row_tokens: int = 0, pairs: Sequence[int] = range(len(LENGTHS))) -> Layout:
     random = np.random.default_rng(0)
 
     def ids(length: int) -> np.ndarray:
@@ -39,8 +40,7 @@ def layout_of(kind: str, row_tokens: int = 0) -> Layout:
         Ragged.from_lists([np.concatenate(both) for both in zip(*pair, strict=True)])
         for pair in ((firsts, seconds), (seconds, firsts))
     ]
-    pairs = np.arange(len(LENGTHS))
-    return lay_out(kind, Ragged.from_lists(prompts), suffixes, pairs, row_tokens=row_tokens)
+    return lay_out(kind, Ragged.from_lists(prompts), suffixes, np.array(pairs), row_tokens=row_tokens)
 
 
 @pytest.fixture(scope="module")
@@ -135,17 +135,22 @@ def test_a_base_of_bitsandbytes_is_dequantized(quantization, network_of):
     assert_near(gradients_of(network, found), gradients_of(plain, expected), 1e-3)
 
 
-@pytest.mark.parametrize("precision", ["w8a8-int8", "w8a8-fp8"])
-def test_8_bit_both_ways_is_near_and_compiles_once(precision, network_of):
-    network = network_of("gemma2")
-    layout = layout_of("shared")
-    expected = ordering_logits(network, layout)
-    gradients = gradients_of(network, expected)
+def to_rows(network: nn.Module, precision: str) -> None:
+    """Hold what adapters stand beside in rows of 8 bits."""
     backbone = network.get_base_model().get_submodule("model")
     for name, module in list(backbone.named_modules()):
         if isinstance(base := getattr(module, "base_layer", None), nn.Linear):
             packed = pack_weight([base.weight.data], [], precision)
             backbone.get_submodule(name).base_layer = RowsLinear(packed, torch.float32)
+
+
+@pytest.mark.parametrize("precision", ["w8a8-int8", "w8a8-fp8"])
+def test_8_bit_both_ways_is_near(precision, network_of):
+    network = network_of("gemma2")
+    layout = layout_of("shared")
+    expected = ordering_logits(network, layout)
+    gradients = gradients_of(network, expected)
+    to_rows(network, precision)
     plain = TrainingDecoder(network, torch.float32, compiled=False)
     found = plain.logits(layout)
     limit = 0.05 if precision == "w8a8-int8" else 0.15  # a quarter of a percent, or of three, a product
@@ -155,14 +160,36 @@ def test_8_bit_both_ways_is_near_and_compiles_once(precision, network_of):
     assert max((found_gradients[name] - each).abs().max() for name, each in gradients.items()) > 1e-5
 
 
+def traced(decoder: TrainingDecoder) -> tuple[CompileCounter, CompileCounter]:
+    """Trace what a GPU compiles, and then run it as it is: no compiler takes its time here. Returns what
+    counts the traces of `before` and of `after`."""
+    counters = CompileCounter(), CompileCounter()
+    decoder.before, decoder.after = (
+        torch.compile(part, fullgraph=True, backend=counter)
+        for part, counter in zip((decoder.before, decoder.after), counters, strict=True)
+    )
+    return counters
+
+
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own, while it traces
 def test_evaluation_compiles_after_training(network_of):
     network = network_of("qwen2")
     decoder, layout = TrainingDecoder(network, torch.float32, compiled=False), layout_of("shared")
     expected = decoder.logits(layout)
-    # Traced as for a GPU, and then run as it is: no compiler takes its time here.
-    parts = (decoder.before, decoder.after)
-    decoder.before, decoder.after = (torch.compile(part, fullgraph=True, backend="eager") for part in parts)
+    traced(decoder)
     decoder.logits(layout).sum().backward()
     with torch.no_grad():
         torch.testing.assert_close(decoder.logits(layout), expected)
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, while it traces
+@pytest.mark.parametrize("held", ["none", "nf4", "w8a8-int8", "w8a8-fp8"])
+def test_all_numbers_of_tokens_and_of_sequences_are_compiled_once(held, network_of):
+    network = network_of("gemma2", quantization="nf4" if held == "nf4" else "none")
+    if held.startswith("w8a8"):
+        to_rows(network, held)
+    decoder = TrainingDecoder(network, torch.float32, compiled=False)
+    before, after = traced(decoder)
+    for pairs, row_tokens in [((1, 3), 0), ((0, 1, 3), 0), ((0, 1, 2, 3), 128), ((1, 2), 64)]:
+        decoder.logits(layout_of("shared", row_tokens, pairs)).sum().backward()
+    assert (before.frame_count, after.frame_count) == (1, 1)
