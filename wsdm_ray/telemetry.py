@@ -14,7 +14,16 @@ from rich.table import Column
 from wsdm_ray.noise import quiet_libraries
 from wsdm_ray.plain_text import one_line, redact
 
-__all__ = ["Display", "RowProgress", "human", "in_terminal", "logger", "set_up_logging", "time_left"]
+__all__ = [
+    "Display",
+    "RowProgress",
+    "counted",
+    "human",
+    "in_terminal",
+    "logger",
+    "set_up_logging",
+    "time_left",
+]
 
 logger = logging.getLogger("wsdm_ray")
 
@@ -74,6 +83,11 @@ def human(number: float) -> str:
             return f"{number:.3g}{unit}"
         number /= 1000
     return f"{number:.3g}T"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 worker`, `2,000 workers`: of a noun that takes an s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def time_left(seconds: float) -> str:

@@ -6,7 +6,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from wsdm_ray.telemetry import Display, RowProgress, human, logger, set_up_logging, time_left
+from wsdm_ray.telemetry import Display, RowProgress, counted, human, logger, set_up_logging, time_left
 
 
 class Clock:
@@ -47,6 +47,11 @@ def log_file() -> Console:
 )  # fmt: skip
 def test_human_has_three_figures_and_a_unit(number, text):
     assert human(number) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 steps"), (1, "1 step"), (2_000, "2,000 steps")])
+def test_one_is_told_in_the_singular(number, text):
+    assert counted(number, "step") == text
 
 
 @pytest.mark.parametrize(
@@ -152,6 +157,6 @@ def test_a_narrow_terminal_shows_the_whole_count():
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, width=60, no_color=True)
     display = Display("score", 30_000, console=console)
-    display.show(12_345, "28.3 pairs/s, 29k tokens/s, ETA 37 min, 1 replicas at work, 3 errors")
+    display.show(12_345, "28.3 pairs/s, 29k tokens/s, ETA 37 min, 1 replica at work, 3 errors")
     display.close()
     assert "12345/30000" in shown.getvalue()

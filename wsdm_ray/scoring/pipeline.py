@@ -34,7 +34,7 @@ from wsdm_ray.scoring.preflight import checked
 from wsdm_ray.scoring.run_status import slowest_units
 from wsdm_ray.scoring.shared_inputs import shared_units
 from wsdm_ray.storage import delete_file, read_json
-from wsdm_ray.telemetry import human, logger
+from wsdm_ray.telemetry import counted, human, logger
 
 if TYPE_CHECKING:
     from wsdm_ray.scoring.reader import Encode
@@ -195,21 +195,24 @@ def log_totals(
     )  # fmt: skip
     if totals.halvings:
         logger.warning(
-            "score: memory ran out: the token budget was halved %d times, down to %d (--token-budget)",
-            totals.halvings, totals.smallest_budget,
+            "score: memory ran out: the token budget was halved %s, down to %d (--token-budget)",
+            counted(totals.halvings, "time"), totals.smallest_budget,
         )  # fmt: skip
     if content["replicas_lost"]:
-        logger.warning("score: %d replicas lost their GPU and were replaced", content["replicas_lost"])
+        logger.warning(
+            "score: %s lost their GPU, each was replaced", counted(content["replicas_lost"], "replica")
+        )
     if content["processes_died"]:
         logger.warning(
-            "score: %d processes died or ran out of time; %d rows that ended theirs have an error",
-            content["processes_died"], content["rows_given_up"],
+            "score: %s died or ran out of time; rows that ended theirs and have an error: %d",
+            "1 process" if content["processes_died"] == 1 else f"{content['processes_died']:,} processes",
+            content["rows_given_up"],
         )  # fmt: skip
     if content["preemptions"]["times"]:
         logger.info(
-            "score: %d times work was dropped as its process was asked to end or its node was lost; %d rows "
-            "were scored again",
-            content["preemptions"]["times"], content["preemptions"]["rows_lost"],
+            "score: %s work was dropped as its process was asked to end or its node was lost; rows that were "
+            "scored again: %d",
+            counted(content["preemptions"]["times"], "time"), content["preemptions"]["rows_lost"],
         )  # fmt: skip
     if len(fresh) > 1:
         slowest = (

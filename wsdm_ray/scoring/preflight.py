@@ -9,6 +9,7 @@ from wsdm_ray.preflight.node import Probe
 from wsdm_ray.preflight.table import Checks
 from wsdm_ray.runs import run_folder
 from wsdm_ray.scoring.check import Cluster, ScoreRun, assumption, check_inputs, check_run
+from wsdm_ray.telemetry import counted
 
 __all__ = ["checked"]
 
@@ -27,8 +28,8 @@ def checked(config: ScoreConfig, cluster_of: Callable[[ScoreConfig], Cluster]) -
     with checks.stage("inputs and models") as found:
         inputs = check_inputs(config)
         files, models = len(inputs.files), len(inputs.models)
-        found.append(f"{inputs.plan.rows:,} rows in {files:,} {'file' if files == 1 else 'files'}")
-        found.append(f"{models} {'model' if models == 1 else 'models'}")
+        found.append(f"{counted(inputs.plan.rows, 'row')} in {counted(files, 'file')}")
+        found.append(counted(models, "model"))
     with checks.stage("resources") as found:
         cluster = cluster_of(config)
         found.append(resources(cluster))

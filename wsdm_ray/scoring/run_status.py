@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from wsdm_ray.scoring.parts import UnitReport
+from wsdm_ray.telemetry import counted
 
 __all__ = ["PROGRESS_FILE", "RunStatus", "slowest_units"]
 
@@ -44,10 +45,10 @@ class RunStatus:
 
     def details(self) -> list[str]:
         """What is shown behind the speed: no zeros, but for the replicas at work."""
-        shown = [f"{self.replicas_at_work} replicas at work"]
+        shown = [f"{counted(self.replicas_at_work, 'replica')} at work"]
         shown += [f"{self.replicas_given_up} given up"] if self.replicas_given_up else []
-        shown += [f"{self.errors:,} errors"] if self.errors else []
-        shown += [f"{self.retries} retries"] if self.retries else []
+        shown += [counted(self.errors, "error")] if self.errors else []
+        shown += [f"{self.retries} {'retry' if self.retries == 1 else 'retries'}"] if self.retries else []
         shown += [f"cost {self.cost:,.2f}"] if self.cost is not None else []
         return shown
 

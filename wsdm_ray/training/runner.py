@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsdm_ray.config import TrainConfig, to_dict
 from wsdm_ray.runs import HeldRun, hold_run
-from wsdm_ray.telemetry import logger
+from wsdm_ray.telemetry import counted, logger
 from wsdm_ray.training import preflight
 from wsdm_ray.training.check import CheckedTraining
 from wsdm_ray.training.metrics import format_metrics
@@ -81,9 +81,10 @@ def report(run: HeldRun, checked: CheckedTraining, result: Any) -> dict[str, Any
     forget(checked.worker_config.output)
     if interruptions["times"]:
         logger.info(
-            "train: begun again %(times)d times, with a notice before %(noticed)d of them; %(steps_lost)d "
-            "steps were taken again",
-            interruptions,
+            "train: begun again %s, with a notice before %d of them; %s taken again",
+            counted(interruptions["times"], "time"),
+            interruptions["noticed"],
+            counted(interruptions["steps_lost"], "step"),
         )
     logger.info(
         "train: %s holds the classifier of step %d%s", config.output, metrics["step"], format_metrics(metrics)

@@ -22,7 +22,7 @@ from wsdm_ray.events import Event, retry_events
 from wsdm_ray.failures import FinalError, is_deterministic, pack_error
 from wsdm_ray.modeling.manifest import MANIFEST, Manifest
 from wsdm_ray.storage import join, local_copy, set_store_timeout, upload_folder
-from wsdm_ray.telemetry import logger, set_up_logging
+from wsdm_ray.telemetry import counted, logger, set_up_logging
 from wsdm_ray.training.health import TrainingDivergedError
 from wsdm_ray.training.loop import Trainer
 from wsdm_ray.training.metrics import StepMetrics, format_metrics
@@ -142,8 +142,8 @@ def open_journal(trainer: Trainer) -> Journal | None:
     journal = Journal(trainer.config.output, trainer.step)
     if journal.last:
         logger.info(
-            "train: %d steps had been taken, %d of them are taken again%s",
-            journal.last.reached, journal.last.steps_lost,
+            "train: %s had been taken, %d of them are taken again%s",
+            counted(journal.last.reached, "step"), journal.last.steps_lost,
             "; the workers were asked to end" if journal.last.noticed else "",
         )  # fmt: skip
     return journal
@@ -195,9 +195,10 @@ def make_trainer(task: WorkerTask) -> Trainer:
             logger.info("train: resuming from step %d of %d", trainer.step, trainer.total_steps)
     if trainer.group.is_first:
         logger.info(
-            "train: %d rows, %d parameters, steps %d to %d of %d pairs on %d workers",
+            "train: %d rows, %d parameters, steps %d to %d of %d pairs on %s",
             len(train), sum(parameter.numel() for parameter in trainer.parameters.values()),
-            trainer.step + 1, trainer.total_steps, config.pairs_per_step, trainer.group.size,
+            trainer.step + 1, trainer.total_steps, config.pairs_per_step,
+            counted(trainer.group.size, "worker"),
         )  # fmt: skip
     return trainer
 

@@ -57,7 +57,7 @@ def test_figures_of_a_run_are_shown_written_and_exported(tmp_path):
     now[0] = 150.0
     follower.show()
     assert progress.text() == (
-        "3 pairs/s, 74 tokens/s, ETA 4 min, 2 replicas at work, 1 given up, 7 errors, 1 retries, cost 25.00"
+        "3 pairs/s, 74 tokens/s, ETA 4 min, 2 replicas at work, 1 given up, 7 errors, 1 retry, cost 25.00"
     )
     kept = json.loads((tmp_path / "_progress.json").read_text())
     assert kept == {
