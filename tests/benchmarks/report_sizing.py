@@ -8,10 +8,12 @@
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from wsdm_ray.preflight.measured import MEASURED, MODELS, SIZES, Job, Measured
-from wsdm_ray.preflight.model_size import trained_parameters
+from wsdm_ray.preflight.model_size import parameters_of, trained_parameters
+from wsdm_ray.training.policy import least_activation_bytes
 
 __all__ = ["sizing"]
 
@@ -29,6 +31,11 @@ TRAINED_BYTES = 16
 RANK = 64
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 GIB = 1 << 30
+QWEN25_32B = {
+    "vocab_size": 152_064, "hidden_size": 5_120, "intermediate_size": 27_648, "num_hidden_layers": 64,
+    "num_attention_heads": 40, "num_key_value_heads": 8,
+}  # fmt: skip
+LEAST_TOKENS = 8_192
 
 
 def read(name: str) -> dict[str, Any]:
@@ -61,6 +68,8 @@ def sizing(price: float | None = None) -> str:
         *weights(),
         "",
         *training_memory(),
+        "",
+        *least_memory(),
         "",
         *replica_memory(),
         "",
@@ -152,7 +161,7 @@ def weights() -> list[str]:
         sizes = [found.linear * WEIGHT_BYTES[kind[0]] + 2 * found.embedding for kind in kinds.values()]
         cells = [
             model, f"{found.linear / 1e9:.2f} billion", f"{found.embedding / 1e9:.2f} billion",
-            *(gib(size) for size in sizes), gib(adapter_bytes(model)),
+            *(gib(size) for size in sizes), gib(adapter_bytes(SIZES[model])),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return [
@@ -163,8 +172,8 @@ def weights() -> list[str]:
     ]
 
 
-def adapter_bytes(model: str) -> int:
-    return TRAINED_BYTES * trained_parameters(SIZES[model], RANK, TARGETS)
+def adapter_bytes(sizes: dict[str, int]) -> int:
+    return TRAINED_BYTES * trained_parameters(sizes, RANK, TARGETS)
 
 
 def training_memory() -> list[str]:
@@ -179,13 +188,41 @@ def training_memory() -> list[str]:
         settings, found = read(measured.source)["settings"], MODELS[measured.model]
         peak = row_of(measured)["allocated_gib"] * GIB
         held = found.linear * WEIGHT_BYTES[measured.precision] + 2 * found.embedding
-        held += adapter_bytes(measured.model)
+        held += adapter_bytes(SIZES[measured.model])
         recomputed = f"{settings['recomputed']} of {SIZES[measured.model]['num_hidden_layers']}"
         cells = [
             measured.model, shown(measured.precision), f"{settings['token_budget']:,} tokens", recomputed,
             gib(peak), gib(held), gib(peak - held),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def least_memory() -> list[str]:
+    """What training takes where every layer recomputes, by the arithmetic that chooses how many do."""
+    lines = [
+        f"What training takes at least, where every layer recomputes, in micro-batches of {LEAST_TOKENS:,} tokens. "
+        "Activations are by the arithmetic that `--gradient-checkpointing auto` uses; the peaks above have up to a "
+        "fifth more. A 32B model was not timed.",
+        "",
+        "| model | base as `w8a8-int8` | adapter, trained | activations | in all |",
+        "|---|---|---|---|---|",
+    ]
+    for model, sizes in (SIZES | {"qwen25-32b": QWEN25_32B}).items():
+        found, heads = parameters_of(sizes), sizes["num_attention_heads"]
+        shape: Any = SimpleNamespace(
+            num_heads=heads,
+            num_kv_heads=sizes["num_key_value_heads"],
+            head_dim=sizes.get("head_dim", sizes["hidden_size"] // heads),
+            hidden_size=sizes["hidden_size"],
+            layer_types=range(sizes["num_hidden_layers"]),
+        )
+        parts = [
+            found.linear + 2 * found.embedding,
+            adapter_bytes(sizes),
+            least_activation_bytes(LEAST_TOKENS, shape, sizes["intermediate_size"], RANK, compiled=True),
+        ]
+        lines.append(f"| {' | '.join([model, *map(gib, [*parts, sum(parts)])])} |")
     return lines
 
 
