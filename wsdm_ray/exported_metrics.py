@@ -55,7 +55,7 @@ class EventLog:
     """Counts events and logs them, with the ids of what they are about.
 
     Args:
-        job: the label.
+        job: the label `job_type`. (Prometheus has a label `job` of its own.)
     """
 
     def __init__(self, job: str, clock: Callable[[], float] = time.monotonic):
@@ -66,7 +66,7 @@ class EventLog:
 
     def note(self, event: Event) -> None:
         """Count an event, and log it."""
-        self.counter.inc(event.count, {"job": self.job, "event": event.kind})
+        self.counter.inc(event.count, {"job_type": self.job, "event": event.kind})
         now = self.clock()
         if event.kind in FREQUENT and now - self.logged.get(event.kind, float("-inf")) < LOG_SECONDS:
             return

@@ -76,8 +76,8 @@ TRAIN_METRICS: Mapping[str, Metric] = {
 """By the field of `training.progress.TrainingStatus`."""
 
 EVENT_COUNTER = Metric(
-    "wsdm_ray_events", "counter", "events", "of the kinds below, by `job` (`score` or `train`)",
-    ("job", "event"),
+    "wsdm_ray_events", "counter", "events", "of the kinds below, by `job_type` (`score` or `train`)",
+    ("job_type", "event"),
 )  # fmt: skip
 
 METRICS: tuple[Metric, ...] = (*SCORE_METRICS.values(), *TRAIN_METRICS.values(), EVENT_COUNTER)

@@ -69,18 +69,16 @@ def test_counters_are_shown_by_their_growth():
     for panel in PANELS:
         for target in panel["targets"]:
             for name in names_in(target["expr"]) & counters:
-                grown = re.search(rf"(rate|increase)\({name}\[[\w$]+\]\)", target["expr"])
+                grown = re.search(rf"(rate|increase)\({name}{{[^}}]*}}\[[\w$]+\]\)", target["expr"])
                 assert grown or panel["type"] == "stat", target["expr"]
 
 
 def test_the_dashboard_can_be_imported_as_it_is():
-    """Its only variable is the data source, and panels do not overlap."""
-    [variable] = DASHBOARD["templating"]["list"]
-    assert (variable["name"], variable["type"], variable["query"]) == (
-        "datasource",
-        "datasource",
-        "prometheus",
-    )
+    """Its variables are the data source and the Ray cluster, and panels do not overlap."""
+    source, session = DASHBOARD["templating"]["list"]
+    assert (source["name"], source["type"], source["query"]) == ("datasource", "datasource", "prometheus")
+    assert (session["name"], session["allValue"]) == ("session", ".*")
+    assert all('{SessionName=~"$session"}' in expression for expression in EXPRESSIONS)
     rows = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
     assert rows == ["Scoring", "Training", "Events", "GPUs (metrics of Ray)"]
     assert "id" not in DASHBOARD, "Grafana gives it one"

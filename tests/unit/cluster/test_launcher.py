@@ -42,6 +42,13 @@ def test_the_head_is_on_demand_and_gpu_workers_are_spot(cloud):
     assert types["gpu"]["min_workers"] >= 1, "a job counts the GPUs at its start"
 
 
+def test_gpu_machines_of_google_have_a_disk_that_they_take_and_their_driver():
+    for each in FILES["gcp"]["available_node_types"].values():
+        [disk] = each["node_config"]["disks"]
+        assert disk["initializeParams"]["diskType"].endswith("/diskTypes/pd-balanced")
+    assert "nvidia-smi" in FILES["gcp"]["initialization_commands"][0]
+
+
 @pytest.mark.parametrize("cloud", FILES)
 def test_every_node_asks_for_the_token_and_has_it(cloud):
     document = FILES[cloud]

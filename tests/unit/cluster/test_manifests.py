@@ -290,8 +290,24 @@ def test_prometheus_finds_the_ports_by_their_names():
         named = {port["name"]: port["containerPort"] for port in pod.container["ports"]}
         assert named["metrics"] == 8080
         assert pod.group != "head" or wanted <= named.keys()
-    for scrape in every("annotations", [cluster_spec(each) for each in CLUSTERS.values()]):
-        assert scrape == {"prometheus.io/scrape": "true", "prometheus.io/port": "8080"}
+    scraped = {"prometheus.io/scrape": "true", "prometheus.io/port": "8080"}
+    for annotations in every("annotations", [cluster_spec(each) for each in CLUSTERS.values()]):
+        assert scraped.items() <= annotations.items()
+
+
+def test_nodes_are_not_emptied_under_a_job():
+    for annotations in every("annotations", [cluster_spec(each) for each in CLUSTERS.values()]):
+        assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+        assert annotations["karpenter.sh/do-not-disrupt"] == "true"
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_a_gpu_worker_has_time_for_a_checkpoint(name):
+    pods = {pod.group: pod for pod in ray_pods(CLUSTERS[name])}
+    variables = {each["name"]: each.get("value") for each in pods["gpu"].container["env"]}
+    seconds = int(variables.pop("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"))
+    assert 60 < seconds < pods["gpu"].spec["terminationGracePeriodSeconds"]
+    assert variables == {each["name"]: each.get("value") for each in pods["head"].container["env"]}
 
 
 @pytest.mark.parametrize("name", RAY_JOBS)
