@@ -37,7 +37,8 @@ class ParquetInput:
     columns: the names that it gives to its columns. make_ids: it may have no column of ids. converted: the
     path is of a temporary copy; `file.name` is still that of the file it was made of, `given` its path, and
     `renamed` its columns with other names in the copy, each with that name. errors_in_rows: what is damaged
-    in it is an error of the rows that cannot be read, and else of the run.
+    in it is an error of the rows that cannot be read, and else of the run. lists: its texts are lists of
+    turns or messages (`holds_lists`).
     """
 
     file: InputFile
@@ -47,6 +48,7 @@ class ParquetInput:
     given: str = ""
     renamed: tuple[tuple[str, str], ...] = ()
     errors_in_rows: bool = False
+    lists: bool = False
 
     @property
     def shown(self) -> str:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from wsdm_ray.errors import DataError
-from wsdm_ray.telemetry import logger
+from wsdm_ray.telemetry import counted, logger
 
 __all__ = ["DIFFERENT_PROMPTS", "MALFORMED", "BadFile", "BadFiles", "Fault", "FaultCounts"]
 
-NAMED_FILES = 3
+NAMED_FILES = 20
 """Bad files whose errors a message has; of others, it says how many there are."""
 
 MALFORMED = "malformed"
@@ -120,7 +120,8 @@ class BadFiles:
             logger.warning(
                 "%d of %d input files are left out (--on-bad-file skip), with %d rows%s: %s",
                 len(self.found), files, known,
-                f" and those of {unknown} files whose rows are not known" if unknown else "", self.named(),
+                f" and those of {counted(unknown, 'file')} whose rows are not known" if unknown else "",
+                self.named(),
             )  # fmt: skip
             return
         if len(self.found) == 1:

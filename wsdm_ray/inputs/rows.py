@@ -11,7 +11,7 @@ covered: what labels mean (`data.cleaning`).
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,17 +33,22 @@ from wsdm_ray.schema import CANONICAL_TYPES, PAIR_COLUMNS, TEXTS
 from wsdm_ray.telemetry import logger
 
 __all__ = [
+    "SAMPLE_ROWS",
     "Reading",
     "Rows",
     "canonical",
     "check_columns",
     "holds_lists",
+    "lists_in",
     "made_ids",
     "own_columns",
     "read_rows",
     "warn_of_lists",
 ]
 
+
+SAMPLE_ROWS = 100
+"""First rows of a file by which it is decided whether its texts are lists."""
 
 NAMES = ("model_a", "model_b", "language", "source")
 """Columns that some reports group by, and no job needs."""
@@ -189,17 +194,28 @@ def check_columns(names: list[str], path: str, reading: Reading) -> None:
 
 
 def holds_lists(table: pa.Table, columns: Columns) -> bool:
-    """Whether all three texts of a pair are lists of turns or messages, as Arrow lists or as JSON text."""
-    for name in (getattr(columns, name) for name in TEXTS):
-        kind = plain_type(table[name].type)
+    """Whether all three texts of a file's pairs are lists of turns or messages, as Arrow lists or JSON text.
+
+    By the first rows of the file, which are those of the table: so a row is read alike with any others.
+    """
+    names = [getattr(columns, name) for name in TEXTS]
+    return all(lists_in([table[name].slice(0, SAMPLE_ROWS)], name) for name in names)
+
+
+def lists_in(parts: Iterable[pa.ChunkedArray], name: str) -> bool:
+    """Whether a column that begins with `parts` holds lists; no part is taken after a text that is none."""
+    texts: list[str | None] = []
+    for part in parts:
+        kind = plain_type(part.type)
         if pa.types.is_nested(kind):
-            continue
+            return True
         if not is_text(kind):
             return False
-        texts, _ = texts_of(table[name], name, "")
-        if not looks_like_lists(texts.to_pylist()):
+        new = texts_of(part, name, "")[0].to_pylist()
+        if any(new) and not looks_like_lists([*texts, *new]):
             return False
-    return True
+        texts += new
+    return looks_like_lists(texts)
 
 
 def canonical(table: pa.Table, path: str, columns: Columns, first_row: int, lists: bool = False) -> Rows:

@@ -4,6 +4,7 @@ Not covered: how the rows are cut into units (`plan`), and the texts, which are 
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -17,15 +18,23 @@ from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.conversion import ParquetInput
 from wsdm_ray.inputs.faults import BadFiles
 from wsdm_ray.inputs.files import with_partitions
-from wsdm_ray.inputs.parquet_rows import damage_named, read_slice, unchanged
-from wsdm_ray.inputs.rows import Reading, check_columns, holds_lists, made_ids, own_columns, warn_of_lists
+from wsdm_ray.inputs.parquet_rows import damage_named, unchanged
+from wsdm_ray.inputs.rows import (
+    SAMPLE_ROWS,
+    Reading,
+    check_columns,
+    lists_in,
+    made_ids,
+    own_columns,
+    warn_of_lists,
+)
 from wsdm_ray.inputs.values import holds_text, ids_of
 from wsdm_ray.schema import TEXTS
 from wsdm_ray.scoring.unique_ids import IdHashes, first_twice, hash_ids
 from wsdm_ray.storage import is_remote, open_parquet
 from wsdm_ray.telemetry import logger
 
-__all__ = ["FileFacts", "check_first_rows", "check_ids", "read_files"]
+__all__ = ["FileFacts", "check_ids", "read_files", "warn_of_lists_in"]
 
 READERS = 16
 LOCAL_READERS = 4
@@ -35,16 +44,16 @@ ID_ROWS = 16_384
 READ_BYTES = 1 << 20
 """Ids that are looked at at a time, and how much of a column is read at a time."""
 
-SAMPLE_ROWS = 100
-"""Rows of the input that are looked at for lists."""
+SAMPLE_BATCH = 4
+"""Texts that are looked at for lists at a time: they may be long."""
 
 
 class FileFacts(NamedTuple):
-    """What the plan knows of a file; id_type: None where it has no rows."""
+    """What the plan knows of a file; stored_bytes: of the function; id_type: None where it has no rows."""
 
     source: ParquetInput
     rows: int
-    text_bytes: int
+    stored_bytes: int
     id_type: pa.DataType | None
 
 
@@ -62,7 +71,7 @@ def read_files(sources: Sequence[ParquetInput], hashes: IdHashes, bad: BadFiles)
                 return error, rows[0] if rows else None
 
     found = []
-    readers = READERS if any(is_remote(source.file.path) for source in sources[:1]) else LOCAL_READERS
+    readers = READERS if any(is_remote(source.file.path) for source in sources) else LOCAL_READERS
     with ThreadPoolExecutor(readers) as pool:
         for source, facts in zip(sources, pool.map(read, sources), strict=True):
             if isinstance(facts, FileFacts):
@@ -97,10 +106,11 @@ def read_file(
         if key not in known:
             known[key] = checked(source, file.schema_arrow)
         source = dataclasses.replace(source, columns=known[key])
+        source = dataclasses.replace(source, lists=begins_with_lists(source, file))
         columns = list(own_hashes(source, file))
         for _, found in columns:
             hashes.add(found)
-        return FileFacts(source, total, text_bytes(source, file.metadata), columns[0][0])
+        return FileFacts(source, total, stored_bytes(file.metadata), columns[0][0])
 
 
 def own_hashes(source: ParquetInput, file: pq.ParquetFile) -> Iterator[tuple[pa.DataType, np.ndarray]]:
@@ -128,12 +138,13 @@ def id_columns(source: ParquetInput, file: pq.ParquetFile) -> Iterator[tuple[int
             yield row, pa.chunked_array([made_ids(source.file, row, rows)])
 
 
-def text_bytes(source: ParquetInput, metadata: pq.FileMetaData) -> int:
-    """Bytes of a file's texts, decoded."""
-    names = {getattr(source.columns, name) for name in TEXTS}
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    parts = [group.column(place) for group in groups for place in range(metadata.num_columns)]
-    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in names)
+def stored_bytes(metadata: pq.FileMetaData) -> int:
+    """Bytes of a file's columns, not compressed; repeated texts count once where the file has them so.
+
+    Not by column: what PyArrow reads of a damaged footer for that may end the process.
+    """
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    return sum(group.total_byte_size for group in groups)
 
 
 def checked(source: ParquetInput, schema: pa.Schema) -> Columns:
@@ -153,17 +164,32 @@ def checked(source: ParquetInput, schema: pa.Schema) -> Columns:
     return columns
 
 
-def check_first_rows(source: ParquetInput) -> None:
-    """Warn where the first rows hold lists: each unit joins its own, where nobody sees a warning."""
+def begins_with_lists(source: ParquetInput, file: pq.ParquetFile) -> bool:
+    """`holds_lists` of a file, reading of its texts as little as tells."""
     names = [getattr(source.columns, name) for name in TEXTS]
+    if source.converted or not set(names) <= set(file.schema_arrow.names):
+        return False  # a copy has joined texts already; what a folder names is no list
     try:
-        table = with_partitions(read_slice(source.file, names, 0, SAMPLE_ROWS), source.file)
+        return all(lists_in(first_rows(source, file, name), name) for name in names)
     except DataError:
         if source.errors_in_rows:
-            return  # its rows will say so
+            return False  # its rows will say so
         raise
-    if holds_lists(table, source.columns):
-        warn_of_lists(source.file.path)
+
+
+def first_rows(source: ParquetInput, file: pq.ParquetFile, name: str) -> Iterator[pa.ChunkedArray]:
+    """The first `SAMPLE_ROWS` of a column, a few at a time."""
+    with damage_named(source.shown):
+        batches = file.iter_batches(SAMPLE_BATCH, columns=[name], use_threads=False)
+        for batch in itertools.islice(batches, SAMPLE_ROWS // SAMPLE_BATCH):
+            yield pa.chunked_array([batch.column(0)])
+
+
+def warn_of_lists_in(files: Sequence[FileFacts]) -> None:
+    """Say of the first file that holds lists that its texts are joined: units do it where nobody sees it."""
+    first = next((file.source for file in files if file.source.lists), None)
+    if first is not None:
+        warn_of_lists(first.shown)
 
 
 def check_ids(hashes: IdHashes, sources: Sequence[ParquetInput], keep: bool) -> int:
@@ -188,6 +214,12 @@ def check_ids(hashes: IdHashes, sources: Sequence[ParquetInput], keep: bool) -> 
     return count
 
 
+def are_in(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Which of `values` are in `among`, which is sorted: bool [N]."""
+    places = np.minimum(np.searchsorted(among, values), len(among) - 1)
+    return among[places] == values if len(among) else np.zeros(len(values), bool)
+
+
 def places_of(sources: Sequence[ParquetInput], repeated: np.ndarray) -> Iterator[tuple[int | str, str]]:
     """Ids whose hashes are among `repeated`, in order, each with its file and row."""
     for source in sources:
@@ -196,6 +228,6 @@ def places_of(sources: Sequence[ParquetInput], repeated: np.ndarray) -> Iterator
             open_parquet(source.file.path, buffer_bytes=READ_BYTES) as file,
         ):
             for first, ids in id_columns(source, file):
-                rows = np.flatnonzero(np.isin(hash_ids(ids), repeated))
+                rows = np.flatnonzero(are_in(hash_ids(ids), repeated))
                 for row, value in zip(rows.tolist(), ids.take(pa.array(rows)).to_pylist(), strict=True):
                     yield value, f"{source.shown} row {first + row}"

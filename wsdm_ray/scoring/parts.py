@@ -19,8 +19,9 @@ from wsdm_ray.errors import DataError
 from wsdm_ray.runs import names_in, versions
 from wsdm_ray.scoring.error_kinds import ErrorKind, kinds_from_json, kinds_to_json, merge_kinds
 from wsdm_ray.scoring.plan import ScorePlan, part_name
-from wsdm_ray.storage import delete_file, join, open_parquet, write_parquet
+from wsdm_ray.storage import delete_file, file_versions_now, join, open_parquet, write_parquet
 from wsdm_ray.telemetry import logger
+from wsdm_ray.text.digests import digest
 
 __all__ = [
     "Totals",
@@ -28,6 +29,7 @@ __all__ = [
     "add_up",
     "completed_units",
     "delete_others",
+    "digest_of_sizes",
     "joined_reports",
     "list_parts",
     "parts_are_there",
@@ -189,9 +191,22 @@ def list_parts(output: str) -> dict[int, str]:
     return {int(name[5:11]): join(output, name) for name in names_in(output) if PART_NAME.fullmatch(name)}
 
 
-def parts_are_there(plan: ScorePlan, output: str) -> bool:
-    """Whether a folder has a part for each unit, by its listing alone."""
-    return list_parts(output).keys() >= {unit.number for unit in plan.units}
+def parts_are_there(plan: ScorePlan, output: str, sizes: str | None = None) -> bool:
+    """Whether a folder has a part for each unit, by its listing alone.
+
+    Args:
+        sizes: of `digest_of_sizes` when the run was finished; of earlier versions None.
+    """
+    there = list_parts(output).keys() >= {unit.number for unit in plan.units}
+    return there and sizes in (None, digest_of_sizes(output))
+
+
+def digest_of_sizes(output: str) -> str:
+    """What tells whether the parts of a folder have the sizes that they had, by its listing alone."""
+    parts = list_parts(output)
+    versions = file_versions_now(list(parts.values()))
+    sizes = [(number, getattr(versions[parts[number]], "size", None)) for number in sorted(parts)]
+    return digest(repr(sizes)).hex()
 
 
 def read_footer(path: str) -> tuple[UnitReport | None, str]:

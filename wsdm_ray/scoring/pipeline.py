@@ -26,6 +26,7 @@ from wsdm_ray.scoring.parts import (
     add_up,
     completed_units,
     delete_others,
+    digest_of_sizes,
     parts_are_there,
 )
 from wsdm_ray.scoring.plan import check_inputs_unchanged
@@ -96,7 +97,7 @@ def execute(
         "score",
         run.fingerprint,
         run.restart,
-        is_whole=lambda _: parts_are_there(run.plan, run.output),
+        is_whole=lambda record: parts_are_there(run.plan, run.output, record.get("parts_digest")),
         keeps_numbers=True,
         allow_version_change=run.allow_version_change,
     ) as held:
@@ -176,6 +177,7 @@ def report(
         "throughput": throughput(fresh, seconds)
         | {"replicas": run.cluster.replicas, "gpu": run.cluster.on_gpu},
         "slowest_units": slowest_units(fresh),
+        "parts_digest": digest_of_sizes(run.output),
     }
     written = held.finish(content)
     for path in (*crash_records, *death_records):

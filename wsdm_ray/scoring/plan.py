@@ -15,7 +15,7 @@ from wsdm_ray.inputs.faults import BadFile, BadFiles
 from wsdm_ray.inputs.files import InputFile
 from wsdm_ray.inputs.parquet_rows import compare_versions
 from wsdm_ray.inputs.values import common_id_type
-from wsdm_ray.scoring.input_facts import FileFacts, check_first_rows, check_ids, read_files
+from wsdm_ray.scoring.input_facts import FileFacts, check_ids, read_files, warn_of_lists_in
 from wsdm_ray.scoring.unique_ids import IdHashes
 from wsdm_ray.storage import file_versions_now
 from wsdm_ray.text.digests import digest
@@ -48,7 +48,7 @@ UNITS_LEFT = 512
 """A unit has at most this share of the rows that are left, so that units are small where a run ends."""
 
 UNIT_BYTES = 64 << 20
-"""Bytes of text of a unit, by the average row of each file."""
+"""Bytes of a unit as its files hold them, by the average row of each."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def make_plan(
             more = f" in any of {len(found)} files" if found[1:] else ""
             raise DataError(f"{sources[0].shown}: no rows to score{more}")
         duplicates = check_ids(hashes, [file.source for file in filled], keep_duplicates)
-    check_first_rows(filled[0].source)
+    warn_of_lists_in(filled)
     return ScorePlan(
         units=cut_units(filled, unit_rows),
         id_type=common_id_type(file.id_type for file in filled if file.id_type),
@@ -189,17 +189,17 @@ def cut_units(files: Sequence[FileFacts], unit_rows: int | None) -> tuple[WorkUn
     left = sum(file.rows for file in files)
     shared: list[Slice] = []
     room, space = 0, 0
-    for source, rows, text_bytes, _ in files:
+    for source, rows, stored_bytes, _ in files:
         most = unit_rows or rows_of_next_unit(left)
-        if not (shared and rows <= room and text_bytes <= space):  # begin a unit
+        if not (shared and rows <= room and stored_bytes <= space):  # begin a unit
             shared, room, space = [], most, UNIT_BYTES
-        if rows <= room and text_bytes <= space:
+        if rows <= room and stored_bytes <= space:
             if not shared:
                 cuts.append(shared)
             shared.append(Slice(source, 0, rows))
-            room, space, left = room - rows, space - text_bytes, left - rows
+            room, space, left = room - rows, space - stored_bytes, left - rows
             continue
-        start, of_space = 0, max(UNIT_BYTES * rows // max(text_bytes, 1), 1)
+        start, of_space = 0, max(UNIT_BYTES * rows // max(stored_bytes, 1), 1)
         while start < rows:
             most = min(unit_rows or even_part(rows - start, rows_of_next_unit(left)), of_space, rows - start)
             cuts.append([Slice(source, start, most)])

@@ -5,6 +5,7 @@ starts another one, and runs the rows of the unit in smaller parts until those t
 (`isolation`). What Ray would do instead is to start the whole unit again, without end.
 """
 
+import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,10 @@ __all__ = ["Answer", "Coordination", "StartError", "Supervision", "Supervisor", 
 
 MAX_STARTS = 3
 """So many times in a row a process is started that ends before it is ready."""
+
+MAX_PREEMPTED = 10
+"""So many processes in a row may be asked to end over one call, or while they start. Then it is the rows'
+doing: some guards of a machine's memory ask first, too."""
 
 Answer = Callable[[tuple[Any, ...]], tuple[Any, str]]
 """What a child answers calls with: takes the name of a function and its arguments, gives what the function
@@ -112,26 +117,26 @@ class Supervisor:
 
     def start(self) -> None:
         """Start the child. Raises `StartError` where it ended too often."""
-        deaths = 0
+        deaths, preempted = 0, 0
         while death := self.child.start():
-            deaths += not death.preempted
-            if deaths == MAX_STARTS or self.leaving:
+            deaths, preempted = deaths + (not death.preempted), preempted + death.preempted
+            if deaths == MAX_STARTS or preempted == MAX_PREEMPTED or self.leaving:
                 raise StartError(death.reason)
 
     def call(self, function: str, *arguments: Any) -> Any:
         """What a function of the child's returns; a `Death` where the process ends before.
 
-        A process that was asked to end is no such death: another one gets the call.
+        A process that was asked to end is no such death, unless many are in a row: another one gets the call.
 
         Raises:
             FinalError: what ends the run, packed.
             StartError: no process can be started.
         """
-        while True:
+        for preempted in itertools.count(1):
             if not self.child.alive:
                 self.start()
             outcome = self.child.call((function, *arguments), self.supervision.timeout_seconds)
-            if not (isinstance(outcome, Death) and outcome.preempted):
+            if not (isinstance(outcome, Death) and outcome.preempted) or preempted == MAX_PREEMPTED:
                 break
             if self.at_hand:
                 stage, part = self.at_hand

@@ -13,7 +13,7 @@ from wsdm_ray.inputs.conversion import FAULT, ParquetInput, faults_in
 from wsdm_ray.inputs.faults import MALFORMED, Fault
 from wsdm_ray.inputs.files import with_partitions
 from wsdm_ray.inputs.parquet_rows import read_slice, unchanged
-from wsdm_ray.inputs.rows import Rows, canonical, holds_lists, made_ids
+from wsdm_ray.inputs.rows import Rows, canonical, made_ids
 from wsdm_ray.inputs.values import common_id_type, ids_of
 from wsdm_ray.schema import PAIR_COLUMNS
 from wsdm_ray.scoring.kept_columns import NO_COLUMNS, encoded_kept, kept_names
@@ -108,7 +108,7 @@ def canonical_slice(part: Slice, table: pa.Table) -> Rows:
     """The rows of a slice, as `read_columns` gives them, in canonical columns, and their faults."""
     source = part.source
     table = with_ids(table, part)
-    rows = canonical(table, source.shown, source.columns, part.start, holds_lists(table, source.columns))
+    rows = canonical(table, source.shown, source.columns, part.start, source.lists)
     return Rows(rows.table, faults_in(table, source) | rows.faults)
 
 

@@ -76,6 +76,10 @@ def open_parquet(path: str, *, buffer_bytes: int = 0) -> Iterator[pq.ParquetFile
                 f"{path}: a column has a type that is not read ({reason(error)}); write the file without it, "
                 "or as another type, such as 64-bit integers or text"
             ) from error
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}: the name of a column is not UTF-8 ({error.object!r}); write the file with another"
+            ) from error
         except (pa.ArrowInvalid, OSError) as error:
             if isinstance(error, OSError) and "deserialize thrift" not in str(error):
                 raise  # of the store; a damaged footer is an OSError too

@@ -15,7 +15,7 @@ from wsdm_ray.scoring import pipeline
 from wsdm_ray.scoring.check import options_of_the_output
 from wsdm_ray.scoring.finished import finished_run
 from wsdm_ray.scoring.model_spec import ModelSpec
-from wsdm_ray.scoring.parts import UnitReport, write_part
+from wsdm_ray.scoring.parts import UnitReport, digest_of_sizes, write_part
 
 
 @pytest.fixture
@@ -40,7 +40,8 @@ def finished(tmp_path) -> ScoreConfig:
         for number in range(2):
             table = pa.table({"id": [*range(10)]})
             write_part(config.output, table, UnitReport(unit=number, rows=10), held.digest)
-        held.finish({"counts": {"units": 2, "rows": 20}})
+        sizes = digest_of_sizes(config.output)
+        held.finish({"counts": {"units": 2, "rows": 20}, "parts_digest": sizes})
     return config
 
 
@@ -73,6 +74,11 @@ def test_what_changed_since_is_checked(finished, tmp_path):
     part = (output / "part-000001.parquet").rename(tmp_path / "part")
     assert finished_run(finished) is None
     part.rename(output / "part-000001.parquet")
+    assert finished_run(finished)
+    whole = (output / "part-000001.parquet").read_bytes()
+    (output / "part-000001.parquet").write_bytes(whole[:100])
+    assert finished_run(finished) is None, "a part was cut"
+    (output / "part-000001.parquet").write_bytes(whole)
     assert finished_run(finished)
     config = model / "tokenizer_config.json"
     text = config.read_text()

@@ -1,6 +1,8 @@
 """Input files that change, that are bad, and ids that are there twice, as the options say."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,9 @@ from wsdm_ray.runs import file_versions
 from wsdm_ray.scoring.pipeline import report
 from wsdm_ray.scoring.plan import ScorePlan, check_inputs_unchanged, make_plan
 from wsdm_ray.scoring.unit_rows import read_unit
+
+ROOT = Path(__file__).parents[3]
+DAMAGED = ROOT / "tests/data/damaged/level_histogram.parquet"
 
 
 def table_of(ids: list) -> pa.Table:
@@ -102,3 +107,23 @@ def test_a_run_whose_input_changed_at_the_end_has_no_report(write):
     run: Any = SimpleNamespace(plan=plan)
     with pytest.raises(DataError, match="has changed from"):
         report(run, held=None, totals=None, fresh=[])  # pyright: ignore[reportArgumentType]
+
+
+def test_a_column_whose_name_is_not_utf8_is_named(write, tmp_path):
+    table = table_of([1, 2, 3]).append_column("straße", pa.array([1, 2, 3]))
+    path = write(table, store_schema=False)
+    damaged = tmp_path / "latin.parquet"
+    damaged.write_bytes(Path(path).read_bytes().replace("straße".encode(), b"stra\xdfe "))
+    with pytest.raises(
+        DataError, match=r"latin\.parquet: the name of a column is not UTF-8 .* write the file"
+    ):
+        planned([str(damaged)])
+
+
+def test_a_footer_that_ends_processes_is_named():
+    """PyArrow throws an exception of C++ that nobody catches where it is asked for a column of this footer."""
+    line = f"from {__name__} import planned; planned([{str(DAMAGED)!r}])"
+    command = [sys.executable, "-c", line]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "level_histogram.parquet: cannot be read from row 0 on" in done.stderr.splitlines()[-1]

@@ -19,6 +19,7 @@ from wsdm_ray.scoring.parts import (
     add_up,
     completed_units,
     delete_others,
+    digest_of_sizes,
     list_parts,
     parts_are_there,
     write_part,
@@ -124,6 +125,14 @@ def test_parts_of_another_run_are_named_scored_again_and_refused_at_the_end(outp
     delete_others(output, completed)
     assert set(list_parts(output)) == {0, 1}
     assert not parts_are_there(PLAN, output)
+
+
+def test_a_part_that_was_cut_is_known_by_its_size(output, tmp_path):
+    sizes, part = digest_of_sizes(output), tmp_path / "part-000001.parquet"
+    assert parts_are_there(PLAN, output, sizes)
+    part.write_bytes(part.read_bytes()[:50])
+    assert not parts_are_there(PLAN, output, sizes)
+    assert parts_are_there(PLAN, output), "a run of an earlier version kept no sizes"
 
 
 def test_parts_of_earlier_versions_are_taken(output):

@@ -283,16 +283,6 @@ def test_bytes_that_are_not_utf8_are_the_fault_of_their_row(write):
     assert {row: str(fault) for row, fault in faults.items()} == {0: "prompt is not UTF-8"}
 
 
-def test_lists_of_turns_are_joined_with_a_warning(write, caplog):
-    lists = {name: pa.array([["one"], ["1", None]]) for name in ("prompt", "response_a", "response_b")}
-    as_json = {name: pa.array(['["one"]', '["1", null]']) for name in lists}
-    for columns in (lists, as_json):
-        [unit] = plan_of([write(pa.table({"id": [1, 2], **columns}))], 10).units
-        assert read_unit(unit).table["prompt"].to_pylist() == ["one", "[turn 1]\n1\n\n[turn 2]\n"]
-        assert "their texts are joined as by --format lmsys-57k" in caplog.text
-        caplog.clear()
-
-
 def test_made_ids_go_on_over_units(write):
     path = write(without("id"), "x.parquet")
     units = plan_of([path], 1, make_ids=True).units

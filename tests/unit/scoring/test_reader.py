@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.scoring.conftest import random_rows
 from tests.unit.scoring.fakes import plan_of
-from tests.unit.scoring.supervised import FakeChild, Killed, NotedCoordination, supervision_of
+from tests.unit.scoring.supervised import AskedToEnd, FakeChild, Killed, NotedCoordination, supervision_of
 from wsdm_ray.errors import StorageError
 from wsdm_ray.events import Event
 from wsdm_ray.scoring.crash_records import list_crash_records, list_death_records, read_deaths
@@ -72,6 +72,37 @@ def test_a_row_that_kills_its_reader_gets_the_error(classifiers, unit, tmp_path)
     assert set(child.timeouts) == {7.0}
     assert not list_crash_records(str(output)), "of GPUs"
     assert len(list_death_records(str(output))) == 1
+
+
+def test_a_row_whose_processes_are_always_asked_to_end_is_given_up(classifiers, unit, tmp_path):
+    """As a guard of the machine's memory does, before it kills."""
+
+    def read(part):
+        if part.slices[0].start <= 26 < part.slices[0].start + part.rows:
+            raise AskedToEnd("process died: signal 15")
+        return table_to_bytes(encode_unit(part, classifiers[:1]))
+
+    def read_ids(part, error):
+        return table_to_bytes(encode_without_texts(part, error, classifiers[:1]))
+
+    child = FakeChild({"read": read, "read_ids": read_ids})
+    table = table_from_bytes(Reader(supervision_of(tmp_path / "out"), child)(unit)["encoded"])
+    assert [row for row, error in enumerate(table["error"].to_pylist()) if error] == [6]
+
+
+def test_ids_of_several_types_are_joined_as_text(classifiers, write, tmp_path):
+    rows = random_rows(8)
+    as_text = rows.set_column(0, "id", rows["id"].cast(pa.string()))
+    files = [write(rows.slice(0, 4)), write(as_text.slice(4), "others.parquet")]
+    [unit] = plan_of(files, 20).units
+    reader, _ = reader_of(
+        classifiers, tmp_path / "out", lambda part: any(one.source.shown == files[1] for one in part.slices)
+    )
+    found = reader(unit)
+    assert found["error"] == ""
+    table = table_from_bytes(found["encoded"])
+    assert table["id"].to_pylist() == [str(number) for number in range(8)]
+    assert table["error"].to_pylist() == [None] * 4 + [DIED] * 4
 
 
 def test_the_deaths_of_an_earlier_run_are_not_died_again(classifiers, unit, tmp_path):
