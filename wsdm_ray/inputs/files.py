@@ -86,6 +86,9 @@ def list_inputs(paths: Sequence[str]) -> list[InputFile]:
             roots.setdefault(storage.join(found.root, name), found.root)
             versions.setdefault(storage.join(found.root, name), found.versions.get(name))
     kept = storage.each_once(roots)
+    for path in kept:
+        if not is_utf8(path):
+            raise DataError(f"{path!a}: the name is not UTF-8, which no record can hold; rename the file")
     partitions = [partitions_of(path, roots[path]) for path in kept]
     integers = integers_in(partitions)
     return [
@@ -94,6 +97,11 @@ def list_inputs(paths: Sequence[str]) -> list[InputFile]:
             kept, distinct_names(kept, [roots[path] for path in kept]), partitions, strict=True
         )
     ]
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name can be written; Python has surrogates for what it could not decode."""
+    return name.isascii() or name.encode("utf-8", "replace").decode() == name
 
 
 def listed_versions(files: Sequence[InputFile]) -> dict[str, dict[str, Any]]:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from wsdm_ray.runs import PRIVATE_FOLDER, run_folder
 from wsdm_ray.scoring.plan import WorkUnit, sources_of
@@ -27,9 +29,13 @@ def shared_units(units: Sequence[WorkUnit], output: str) -> list[WorkUnit]:
             path = source.file.path
             shared[path] = target = join(folder, os.path.basename(path))
             if not exists(target):
-                data = Path(path).read_bytes()
-                write_atomic(target, lambda file, data=data: file.write(data))
+                write_atomic(target, lambda file, path=path: copy_into(path, file))
     return [moved(unit, shared) for unit in units] if shared else list(units)
+
+
+def copy_into(path: str, file: BinaryIO) -> None:
+    with Path(path).open("rb") as source:
+        shutil.copyfileobj(source, file)
 
 
 def moved(unit: WorkUnit, shared: Mapping[str, str]) -> WorkUnit:

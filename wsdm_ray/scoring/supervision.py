@@ -132,6 +132,7 @@ class Supervisor:
             FinalError: what ends the run, packed.
             StartError: no process can be started.
         """
+        outcome: Any = None
         for preempted in itertools.count(1):
             if not self.child.alive:
                 self.start()

@@ -23,6 +23,7 @@ from wsdm_ray.data.mixing import read_teachers, sample_weights
 from wsdm_ray.data.votes import Votes
 from wsdm_ray.errors import ClusterError
 from wsdm_ray.modeling.adapter_io import load_adapter_weights
+from wsdm_ray.modeling.attention.mask_rule import to_device
 from wsdm_ray.modeling.classifier import (
     model_config,
     preference_log_odds,
@@ -281,9 +282,9 @@ class Trainer:
         """`row_loss` of a micro-batch of `rows` (int64 [P]), and how many orderings are right, or in part."""
 
         def of_orderings(values: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(targets_of(values, self.orderings)).to(self.device)
+            return to_device(targets_of(values, self.orderings), self.device)
 
-        weight_S = torch.from_numpy(self.weights_N[rows]).float().to(self.device)
+        weight_S = to_device(self.weights_N[rows].astype(np.float32), self.device)
         target_S = of_orderings(self.train.prob_a_N[rows])
         options = self.config.objective
         teacher_S = of_orderings(self.teacher_N[rows]) if options.teachers else None

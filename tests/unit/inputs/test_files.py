@@ -287,3 +287,12 @@ def test_other_splits_file_is_not_taken_for_state(folder):
     storage.write_json(f"{folder}/state.json", [1])
     assert endings(folder) == ["state.json"]
     assert storage.read_json(list_inputs([folder])[0].path) == [1]
+
+
+def test_a_file_whose_name_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "straße.parquet").write_text("")
+    assert [file.name for file in list_inputs([str(tmp_path)])] == ["straße"]
+    (tmp_path / os.fsdecode(b"stra\xdfe.parquet")).write_bytes(b"")  # as Latin-1 has it
+    with pytest.raises(DataError, match=r"stra\\udcdfe\.parquet': the name is not UTF-8") as caught:
+        list_inputs([str(tmp_path)])
+    assert str(caught.value).isascii()

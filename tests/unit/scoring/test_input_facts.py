@@ -121,7 +121,7 @@ def test_a_column_whose_name_is_not_utf8_is_named(write, tmp_path):
 
 
 def test_a_footer_that_ends_processes_is_named():
-    """PyArrow throws an exception of C++ that nobody catches where it is asked for a column of this footer."""
+    """PyArrow throws an exception of C++ that nobody catches where a column of this footer is asked for."""
     line = f"from {__name__} import planned; planned([{str(DAMAGED)!r}])"
     command = [sys.executable, "-c", line]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)

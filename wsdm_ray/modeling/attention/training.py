@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from wsdm_ray.modeling.attention.mask_rule import dense_masks
+from wsdm_ray.modeling.attention.mask_rule import dense_masks, to_device
 from wsdm_ray.modeling.attention.protocol import TrainingBackend
 from wsdm_ray.modeling.families import softcap_of
 from wsdm_ray.packing.layouts import Layout
@@ -70,7 +70,7 @@ class VarlenAttention:
         cu_seqlens = layout.cu_seqlens
         return {
             "attention_mask": torch.zeros(1, 1, 1, 1, device=device),  # a ready one, so that none is made
-            "cu_seq_lens_q": torch.from_numpy(cu_seqlens).to(device),
+            "cu_seq_lens_q": to_device(cu_seqlens, device),
             # An upper bound is enough, and few different values mean few guards of a compiled layer.
             "max_length_q": 1 << (int(np.diff(cu_seqlens).max()) - 1).bit_length(),
         }
