@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from wsdm_ray.runs import PRIVATE_FOLDER, run_folder
 from wsdm_ray.scoring.plan import WorkUnit, sources_of
@@ -33,7 +33,7 @@ def shared_units(units: Sequence[WorkUnit], output: str) -> list[WorkUnit]:
     return [moved(unit, shared) for unit in units] if shared else list(units)
 
 
-def copy_into(path: str, file: BinaryIO) -> None:
+def copy_into(path: str, file: IO[bytes]) -> None:
     with Path(path).open("rb") as source:
         shutil.copyfileobj(source, file)
 
