@@ -74,6 +74,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--files", type=int, default=40)
+    parser.add_argument("--away-seconds", type=float, default=Campaign.away_seconds, help="of the store")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), help="draw from these")
     parser.add_argument("--keep", type=Path, help="a folder for the logs of runs that are wrong")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "fault_campaign.json")
@@ -110,6 +111,7 @@ def campaign_in(folder: Path, given: argparse.Namespace) -> Iterator[Campaign]:
             units=given.files,
             unit_rows=given.rows // given.files,
             cut_node=lambda: cut(nodes),
+            away_seconds=given.away_seconds,
         )
 
 

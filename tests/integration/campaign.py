@@ -42,7 +42,7 @@ class Campaign:
     """Where runs are.
 
     bucket: URL. proxy: before the store. address: of the Ray cluster. cut_node: takes a node from the cluster
-    at once and adds another; None where there is one node.
+    at once and adds another; None where there is one node. away_seconds: how long the store is, where it is.
     model: a folder. pairs: a folder of the bucket, one file a unit. logs: a folder here.
     """
 
@@ -55,6 +55,7 @@ class Campaign:
     units: int
     unit_rows: int
     cut_node: Callable[[], None] | None = None
+    away_seconds: float = 10.0
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -81,7 +82,7 @@ def start_driver(campaign: Campaign, output: str, injected: Injected) -> Any:
     options = [
         *("--model", campaign.model, "--input", campaign.pairs, "--output", output),
         *("--unit-rows", str(campaign.unit_rows), "--token-budget", "2048"),
-        *("--store-timeout-seconds", str(STORE_TIMEOUT_SECONDS)),
+        *("--store-timeout-seconds", str(STORE_TIMEOUT_SECONDS + campaign.away_seconds)),
     ]
     log = str(campaign.logs / f"{output.rpartition('/')[2]}.log")
     process = context.Process(target=drive, args=(options, campaign.address, injected, log))
@@ -185,7 +186,7 @@ def faults_for(kinds: Sequence[str], campaign: Campaign, seed: int) -> Faults:
         seed=seed,
         rate=0.1 if "store faults" in kinds else 0.0,
         away_after=60 + seed % 4 * campaign.units if away else None,
-        away_seconds=10.0 if away else 0.0,
+        away_seconds=campaign.away_seconds if away else 0.0,
     )
 
 
