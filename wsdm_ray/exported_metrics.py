@@ -52,7 +52,7 @@ def of(metric: Metric) -> tuple[str, str]:
 
 
 class EventLog:
-    """Counts events and logs them, with the ids of what they are about.
+    """Counts events and logs them, with the ids of what they are about. counts: by kind.
 
     Args:
         job: the label `job_type`. (Prometheus has a label `job` of its own.)
@@ -63,9 +63,11 @@ class EventLog:
         name, description = of(EVENT_COUNTER)
         self.counter = Counter(name, description, EVENT_COUNTER.labels)
         self.logged: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
 
     def note(self, event: Event) -> None:
         """Count an event, and log it."""
+        self.counts[event.kind] = self.counts.get(event.kind, 0) + event.count
         self.counter.inc(event.count, {"job_type": self.job, "event": event.kind})
         now = self.clock()
         if event.kind in FREQUENT and now - self.logged.get(event.kind, float("-inf")) < LOG_SECONDS:

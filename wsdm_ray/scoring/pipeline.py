@@ -124,6 +124,12 @@ def score_rest(
         )  # fmt: skip
     fresh: list[UnitReport] = []
     dropped: list[Preemption] = []
+    events: dict[str, int] = {}
+
+    def noted(preemptions: Sequence[Preemption], counts: Mapping[str, int]) -> None:
+        dropped.extend(preemptions)
+        events.update(counts)
+
     if units:
         from wsdm_ray.scoring.encode import encode_unit
         from wsdm_ray.scoring.ray_data import score_units
@@ -135,10 +141,10 @@ def score_rest(
             replica_class or Replica,
             lambda: held.check(reread=False),
             encode or encode_unit,
-            dropped.extend,
+            noted,
         )
     totals = add_up(run.plan, run.output, completed, fresh, held.digest)
-    return report(run, held, totals, fresh, dropped)
+    return report(run, held, totals, fresh, dropped, events)
 
 
 def log_complete(output: str, finished: Mapping[str, Any]) -> None:
@@ -152,11 +158,12 @@ def report(
     totals: Totals,
     fresh: Sequence[UnitReport],
     dropped: Sequence[Preemption] = (),
+    events: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Write run.json, delete the crash records and log the totals; returns what run.json holds.
 
     Args:
-        dropped: what processes did not finish as they were asked to end.
+        dropped: what processes did not finish as they were asked to end. events: how many of each kind.
     """
     check_inputs_unchanged(run.plan)
     crash_records, death_records = list_crash_records(run.output), list_death_records(run.output)
@@ -171,6 +178,7 @@ def report(
         "budget_halved": {"times": totals.halvings, "smallest": totals.smallest_budget},
         "replicas_lost": sum(len(read_json(path)) for path in crash_records),
         "processes_died": sum(len(read_json(path)) for path in death_records),
+        "store_retries": (events or {}).get("store_retried", 0),
         "preemptions": {"times": len(dropped), "rows_lost": sum(one.rows for one in dropped)},
         "rows_given_up": by_process(totals.kinds),
         "error_kinds": {name: dataclasses.asdict(kind) for name, kind in totals.kinds.items()},
@@ -216,6 +224,10 @@ def log_totals(
             "scored again: %d",
             counted(content["preemptions"]["times"], "time"), content["preemptions"]["rows_lost"],
         )  # fmt: skip
+    if content["store_retries"]:
+        logger.info(
+            "score: %s to a store failed and were sent again", counted(content["store_retries"], "request")
+        )
     if len(fresh) > 1:
         slowest = (
             f"{unit['unit']} ({unit['seconds']} s, {unit['rows']:,} rows)" for unit in slowest_units(fresh)

@@ -61,13 +61,14 @@ def score_units(
     replica_class: type[Replica] = Replica,
     on_report: Callable[[], None] = lambda: None,
     encode: Encode = encode_unit,
-    on_dropped: Callable[[Sequence[Preemption]], None] = lambda dropped: None,
+    on_end: Callable[[Sequence[Preemption], Mapping[str, int]], None] = lambda dropped, events: None,
 ) -> list[UnitReport]:
     """Score and commit `units`; returns a report of each, in the order in which they finished.
 
     Args:
         on_report: is called as each report comes; what it raises ends the run.
-        on_dropped: is called at the end with the work that was dropped as processes were asked to end.
+        on_end: is called with the work that was dropped as processes were asked to end, and how many events
+            of each kind there were.
 
     Raises:
         WsdmRayError: what a user caused, in whatever process it came up.
@@ -97,7 +98,7 @@ def score_units(
                     f"unit {left[0].number}: its processes are lost before they begin it; see the logs of "
                     "Ray's workers, and run again"
                 )
-    on_dropped(ray.get(coordinator.dropped.remote()))
+    on_end(ray.get(coordinator.dropped.remote()), follower.log.counts)
     ray.kill(coordinator)  # else its process lives until Python's garbage collection
     return list(finished.values())
 

@@ -40,7 +40,7 @@ def scored(monkeypatch) -> list[int]:
     """The units that were scored, in their order."""
     numbers = []
 
-    def score_units(run, units, replica_class, on_report, encode, on_dropped):
+    def score_units(run, units, replica_class, on_report, encode, on_end):
         reports = []
         for unit in units:
             report = UnitReport(unit=unit.number, rows=unit.rows)
@@ -49,6 +49,7 @@ def scored(monkeypatch) -> list[int]:
             assert run.replica.numbers == numeric_versions()
             numbers.append(unit.number)
             on_report()
+        on_end([], {"store_retried": 5})
         return reports
 
     fake = types.SimpleNamespace(score_units=score_units)
@@ -64,6 +65,7 @@ def test_parts_carry_the_run_and_those_of_another_are_scored_again(run, scored, 
         assert pq.read_metadata(path).metadata[RUN_KEY] == digest.encode()
     assert written == read_run(run.output)
     assert written["computed_with"] == numeric_versions()
+    assert written["store_retries"] == 5
     assert pipeline.execute(run) == written, "complete"
     path = Path(run.output, "part-000001.parquet")
     path.unlink()

@@ -29,7 +29,9 @@ def test_a_pass_begins_when_the_replicas_of_the_one_before_are_gone(monkeypatch)
     monkeypatch.setattr(ray_data, "ray", SimpleNamespace(get=lambda value: value, kill=lambda actor: None))
     monkeypatch.setattr(ray_data, "actor_here", lambda kind: coordinator)
     monkeypatch.setattr(ray_data, "following", lambda follower: contextlib.nullcontext())
-    for name in ("Follower", "pool_of", "record_lost"):
+    follower = SimpleNamespace(log=SimpleNamespace(counts={}))
+    monkeypatch.setattr(ray_data, "Follower", lambda *_: follower)
+    for name in ("pool_of", "record_lost"):
         monkeypatch.setattr(ray_data, name, lambda *_: 0)
     monkeypatch.setattr(ray_data, "unit_reports", unit_reports)
     units: Any = [SimpleNamespace(number=number, rows=1) for number in range(3)]
