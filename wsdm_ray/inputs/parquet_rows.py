@@ -211,7 +211,7 @@ def reads_of(metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence
     for number in groups:
         group = metadata.row_group(number)
         parts = [group.column(place) for place in range(metadata.num_columns)]
-        parts = [part for part in parts if part.path_in_schema.split(".")[0] in columns]
+        parts = [part for part in parts if is_part_of(part.path_in_schema, columns)]
         read = Read(
             groups=(number,),
             rows=group.num_rows,
@@ -222,6 +222,11 @@ def reads_of(metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence
             read = reads.pop().with_next(read)
         reads.append(read)
     return reads
+
+
+def is_part_of(path: str, columns: Sequence[str]) -> bool:
+    """Whether a path in a parquet schema is of one of the columns, whose own names may have dots."""
+    return any(path == name or path.startswith(f"{name}.") for name in columns)
 
 
 def batches(file: pq.ParquetFile, reads: Sequence[Read], columns: list[str]) -> Iterator[pa.RecordBatch]:

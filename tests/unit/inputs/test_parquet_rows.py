@@ -157,3 +157,16 @@ def test_a_page_whose_header_is_damaged(tmp_path):
     [file] = list_inputs([str(path)])
     with pytest.raises(DataError, match=r"x\.parquet: cannot be read from row 0 on \(.*it is damaged"):
         read_slice(file, ["id", "text"], 0, 300)
+
+
+def test_sizes_are_of_the_columns_that_are_read_also_where_names_have_dots(tmp_path):
+    texts = [f"{row} " * 300 for row in range(50)]
+    table = pa.table({"pair.prompt": texts, "pair": [{"prompt": text} for text in texts], "other": texts})
+    pq.write_table(table, tmp_path / "x.parquet")
+    metadata = pq.read_metadata(tmp_path / "x.parquet")
+    sizes = {
+        name: parquet_rows.reads_of(metadata, [0], [name])[0].decoded
+        for name in ("pair.prompt", "other", "pai")
+    }
+    assert sizes["pair.prompt"] >= sizes["other"] > 1_000
+    assert sizes["pai"] == 0
