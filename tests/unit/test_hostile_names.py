@@ -59,7 +59,8 @@ def test_an_id_in_the_log_breaks_no_line(name, caplog):
         rows=1, errors=1, cut=0, tokens=0, rerun=0, units=1, resumed_units=0, halvings=0,
         smallest_budget=None, kinds={f"broken {name[:50]}": ErrorKind(1, name)},
     )  # fmt: skip
-    log_totals("out", totals, {"replicas_lost": 0, "processes_died": 0, "preemptions": {"times": 0}}, [], 1.0)
+    counts = {"replicas_lost": 0, "processes_died": 0, "preemptions": {"times": 0}, "store_retries": 0}
+    log_totals("out", totals, counts, [], 1.0)
     lines = [shown(record) for record in caplog.records]
     assert len(lines) == 2
     assert all((len(line.splitlines()) == 1 and line.isprintable()) or "\u202e" in line for line in lines)
