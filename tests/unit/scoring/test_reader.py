@@ -88,6 +88,7 @@ def test_a_row_whose_processes_are_always_asked_to_end_is_given_up(classifiers, 
     child = FakeChild({"read": read, "read_ids": read_ids})
     table = table_from_bytes(Reader(supervision_of(tmp_path / "out"), child)(unit)["encoded"])
     assert [row for row, error in enumerate(table["error"].to_pylist()) if error] == [6]
+    assert child.started <= 10 * (3 + 4 + 2), "ten processes a death: of the unit, its parts, and the row"
 
 
 def test_ids_of_several_types_are_joined_as_text(classifiers, write, tmp_path):
