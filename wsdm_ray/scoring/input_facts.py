@@ -37,8 +37,9 @@ from wsdm_ray.telemetry import logger
 __all__ = ["FileFacts", "check_ids", "read_files", "warn_of_lists_in"]
 
 READERS = 16
-LOCAL_READERS = 4
-"""Files that are read side by side, in a store, where most of the time is waiting, and on a disk."""
+LOCAL_READERS = 2
+"""Files that are read side by side, in a store, where most of the time is waiting, and on a disk, where more
+threads take longer: small files are a matter of Python, which runs one at a time."""
 
 ID_ROWS = 16_384
 READ_BYTES = 1 << 20
