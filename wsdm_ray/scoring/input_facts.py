@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wsdm_ray.config import Columns
+from wsdm_ray.data.splitting import among
 from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.conversion import ParquetInput
 from wsdm_ray.inputs.faults import BadFiles
@@ -50,7 +51,7 @@ SAMPLE_BATCH = 4
 
 
 class FileFacts(NamedTuple):
-    """What the plan knows of a file; stored_bytes: of the function; id_type: None where it has no rows."""
+    """What the plan knows of a file; stored_bytes: by `stored_bytes`; id_type: None where it has no rows."""
 
     source: ParquetInput
     rows: int
@@ -106,12 +107,13 @@ def read_file(
         )
         if key not in known:
             known[key] = checked(source, file.schema_arrow)
-        source = dataclasses.replace(source, columns=known[key])
-        source = dataclasses.replace(source, lists=begins_with_lists(source, file))
-        columns = list(own_hashes(source, file))
-        for _, found in columns:
+        columns = known[key]
+        lists = begins_with_lists(source, columns, file)
+        source = dataclasses.replace(source, columns=columns, lists=lists)
+        id_parts = list(own_hashes(source, file))
+        for _, found in id_parts:
             hashes.add(found)
-        return FileFacts(source, total, stored_bytes(file.metadata), columns[0][0])
+        return FileFacts(source, total, stored_bytes(file.metadata), id_parts[0][0])
 
 
 def own_hashes(source: ParquetInput, file: pq.ParquetFile) -> Iterator[tuple[pa.DataType, np.ndarray]]:
@@ -165,9 +167,9 @@ def checked(source: ParquetInput, schema: pa.Schema) -> Columns:
     return columns
 
 
-def begins_with_lists(source: ParquetInput, file: pq.ParquetFile) -> bool:
-    """`holds_lists` of a file, reading of its texts as little as tells."""
-    names = [getattr(source.columns, name) for name in TEXTS]
+def begins_with_lists(source: ParquetInput, columns: Columns, file: pq.ParquetFile) -> bool:
+    """`holds_lists` of a file, reading of its texts as little as tells. columns: as it spells them."""
+    names = [getattr(columns, name) for name in TEXTS]
     if source.converted or not set(names) <= set(file.schema_arrow.names):
         return False  # a copy has joined texts already; what a folder names is no list
     try:
@@ -215,12 +217,6 @@ def check_ids(hashes: IdHashes, sources: Sequence[ParquetInput], keep: bool) -> 
     return count
 
 
-def are_in(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Which of `values` are in `among`, which is sorted: bool [N]."""
-    places = np.minimum(np.searchsorted(among, values), len(among) - 1)
-    return among[places] == values if len(among) else np.zeros(len(values), bool)
-
-
 def places_of(sources: Sequence[ParquetInput], repeated: np.ndarray) -> Iterator[tuple[int | str, str]]:
     """Ids whose hashes are among `repeated`, in order, each with its file and row."""
     for source in sources:
@@ -229,6 +225,6 @@ def places_of(sources: Sequence[ParquetInput], repeated: np.ndarray) -> Iterator
             open_parquet(source.file.path, buffer_bytes=READ_BYTES) as file,
         ):
             for first, ids in id_columns(source, file):
-                rows = np.flatnonzero(are_in(hash_ids(ids), repeated))
+                rows = np.flatnonzero(among(hash_ids(ids), repeated))
                 for row, value in zip(rows.tolist(), ids.take(pa.array(rows)).to_pylist(), strict=True):
                     yield value, f"{source.shown} row {first + row}"

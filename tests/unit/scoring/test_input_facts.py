@@ -7,12 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.conversion import parquet_inputs
@@ -20,7 +17,6 @@ from wsdm_ray.inputs.faults import BadFiles
 from wsdm_ray.inputs.files import list_inputs, listed_versions
 from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.runs import file_versions
-from wsdm_ray.scoring.input_facts import are_in
 from wsdm_ray.scoring.pipeline import report
 from wsdm_ray.scoring.plan import ScorePlan, check_inputs_unchanged, make_plan
 from wsdm_ray.scoring.unit_rows import read_unit
@@ -131,9 +127,3 @@ def test_a_footer_that_ends_processes_is_named():
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 1, done.stderr
     assert "level_histogram.parquet: cannot be read from row 0 on" in done.stderr.splitlines()[-1]
-
-
-@given(st.lists(st.integers(0, 20)), st.sets(st.integers(0, 20)))
-def test_hashes_are_looked_for_among_sorted_ones(values, among):
-    found = are_in(np.array(values, np.uint64), np.array(sorted(among), np.uint64))
-    assert found.tolist() == [value in among for value in values]
