@@ -7,7 +7,7 @@ encodings, views, wide offsets and extension types are undone first. Not covered
 (`data.cleaning`), lists of turns or messages as texts (`messages`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +27,7 @@ __all__ = [
     "plain_type",
     "texts_of",
     "typed",
+    "with_common_ids",
 ]
 
 Unreadable = list[tuple[int, str]]
@@ -107,6 +108,14 @@ def common_id_type(types: Iterable[pa.DataType]) -> pa.DataType:
         types: as `id_type` gives them.
     """
     return pa.int64() if set(types) == {pa.int64()} else pa.string()
+
+
+def with_common_ids(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """Tables whose columns `id` have one type: text where any of them is."""
+    kind = common_id_type(table["id"].type for table in tables)
+    return [
+        table.set_column(table.column_names.index("id"), "id", table["id"].cast(kind)) for table in tables
+    ]
 
 
 def ids_of(column: pa.ChunkedArray, path: str, first_row: int, name: str = "id") -> pa.ChunkedArray:

@@ -10,7 +10,7 @@ from wsdm_ray.modeling.manifest import folder_digest
 from wsdm_ray.runs import RUN_FILE, find_run, run_folder
 from wsdm_ray.runs.names import listed
 from wsdm_ray.scoring.check import options_of_the_output
-from wsdm_ray.scoring.parts import digest_of_sizes, list_parts
+from wsdm_ray.scoring.parts import digest_of_sizes, part_sizes
 from wsdm_ray.storage import local_copy, model_location
 
 __all__ = ["finished_run"]
@@ -31,8 +31,8 @@ def finished_run(config: ScoreConfig) -> dict[str, Any] | None:
             return None
         is_same = is_of(config, earlier.record["fingerprint"])
         units = earlier.record["counts"]["units"]
-        are_there = sorted(list_parts(config.output)) == [*range(units)]
-        are_there &= earlier.record.get("parts_digest") in (None, digest_of_sizes(config.output))
+        sizes, left = part_sizes(config.output), earlier.record.get("parts_digest")
+        are_there = sorted(sizes) == [*range(units)] and left in (None, digest_of_sizes(sizes))
         return earlier.record if is_same and are_there else None
     except (WsdmRayError, KeyError):
         return None

@@ -32,6 +32,7 @@ __all__ = [
     "digest_of_sizes",
     "joined_reports",
     "list_parts",
+    "part_sizes",
     "parts_are_there",
     "provenance",
     "write_part",
@@ -191,22 +192,27 @@ def list_parts(output: str) -> dict[int, str]:
     return {int(name[5:11]): join(output, name) for name in names_in(output) if PART_NAME.fullmatch(name)}
 
 
-def parts_are_there(plan: ScorePlan, output: str, sizes: str | None = None) -> bool:
+def part_sizes(output: str) -> dict[int, int]:
+    """Number to bytes of the parts that are in a run's folder, by its listing alone."""
+    parts = list_parts(output)
+    versions = file_versions_now(list(parts.values()))
+    return {number: version.size for number, path in parts.items() if (version := versions[path])}
+
+
+def digest_of_sizes(sizes: Mapping[int, int]) -> str:
+    """What run.json keeps of `part_sizes`."""
+    return digest(repr(sorted(sizes.items()))).hex()
+
+
+def parts_are_there(plan: ScorePlan, output: str, left: str | None = None) -> bool:
     """Whether a folder has a part for each unit, by its listing alone.
 
     Args:
-        sizes: of `digest_of_sizes` when the run was finished; of earlier versions None.
+        left: `digest_of_sizes` when the run was finished; of earlier versions None.
     """
-    there = list_parts(output).keys() >= {unit.number for unit in plan.units}
-    return there and sizes in (None, digest_of_sizes(output))
-
-
-def digest_of_sizes(output: str) -> str:
-    """What tells whether the parts of a folder have the sizes that they had, by its listing alone."""
-    parts = list_parts(output)
-    versions = file_versions_now(list(parts.values()))
-    sizes = [(number, getattr(versions[parts[number]], "size", None)) for number in sorted(parts)]
-    return digest(repr(sizes)).hex()
+    sizes = part_sizes(output)
+    there = sizes.keys() >= {unit.number for unit in plan.units}
+    return there and left in (None, digest_of_sizes(sizes))
 
 
 def read_footer(path: str) -> tuple[UnitReport | None, str]:

@@ -27,6 +27,7 @@ from wsdm_ray.scoring.parts import (
     completed_units,
     delete_others,
     digest_of_sizes,
+    part_sizes,
     parts_are_there,
 )
 from wsdm_ray.scoring.plan import check_inputs_unchanged
@@ -185,7 +186,7 @@ def report(
         "throughput": throughput(fresh, seconds)
         | {"replicas": run.cluster.replicas, "gpu": run.cluster.on_gpu},
         "slowest_units": slowest_units(fresh),
-        "parts_digest": digest_of_sizes(run.output),
+        "parts_digest": digest_of_sizes(part_sizes(run.output)),
     }
     written = held.finish(content)
     for path in (*crash_records, *death_records):

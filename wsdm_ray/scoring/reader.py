@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from wsdm_ray.errors import ClusterError, DataError
 from wsdm_ray.failures import FinalError, pack_error
-from wsdm_ray.inputs.values import common_id_type
+from wsdm_ray.inputs.values import with_common_ids
 from wsdm_ray.runs import check_same_numbers
 from wsdm_ray.scoring.child_process import Death
 from wsdm_ray.scoring.encode import encode_without_texts, table_from_bytes, table_to_bytes
@@ -117,8 +117,5 @@ def reader_of_process(key: str, supervision: Supervision) -> Reader:
 
 def joined(tables: Sequence[bytes]) -> bytes:
     """The rows of several Arrow streams as one; ids are text where those of any are."""
-    parts = [table_from_bytes(table) for table in tables]
-    kind = common_id_type(part["id"].type for part in parts)
-    place = parts[0].column_names.index("id")
-    parts = [part.set_column(place, "id", part["id"].cast(kind)) for part in parts]
+    parts = with_common_ids([table_from_bytes(table) for table in tables])
     return table_to_bytes(pa.concat_tables(parts).combine_chunks())

@@ -2,14 +2,11 @@
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import IO
 
 from wsdm_ray.runs import PRIVATE_FOLDER, run_folder
 from wsdm_ray.scoring.plan import WorkUnit, sources_of
-from wsdm_ray.storage import exists, join, write_atomic
+from wsdm_ray.storage import exists, join, upload_file
 
 __all__ = ["shared_units"]
 
@@ -29,13 +26,8 @@ def shared_units(units: Sequence[WorkUnit], output: str) -> list[WorkUnit]:
             path = source.file.path
             shared[path] = target = join(folder, os.path.basename(path))
             if not exists(target):
-                write_atomic(target, lambda file, path=path: copy_into(path, file))
+                upload_file(path, target)
     return [moved(unit, shared) for unit in units] if shared else list(units)
-
-
-def copy_into(path: str, file: IO[bytes]) -> None:
-    with Path(path).open("rb") as source:
-        shutil.copyfileobj(source, file)
 
 
 def moved(unit: WorkUnit, shared: Mapping[str, str]) -> WorkUnit:

@@ -14,7 +14,7 @@ from wsdm_ray.inputs.faults import MALFORMED, Fault
 from wsdm_ray.inputs.files import with_partitions
 from wsdm_ray.inputs.parquet_rows import read_slice, unchanged
 from wsdm_ray.inputs.rows import Rows, canonical, made_ids
-from wsdm_ray.inputs.values import common_id_type, ids_of
+from wsdm_ray.inputs.values import common_id_type, ids_of, with_common_ids
 from wsdm_ray.schema import PAIR_COLUMNS
 from wsdm_ray.scoring.kept_columns import NO_COLUMNS, encoded_kept, kept_names
 from wsdm_ray.scoring.plan import Slice, WorkUnit
@@ -58,10 +58,7 @@ def joined(parts: Sequence[Rows]) -> Rows:
     """The rows of several slices, one after the other; ids are text where any of them is."""
     if len(parts) == 1:
         return parts[0]
-    tables = [part.table for part in parts]
-    place = tables[0].column_names.index("id")
-    if len({table["id"].type for table in tables}) > 1:
-        tables = [table.set_column(place, "id", table["id"].cast(pa.string())) for table in tables]
+    tables = with_common_ids([part.table for part in parts])
     faults: dict[int, Fault] = {}
     done = 0
     for part in parts:

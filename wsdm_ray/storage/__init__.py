@@ -24,6 +24,7 @@ from wsdm_ray.storage.folders import (
     model_location,
     names_in_folder,
     sha256_of_files,
+    upload_file,
     upload_folder,
 )
 from wsdm_ray.storage.hub import HUB, OFFLINE_BY_US, hub_name
@@ -88,6 +89,7 @@ __all__ = [
     "retries",
     "set_store_timeout",
     "sha256_of_files",
+    "upload_file",
     "upload_folder",
     "write_atomic",
     "write_json",

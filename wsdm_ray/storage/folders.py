@@ -25,6 +25,7 @@ __all__ = [
     "model_location",
     "names_in_folder",
     "sha256_of_files",
+    "upload_file",
     "upload_folder",
 ]
 
@@ -57,16 +58,18 @@ def upload_folder(local: str, target: str, *, last: str) -> None:
     assert last in names, f"{local} holds no {last}"
     delete_file(join(target, last))
     for name in sorted(names, key=lambda name: name == last):
-        source = os.path.join(local, name)
-        if is_remote(target):
-            fs, inner = filesystem(join(target, name))
-            with errors_for(target):
-                fs.put_file(source, inner)  # multipart for large files; visible only when complete
-        else:
-            with Path(source).open("rb") as file:
-                write_atomic(
-                    join(target, name), lambda out, file=file: shutil.copyfileobj(file, out, 1 << 22)
-                )
+        upload_file(os.path.join(local, name), join(target, name))
+
+
+def upload_file(local: str, target: str) -> None:
+    """Copy a local file to `target`, which is there whole or not at all."""
+    if is_remote(target):
+        fs, inner = filesystem(target)
+        with errors_for(target):
+            fs.put_file(local, inner)  # multipart for large files; visible only when complete
+    else:
+        with Path(local).open("rb") as file:
+            write_atomic(target, lambda out: shutil.copyfileobj(file, out, 1 << 22))
 
 
 def model_location(folder: str) -> str:

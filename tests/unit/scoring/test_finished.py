@@ -15,7 +15,7 @@ from wsdm_ray.scoring import pipeline
 from wsdm_ray.scoring.check import options_of_the_output
 from wsdm_ray.scoring.finished import finished_run
 from wsdm_ray.scoring.model_spec import ModelSpec
-from wsdm_ray.scoring.parts import UnitReport, digest_of_sizes, write_part
+from wsdm_ray.scoring.parts import UnitReport, digest_of_sizes, part_sizes, write_part
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def finished(tmp_path) -> ScoreConfig:
         for number in range(2):
             table = pa.table({"id": [*range(10)]})
             write_part(config.output, table, UnitReport(unit=number, rows=10), held.digest)
-        sizes = digest_of_sizes(config.output)
+        sizes = digest_of_sizes(part_sizes(config.output))
         held.finish({"counts": {"units": 2, "rows": 20}, "parts_digest": sizes})
     return config
 

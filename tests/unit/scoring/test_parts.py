@@ -21,6 +21,7 @@ from wsdm_ray.scoring.parts import (
     delete_others,
     digest_of_sizes,
     list_parts,
+    part_sizes,
     parts_are_there,
     write_part,
 )
@@ -128,7 +129,7 @@ def test_parts_of_another_run_are_named_scored_again_and_refused_at_the_end(outp
 
 
 def test_a_part_that_was_cut_is_known_by_its_size(output, tmp_path):
-    sizes, part = digest_of_sizes(output), tmp_path / "part-000001.parquet"
+    sizes, part = digest_of_sizes(part_sizes(output)), tmp_path / "part-000001.parquet"
     assert parts_are_there(PLAN, output, sizes)
     part.write_bytes(part.read_bytes()[:50])
     assert not parts_are_there(PLAN, output, sizes)
