@@ -85,9 +85,9 @@ def human(number: float) -> str:
     return f"{number:.3g}T"
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 worker`, `2,000 workers`: of a noun that takes an s."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 worker`, `2,000 workers`. Args: plural: of a noun that does not take an s."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def time_left(seconds: float) -> str:

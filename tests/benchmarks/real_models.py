@@ -161,7 +161,8 @@ def inputs_of(given: argparse.Namespace) -> Callable[[Run, Mapping[Run, Future]]
             return False
         if run.way in ("soft", "pseudo"):
             with lock:
-                labels.append(labels[0] if labels else soft_labels(given))
+                if not labels:
+                    labels.append(soft_labels(given))
         return run.way != "pseudo" or labels[0].wait() == 0
 
     return ready

@@ -90,7 +90,7 @@ def simulate(folder: Path, replicas: int, given: argparse.Namespace) -> dict[str
     driver = psutil.Process()
     used = sum(driver.cpu_times()[:2])
     started = time.monotonic()
-    reports = ray_data.score_units(run, run.plan.units)
+    reports = ray_data.score_units(run, run.plan.units).reports
     wall, used = time.monotonic() - started, sum(driver.cpu_times()[:2]) - used
     ray.shutdown()
     assert sum(report.rows for report in reports) == given.rows

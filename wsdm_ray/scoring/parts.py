@@ -10,7 +10,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +20,13 @@ from wsdm_ray.errors import DataError
 from wsdm_ray.runs import names_in, versions
 from wsdm_ray.scoring.error_kinds import ErrorKind, kinds_from_json, kinds_to_json, merge_kinds
 from wsdm_ray.scoring.plan import ScorePlan, part_name
+from wsdm_ray.scoring.preemption import Preemption
 from wsdm_ray.storage import delete_file, file_versions_now, join, open_parquet, write_parquet
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.digests import digest
 
 __all__ = [
+    "Scored",
     "Totals",
     "UnitReport",
     "add_up",
@@ -144,6 +147,15 @@ class Totals:
         """What run.json keeps as its `counts`."""
         left_out = ("halvings", "smallest_budget", "kinds")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
+
+
+class Scored(NamedTuple):
+    """What a run did: reports of its units, in the order in which they finished; work that was dropped as
+    processes were asked to end; and how many events of each kind there were."""
+
+    reports: Sequence[UnitReport] = ()
+    dropped: Sequence[Preemption] = ()
+    events: Mapping[str, int] = MappingProxyType({})
 
 
 def joined_reports(unit: int, parts: Sequence[UnitReport]) -> UnitReport:

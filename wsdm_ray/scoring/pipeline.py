@@ -21,6 +21,7 @@ from wsdm_ray.scoring.crash_records import list_crash_records, list_death_record
 from wsdm_ray.scoring.error_kinds import by_process
 from wsdm_ray.scoring.finished import finished_run
 from wsdm_ray.scoring.parts import (
+    Scored,
     Totals,
     UnitReport,
     add_up,
@@ -31,7 +32,6 @@ from wsdm_ray.scoring.parts import (
     parts_are_there,
 )
 from wsdm_ray.scoring.plan import check_inputs_unchanged
-from wsdm_ray.scoring.preemption import Preemption
 from wsdm_ray.scoring.preflight import checked
 from wsdm_ray.scoring.run_status import slowest_units
 from wsdm_ray.scoring.shared_inputs import shared_units
@@ -123,29 +123,21 @@ def score_rest(
             "score: %d of %d parts are there, %s rows left",
             len(completed), len(run.plan.units), f"{sum(unit.rows for unit in units):,}",
         )  # fmt: skip
-    fresh: list[UnitReport] = []
-    dropped: list[Preemption] = []
-    events: dict[str, int] = {}
-
-    def noted(preemptions: Sequence[Preemption], counts: Mapping[str, int]) -> None:
-        dropped.extend(preemptions)
-        events.update(counts)
-
+    scored = Scored()
     if units:
         from wsdm_ray.scoring.encode import encode_unit
         from wsdm_ray.scoring.ray_data import score_units
         from wsdm_ray.scoring.replica import Replica
 
-        fresh = score_units(
+        scored = score_units(
             run,
             shared_units(units, run.output),
             replica_class or Replica,
             lambda: held.check(reread=False),
             encode or encode_unit,
-            noted,
         )
-    totals = add_up(run.plan, run.output, completed, fresh, held.digest)
-    return report(run, held, totals, fresh, dropped, events)
+    totals = add_up(run.plan, run.output, completed, scored.reports, held.digest)
+    return report(run, held, totals, scored)
 
 
 def log_complete(output: str, finished: Mapping[str, Any]) -> None:
@@ -153,19 +145,9 @@ def log_complete(output: str, finished: Mapping[str, Any]) -> None:
     logger.info("score: %s is complete already (%d rows)", output, finished["counts"]["rows"])
 
 
-def report(
-    run: ScoreRun,
-    held: HeldRun,
-    totals: Totals,
-    fresh: Sequence[UnitReport],
-    dropped: Sequence[Preemption] = (),
-    events: Mapping[str, int] | None = None,
-) -> dict[str, Any]:
-    """Write run.json, delete the crash records and log the totals; returns what run.json holds.
-
-    Args:
-        dropped: what processes did not finish as they were asked to end. events: how many of each kind.
-    """
+def report(run: ScoreRun, held: HeldRun, totals: Totals, scored: Scored) -> dict[str, Any]:
+    """Write run.json, delete the crash records and log the totals; returns what run.json holds."""
+    fresh, dropped = scored.reports, scored.dropped
     check_inputs_unchanged(run.plan)
     crash_records, death_records = list_crash_records(run.output), list_death_records(run.output)
     seconds = time.monotonic() - run.started
@@ -179,7 +161,7 @@ def report(
         "budget_halved": {"times": totals.halvings, "smallest": totals.smallest_budget},
         "replicas_lost": sum(len(read_json(path)) for path in crash_records),
         "processes_died": sum(len(read_json(path)) for path in death_records),
-        "store_retries": (events or {}).get("store_retried", 0),
+        "store_retries": scored.events.get("store_retried", 0),
         "preemptions": {"times": len(dropped), "rows_lost": sum(one.rows for one in dropped)},
         "rows_given_up": by_process(totals.kinds),
         "error_kinds": {name: dataclasses.asdict(kind) for name, kind in totals.kinds.items()},
@@ -216,7 +198,7 @@ def log_totals(
     if content["processes_died"]:
         logger.warning(
             "score: %s died or ran out of time; rows that ended theirs and have an error: %d",
-            "1 process" if content["processes_died"] == 1 else f"{content['processes_died']:,} processes",
+            counted(content["processes_died"], "process", "processes"),
             content["rows_given_up"],
         )  # fmt: skip
     if content["preemptions"]["times"]:

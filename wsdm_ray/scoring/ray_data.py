@@ -29,10 +29,9 @@ from wsdm_ray.scoring.coordinator import Coordinator, RayCoordination
 from wsdm_ray.scoring.crash_records import UnitStage, read_deaths, write_deaths
 from wsdm_ray.scoring.encode import encode_unit
 from wsdm_ray.scoring.isolation import Part, PartDeath
-from wsdm_ray.scoring.parts import UnitReport
+from wsdm_ray.scoring.parts import Scored, UnitReport
 from wsdm_ray.scoring.plan import WorkUnit
 from wsdm_ray.scoring.pool import LOST_SECONDS, Pool, first_slots
-from wsdm_ray.scoring.preemption import Preemption
 from wsdm_ray.scoring.progress import Follower, Reporter, following
 from wsdm_ray.scoring.read_ahead import data_context, most_open_units
 from wsdm_ray.scoring.reader import Encode, reader_of_process, reading
@@ -61,14 +60,11 @@ def score_units(
     replica_class: type[Replica] = Replica,
     on_report: Callable[[], None] = lambda: None,
     encode: Encode = encode_unit,
-    on_end: Callable[[Sequence[Preemption], Mapping[str, int]], None] = lambda dropped, events: None,
-) -> list[UnitReport]:
-    """Score and commit `units`; returns a report of each, in the order in which they finished.
+) -> Scored:
+    """Score and commit `units`.
 
     Args:
         on_report: is called as each report comes; what it raises ends the run.
-        on_end: is called with the work that was dropped as processes were asked to end, and how many events
-            of each kind there were.
 
     Raises:
         WsdmRayError: what a user caused, in whatever process it came up.
@@ -98,9 +94,9 @@ def score_units(
                     f"unit {left[0].number}: its processes are lost before they begin it; see the logs of "
                     "Ray's workers, and run again"
                 )
-    on_end(ray.get(coordinator.dropped.remote()), follower.log.counts)
+    dropped: Any = ray.get(coordinator.dropped.remote())
     ray.kill(coordinator)  # else its process lives until Python's garbage collection
-    return list(finished.values())
+    return Scored([*finished.values()], dropped, follower.log.counts)
 
 
 @contextlib.contextmanager

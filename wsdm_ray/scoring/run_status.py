@@ -48,7 +48,7 @@ class RunStatus:
         shown = [f"{counted(self.replicas_at_work, 'replica')} at work"]
         shown += [f"{self.replicas_given_up} given up"] if self.replicas_given_up else []
         shown += [counted(self.errors, "error")] if self.errors else []
-        shown += [f"{self.retries} {'retry' if self.retries == 1 else 'retries'}"] if self.retries else []
+        shown += [counted(self.retries, "retry", "retries")] if self.retries else []
         shown += [f"cost {self.cost:,.2f}"] if self.cost is not None else []
         return shown
 

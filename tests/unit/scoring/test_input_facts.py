@@ -17,6 +17,7 @@ from wsdm_ray.inputs.faults import BadFiles
 from wsdm_ray.inputs.files import list_inputs, listed_versions
 from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.runs import file_versions
+from wsdm_ray.scoring.parts import Scored
 from wsdm_ray.scoring.pipeline import report
 from wsdm_ray.scoring.plan import ScorePlan, check_inputs_unchanged, make_plan
 from wsdm_ray.scoring.unit_rows import read_unit
@@ -106,7 +107,7 @@ def test_a_run_whose_input_changed_at_the_end_has_no_report(write):
     write(table_of([3, 4, 5]))
     run: Any = SimpleNamespace(plan=plan)
     with pytest.raises(DataError, match="has changed from"):
-        report(run, held=None, totals=None, fresh=[])  # pyright: ignore[reportArgumentType]
+        report(run, held=None, totals=None, scored=Scored())  # pyright: ignore[reportArgumentType]
 
 
 def test_a_column_whose_name_is_not_utf8_is_named(write, tmp_path):

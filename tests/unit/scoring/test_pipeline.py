@@ -15,7 +15,7 @@ from wsdm_ray.errors import RunBusyError
 from wsdm_ray.runs import digest_of, numeric_versions, read_run
 from wsdm_ray.scoring import pipeline
 from wsdm_ray.scoring.check import Cluster, ScoreRun
-from wsdm_ray.scoring.parts import RUN_KEY, UnitReport, write_part
+from wsdm_ray.scoring.parts import RUN_KEY, Scored, UnitReport, write_part
 from wsdm_ray.scoring.replica import ReplicaOptions
 
 
@@ -40,7 +40,7 @@ def scored(monkeypatch) -> list[int]:
     """The units that were scored, in their order."""
     numbers = []
 
-    def score_units(run, units, replica_class, on_report, encode, on_end):
+    def score_units(run, units, replica_class, on_report, encode):
         reports = []
         for unit in units:
             report = UnitReport(unit=unit.number, rows=unit.rows)
@@ -49,8 +49,7 @@ def scored(monkeypatch) -> list[int]:
             assert run.replica.numbers == numeric_versions()
             numbers.append(unit.number)
             on_report()
-        on_end([], {"store_retried": 5})
-        return reports
+        return Scored(reports, events={"store_retried": 5})
 
     fake = types.SimpleNamespace(score_units=score_units)
     monkeypatch.setitem(sys.modules, "wsdm_ray.scoring.ray_data", fake)

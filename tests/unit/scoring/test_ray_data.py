@@ -43,7 +43,7 @@ def test_a_pass_begins_when_the_replicas_of_the_one_before_are_gone(monkeypatch)
     )
     gc.disable()
     try:
-        reports = ray_data.score_units(run, units)
+        reports = ray_data.score_units(run, units).reports
     finally:
         gc.enable()
     assert [report.unit for report in reports] == [0, 1, 2]
