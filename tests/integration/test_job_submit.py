@@ -17,9 +17,10 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from tests.integration.conftest import NO_COMPILER
+from tests.integration.conftest import NO_COMPILER, metrics_of
 from tests.integration.gates import wait_for
 from tests.integration.lines import unexpected
 from tests.integration.servers import free_ports, run_process, wait_until
@@ -158,6 +159,27 @@ def test_a_stopped_job_goes_on(head, classifier, tmp_path):
     assert len(there) == 100
     assert committed.items() <= there.items(), "a committed unit is not written again"
     assert read_json(f"{output}.run/run.json")["counts"]["rows"] == 4_000
+
+
+@pytest.mark.long
+def test_what_one_submitted_job_trains_another_makes_pseudolabels_with(head, int8_base, prepared, tmp_path):
+    model, labels = tmp_path / "model", tmp_path / "labels"
+    train = (
+        f"python -m jobs.train --preset tiny --base {int8_base} --train {prepared}/train "
+        f"--valid {prepared}/valid --output {model} --max-steps 4 --pairs-per-step 8 --checkpoint-steps 2"
+    )
+    label = (
+        f"python -m jobs.pseudolabel --model {model} --input {prepared}/train --exclude {prepared}/valid "
+        f"--output {labels} --token-budget 1024"
+    )
+    for job, told in ((train, f"{model} holds the classifier of step"), (label, "rows")):
+        run = submit(head, *job.split())
+        assert run.returncode == 0, run.stdout
+        assert told in run.stdout
+        assert not unexpected(run.stdout, submitted=True)
+    counts = read_json(f"{prepared}/run.json")["counts"]["kept"]
+    assert len(metrics_of(model)) == 4
+    assert sum(pq.read_metadata(path).num_rows for path in (labels / "train").iterdir()) == counts["train"]
 
 
 def test_a_job_that_fails_is_a_failure_of_submit(head, tmp_path):
