@@ -12,7 +12,6 @@ GEMM as int32, and writing and reading that again takes longer than the GEMM its
 # Gluon's type hints say that its decorator returns nothing, and that layouts are no constants.
 
 import torch
-import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -25,7 +24,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from wsdm_ray.modeling.norm_kernels import num_sms, on
+from wsdm_ray.modeling.kernel_launch import launch, operator
+from wsdm_ray.modeling.norm_kernels import num_sms
 
 __all__ = ["GATE_UP_INTERLEAVE", "gated_gemm", "gemm"]
 
@@ -40,6 +40,11 @@ GROUP_M = 16
 """Tiles of one column that run at about the same time, so that they share the weight in the L2 cache."""
 NUM_WARPS = 8
 """Consumer warps of a program."""
+
+LAYOUT_8, LAYOUT_16 = (
+    gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=bits, rank=2) for bits in (8, 16)
+)
+"""Of tiles in shared memory, by the bits of a value."""
 
 
 @gluon.jit
@@ -190,23 +195,19 @@ def launch_gemm(
     """The output of `gemm_kernel`: bfloat16 [M, N], or [M, N / 2] with an activation."""
     (M, K), N = x.shape, len(weight)
     out = x.new_empty(M, N if activation == "none" else N // 2, dtype=torch.bfloat16)
-    layout_8, layout_16 = (
-        gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=bits, rank=2) for bits in (8, 16)
+    programs = min(num_sms(x.device), -(-M // BLOCK_M) * -(-N // BLOCK_N))
+    descriptors = (
+        TensorDescriptor.from_tensor(x, [BLOCK_M, BLOCK_K], LAYOUT_8),
+        TensorDescriptor.from_tensor(weight, [BLOCK_N, BLOCK_K], LAYOUT_8),
+        TensorDescriptor.from_tensor(out, [BLOCK_M, BLOCK_N // 2], LAYOUT_16),
     )
-    programs = min(num_sms(x.device), triton.cdiv(M, BLOCK_M) * triton.cdiv(N, BLOCK_N))
-    with on(x.device):
-        gemm_kernel[(programs,)](
-            x_desc=TensorDescriptor.from_tensor(x, [BLOCK_M, BLOCK_K], layout_8),
-            w_desc=TensorDescriptor.from_tensor(weight, [BLOCK_N, BLOCK_K], layout_8),
-            out_desc=TensorDescriptor.from_tensor(out, [BLOCK_M, BLOCK_N // 2], layout_16),
-            x_scale=x_scale, w_scale=scale, bias=scale if bias is None else bias, M=M, N=N, K=K,
-            BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, NUM_STAGES=NUM_STAGES, GROUP_M=GROUP_M,
-            HAS_BIAS=bias is not None, ACTIVATION=activation, num_warps=NUM_WARPS,
-        )  # fmt: skip
+    arguments = (*descriptors, x_scale, scale, scale if bias is None else bias, M, N, K)
+    constants = (BLOCK_M, BLOCK_N, BLOCK_K, NUM_STAGES, GROUP_M, bias is not None, activation)
+    launch(gemm_kernel, (programs,), arguments, constants, NUM_WARPS)
     return out
 
 
-@torch.library.custom_op("wsdm_ray::gemm", mutates_args=())
+@operator()
 def gemm(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """Rows times the weight transposed, plus the bias: bfloat16 [M, N].
 
@@ -218,12 +219,12 @@ def gemm(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor
     return launch_gemm(x, x_scale, weight, scale, bias)
 
 
-@gemm.register_fake
+@torch.library.register_fake("wsdm_ray::gemm")
 def _(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0], dtype=torch.bfloat16)
 
 
-@torch.library.custom_op("wsdm_ray::gated_gemm", mutates_args=())
+@operator()
 def gated_gemm(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, activation: str) -> Tensor:
     """The activation of rows times the gate, times rows times up: bfloat16 [M, F].
 
@@ -234,6 +235,6 @@ def gated_gemm(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, activa
     return launch_gemm(x, x_scale, weight, scale, None, activation=activation)
 
 
-@gated_gemm.register_fake
+@torch.library.register_fake("wsdm_ray::gated_gemm")
 def _(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, activation: str) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0] // 2, dtype=torch.bfloat16)

@@ -5,13 +5,13 @@ quantization.
 """
 
 import functools
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from wsdm_ray.modeling.kernel_launch import launch, operator
 
 __all__ = [
     "MAX_BLOCKS",
@@ -20,7 +20,6 @@ __all__ = [
     "float8_rows",
     "hadamard_int8_rows",
     "num_sms",
-    "on",
 ]
 
 MAX_BLOCKS = 256
@@ -108,7 +107,7 @@ def normed(row, weight, inside, WIDTH: tl.constexpr, epsilon):
     return out.to(tl.bfloat16).to(tl.float32)
 
 
-@torch.library.custom_op("wsdm_ray::hadamard_int8_rows", mutates_args=())
+@operator()
 def hadamard_int8_rows(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Rows, each block of their columns times `matrix`, in int8 [T, D], and their float32 scale [T].
 
@@ -120,21 +119,17 @@ def hadamard_int8_rows(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
     rows, width = x.shape
     values = torch.empty(rows, width, dtype=torch.int8, device=x.device)
     scale = torch.empty(rows, dtype=torch.float32, device=x.device)
-    blocks = triton.next_power_of_2(width // len(matrix))
+    blocks = 1 << (width // len(matrix) - 1).bit_length()
     rows_at_once = max(BLOCKS_PER_PROGRAM // blocks, 1)
     small = rows_at_once * blocks <= BLOCKS_PER_PROGRAM
-    programs = min((2 if small else 1) * num_sms(x.device), triton.cdiv(rows, rows_at_once))
-    with on(x.device):
-        hadamard_int8_kernel[(programs,)](
-            x, matrix, values, scale, rows,
-            WIDTH=width, BLOCKS=blocks, SIZE=len(matrix), ROWS_AT_ONCE=rows_at_once,
-            STAGES=3 if blocks <= 2 * BLOCKS_PER_PROGRAM else 2,
-            num_warps=4 if small else 8,  # pyright: ignore[reportCallIssue]
-        )  # fmt: skip
+    programs = min((2 if small else 1) * num_sms(x.device), -(-rows // rows_at_once))
+    stages = 3 if blocks <= 2 * BLOCKS_PER_PROGRAM else 2
+    constants = (width, blocks, len(matrix), rows_at_once, stages)
+    launch(hadamard_int8_kernel, (programs,), (x, matrix, values, scale, rows), constants, 4 if small else 8)
     return values, scale
 
 
-@hadamard_int8_rows.register_fake
+@torch.library.register_fake("wsdm_ray::hadamard_int8_rows")
 def _(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, dtype=torch.int8), x.new_empty(x.shape[0], dtype=torch.float32)
 
@@ -156,30 +151,30 @@ def add_norm_quantize(
     total = x if y is None else torch.empty_like(x)
     out = x.new_empty(rows, width, dtype=torch.float8_e4m3fn if quantize else x.dtype)
     scale = x.new_empty(rows if quantize else 0, dtype=torch.float32)
-    padded = triton.next_power_of_2(width)
-    with on(x.device):
-        add_norm_quantize_kernel[(rows,)](
-            x, x if y is None else y, scale if post_norm is None else post_norm,
-            scale if next_norm is None else next_norm, total, out, scale, epsilon,
-            WIDTH=width, PADDED=padded, ADD=y is not None, POST_NORM=post_norm is not None,
-            NEXT_NORM=next_norm is not None, QUANTIZE=quantize,
-            num_warps=min(max(padded // COLUMNS_PER_WARP, 4), 16),  # pyright: ignore[reportCallIssue]
-        )  # fmt: skip
+    padded = 1 << (width - 1).bit_length()
+    arguments = (
+        x, x if y is None else y, scale if post_norm is None else post_norm,
+        scale if next_norm is None else next_norm, total, out, scale, epsilon,
+    )  # fmt: skip
+    constants = (width, padded, y is not None, post_norm is not None, next_norm is not None, quantize)
+    launch(
+        add_norm_quantize_kernel, (rows,), arguments, constants, min(max(padded // COLUMNS_PER_WARP, 4), 16)
+    )
     return total, out, scale
 
 
-@torch.library.custom_op("wsdm_ray::float8_rows", mutates_args=())
+@operator()
 def float8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of x, bfloat16 [T, D], in float8, and their float32 scale [T]."""
     return add_norm_quantize(x)[1:]
 
 
-@float8_rows.register_fake
+@torch.library.register_fake("wsdm_ray::float8_rows")
 def _(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(x.shape[0], dtype=torch.float32)
 
 
-@torch.library.custom_op("wsdm_ray::add_rms_norm", mutates_args=())
+@operator()
 def add_rms_norm(
     x: Tensor, y: Tensor, post_norm: Tensor | None, next_norm: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
@@ -191,14 +186,14 @@ def add_rms_norm(
     return add_norm_quantize(x, y, post_norm, next_norm, epsilon, quantize=False)[:2]
 
 
-@add_rms_norm.register_fake
+@torch.library.register_fake("wsdm_ray::add_rms_norm")
 def _(
     x: Tensor, y: Tensor, post_norm: Tensor | None, next_norm: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(x)
 
 
-@torch.library.custom_op("wsdm_ray::add_rms_norm_float8", mutates_args=())
+@operator()
 def add_rms_norm_float8(
     x: Tensor, y: Tensor, post_norm: Tensor | None, next_norm: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,17 +201,12 @@ def add_rms_norm_float8(
     return add_norm_quantize(x, y, post_norm, next_norm, epsilon)
 
 
-@add_rms_norm_float8.register_fake
+@torch.library.register_fake("wsdm_ray::add_rms_norm_float8")
 def _(
     x: Tensor, y: Tensor, post_norm: Tensor | None, next_norm: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     values = torch.empty_like(x, dtype=torch.float8_e4m3fn)
     return torch.empty_like(x), values, x.new_empty(x.shape[0], dtype=torch.float32)
-
-
-def on(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which Triton, which launches on the current GPU, launches on this one."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @functools.cache

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from wsdm_ray.modeling.kernel_launch import operator
 from wsdm_ray.modeling.quantized_linear import (
     LinearWeight,
     QuantizedTensor,
@@ -156,7 +157,7 @@ class AdaptedGemm(torch.autograd.Function):
         return of_input, joined, None, None, None, None, None, *of_seconds
 
 
-@torch.library.custom_op("wsdm_ray::add_low_rank", mutates_args={"out"})
+@operator(mutates=("out",))
 def add_low_rank(out: Tensor, inner: Tensor, seconds: Sequence[Tensor], starts: Sequence[int]) -> None:
     """Add inner_i B_i^T to the columns of `out` [T, all] that begin at start_i, in place.
 
@@ -209,12 +210,12 @@ NF4_BLOCK = 64
 """Weights of 4 bits that share a scale."""
 
 
-@torch.library.custom_op("wsdm_ray::dequantize_nf4", mutates_args=())
+@operator()
 def dequantize_nf4(values: Tensor, scale: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """bitsandbytes' 4-bit values as a weight of `shape` and `dtype`."""
     return torch.ops.bitsandbytes.dequantize_4bit(values, scale, NF4_BLOCK, "nf4", shape, dtype)
 
 
-@dequantize_nf4.register_fake
+@torch.library.register_fake("wsdm_ray::dequantize_nf4")
 def _(values: Tensor, scale: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return values.new_empty(*shape, dtype=dtype)

@@ -89,6 +89,8 @@ def current_group() -> WorkerGroup:
     return WorkerGroup(dist.get_rank(), size, exchange)
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Scale all gradients so that their common norm is at most `max_norm`; returns the norm before."""
-    return float(nn.utils.clip_grad_norm_(parameters, max_norm))
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
+    """Scale all gradients so that their common norm is at most `max_norm`; returns the norm before, for which
+    the host does not wait.
+    """
+    return nn.utils.clip_grad_norm_(parameters, max_norm)

@@ -170,10 +170,9 @@ class Trainer:
     def train_step(self, rows: np.ndarray, batches: Batches) -> StepMetrics:
         """One optimizer step on `rows` (int64 [n]) of the train set."""
         started = time.monotonic()
-        batches, sums = self.forward_backward(rows, batches)
+        batches, sums, norm = self.forward_backward(rows, batches)
         loss, right, tokens, _ = sums.totals.tolist()
-        options = self.config.optimizer
-        grad_norm = clip_gradients(self.parameters.values(), options.max_grad_norm)
+        grad_norm, options = float(norm), self.config.optimizer
         weight = float(self.weights_N[rows].mean())
         self.check_step(loss, weight, grad_norm, rows, sums)
         factor = learning_rate_factor(self.step, self.total_steps, options.warmup_fraction, options.schedule)
@@ -195,19 +194,22 @@ class Trainer:
             memory_gb=peak_memory_bytes(self.device) / 1e9,
         )
 
-    def forward_backward(self, rows: np.ndarray, batches: Batches) -> tuple[Batches, BatchSums]:
+    def forward_backward(self, rows: np.ndarray, batches: Batches) -> tuple[Batches, BatchSums, torch.Tensor]:
         """Run the micro-batches of a step on all workers, in less memory where it runs out on any of them.
 
         Returns:
-            The micro-batches that ran, and this worker's sums, `totals` and gradients those of all workers.
+            The micro-batches that ran, this worker's sums, `totals` and gradients those of all workers, and
+            the norm that gradients had before they were clipped.
         """
+        max_norm = self.config.optimizer.max_grad_norm
         while True:
             if batches.token_budget > self.token_budget:  # planned before memory ran out
                 batches = self.plan_step(batches.pairs)
             sums = self.accumulate(rows, batches)
             self.reducer.finish()
-            if not self.group.all_reduce(sums.totals)[3]:
-                return batches, sums
+            norm = clip_gradients(self.parameters.values(), max_norm)
+            if not self.group.all_reduce(sums.totals)[3]:  # the one place of a step where the host waits
+                return batches, sums, norm
             self.optimizer.zero_grad(set_to_none=True)
             self.save_memory(batches)
 

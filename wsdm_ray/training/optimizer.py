@@ -39,7 +39,8 @@ def make_optimizer(options: OptimizerConfig, parameters: dict[str, nn.Parameter]
         import bitsandbytes.optim
 
         return bitsandbytes.optim.AdamW8bit(param_groups, **arguments)  # pyright: ignore[reportPrivateImportUsage]
-    return torch.optim.AdamW(param_groups, **arguments)
+    on_gpu = all(parameter.is_cuda for parameter in parameters.values())
+    return torch.optim.AdamW(param_groups, **arguments, fused=True if on_gpu else None)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, options: OptimizerConfig, factor: float) -> None:

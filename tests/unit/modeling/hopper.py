@@ -77,9 +77,9 @@ class AsWritten:
         self.signature, self.function = inspect.signature(kernel.fn), function
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        def run(num_warps: int, **given: Any) -> None:
-            self.signature.bind(**given)
-            self.function(grid, SimpleNamespace(**given))
+        def run(*arguments: Any, num_warps: int, **named: Any) -> None:
+            given = self.signature.bind(*arguments, **named)
+            self.function(grid, SimpleNamespace(**given.arguments))
 
         return run
 

@@ -182,13 +182,13 @@ def test_evaluation_does_not_disturb(trainer_of, tmp_path):
 def test_the_loss_of_each_row(trainer_of):
     trainer = trainer_of(max_steps=1, token_budget=300)
     rows, batches = trainer.prepare_step(0)
-    _, sums = trainer.forward_backward(rows, batches)
+    _, sums, _ = trainer.forward_backward(rows, batches)
     losses = torch.zeros(16)
     for places, row_losses in sums.row_losses:
         losses[places] = row_losses
     assert len(sums.row_losses) > 1
     assert float(losses.sum()) / 2 / 16 == pytest.approx(float(sums.totals[0]), rel=1e-6)
-    _, one = trainer_of(max_steps=1).forward_backward(
+    _, one, _ = trainer_of(max_steps=1).forward_backward(
         rows[3:4], trainer.plan(trainer.encoder.encode(*trainer.train.texts(rows[3:4])))
     )
     [(_, alone)] = one.row_losses

@@ -27,7 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from wsdm_ray.modeling.norm_kernels import on
+from wsdm_ray.modeling.kernel_launch import on
 
 __all__ = ["softcapped_attention"]
 
