@@ -17,10 +17,10 @@ from wsdm_ray.modeling.merging import Merged, read_base
 from wsdm_ray.modeling.quantized_linear import LinearWeight, pack_weight
 from wsdm_ray.modeling.training_linear import (
     NF4_BLOCK,
-    AdaptedGemm,
     AdaptedLinear,
     Adapter,
     FrozenWeight,
+    adapted_linear,
 )
 
 __all__ = ["RowsLinear", "adapted_linear_of", "load_rows_network", "to_rows"]
@@ -51,11 +51,9 @@ class RowsLinear(nn.Linear):
         return FrozenWeight(self.values, self.scale, self.hadamard, self.fused, True, shape)
 
     def forward(self, input: Tensor) -> Tensor:
-        weight, x = self.frozen(), input.reshape(-1, self.in_features)
-        out = AdaptedGemm.apply(x, x.new_empty(len(x), 0), weight[3:], (), *weight[:3])
-        assert isinstance(out, Tensor)
-        out = out.view(*input.shape[:-1], self.out_features)
-        return out if self.bias is None else out + self.bias.to(out.dtype)
+        layer = AdaptedLinear(self.frozen(), self.bias, (), 0.0)
+        out = adapted_linear(input.reshape(-1, self.in_features), layer, None)
+        return out.view(*input.shape[:-1], self.out_features)
 
 
 def load_rows_network(

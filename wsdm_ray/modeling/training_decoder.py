@@ -75,6 +75,9 @@ class TrainingDecoder:
         }
         norms = norms_of(self.shape.family)
         norms = {name: self.norm(layer.get_submodule(path)) for name, path in norms.items()}
+        for linear in linears.values():
+            # It is there anyway, so the backward pass keeps it, and nothing as large that follows from it.
+            torch._dynamo.mark_static_address(linear.weight.values, guard=False)
         return TrainingLayer(**linears, norms=norms)
 
     def logits(self, layout: Layout) -> Tensor:
@@ -108,10 +111,9 @@ class TrainingDecoder:
                 if recompute
                 else run(x_TD)
             )
-        a_TD = last(x_TD)
-        x_SD = self.after(
-            dynamic(x_TD[last_S]), dynamic(a_TD[last_S]), self.layers[-1], self.shape, seeds[-1]
-        )
+        a = last(x_TD)
+        a_S = a[:, :, last_S] if attend.heads_first else a[last_S]
+        x_SD = self.after(dynamic(x_TD[last_S]), dynamic_tokens(a_S), self.layers[-1], self.shape, seeds[-1])
         return rms_norm(x_SD, self.norm_D, self.shape.norm_epsilon)
 
     def dropout_seeds(self) -> Sequence[Tensor | None]:
@@ -137,16 +139,16 @@ class TrainingDecoder:
         layer_type: str,
         x_TD: Tensor,
     ) -> Tensor:
-        """The output of a layer's attention, all heads side by side: [T, H * W]."""
+        """The output of a layer's attention, as `Attend` has it."""
         cos_TW, sin_TW = map(dynamic, rotation)
-        q, k, v = self.before(dynamic(x_TD), layer, cos_TW, sin_TW, self.shape, seeds)
-        return attend(q, k, v, layer_type)
+        q, k, v = self.before(dynamic(x_TD), layer, cos_TW, sin_TW, self.shape, seeds, attend.heads_first)
+        return attend.run(q, k, v, layer_type)
 
     def run_layer(
         self, layer: TrainingLayer, seeds: Tensor | None, attention: Callable[[Tensor], Tensor], x_TD: Tensor
     ) -> Tensor:
         """One layer: [T, D]."""
-        return self.after(dynamic(x_TD), dynamic(attention(x_TD)), layer, self.shape, seeds)
+        return self.after(dynamic(x_TD), dynamic_tokens(attention(x_TD)), layer, self.shape, seeds)
 
 
 def padded_tokens(tokens: int, token_budget: int) -> int:
@@ -157,10 +159,15 @@ def padded_tokens(tokens: int, token_budget: int) -> int:
     return round_up(tokens, step)
 
 
-def dynamic(x: Tensor) -> Tensor:
-    """`x`, whose number of rows is left open where it is compiled."""
-    torch._dynamo.maybe_mark_dynamic(x, 0)
+def dynamic(x: Tensor, axis: int = 0) -> Tensor:
+    """`x`, whose size on an axis is left open where it is compiled."""
+    torch._dynamo.maybe_mark_dynamic(x, axis)
     return x
+
+
+def dynamic_tokens(a: Tensor) -> Tensor:
+    """`dynamic` of the output of attention."""
+    return dynamic(a, 0 if a.dim() == 2 else 2)
 
 
 RECOMPUTE_POINTWISE = {
@@ -176,11 +183,6 @@ dropout or activation that follows from them. Its own choice takes half as much 
 def compiled_part(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, compiled once for all layers and all numbers of tokens."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
-    compiled = torch.compile(function, fullgraph=True)
-
-    @functools.wraps(function)
-    def run(*args: Any) -> Any:
-        with functorch_config.patch(RECOMPUTE_POINTWISE):
-            return compiled(*args)
-
-    return run
+    for name, value in RECOMPUTE_POINTWISE.items():  # for the process: each call would pay for a context
+        setattr(functorch_config, name, value)
+    return torch.compile(function, fullgraph=True)

@@ -81,18 +81,31 @@ def adapted_linear(x: Tensor, layer: AdaptedLinear, seed: Tensor | None) -> Tens
     """
     if layer.adapters:
         seen = x if seed is None or not layer.dropout else dropped(x, seed, layer.dropout)
-        factors = torch.cat([adapter.A.to(x.dtype) for adapter in layer.adapters])
-        inner_TR = F.linear(seen, factors)
+        inner_TR = F.linear(seen, torch.cat([adapter.A.to(x.dtype) for adapter in layer.adapters]))
+        second = second_factors(layer, x.dtype)
     else:
-        inner_TR = x.new_empty(len(x), 0)
-    starts = tuple(adapter.start for adapter in layer.adapters)
-    seconds = [(adapter.B * adapter.scale).to(x.dtype) for adapter in layer.adapters]
+        inner_TR, second = x.new_empty(x.shape[0], 0), x.new_empty(layer.weight.shape[0], 0)
     if torch.is_grad_enabled():
-        out = AdaptedGemm.apply(x, inner_TR, layer.weight[3:], starts, *layer.weight[:3], *seconds)
-    else:  # where compiled, `apply` without gradients takes two adapters for arguments without a context
-        out = adapted_gemm(x, inner_TR, layer.weight, starts, seconds)
+        out = AdaptedGemm.apply(x, inner_TR, second, layer.weight[3:], *layer.weight[:3])
+    else:  # where compiled, `apply` without gradients can take parameters for arguments without a context
+        out = adapted_gemm(x, inner_TR, second, layer.weight)
     assert isinstance(out, Tensor)
     return out if layer.bias is None else out + layer.bias.to(out.dtype)
+
+
+def second_factors(layer: AdaptedLinear, dtype: torch.dtype) -> Tensor:
+    """B of all adapters with their scales as one matrix [out, R]: blocks on the diagonal, and zeros.
+
+    One large GEMM with zeros is faster than several narrow ones on parts of an output.
+    """
+    ranks = sum(adapter.B.shape[1] for adapter in layer.adapters)
+    blocks, row, first = [], 0, 0
+    for adapter in layer.adapters:
+        rows, rank = adapter.B.shape
+        scaled = (adapter.B * adapter.scale).to(dtype)
+        blocks.append(F.pad(scaled, (first, ranks - first - rank, adapter.start - row, 0)))
+        row, first = adapter.start + rows, first + rank
+    return F.pad(torch.cat(blocks), (0, 0, 0, layer.weight.shape[0] - row))
 
 
 def dropped(x: Tensor, seed: Tensor, share: float) -> Tensor:
@@ -113,61 +126,48 @@ def dropped(x: Tensor, seed: Tensor, share: float) -> Tensor:
     return torch.where(kept, x * (1 / (1 - share)), 0)
 
 
-def adapted_gemm(
-    x: Tensor, inner_TR: Tensor, weight: FrozenWeight, starts: Sequence[int], seconds: Sequence[Tensor]
-) -> Tensor:
-    """x W^T + sum of inner_i B_i^T, the second part added in place to the output of the first: [T, out]."""
+def adapted_gemm(x: Tensor, inner_TR: Tensor, second: Tensor, weight: FrozenWeight) -> Tensor:
+    """x W^T + inner second^T, whose second part is added in place to the output of the first: [T, out].
+
+    Args:
+        second: [out, R].
+    """
     out = frozen_gemm(x, weight)
-    if seconds:
-        torch.ops.wsdm_ray.add_low_rank(out, inner_TR, list(seconds), list(starts))
+    if second.shape[1]:
+        torch.ops.wsdm_ray.add_low_rank(out, inner_TR, second)
     return out
 
 
 class AdaptedGemm(torch.autograd.Function):
-    """`adapted_gemm` with gradients of x, inner and each B."""
+    """`adapted_gemm` with gradients of x, inner and second."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         inner_TR: Tensor,
+        second: Tensor,
         frozen: tuple[bool, bool, tuple[int, int]],
-        starts: tuple[int, ...],
         values: Tensor,
         scale: Tensor | None,
         hadamard: Tensor | None,
-        *seconds: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(inner_TR, values, scale, hadamard, *seconds)
-        ctx.frozen, ctx.starts = frozen, starts
-        return adapted_gemm(x, inner_TR, FrozenWeight(values, scale, hadamard, *frozen), starts, seconds)
+        ctx.save_for_backward(inner_TR, second, values, scale, hadamard)
+        ctx.frozen = frozen
+        return adapted_gemm(x, inner_TR, second, FrozenWeight(values, scale, hadamard, *frozen))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inner_TR, values, scale, hadamard, *seconds = ctx.saved_tensors
+        inner_TR, second, values, scale, hadamard = ctx.saved_tensors
         gradient = gradients[0].contiguous()
-        of_input = input_gradient(gradient, FrozenWeight(values, scale, hadamard, *ctx.frozen))
-        of_inner, of_seconds, first = [], [], 0
-        for B, start in zip(seconds, ctx.starts, strict=True):
-            own = gradient[:, start : start + len(B)]
-            of_inner.append(own @ B)
-            of_seconds.append(own.t() @ inner_TR[:, first : first + B.shape[1]])
-            first += B.shape[1]
-        joined = torch.cat(of_inner, 1) if of_inner else torch.zeros_like(inner_TR)
-        return of_input, joined, None, None, None, None, None, *of_seconds
+        of_x = input_gradient(gradient, FrozenWeight(values, scale, hadamard, *ctx.frozen))
+        return of_x, gradient @ second, gradient.t() @ inner_TR, None, None, None, None
 
 
 @operator(mutates=("out",))
-def add_low_rank(out: Tensor, inner: Tensor, seconds: Sequence[Tensor], starts: Sequence[int]) -> None:
-    """Add inner_i B_i^T to the columns of `out` [T, all] that begin at start_i, in place.
-
-    Args:
-        inner: [T, R], of all adapters side by side; seconds: B_i [out_i, rank_i].
-    """
-    first = 0
-    for B, start in zip(seconds, starts, strict=True):
-        out[:, start : start + len(B)].addmm_(inner[:, first : first + B.shape[1]], B.t())
-        first += B.shape[1]
+def add_low_rank(out: Tensor, inner: Tensor, second: Tensor) -> None:
+    """Add inner [T, R] times second [out, R] transposed to `out` [T, out], in place."""
+    out.addmm_(inner, second.t())
 
 
 def frozen_gemm(x: Tensor, weight: FrozenWeight) -> Tensor:
@@ -184,7 +184,7 @@ def input_gradient(gradient: Tensor, weight: FrozenWeight) -> Tensor:
         gradient: [T, out].
     """
     if not weight.rows:
-        return gradient @ dequantized(weight, gradient.dtype)
+        return gradient @ dequantized(weight, gradient.dtype, gradient)
     values, scale = weight.values, weight.scale
     assert scale is not None
     rows = QuantizedTensor(*quantize_rows(gradient.float() * scale, values.dtype))
@@ -196,14 +196,19 @@ def input_gradient(gradient: Tensor, weight: FrozenWeight) -> Tensor:
     return hadamard_rotate(out, weight.hadamard)
 
 
-def dequantized(weight: FrozenWeight, dtype: torch.dtype) -> Tensor:
-    """The weight in a float type: [out, in]."""
+def dequantized(weight: FrozenWeight, dtype: torch.dtype, after: Tensor | None = None) -> Tensor:
+    """The weight in a float type: [out, in].
+
+    Args:
+        after: what must be there first. Compiled, the backward pass would take the forward pass's weight of 4
+            bits and keep it until then in 16.
+    """
     values, scale = weight.values, weight.scale
     if scale is None:
         return values
     if values.dtype == torch.int8:
         return (values.float() * scale[:, None]).to(dtype)
-    return torch.ops.wsdm_ray.dequantize_nf4(values, scale, list(weight.shape), dtype)
+    return torch.ops.wsdm_ray.dequantize_nf4(values, scale, list(weight.shape), dtype, after)
 
 
 NF4_BLOCK = 64
@@ -211,11 +216,15 @@ NF4_BLOCK = 64
 
 
 @operator()
-def dequantize_nf4(values: Tensor, scale: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """bitsandbytes' 4-bit values as a weight of `shape` and `dtype`."""
+def dequantize_nf4(
+    values: Tensor, scale: Tensor, shape: Sequence[int], dtype: torch.dtype, after: Tensor | None
+) -> Tensor:
+    """bitsandbytes' 4-bit values as a weight of `shape` and `dtype`; `after` as of `dequantized`."""
     return torch.ops.bitsandbytes.dequantize_4bit(values, scale, NF4_BLOCK, "nf4", shape, dtype)
 
 
 @torch.library.register_fake("wsdm_ray::dequantize_nf4")
-def _(values: Tensor, scale: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def _(
+    values: Tensor, scale: Tensor, shape: Sequence[int], dtype: torch.dtype, after: Tensor | None
+) -> Tensor:
     return values.new_empty(*shape, dtype=dtype)

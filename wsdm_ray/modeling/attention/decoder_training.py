@@ -8,6 +8,7 @@ Shape suffixes: T tokens, H query heads, K key heads, W head dimension.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +23,16 @@ from wsdm_ray.packing.layouts import Layout
 
 __all__ = ["Attend", "training_attention"]
 
-Attend = Callable[[Tensor, Tensor, Tensor, str], Tensor]
-"""Attention of q [1, H, T, W], k and v [1, K, T, W] in a layer of a type: [T, H * W]."""
+
+class Attend(NamedTuple):
+    """Attention of q [1, H, T, W], k and v [1, K, T, W] in a layer of a type: [T, H * W].
+
+    heads_first: q, k and v must be contiguous, and the output is [1, H, T, W]: FlexAttention gives gradients
+        in this order, and what follows can copy it to the other at no cost.
+    """
+
+    run: Callable[[Tensor, Tensor, Tensor, str], Tensor]
+    heads_first: bool
 
 
 def training_attention(layout: Layout, shape: Shape, device: torch.device) -> Attend:
@@ -31,16 +40,22 @@ def training_attention(layout: Layout, shape: Shape, device: torch.device) -> At
     windows = {each: layer_window(each, shape.sliding_window) for each in set(shape.layer_types)}
     if device.type == "cpu":
         dense = DenseAttention(windows, shape.sliding_window, device).update(layout)
-        return lambda q, k, v, layer_type: dense.attend(
-            Heads(q[0], k[0], v[0], shape.query_scale, shape.softcap), layer_type
+        return Attend(
+            lambda q, k, v, layer_type: dense.attend(
+                Heads(q[0], k[0], v[0], shape.query_scale, shape.softcap), layer_type
+            ),
+            heads_first=False,
         )
     if shape.softcap is None and not np.any(layout.branches_BT):
         return varlen(layout, shape, windows, device)
     from wsdm_ray.modeling.attention.flex import block_masks, flex_training_attention
 
     masks = block_masks(layout, windows, device)
-    return lambda q, k, v, layer_type: flex_training_attention(
-        q, k, v, masks[layer_type], shape.query_scale, shape.softcap
+    return Attend(
+        lambda q, k, v, layer_type: flex_training_attention(
+            q, k, v, masks[layer_type], shape.query_scale, shape.softcap
+        ),
+        heads_first=True,
     )
 
 
@@ -56,4 +71,4 @@ def varlen(layout: Layout, shape: Shape, windows: dict[str, int | None], device:
         out = varlen_on_gpu(q[0], k, v, starts, longest, shape.query_scale, windows[layer_type])
         return out[0].flatten(1)
 
-    return attend
+    return Attend(attend, heads_first=False)

@@ -82,7 +82,7 @@ def block_mask(terms_3T: Tensor, window: int | None) -> BlockMask:
 def flex_training_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float, softcap: float | None
 ) -> Tensor:
-    """Attention with gradients, all heads side by side: [T, H * W].
+    """Attention with gradients: [1, H, T, W].
 
     Args:
         q: [1, H, T, W]; k, v: [1, K, T, W]; T a multiple of `BLOCK`.
@@ -99,7 +99,7 @@ def flex_training_attention(
         kernel_options=FORWARD_OPTIONS.get(width, {}) | BACKWARD_OPTIONS.get(width, {}),
     )
     assert isinstance(out, Tensor)
-    return out[0].transpose(0, 1).flatten(1)
+    return out
 
 
 @functools.cache
