@@ -70,8 +70,8 @@ def simulate(folder: Path, replicas: int, given: argparse.Namespace) -> dict[str
     make_rows(folder / "rows.parquet", given.rows)
     in_one = -(-replicas // PROCESSES)
     ray.init(
-        address="local", num_cpus=2 * replicas, include_dashboard=False, object_store_memory=1_500 << 20,
-        logging_level=logging.WARNING,
+        address="local", num_cpus=2 * replicas, num_gpus=0, include_dashboard=False,
+        object_store_memory=1_500 << 20, logging_level=logging.WARNING,
     )  # fmt: skip
     run = check(
         ScoreConfig(
@@ -94,7 +94,8 @@ def simulate(folder: Path, replicas: int, given: argparse.Namespace) -> dict[str
     wall, used = time.monotonic() - started, sum(driver.cpu_times()[:2]) - used
     ray.shutdown()
     assert sum(report.rows for report in reports) == given.rows
-    idle = idle_shares([np.loadtxt(path, ndmin=2) for path in (folder / "times").iterdir()])
+    times = [np.loadtxt(path, ndmin=2) for path in (folder / "times").iterdir()]
+    idle, at_the_end = idle_shares(times)
     return {
         "replicas": replicas,
         "units": len(reports),
@@ -103,6 +104,7 @@ def simulate(folder: Path, replicas: int, given: argparse.Namespace) -> dict[str
         "pairs_per_second": round(given.rows / wall, 1),
         "replicas_seen": len(idle),
         "idle_share": {"mean": float(np.mean(idle)), "max": float(np.max(idle))},
+        "idle_share_at_the_end": {"mean": float(np.mean(at_the_end)), "max": float(np.max(at_the_end))},
         "driver_cpu_seconds": round(used, 1),
         "driver_memory_mib": round(driver.memory_info().rss / 2**20),
     }
@@ -161,14 +163,21 @@ def simulated_slot(times: Path, seconds: Any) -> type:
     return SimulatedSlot
 
 
-def idle_shares(times: list[np.ndarray]) -> list[float]:
-    """Of each replica, the share of the time from its first unit to the end of the run that it had none.
+def idle_shares(times: list[np.ndarray]) -> tuple[list[float], list[float]]:
+    """Of each replica, the share of the time from its first unit to the end of the run that it had none, and
+    the part of it after its last unit.
 
     Args:
         times: of each replica, when its units began and ended: float64 [units, 2].
     """
     end = max(each.max() for each in times)
-    return [1 - (each[:, 1] - each[:, 0]).sum() / (end - each.min()) for each in times]
+    spans = [end - each.min() for each in times]
+    busy = [(each[:, 1] - each[:, 0]).sum() for each in times]
+    last = [end - each.max() for each in times]
+    return (
+        [1 - work / span for work, span in zip(busy, spans, strict=True)],
+        [wait / span for wait, span in zip(last, spans, strict=True)],
+    )
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from report_models import real_models
 from report_scoring import same_answers, score_cpu, score_gpu
 from report_sizing import sizing
 from report_training import (
+    idle_gpu,
     pseudolabels,
     quickstart,
     real_votes,
@@ -99,7 +100,10 @@ def section(path: Path) -> str:
     source = f"[{path.name}](../tests/benchmarks/results/{path.name})"
     script = f"[{benchmark}.py](../tests/benchmarks/{benchmark}.py)"
     head = [f"### {path.stem}", "", question(report), "", f"{source} by {script}. {provenance(report)}", ""]
-    return "\n".join([*head, *SECTIONS[benchmark](report["results"]), ""])
+    body = SECTIONS[benchmark](report["results"])
+    if benchmark == "train_gpu":
+        body += idle_gpu(report)
+    return "\n".join([*head, *body, ""])
 
 
 def every_measurement() -> str:

@@ -202,8 +202,8 @@ def least_memory() -> list[str]:
     """What training takes where every layer recomputes, by the arithmetic that chooses how many do."""
     lines = [
         f"What training takes at least, where every layer recomputes, in micro-batches of {LEAST_TOKENS:,} tokens. "
-        "Activations are by the arithmetic that `--gradient-checkpointing auto` uses; the peaks above have up to a "
-        "fifth more. A 32B model was not timed.",
+        "Activations are by the arithmetic that `--gradient-checkpointing auto` uses. The peaks above of llama3-8b and "
+        "qwen25-14b are of a state that kept 8-bit weights twice. A 32B model was not timed.",
         "",
         "| model | base as `w8a8-int8` | adapter, trained | activations | in all |",
         "|---|---|---|---|---|",

@@ -5,6 +5,7 @@ from typing import Any
 from report_tables import table
 
 __all__ = [
+    "idle_gpu",
     "over_seeds",
     "pseudolabels",
     "quickstart",
@@ -77,6 +78,22 @@ def train_gpu(results: dict[str, Any]) -> list[str]:
             )  # fmt: skip
         rows.append((STEPS.get(row["way"], row["way"]), *figures))
     return table(("way", "tokens/s", "pairs/s, both orders", "first step", "peak memory"), rows)
+
+
+def idle_gpu(report: dict[str, Any]) -> list[str]:
+    """For how long of a step kernels ran: of one under the profiler, which slows the host, and of others."""
+    results = report["results"]
+    if (timeline := results.get("timeline")) is None:
+        return []
+    speed = next(row for row in results["speed"] if row["way"] == timeline["way"])
+    step = 1e3 * report["settings"]["pairs"] / speed["pairs_per_second"]["median"]
+    busy = timeline["milliseconds"] * (1 - timeline["idle_share"])
+    return [
+        "",
+        f"`{timeline['way']}`: kernels run for {busy:,.0f} ms of a step of {step:,.0f} ms, so the GPU is idle for "
+        f"{1 - busy / step:.1%}; under the profiler, whose step took {timeline['milliseconds']:,.0f} ms, for "
+        f"{timeline['idle_share']:.1%}.",
+    ]
 
 
 def train_scaling(results: dict[str, Any]) -> list[str]:
