@@ -41,7 +41,7 @@ CARRIED = ("model_a", "model_b", "language")
 LARGEST_UNIT = 1_000
 """Rows of a unit where the options say nothing: at 4 pairs/s, four minutes of a GPU."""
 
-SMALLEST_UNIT = 250
+SMALLEST_UNIT = 125
 """Smaller units would waste time: the last micro-batch of each is not full."""
 
 UNITS_LEFT = 512
@@ -118,10 +118,14 @@ def sources_of(units: Sequence[WorkUnit]) -> list[ParquetInput]:
     return list(dict.fromkeys(part.source for unit in units for part in unit.slices))
 
 
-def cut_digest(plan: ScorePlan) -> str | None:
-    """What a fingerprint keeps of the cut; None where each file is cut by itself, as earlier versions did."""
-    size = max(unit.rows for unit in plan.units)
-    if all(len(unit.slices) == 1 and unit.slices[0].start % size == 0 for unit in plan.units):
+def cut_digest(plan: ScorePlan, unit_rows: int | None) -> str | None:
+    """What a fingerprint keeps of the cut, so that no other version's units are taken for its own.
+
+    None where each file is cut by itself in units of as many rows as the options say, which are there, too.
+    """
+    if unit_rows and all(
+        len(unit.slices) == 1 and unit.slices[0].start % unit_rows == 0 for unit in plan.units
+    ):
         return None
     places = {source: place for place, source in enumerate(sources_of(plan.units))}
     cut = [
