@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 from common import HERE, ROOT, write_result
 
 from tests.integration.servers import free_ports, run_s3, store_environment
@@ -52,7 +53,12 @@ def main() -> None:
         for rows in given.rows:
             results.append(measure(bucket, name, rows, given))
             print(json.dumps(results[-1]), flush=True)
-            settings = {"cpus": given.cpus, "max_tokens": given.max_tokens, "unit_rows": given.unit_rows}
+            settings = {
+                "cpus": given.cpus,
+                "max_tokens": given.max_tokens,
+                "unit_rows": given.unit_rows,
+                "files": given.files,
+            }
             found = {"runs": results, "growth": grown(results)}
             write_result(given.json, str(__doc__).splitlines()[0], settings, found)
     if not all(run["rows_right"] and not run["spilled_bytes"] for run in results):
@@ -66,6 +72,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, nargs="+", default=[60_000, 600_000])
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=1_024)
+    parser.add_argument("--files", type=int, help="with rows of all files; by default one for 10,000")
     parser.add_argument("--unit-rows", type=int, default=ScoreConfig.unit_rows)
     parser.add_argument("--object-store-mib", type=int, default=400)
     parser.add_argument("--json", type=Path, default=HERE / "results" / "score_scale.json")
@@ -97,7 +104,23 @@ def measure(bucket: str, folder: str, rows: int, given: argparse.Namespace) -> d
     """One run in a process of its own."""
     pairs, output = f"{bucket}/pairs-{rows}", f"{bucket}/out-{rows}"
     make_arena(ArenaConfig(output=pairs, rows=rows))
+    if given.files:
+        cut_files(pairs, given.files)
     return run_driver(pairs, output, folder, rows, given)
+
+
+def cut_files(folder: str, files: int) -> None:
+    """Cut the parquet files of a folder so that there are so many, or a few more."""
+    whole = storage.list_files(folder)
+    parts = -(-files // len(whole))
+    for path in whole:
+        filesystem, inner = storage.filesystem(path)
+        table = pq.read_table(inner, filesystem=filesystem)
+        rows = -(-len(table) // parts)
+        for part in range(parts):
+            piece = inner.replace(".parquet", f"-{part:03}.parquet")
+            pq.write_table(table.slice(part * rows, rows), piece, filesystem=filesystem)
+        filesystem.rm_file(inner)
 
 
 def run_driver(pairs: str, output: str, folder: str, rows: int, given: argparse.Namespace) -> dict[str, Any]:

@@ -41,7 +41,7 @@ CARRIED = ("model_a", "model_b", "language")
 LARGEST_UNIT = 1_000
 """Rows of a unit where the options say nothing: at 4 pairs/s, four minutes of a GPU."""
 
-SMALLEST_UNIT = 125
+SMALLEST_UNIT = 250
 """Smaller units would waste time: the last micro-batch of each is not full."""
 
 UNITS_LEFT = 512
