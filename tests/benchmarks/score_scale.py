@@ -115,11 +115,12 @@ def cut_files(folder: str, files: int) -> None:
     parts = -(-files // len(whole))
     for path in whole:
         filesystem, inner = storage.filesystem(path)
-        table = pq.read_table(inner, filesystem=filesystem)
+        with filesystem.open(inner) as file:
+            table = pq.read_table(file)
         rows = -(-len(table) // parts)
         for part in range(parts):
-            piece = inner.replace(".parquet", f"-{part:03}.parquet")
-            pq.write_table(table.slice(part * rows, rows), piece, filesystem=filesystem)
+            with filesystem.open(inner.replace(".parquet", f"-{part:03}.parquet"), "wb") as file:
+                pq.write_table(table.slice(part * rows, rows), file)
         filesystem.rm_file(inner)
 
 
