@@ -13,6 +13,7 @@ from wsdm_ray.config import HeadConfig, LoraConfig
 from wsdm_ray.modeling.classifier import add_lora, ordering_logits, preference_log_odds, trainable_parameters
 from wsdm_ray.modeling.frozen_weights import to_rows
 from wsdm_ray.modeling.head import make_head
+from wsdm_ray.modeling.quantized_linear import TYPES
 from wsdm_ray.modeling.training_decoder import TrainingDecoder, padded_tokens
 from wsdm_ray.packing.layouts import Layout, lay_out
 
@@ -103,8 +104,10 @@ def test_gradients_of_the_decoder_are_those_of_float32(family, kind, rows, compi
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
         logits = decoder.logits(layout_of(kind))
-    weights = {places_of(linear.weight.values) for layer in decoder.layers for linear in layer[:4]}
-    assert {places_of(each) for each in kept if each.dtype.itemsize == 1} <= weights, "none is held twice"
+    weights = {place_of(linear.weight.values) for layer in decoder.layers for linear in layer[:4]}
+    if rows:
+        of_8_bits = {place_of(each) for each in kept if each.dtype in TYPES.values()}
+        assert of_8_bits == weights, "none is kept twice"
     found = gradients_of(network, logits)
     decoder.recomputed = 2
     again = gradients_of(network, decoder.logits(layout_of(kind)))
@@ -113,11 +116,11 @@ def test_gradients_of_the_decoder_are_those_of_float32(family, kind, rows, compi
     for name, each in found.items():  # atomic sums of attention's backward come in any order
         assert (again[name] - each).norm() <= 0.02 * each.norm(), name
     with torch.no_grad():  # as validation runs it: compiled by itself, so it rounds elsewhere
-        logits = decoder.logits(layout_of(kind))
-    torch.testing.assert_close(logits, decoder.logits(layout_of(kind)).detach(), atol=limit, rtol=limit)
+        evaluated = decoder.logits(layout_of(kind))
+    assert (evaluated - logits).norm() <= (0.03 if compiled else 1e-3) * logits.norm()
 
 
-def places_of(tensor: torch.Tensor) -> int:
+def place_of(tensor: torch.Tensor) -> int:
     """Where its storage is."""
     return tensor.untyped_storage().data_ptr()
 

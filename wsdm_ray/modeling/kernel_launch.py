@@ -21,9 +21,10 @@ COMPILED: dict[tuple[Any, ...], Any] = {}
 
 
 def operator(*, mutates: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
-    """Register a function on tensors as the operator `wsdm_ray::NAME` for all devices; it has no gradient.
+    """Register a function on tensors as the operator `wsdm_ray::NAME` for all devices.
 
-    Compiled code needs its `register_fake`, if it returns anything.
+    Compiled code needs its `register_fake`, if it returns anything. It has no gradient, of which PyTorch only
+    warns, so it belongs in an `autograd.Function` or under `no_grad`.
 
     Args:
         mutates: its arguments that it changes.
@@ -59,11 +60,11 @@ def launch(
 
 
 def compiled_for(argument: Any) -> Any:
-    """What Triton compiles a kernel for, of one argument, or more than that."""
+    """What Triton compiles a kernel for, of one argument."""
     if isinstance(argument, Tensor):
-        return argument.dtype, argument.data_ptr() % 16
+        return argument.dtype, argument.data_ptr() % 16 == 0
     if isinstance(argument, int):
-        return argument == 1, argument % 16, argument >> 31
+        return argument == 1, argument % 16 == 0, argument >> 31
     if isinstance(argument, float):
         return float
     return argument.base.dtype, tuple(argument.block_shape), argument.layout  # a descriptor

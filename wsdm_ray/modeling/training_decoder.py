@@ -10,6 +10,7 @@ activations again in the backward pass. Not covered: layouts of several rows, dr
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -30,7 +31,9 @@ from wsdm_ray.packing.layouts import Layout, round_up
 
 __all__ = ["TrainingDecoder", "padded_tokens"]
 
-COMPILATIONS = 32
+COMPILATIONS = 64
+"""Of one function: attention is compiled for each number of tokens, with gradients and without."""
+
 ROW_LENGTHS = 8
 """Numbers of tokens up to the token budget that rows are padded to."""
 
@@ -76,14 +79,15 @@ class TrainingDecoder:
         norms = norms_of(self.shape.family)
         norms = {name: self.norm(layer.get_submodule(path)) for name, path in norms.items()}
         for linear in linears.values():
-            # It is there anyway, so the backward pass keeps it, and nothing as large that follows from it.
+            # It is there anyway, so the backward pass keeps it, and not its transposed copy.
             torch._dynamo.mark_static_address(linear.weight.values, guard=False)
         return TrainingLayer(**linears, norms=norms)
 
     def logits(self, layout: Layout) -> Tensor:
         """Logits of each ordering of a micro-batch of one row: float32 [S, 2]."""
         last_S = to_device(layout.last_S, self.device)
-        hidden_SD = self.hidden(layout, last_S)
+        with compiling():
+            hidden_SD = self.hidden(layout, last_S)
         head = self.model.score
         return head(hidden_SD.to(next(head.parameters()).dtype)).float()
 
@@ -104,13 +108,11 @@ class TrainingDecoder:
             for layer, seed, layer_type in zip(self.layers, seeds, self.shape.layer_types, strict=True)
         )
         for number, (layer, seed, attention) in enumerate(zip(self.layers, seeds, runs, strict=False)):
-            run = functools.partial(self.run_layer, layer, seed, attention)
-            recompute = number < self.recomputed and torch.is_grad_enabled()
-            x_TD = (
-                checkpoint(run, x_TD, use_reentrant=False, preserve_rng_state=False)
-                if recompute
-                else run(x_TD)
-            )
+            if number < self.recomputed and torch.is_grad_enabled():
+                run = functools.partial(self.run_again, layer, seed, attention)
+                x_TD = checkpoint(run, x_TD, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_TD = self.run_layer(layer, seed, attention, x_TD)
         a = last(x_TD)
         a_S = a[:, :, last_S] if attend.heads_first else a[last_S]
         x_SD = self.after(dynamic(x_TD[last_S]), dynamic_tokens(a_S), self.layers[-1], self.shape, seeds[-1])
@@ -150,6 +152,11 @@ class TrainingDecoder:
         """One layer: [T, D]."""
         return self.after(dynamic(x_TD), dynamic_tokens(attention(x_TD)), layer, self.shape, seeds)
 
+    def run_again(self, *given: Any) -> Tensor:
+        """`run_layer`, which the backward pass calls again in a thread of its own."""
+        with compiling():
+            return self.run_layer(*given)
+
 
 def padded_tokens(tokens: int, token_budget: int) -> int:
     """Tokens of the row that holds so many, padding included: one of a few numbers, for which attention is
@@ -179,10 +186,13 @@ RECOMPUTE_POINTWISE = {
 dropout or activation that follows from them. Its own choice takes half as much memory again."""
 
 
+def compiling() -> AbstractContextManager[Any]:
+    """A context for what may compile: PyTorch keeps these settings for each thread."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
+    return functorch_config.patch(RECOMPUTE_POINTWISE)
+
+
 @functools.cache
 def compiled_part(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, compiled once for all layers and all numbers of tokens."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
-    for name, value in RECOMPUTE_POINTWISE.items():  # for the process: each call would pay for a context
-        setattr(functorch_config, name, value)
     return torch.compile(function, fullgraph=True)

@@ -61,7 +61,11 @@ def load_state(optimizer: torch.optim.Optimizer, folder: str) -> int:
     """Load what `write_state` wrote; returns the number of steps taken."""
     state = json.loads((Path(folder) / STATE_FILE).read_text())
     tensors = load_file(Path(folder) / STATE_TENSORS_FILE)
-    optimizer.load_state_dict(unflatten_state(tensors, state["optimizer"]))
+    loaded = unflatten_state(tensors, state["optimizer"])
+    for group, now in zip(loaded["param_groups"], optimizer.param_groups, strict=True):
+        if "fused" in now:  # by the device, not by that of the earlier process
+            group["fused"] = now["fused"]
+    optimizer.load_state_dict(loaded)
     return state["step"]
 
 

@@ -11,6 +11,8 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from wsdm_ray.config import HeadConfig, LoraConfig
+from wsdm_ray.modeling import training_decoder
+from wsdm_ray.modeling.attention.decoder_training import Attend, training_attention
 from wsdm_ray.modeling.classifier import (
     add_lora,
     load_network,
@@ -169,6 +171,30 @@ def traced(decoder: TrainingDecoder) -> tuple[CompileCounter, CompileCounter]:
         for part, counter in zip((decoder.before, decoder.after), counters, strict=True)
     )
     return counters
+
+
+def in_contiguous_heads(*given: Any) -> Attend:
+    """The decoder's own attention, of heads in the order in which FlexAttention has them."""
+    attend = training_attention(*given)
+
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer_type: str) -> torch.Tensor:
+        assert all(each.is_contiguous() for each in (q, k, v))
+        out = attend.run(q, k, v, layer_type)
+        return out.unflatten(1, (q.shape[1], -1)).transpose(0, 1)[None].contiguous()
+
+    return Attend(run, heads_first=True)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "qwen2"])
+def test_attention_of_contiguous_heads_changes_nothing(family, network_of, monkeypatch):
+    network, layout = network_of(family), layout_of("shared")
+    decoder = TrainingDecoder(network, torch.float32, compiled=False)
+    expected = decoder.logits(layout)
+    gradients = gradients_of(network, expected)
+    monkeypatch.setattr(training_decoder, "training_attention", in_contiguous_heads)
+    found = decoder.logits(layout)
+    torch.testing.assert_close(found, expected)
+    assert_near(gradients_of(network, found), gradients, 1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own, while it traces

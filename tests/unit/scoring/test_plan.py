@@ -388,5 +388,5 @@ def test_a_cut_that_no_option_chose_is_in_the_fingerprint(write, monkeypatch):
     """Another version may cut the same rows to other units."""
     files = [write(table_of(range(400)), "0.parquet")]
     cut = cut_digest(plan_of(files, None), None)
-    monkeypatch.setattr(plan_module, "SMALLEST_UNIT", 200)
+    monkeypatch.setattr(plan_module, "SMALLEST_UNIT", 100)
     assert cut_digest(plan_of(files, None), None) not in (cut, None)

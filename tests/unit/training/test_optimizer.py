@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wsdm_ray.config import OptimizerConfig
-from wsdm_ray.training.optimizer import flatten_state, unflatten_state
+from wsdm_ray.training.optimizer import flatten_state, load_state, unflatten_state, write_state
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
@@ -43,6 +43,22 @@ def test_the_state_is_plain_json(trainer_of, tmp_path):
         assert {name: value.tolist() for name, value in values.items()} == {
             name: value.tolist() for name, value in back["state"][index].items()
         }
+
+
+def test_a_state_is_continued_by_the_optimizer_of_this_device(tmp_path):
+    def optimizer(fused: bool | None) -> torch.optim.Optimizer:
+        weight = torch.nn.Parameter(torch.ones(3))
+        weight.grad = torch.full((3,), 0.5)
+        made = torch.optim.AdamW([weight], lr=0.1, fused=fused)
+        made.step()
+        return made
+
+    write_state(flatten_state(optimizer(None).state_dict()), 1, str(tmp_path))
+    found = optimizer(True)
+    assert load_state(found, str(tmp_path)) == 1
+    assert found.param_groups[0]["fused"] is True
+    found.step()
+    assert [float(state["step"]) for state in found.state.values()] == [2.0]
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])

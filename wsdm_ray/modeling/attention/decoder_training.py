@@ -25,10 +25,10 @@ __all__ = ["Attend", "training_attention"]
 
 
 class Attend(NamedTuple):
-    """Attention of q [1, H, T, W], k and v [1, K, T, W] in a layer of a type: [T, H * W].
+    """Attention of q [1, H, T, W], k and v [1, K, T, W] in a layer of a type.
 
-    heads_first: q, k and v must be contiguous, and the output is [1, H, T, W]: FlexAttention gives gradients
-        in this order, and what follows can copy it to the other at no cost.
+    heads_first: q, k and v must be contiguous, and the output is [1, H, T, W], else [T, H * W]. FlexAttention
+        gives gradients in this order; compiled, what follows reads it in the other within its first kernel.
     """
 
     run: Callable[[Tensor, Tensor, Tensor, str], Tensor]

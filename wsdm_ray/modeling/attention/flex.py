@@ -41,9 +41,6 @@ BACKWARD_OPTIONS = {
 """FlexAttention's `kernel_options` by head dimension, measured on an H100 and H200. With its own choice the
 backward at a head dimension of 256 takes minutes to compile."""
 
-COMPILATIONS = 64
-"""Compilations of FlexAttention in one process: one for each number of tokens, with and without gradients."""
-
 
 def block_masks(
     layout: Layout, windows: Mapping[str, int | None], device: torch.device | str
@@ -105,5 +102,4 @@ def flex_training_attention(
 @functools.cache
 def compiled_flex() -> Callable[..., Any]:
     """Compiled for each number of tokens: with any number at once it takes a fifth more time."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
     return torch.compile(flex_attention, dynamic=False)
