@@ -132,8 +132,8 @@ def beside_hours() -> list[str]:
     ]
     lines = [
         machines(),
-        f"- Four replicas on four GPUs scored {four['times_one']:.2f} times what one does, and a step of training on four "
-        f"GPUs was {step['speedup_of_fastest_steps']:.2f} times as fast as on one. More were not timed.",
+        f"- Four replicas on four GPUs scored {four['times_one']:.2f} times what one does, and the fastest step of "
+        f"training on four GPUs was {step['speedup_of_fastest_steps']:.2f} times as fast as on one. More were not timed.",
         f"- A replica of gemma2-9b starts in {start['empty']:.0f} s, and in {start['full']:.0f} s where its kernels are "
         f"compiled already, with weights on a local disk. The first step of training takes {min(first):.0f} to {max(first):.0f} s.",
         "- Validation during training comes on top: a forward pass over the valid set at each checkpoint.",

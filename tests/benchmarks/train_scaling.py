@@ -4,7 +4,8 @@
 
 A base of random weights, trained by the job `train` through Ray Train on each number of workers: the same
 rows, the same micro-batches and so the same steps. Compared are the seconds of the steps after the first
-three, which compile, and the losses, which differ by rounding alone. With --beside, runs that follow each
+three, which compile, and of the fastest, as others compile attention for a length of rows that a worker has
+not had; and the losses, which differ by rounding alone. With --beside, runs that follow each
 other and fit on the GPUs together are done at once, each on GPUs of its own. With --kill the run on most
 workers is done once more, and one of its workers is ended by SIGKILL while its first checkpoint is written:
 it is replaced, and the run must end with the same losses. Writes results/train_scaling_SHAPE.json, or --json,

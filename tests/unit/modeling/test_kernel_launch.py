@@ -102,13 +102,13 @@ def test_every_kernel_is_compiled_for_itself(kernel):
 
 
 @operator()
-def halves_for_a_test(x: Tensor, rows: list[int]) -> Tensor:
-    return x[rows] / 2
+def halves_for_a_test(x: Tensor) -> Tensor:
+    return x / 2
 
 
 @torch.library.register_fake("wsdm_ray::halves_for_a_test")
-def _(x: Tensor, rows: list[int]) -> Tensor:
-    return x.new_empty(len(rows), *x.shape[1:])
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 @operator(mutates=("x",))
@@ -118,12 +118,12 @@ def doubled_for_a_test(x: Tensor) -> None:
 
 def test_an_operator_is_right_compiled_and_not():
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(halves_for_a_test, (torch.ones(4, 2), [1, 3]), test_utils=checks)
+    torch.library.opcheck(halves_for_a_test, (torch.ones(4, 2),), test_utils=checks)
 
     def both(x: Tensor) -> Tensor:
         y = x + 1
         torch.ops.wsdm_ray.doubled_for_a_test(y)
-        return torch.ops.wsdm_ray.halves_for_a_test(y, [0]) + y[1:]
+        return torch.ops.wsdm_ray.halves_for_a_test(y[:1]) + y[1:]
 
     x = torch.tensor([[1.0], [2.0]])
     assert both(x).tolist() == [[8.0]]
