@@ -53,12 +53,8 @@ def main() -> None:
         for rows in given.rows:
             results.append(measure(bucket, name, rows, given))
             print(json.dumps(results[-1]), flush=True)
-            settings = {
-                "cpus": given.cpus,
-                "max_tokens": given.max_tokens,
-                "unit_rows": given.unit_rows,
-                "files": given.files,
-            }
+            kept = ("cpus", "max_tokens", "unit_rows", "files")
+            settings = {name: getattr(given, name) for name in kept}
             found = {"runs": results, "growth": grown(results)}
             write_result(given.json, str(__doc__).splitlines()[0], settings, found)
     if not all(run["rows_right"] and not run["spilled_bytes"] for run in results):
