@@ -139,9 +139,11 @@ class Bench:
 
     def packed(self, network: nn.Module, layout: str) -> Callable[[], Iterator[Tensor]]:
         """Ours: the log-odds of each micro-batch within the token budget."""
-        decoder = TrainingDecoder(network, self.dtype, compiled=self.device == "cuda")
-        decoder.recomputed = self.given.recomputed
         pairs, budget = self.pairs, self.given.token_budget
+        decoder = TrainingDecoder(
+            network, self.dtype, compiled=self.device == "cuda", usual_tokens=padded_tokens(budget, budget)
+        )
+        decoder.recomputed = self.given.recomputed
         tokens_N = pair_tokens(layout, pairs.prefix.lengths, pairs.suffix_ab.lengths, 2)
         plan = plan_batches(layout, tokens_N, budget)
         rows = [padded_tokens(int(tokens_N[places].sum()), budget) for places in plan]

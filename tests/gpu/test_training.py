@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
 
 from tests.gpu.models import DEVICE, FAMILIES, LENGTHS, make_config, network_of, random_pairs
 from wsdm_ray.config import HeadConfig, LoraConfig
@@ -136,3 +137,22 @@ def test_all_numbers_of_tokens_and_of_sequences_are_compiled_once(rows):
     for pairs, tokens in [((1, 3), 700), ((0, 1, 3), 1_000), (range(5), 1_500), ((1, 2), 900)]:
         decoder.logits(layout_of("shared", pairs, tokens)).sum().backward()
     assert [counter.frame_count for counter in counters] == [1, 1]
+
+
+@pytest.mark.parametrize("family", ["gemma2", "llama"])
+def test_attention_is_compiled_for_the_usual_rows_and_once_for_all_others(family):
+    decoder = TrainingDecoder(
+        adapted(family, torch.bfloat16), torch.bfloat16, compiled=False, usual_tokens=2_048
+    )
+
+    def compilations(lengths: Sequence[int]) -> int:
+        before = counters["stats"]["unique_graphs"]
+        for tokens in lengths:
+            layout = layout_of("shared", (1, 3), tokens)
+            assert layout.tokens_BT.shape[1] == padded_tokens(tokens, 2_048)
+            decoder.logits(layout).sum().backward()
+        return counters["stats"]["unique_graphs"] - before
+
+    assert compilations([2_000]) > 0
+    assert compilations([1_000]) > 0
+    assert compilations([1_200, 2_048, 1_500, 1_790, 900]) == 0

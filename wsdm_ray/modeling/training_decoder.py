@@ -32,10 +32,10 @@ from wsdm_ray.packing.layouts import Layout, round_up
 __all__ = ["TrainingDecoder", "padded_tokens"]
 
 COMPILATIONS = 64
-"""Of one function: attention is compiled for each number of tokens, with gradients and without."""
+"""Of one function: attention is compiled for each mask of a layer type, with gradients and without."""
 
 ROW_LENGTHS = 8
-"""Numbers of tokens up to the token budget that rows are padded to."""
+"""Numbers of tokens up to the token budget that rows are padded to, so that most have the budget's."""
 
 
 class TrainingDecoder:
@@ -45,10 +45,13 @@ class TrainingDecoder:
         network: of `add_lora`; its frozen weights are laid side by side, in place.
         dtype: of activations.
         compiled: compile what every layer runs, at its first call.
+        usual_tokens: of most rows, for which attention is compiled alone; None: no number is more usual.
     """
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype, *, compiled: bool):
-        self.network, self.dtype = network, dtype
+    def __init__(
+        self, network: nn.Module, dtype: torch.dtype, *, compiled: bool, usual_tokens: int | None = None
+    ):
+        self.network, self.dtype, self.usual_tokens = network, dtype, usual_tokens
         self.model: Any = unwrap_peft(network)
         backbone = self.model.model
         self.shape = shape_of(self.model.config)
@@ -96,7 +99,7 @@ class TrainingDecoder:
         tokens_T, positions_T = (
             to_device(array[0], self.device) for array in (layout.tokens_BT, layout.positions_BT)
         )
-        attend = training_attention(layout, self.shape, self.device)
+        attend = training_attention(layout, self.shape, self.device, self.usual_tokens)
         x_TD = self.embed(tokens_T)
         rotations = {
             name: rotation_of(self.rotary, x_TD.detach(), positions_T, name)
@@ -159,9 +162,7 @@ class TrainingDecoder:
 
 
 def padded_tokens(tokens: int, token_budget: int) -> int:
-    """Tokens of the row that holds so many, padding included: one of a few numbers, for which attention is
-    compiled.
-    """
+    """Tokens of the row that holds so many, padding included: one of `ROW_LENGTHS` numbers."""
     step = max(token_budget // ROW_LENGTHS // BLOCK, 1) * BLOCK
     return round_up(tokens, step)
 

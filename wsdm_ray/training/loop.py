@@ -7,6 +7,7 @@ workers changes it.
 """
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Iterator
@@ -55,6 +56,7 @@ from wsdm_ray.training.objective import (
 from wsdm_ray.training.optimizer import load_state, make_optimizer, set_learning_rates
 from wsdm_ray.training.policy import resolve_options
 from wsdm_ray.training.snapshot import Snapshot, take_snapshot
+from wsdm_ray.training.warm_up import warm_up
 
 __all__ = ["BatchSums", "Batches", "Trainer"]
 
@@ -134,6 +136,9 @@ class Trainer:
         """Take the steps that are left; yields the metrics of each, the same on every worker."""
         with ThreadPoolExecutor(1) as pool:  # the next step is encoded while this one runs
             upcoming = pool.submit(self.prepare_step, self.step)
+            if self.step < self.total_steps:
+                pairs = upcoming.result()[1].pairs
+                warm_up(self.model, self.tokens_of(pairs), functools.partial(self.lay_out, pairs))
             while self.step < self.total_steps:
                 rows, batches = upcoming.result()
                 if self.step + 1 < self.total_steps:
@@ -255,7 +260,8 @@ class Trainer:
         own = self.group.own_batches(batches.costs)
         for number in own:
             torch.manual_seed(dropout_seed(self.config.seed, self.step, number))
-            layout, places = self.lay_out(batches, number), batches.micro_batches[number]
+            places = batches.micro_batches[number]
+            layout = self.lay_out(batches.pairs, places, batches.costs[number])
             log_odds = preference_log_odds(self.model.logits(layout))
             loss_S, right = self.loss(log_odds, rows[places])
             if number == own[-1]:
@@ -270,15 +276,11 @@ class Trainer:
     def num_sequences(self, rows: np.ndarray) -> int:
         return len(rows) * len(self.orderings)
 
-    def lay_out(self, batches: Batches, number: int) -> Layout:
-        suffixes = (batches.pairs.suffix_ab, batches.pairs.suffix_ba)
-        return lay_out(
-            self.layout,
-            batches.pairs.prefix,
-            [suffixes[ordering] for ordering in self.orderings],
-            batches.micro_batches[number],
-            row_tokens=batches.costs[number] if self.resolved.decoder else 0,
-        )
+    def lay_out(self, pairs: EncodedPairs, places: np.ndarray, tokens: int) -> Layout:
+        """The micro-batch of the pairs at `places`, in a row of so many tokens where the decoder runs it."""
+        suffixes = [(pairs.suffix_ab, pairs.suffix_ba)[ordering] for ordering in self.orderings]
+        row_tokens = tokens if self.resolved.decoder else 0
+        return lay_out(self.layout, pairs.prefix, suffixes, places, row_tokens=row_tokens)
 
     def loss(self, log_odds_S: torch.Tensor, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """`row_loss` of a micro-batch of `rows` (int64 [P]), and how many orderings are right, or in part."""
@@ -357,8 +359,8 @@ class Trainer:
         batches = self.plan(pairs)
         log_odds_NO = torch.zeros(len(valid), len(self.orderings), dtype=torch.float64)
         sign_O = torch.tensor([1.0 if ordering == 0 else -1.0 for ordering in self.orderings])
-        for number, places in enumerate(batches.micro_batches):
-            logits = self.model.logits(self.lay_out(batches, number))
+        for places, tokens in zip(batches.micro_batches, batches.costs, strict=True):
+            logits = self.model.logits(self.lay_out(pairs, places, tokens))
             log_odds = preference_log_odds(logits).view(-1, len(self.orderings)).cpu()
             log_odds_NO[torch.from_numpy(rows[places])] = (log_odds * sign_O).double()
         return self.group.all_reduce(log_odds_NO.to(self.device)).cpu()

@@ -46,6 +46,10 @@ class TrainingModel(Protocol):
         """Tokens that a micro-batch of so many is laid out in, padding of the layout included."""
         ...
 
+    def compiled_rows(self) -> tuple[int, ...]:
+        """Tokens of a row of each kind that is compiled apart; none where that takes no time."""
+        ...
+
     def save_memory(self) -> bool:
         """Take less memory from now on, at the cost of time and of nothing else; False where that is done."""
         ...
@@ -66,6 +70,9 @@ class TransformersModel:
     def row_tokens(self, tokens: int) -> int:
         return tokens
 
+    def compiled_rows(self) -> tuple[int, ...]:
+        return ()
+
     def save_memory(self) -> bool:
         if self.recomputes:
             return False
@@ -81,6 +88,7 @@ class DecoderModel:
         self.network, self.config = network, config
         self.decoder = TrainingDecoder(network, dtype, compiled=compiled)
         self.on_gpu = self.decoder.device.type == "cuda"
+        self.decoder.usual_tokens = self.row_tokens(config.token_budget)
         self.decoder.recomputed = recomputed_layers(
             network, config, self.row_tokens(config.token_budget), compiled=compiled
         )
@@ -90,6 +98,10 @@ class DecoderModel:
 
     def row_tokens(self, tokens: int) -> int:
         return padded_tokens(tokens, self.config.token_budget) if self.on_gpu else tokens
+
+    def compiled_rows(self) -> tuple[int, ...]:
+        budget = self.config.token_budget
+        return (self.row_tokens(budget), self.row_tokens(budget // 2)) if self.on_gpu else ()
 
     def save_memory(self) -> bool:
         layers = len(self.decoder.layers)

@@ -35,8 +35,14 @@ class Attend(NamedTuple):
     heads_first: bool
 
 
-def training_attention(layout: Layout, shape: Shape, device: torch.device) -> Attend:
-    """Attention in a layout of one row, whose masks are made once for all layers."""
+def training_attention(
+    layout: Layout, shape: Shape, device: torch.device, usual_tokens: int | None = None
+) -> Attend:
+    """Attention in a layout of one row, whose masks are made once for all layers.
+
+    Args:
+        usual_tokens: of most rows; they are compiled apart.
+    """
     windows = {each: layer_window(each, shape.sliding_window) for each in set(shape.layer_types)}
     if device.type == "cpu":
         dense = DenseAttention(windows, shape.sliding_window, device).update(layout)
@@ -51,9 +57,10 @@ def training_attention(layout: Layout, shape: Shape, device: torch.device) -> At
     from wsdm_ray.modeling.attention.flex import block_masks, flex_training_attention
 
     masks = block_masks(layout, windows, device)
+    usual = layout.tokens_BT.shape[1] == usual_tokens
     return Attend(
         lambda q, k, v, layer_type: flex_training_attention(
-            q, k, v, masks[layer_type], shape.query_scale, shape.softcap
+            q, k, v, masks[layer_type], shape.query_scale, shape.softcap, usual=usual
         ),
         heads_first=True,
     )
