@@ -99,18 +99,20 @@ def idle_gpu(report: dict[str, Any]) -> list[str]:
 def train_scaling(results: dict[str, Any]) -> list[str]:
     """A row a number of workers, and how far their losses are from one worker's."""
     columns = (
-        "workers", "seconds of each step", "fastest, tokens/s", "fastest, pairs/s", "times as fast",
-        "losses off by, at most", "GB a GPU",
+        "workers", "seconds of each step", "fastest, tokens/s", "fastest, pairs/s",
+        "times as fast: medians; same steps; fastest", "losses off by, at most", "GB a GPU",
     )  # fmt: skip
     rows = []
     for run in results["runs"]:
         steps = ", ".join(f"{seconds:.1f}" for seconds in run["all_step_seconds"])
         off = run.get("largest_relative_difference_of_8")
+        names = ("speedup", "speedup_of_same_steps", "speedup_of_fastest_steps")
+        times = "; ".join(f"{run[name]:.2f}" for name in names if name in run)
         rows.append(
             (
                 f"{run['workers']}{', one killed' if run['killed'] else ''}", steps,
                 f"{run['tokens_per_second']['max']:,.0f}", f"{run['pairs_per_second']['max']:.2f}",
-                f"{run.get('speedup_of_fastest_steps', run.get('speedup', 1)):.2f}", "" if off is None else f"{off:.2%}", f"{run['memory_gb']:.1f}",
+                times, "" if off is None else f"{off:.2%}", f"{run['memory_gb']:.1f}",
             )
         )  # fmt: skip
     return table(columns, rows)

@@ -4,12 +4,11 @@
 
 A base of random weights, trained by the job `train` through Ray Train on each number of workers: the same
 rows, the same micro-batches and so the same steps. Compared are the seconds of the steps after the first
-three, which compile, and of the fastest, as others compile attention for a length of rows that a worker has
-not had; and the losses, which differ by rounding alone. With --beside, runs that follow each
-other and fit on the GPUs together are done at once, each on GPUs of its own. With --kill the run on most
-workers is done once more, and one of its workers is ended by SIGKILL while its first checkpoint is written:
-it is replaced, and the run must end with the same losses. Writes results/train_scaling_SHAPE.json, or --json,
-anew after every run; exits with 1 where a job fails.
+three: their medians, the fastest, and each step with itself; and the losses, which differ by rounding alone.
+With --beside, runs that follow each other and fit on the GPUs together are done at once, each on GPUs of its
+own. With --kill the run on most workers is done once more, and one of its workers is ended by SIGKILL while
+its first checkpoint is written: it is replaced, and the run must end with the same losses. Writes
+results/train_scaling_SHAPE.json, or --json, anew after every run; exits with 1 where a job fails.
 """
 
 import argparse
@@ -22,6 +21,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -31,7 +31,7 @@ from synthetic import SHAPES, config_of, random_parquet, write_base
 from train_smoke import limited, words_of
 
 WARM_UP = 3
-"""Steps whose time does not count: they compile, also attention for each new length of rows."""
+"""Steps whose time does not count."""
 CHECKPOINT_STEPS = 4
 
 
@@ -153,6 +153,8 @@ def write(runs: list[dict[str, Any]], given: argparse.Namespace) -> None:
         pairs = list(zip(run["losses"], first["losses"], strict=True))
         run["speedup"] = first["step_seconds"]["median"] / run["step_seconds"]["median"]
         run["speedup_of_fastest_steps"] = first["step_seconds"]["min"] / run["step_seconds"]["min"]
+        seconds = zip(first["all_step_seconds"], run["all_step_seconds"], strict=True)
+        run["speedup_of_same_steps"] = median([one / more for one, more in seconds][WARM_UP:])
         run["loss_differences"] = [ours - theirs for ours, theirs in pairs]
         run["largest_relative_difference_of_8"] = max(abs(a - b) / b for a, b in pairs[:8])
         if run["killed"]:

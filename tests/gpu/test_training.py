@@ -99,7 +99,8 @@ def gradients_of(network: torch.nn.Module, logits: torch.Tensor) -> dict[str, to
 )
 def test_gradients_of_the_decoder_are_those_of_float32(family, kind, rows, compiled, limit):
     exact = adapted(family, torch.float32)
-    expected = gradients_of(exact, ordering_logits(exact, layout_of("padded")))
+    exact_logits = ordering_logits(exact, layout_of("padded"))
+    expected = gradients_of(exact, exact_logits)
     network = adapted(family, torch.bfloat16, rows)
     decoder = TrainingDecoder(network, torch.bfloat16, compiled=compiled)
     kept: list[torch.Tensor] = []
@@ -117,8 +118,12 @@ def test_gradients_of_the_decoder_are_those_of_float32(family, kind, rows, compi
     for name, each in found.items():  # atomic sums of attention's backward come in any order
         assert (again[name] - each).norm() <= 0.02 * each.norm(), name
     with torch.no_grad():  # as validation runs it
-        logits = decoder.logits(layout_of(kind))
-    torch.testing.assert_close(logits, decoder.logits(layout_of(kind)).detach())
+        unrecorded = decoder.logits(layout_of(kind))
+    for name, each in (("recorded", logits), ("unrecorded", unrecorded)):  # compiled, they are rounded apart
+        error = float((each - exact_logits).norm() / exact_logits.norm())
+        assert error < limit, f"{name}: {error}"
+    if not compiled:
+        torch.testing.assert_close(unrecorded, logits.detach())
 
 
 def place_of(tensor: torch.Tensor) -> int:
@@ -146,6 +151,7 @@ def test_attention_is_compiled_for_the_usual_rows_and_once_for_all_others(family
     )
 
     def compilations(lengths: Sequence[int]) -> int:
+        """How many more graphs these take than were compiled in this process."""
         before = counters["stats"]["unique_graphs"]
         for tokens in lengths:
             layout = layout_of("shared", (1, 3), tokens)
@@ -153,6 +159,7 @@ def test_attention_is_compiled_for_the_usual_rows_and_once_for_all_others(family
             decoder.logits(layout).sum().backward()
         return counters["stats"]["unique_graphs"] - before
 
-    assert compilations([2_000]) > 0
-    assert compilations([1_000]) > 0
+    torch._dynamo.reset()
+    assert compilations([2_000]) == 1
+    assert compilations([1_000]) == 1
     assert compilations([1_200, 2_048, 1_500, 1_790, 900]) == 0

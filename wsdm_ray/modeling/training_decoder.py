@@ -9,8 +9,8 @@ activations again in the backward pass. Not covered: layouts of several rows, dr
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -187,10 +187,15 @@ RECOMPUTE_POINTWISE = {
 dropout or activation that follows from them. Its own choice takes half as much memory again."""
 
 
-def compiling() -> AbstractContextManager[Any]:
-    """A context for what may compile: PyTorch keeps these settings for each thread."""
+@contextmanager
+def compiling() -> Iterator[None]:
+    """A context for what may compile: PyTorch keeps these settings for each thread.
+
+    FlexAttention takes no soft cap that is left open, as numbers are where sizes are.
+    """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
-    return functorch_config.patch(RECOMPUTE_POINTWISE)
+    with functorch_config.patch(RECOMPUTE_POINTWISE), torch._dynamo.config.patch(specialize_float=True):
+        yield
 
 
 @functools.cache

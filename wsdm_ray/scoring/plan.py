@@ -41,10 +41,10 @@ CARRIED = ("model_a", "model_b", "language")
 LARGEST_UNIT = 1_000
 """Rows of a unit where the options say nothing: at 4 pairs/s, four minutes of a GPU."""
 
-SMALLEST_UNIT = 250
+SMALLEST_UNIT = 125
 """Smaller units would waste time: the last micro-batch of each is not full."""
 
-UNITS_LEFT = 512
+UNITS_LEFT = 384
 """A unit has at most this share of the rows that are left, so that units are small where a run ends.
 
 With another value of one of the three, `NUMERIC_VERSION` must change: an unfinished run would be cut anew."""

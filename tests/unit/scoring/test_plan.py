@@ -351,8 +351,8 @@ def test_units_are_small_at_the_end_of_a_run():
     sizes = [unit.rows for unit in cut_units([FileFacts(source, 600_000, 1, pa.int64())], None)]
     assert sum(sizes) == 600_000
     assert max(sizes) <= 1_000
-    assert max(sizes[-100:]) <= 250
-    assert len(cut_units([FileFacts(source, 1_000, 1, pa.int64())], None)) == 4
+    assert max(sizes[-250:]) <= 125
+    assert len(cut_units([FileFacts(source, 1_000, 1, pa.int64())], None)) == 8
 
 
 def test_small_files_share_units_and_keep_their_ids_and_faults(write):
