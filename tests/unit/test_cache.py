@@ -110,3 +110,21 @@ def test_names_differ_where_versions_do():
     names = {module.entry_name(long, identity) for identity in ("1", "2")}
     assert len(names) == 2
     assert all(len(name) < 128 and name.split("-")[1] == "models" for name in names), names
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_models_identity_changes_with_its_files_and_fetches_none(home, tmp_path, remote):
+    folder = "memory://identity" if remote else str(tmp_path / "model")
+    fs, inner = storage.filesystem(folder)
+    fs.makedirs(inner, exist_ok=True)
+    fs.pipe_file(f"{inner}/a", b"1")
+    before = storage.folder_identity(folder)
+    assert storage.folder_identity(folder) == before
+    fs.pipe_file(f"{inner}/b", b"2")
+    assert storage.folder_identity(folder) != before
+    fs.rm_file(f"{inner}/b")
+    if not remote:
+        assert storage.folder_identity(folder) == before
+    fs.pipe_file(f"{inner}/a", b"12")
+    assert storage.folder_identity(folder) != before
+    assert not list(Path(home).rglob("*-*")), "nothing is cached"

@@ -11,7 +11,7 @@ from wsdm_ray.runs import RUN_FILE, find_run, run_folder
 from wsdm_ray.runs.names import listed
 from wsdm_ray.scoring.check import options_of_the_output
 from wsdm_ray.scoring.parts import digest_of_sizes, part_sizes
-from wsdm_ray.storage import local_copy, model_location
+from wsdm_ray.storage import folder_identity, local_copy, model_location
 
 __all__ = ["finished_run"]
 
@@ -29,7 +29,7 @@ def finished_run(config: ScoreConfig) -> dict[str, Any] | None:
             return None
         if listed(run_folder(config.output)) != [RUN_FILE]:  # something is left to be tidied up
             return None
-        is_same = is_of(config, earlier.record["fingerprint"])
+        is_same = is_of(config, earlier.record["fingerprint"]) and has_models(config, earlier.record)
         units = earlier.record["counts"]["units"]
         sizes, left = part_sizes(config.output), earlier.record.get("parts_digest")
         are_there = sorted(sizes) == [*range(units)] and left in (None, digest_of_sizes(sizes))
@@ -39,7 +39,7 @@ def finished_run(config: ScoreConfig) -> dict[str, Any] | None:
 
 
 def is_of(config: ScoreConfig, fingerprint: Mapping[str, Any]) -> bool:
-    """Whether a fingerprint is that of the command, as far as no cluster is needed to know.
+    """Whether a fingerprint is that of the command, as far as that is known without a cluster and weights.
 
     What the cluster decided (`auto`) is as it was when the run was made.
     """
@@ -52,6 +52,12 @@ def is_of(config: ScoreConfig, fingerprint: Mapping[str, Any]) -> bool:
         and len(models) == len(config.model)
         and all(config.precision in ("auto", model["precision"]) for model in models)
         and listed_versions(list_inputs(config.input)) == fingerprint["inputs"]
-        and [folder_digest(local_copy(model_location(folder))) for folder in config.model]
-        == [model["digest"] for model in models]
     )
+
+
+def has_models(config: ScoreConfig, record: Mapping[str, Any]) -> bool:
+    """Whether the models of a command are those of a run: by listings, or else by what is in them."""
+    if record.get("model_identities") == [folder_identity(folder) for folder in config.model]:
+        return True
+    digests = [folder_digest(local_copy(model_location(folder))) for folder in config.model]
+    return digests == [model["digest"] for model in record["fingerprint"]["models"]]

@@ -11,7 +11,7 @@ from wsdm_ray.modeling.loading import local_base
 from wsdm_ray.modeling.manifest import Manifest, folder_digest, read_manifest
 from wsdm_ray.modeling.precision import resolve_precision, scoring_layout, uses_fused_decoder
 from wsdm_ray.scoring.model_spec import ModelSpec
-from wsdm_ray.storage import hub_name, local_copy, model_location
+from wsdm_ray.storage import folder_identity, hub_name, local_copy, model_location
 
 __all__ = ["check_folders", "check_models", "fastest_layout", "with_precision"]
 
@@ -41,6 +41,7 @@ def check_folders(config: ScoreConfig) -> tuple[ModelSpec, ...]:
     models = []
     bases = config.base if len(config.base) > 1 else (config.base or (None,)) * len(config.model)
     for folder, base in zip(config.model, bases, strict=True):
+        identity = folder_identity(folder)
         location, local, manifest = find_model(folder, base)
         if config.max_tokens:
             text = dataclasses.replace(manifest.text, max_tokens=config.max_tokens)
@@ -53,6 +54,7 @@ def check_folders(config: ScoreConfig) -> tuple[ModelSpec, ...]:
                 manifest=manifest,
                 precision=config.precision,
                 digest=folder_digest(local),
+                identity=identity,
             )
         )
     return tuple(models)

@@ -12,7 +12,7 @@ __all__ = ["ModelSpec"]
 class ModelSpec:
     """A model as every process of a run needs to know it.
 
-    digest: of the files of `folder`.
+    digest: of the files of `folder`. identity: what they are known by without being read.
     """
 
     folder: str
@@ -20,6 +20,7 @@ class ModelSpec:
     manifest: Manifest
     precision: str
     digest: str = ""
+    identity: str = ""
 
     @property
     def fingerprint(self) -> dict[str, Any]:

@@ -169,6 +169,7 @@ def report(run: ScoreRun, held: HeldRun, totals: Totals, scored: Scored) -> dict
         | {"replicas": run.cluster.replicas, "gpu": run.cluster.on_gpu},
         "slowest_units": slowest_units(fresh),
         "parts_digest": digest_of_sizes(part_sizes(run.output)),
+        "model_identities": [model.identity for model in run.replica.models],
     }
     written = held.finish(content)
     for path in (*crash_records, *death_records):

@@ -21,6 +21,7 @@ __all__ = [
     "bytes_to_fetch",
     "check_writable",
     "delete_folder",
+    "folder_identity",
     "local_copy",
     "model_location",
     "names_in_folder",
@@ -164,6 +165,23 @@ def cached_at(folder: str, names: Sequence[str]) -> str:
     """
     identity = json.dumps([file_identity(with_scheme(name, folder)) for name in names], sort_keys=True)
     return os.path.join(cache_folder(), entry_name(folder, identity))
+
+
+def folder_identity(folder: str) -> str:
+    """What a model folder's content is known by without being read: another string once a file is written.
+
+    Raises:
+        StorageError: there is no such folder, or it cannot be listed.
+    """
+    model = hub_model(folder)
+    if model is not None:
+        return commit_of(model).uri()
+    if is_remote(folder):
+        paths = [with_scheme(name, folder) for name in remote_files(folder)]
+    else:
+        paths = [join(absolute(folder), name) for name in sorted(names_in_folder(folder))]
+        paths = [path for path in paths if os.path.isfile(path)]
+    return hashlib.sha256(json.dumps([file_identity(path) for path in paths]).encode()).hexdigest()
 
 
 def bytes_to_fetch(folder: str) -> int:

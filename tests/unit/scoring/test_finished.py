@@ -1,6 +1,7 @@
 """A finished run is known by listings; anything else is left to the checks."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,12 +11,14 @@ import pytest
 from tests.unit.scoring.conftest import random_rows
 from wsdm_ray.config import ScoreConfig
 from wsdm_ray.modeling.manifest import Manifest, folder_digest
-from wsdm_ray.runs import file_versions, hold_run, read_run, run_folder
+from wsdm_ray.runs import RUN_FILE, file_versions, hold_run, read_run, run_folder
+from wsdm_ray.scoring import finished as module
 from wsdm_ray.scoring import pipeline
 from wsdm_ray.scoring.check import options_of_the_output
 from wsdm_ray.scoring.finished import finished_run
 from wsdm_ray.scoring.model_spec import ModelSpec
 from wsdm_ray.scoring.parts import UnitReport, digest_of_sizes, part_sizes, write_part
+from wsdm_ray.storage import folder_identity, join, read_json, write_json
 
 
 @pytest.fixture
@@ -41,7 +44,10 @@ def finished(tmp_path) -> ScoreConfig:
             table = pa.table({"id": [*range(10)]})
             write_part(config.output, table, UnitReport(unit=number, rows=10), held.digest)
         sizes = digest_of_sizes(part_sizes(config.output))
-        held.finish({"counts": {"units": 2, "rows": 20}, "parts_digest": sizes})
+        identities = [folder_identity(str(model))]
+        held.finish(
+            {"counts": {"units": 2, "rows": 20}, "parts_digest": sizes, "model_identities": identities}
+        )
     return config
 
 
@@ -51,6 +57,29 @@ def test_the_same_command_is_complete_before_anything_is_read(finished, monkeypa
         assert pipeline.score(finished) == read_run(finished.output)
     assert f"{finished.output} is complete already (20 rows)" in caplog.text
     assert finished_run(dataclasses.replace(finished, replicas=3, precision="fp32", layout="padded"))
+
+
+def test_weights_are_read_only_where_a_file_of_the_model_was_written(finished, monkeypatch):
+    weights, read = Path(finished.model[0], "adapter_model.safetensors"), []
+
+    def digest(folder: str) -> str:
+        read.append(folder)
+        return folder_digest(folder)
+
+    monkeypatch.setattr(module, "folder_digest", digest)
+    assert finished_run(finished)
+    assert not read
+    os.utime(weights, (1, 1))
+    assert finished_run(finished), "the same content"
+    assert read == [finished.model[0]]
+    weights.write_text("[]")
+    assert finished_run(finished) is None
+    path = join(run_folder(finished.output), RUN_FILE)
+    record = read_json(path)
+    del record["model_identities"]  # as earlier versions left it
+    weights.write_text("{}")
+    write_json(path, record)
+    assert finished_run(finished)
 
 
 @pytest.mark.parametrize(
