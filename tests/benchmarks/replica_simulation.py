@@ -33,8 +33,11 @@ from wsdm_ray.config import ScoreConfig
 BYTES_A_PAIR = 6_000
 """Encoded, of 1,050 tokens an ordering with a shared prompt."""
 
-PROCESSES = 64
-"""At most so many hold replicas; 100 MB each."""
+PROCESSES = 16
+"""At most so many hold replicas: a hundred on two cores would be what is measured, not the driver."""
+
+OBJECT_STORE_BYTES = 24 << 20
+"""For each replica: on a cluster every node brings its own."""
 
 READERS = 4
 
@@ -63,22 +66,23 @@ def simulate(folder: Path, replicas: int, given: argparse.Namespace) -> dict[str
     """One run with so many replicas."""
     import ray
 
-    from wsdm_ray.scoring import ray_data
+    from wsdm_ray.scoring import ray_data, read_ahead
     from wsdm_ray.scoring.pipeline import check
 
     make_model(str(folder / "model"))
     make_rows(folder / "rows.parquet", given.rows)
-    in_one = -(-replicas // PROCESSES)
+    processes = min(replicas, PROCESSES)
+    in_one = replicas // processes
     ray.init(
-        address="local", num_cpus=2 * replicas, num_gpus=0, include_dashboard=False,
-        object_store_memory=1_500 << 20, logging_level=logging.WARNING,
+        address="local", num_cpus=2 * processes, num_gpus=0, include_dashboard=False,
+        object_store_memory=replicas * OBJECT_STORE_BYTES, logging_level=logging.WARNING,
     )  # fmt: skip
     run = check(
         ScoreConfig(
             model=(str(folder / "model"),),
             input=(str(folder / "rows.parquet"),),
             output=str(folder / "out"),
-            replicas=replicas,
+            replicas=processes,
         )
     )
     (folder / "times").mkdir()
@@ -86,6 +90,8 @@ def simulate(folder: Path, replicas: int, given: argparse.Namespace) -> dict[str
     ray_data.ReplicaSlot = simulated_slot(folder / "times", seconds)
     ray_data.reader_of_process = lambda *_: encoded_unit
     ray_data.fit_readers = lambda *_: READERS
+    for module in (ray_data, read_ahead):
+        module.most_open_units = lambda *_: 2 * replicas + READERS
     ray_data.ray.data.ActorPoolStrategy = functools.partial(several_in_one, in_one)
     driver = psutil.Process()
     used = sum(driver.cpu_times()[:2])
@@ -136,7 +142,7 @@ def several_in_one(in_one: int, *, size: int) -> Any:
     from ray.data._internal.compute import ActorPoolStrategy
 
     return ActorPoolStrategy(
-        size=-(-size // in_one),
+        size=size,
         max_concurrent_calls_per_actor=in_one,
         max_tasks_in_flight_per_actor=2 * in_one,
         enable_true_multi_threading=True,
