@@ -67,7 +67,8 @@ def test_gradient_checkpointing_lets_go_of_the_inputs_of_llm_int8(trainer_of):
             if isinstance(layer, Linear8bitLt):
                 layer.register_forward_pre_hook(lambda _, given, to=inputs: to.append(weakref.ref(given[0])))
         _, batches = trainer.prepare_step(0)
-        logits = trainer.model.logits(trainer.lay_out(batches, 0))
+        layout = trainer.lay_out(batches.pairs, batches.micro_batches[0], batches.costs[0])
+        logits = trainer.model.logits(layout)
         alive[enabled] = sum(reference() is not None for reference in inputs)
         logits.sum().backward()
     assert alive["no"] > 5
