@@ -46,9 +46,9 @@ def test_digests_are_those_that_version_0_1_0_took():
 
 @pytest.mark.parametrize(("name", "precision"), SCORED)
 def test_a_folder_scores_as_it_did(name, precision):
-    """To float32's rounding where the processor has the name of that which made the expected scores: two of one
-    name differed by 1.2e-7. Elsewhere sums may be in another order.
+    """To float32's rounding where the processor has the name of that which made the expected scores.
 
+    Two of that name differed by 1.2e-7. Elsewhere sums may be in another order.
     A sum in another order can round an activation to the next of 8 bits: 1e-3 is some such steps.
     """
     expected = EXPECTED["log_odds"][f"{name} {precision}"]
