@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--pairs-per-second", type=float, default=33.0, help="of a replica")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "replica_simulation.json")
     given = parser.parse_args()
+    if any(replicas > PROCESSES and replicas % PROCESSES for replicas in given.replicas):
+        parser.error(f"--replicas: {PROCESSES} or fewer, or a multiple of it")
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ.pop("RAY_ADDRESS", None)
     results = []

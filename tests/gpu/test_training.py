@@ -119,10 +119,10 @@ def test_gradients_of_the_decoder_are_those_of_float32(family, kind, rows, compi
         assert (again[name] - each).norm() <= 0.02 * each.norm(), name
     with torch.no_grad():  # as validation runs it
         unrecorded = decoder.logits(layout_of(kind))
-    for name, each in (("recorded", logits), ("unrecorded", unrecorded)):  # compiled, they are rounded apart
+    for name, each in (("recorded", logits), ("unrecorded", unrecorded)):
         error = float((each - exact_logits).norm() / exact_logits.norm())
         assert error < limit, f"{name}: {error}"
-    if not compiled:
+    if rows != "w8a8-fp8":  # compiled apart, one rounding to float8 differs, and with it all that follow
         torch.testing.assert_close(unrecorded, logits.detach())
 
 

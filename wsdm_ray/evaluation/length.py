@@ -43,8 +43,10 @@ def length_features(characters_a_N: NDArray[np.int64], characters_b_N: NDArray[n
     difference in thousands of characters.
     """
     ratio_N = np.log1p(characters_a_N) - np.log1p(characters_b_N)
+    third_N = ratio_N / 3
+    cube_N = third_N * third_N * third_N  # a power of numpy rounds by sign on some processors
     difference_N = (characters_a_N - characters_b_N) / 1000.0
-    return np.stack([ratio_N, (ratio_N / 3) ** 3, np.clip(difference_N, -10, 10)], axis=1)
+    return np.stack([ratio_N, cube_N, np.clip(difference_N, -10, 10)], axis=1)
 
 
 def fit_length_only(features_NF: Floats, label_N: Floats) -> Floats:

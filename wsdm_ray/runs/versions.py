@@ -9,10 +9,9 @@ from wsdm_ray.errors import ClusterError
 
 __all__ = ["NUMERIC_VERSION", "check_same_numbers", "numeric_versions", "version_changes", "versions"]
 
-NUMERIC_VERSION = "3"
-"""Of this package's own arithmetic, and of how it cuts an input into units. It goes up with each change after
-which the same model, pair and options give other probabilities, also where only their last digits differ, or
-an unfinished run would be cut anew."""
+NUMERIC_VERSION = "2"
+"""Of this package's own arithmetic. It goes up with each change after which the same model, pair and options
+give other probabilities, also where only their last digits differ."""
 
 SHAPE_OUTPUTS = (
     *("wsdm_ray", "numpy", "pyarrow", "ftfy", "ray", "torch", "transformers"),

@@ -210,7 +210,7 @@ def check_run(config: ScoreConfig, cluster: Cluster, inputs: CheckedInputs | Non
             "models": [model.fingerprint for model in models],
             "inputs": listed_versions(plan.files),
         }
-        | ({"units": cut} if (cut := cut_digest(plan)) else {}),
+        | ({"units": cut} if (cut := cut_digest(plan, config.unit_rows)) else {}),
         config=to_dict(config),
         started=inputs.started,
         keep=inputs.keep,

@@ -45,9 +45,7 @@ SMALLEST_UNIT = 125
 """Smaller units would waste time: the last micro-batch of each is not full."""
 
 UNITS_LEFT = 384
-"""A unit has at most this share of the rows that are left, so that units are small where a run ends.
-
-With another value of one of the three, `NUMERIC_VERSION` must change: an unfinished run would be cut anew."""
+"""A unit has at most this share of the rows that are left, so that units are small where a run ends."""
 
 UNIT_BYTES = 64 << 20
 """Bytes of a unit as its files hold them, by the average row of each."""
@@ -120,10 +118,14 @@ def sources_of(units: Sequence[WorkUnit]) -> list[ParquetInput]:
     return list(dict.fromkeys(part.source for unit in units for part in unit.slices))
 
 
-def cut_digest(plan: ScorePlan) -> str | None:
-    """What a fingerprint keeps of the cut; None where each file is cut by itself, as earlier versions did."""
-    size = max(unit.rows for unit in plan.units)
-    if all(len(unit.slices) == 1 and unit.slices[0].start % size == 0 for unit in plan.units):
+def cut_digest(plan: ScorePlan, unit_rows: int | None) -> str | None:
+    """What a fingerprint keeps of the cut, so that no other version's units are taken for its own.
+
+    None where each file is cut by itself in units of as many rows as the options say, which are there, too.
+    """
+    if unit_rows and all(
+        len(unit.slices) == 1 and unit.slices[0].start % unit_rows == 0 for unit in plan.units
+    ):
         return None
     places = {source: place for place, source in enumerate(sources_of(plan.units))}
     cut = [

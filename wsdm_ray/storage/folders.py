@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from wsdm_ray.errors import StorageError
@@ -163,7 +163,7 @@ def cached_at(folder: str, names: Sequence[str]) -> str:
     Args:
         names: of `remote_files`.
     """
-    identity = json.dumps([file_identity(with_scheme(name, folder)) for name in names], sort_keys=True)
+    identity = identity_of(with_scheme(name, folder) for name in names)
     return os.path.join(cache_folder(), entry_name(folder, identity))
 
 
@@ -181,7 +181,12 @@ def folder_identity(folder: str) -> str:
     else:
         paths = [join(absolute(folder), name) for name in sorted(names_in_folder(folder))]
         paths = [path for path in paths if os.path.isfile(path)]
-    return hashlib.sha256(json.dumps([file_identity(path) for path in paths]).encode()).hexdigest()
+    return hashlib.sha256(identity_of(paths).encode()).hexdigest()
+
+
+def identity_of(paths: Iterable[str]) -> str:
+    """The identities of files, as JSON."""
+    return json.dumps([file_identity(path) for path in paths], sort_keys=True)
 
 
 def bytes_to_fetch(folder: str) -> int:

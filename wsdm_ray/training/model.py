@@ -86,12 +86,10 @@ class DecoderModel:
 
     def __init__(self, network: nn.Module, config: TrainConfig, compiled: bool, dtype: torch.dtype):
         self.network, self.config = network, config
-        self.decoder = TrainingDecoder(network, dtype, compiled=compiled)
-        self.on_gpu = self.decoder.device.type == "cuda"
-        self.decoder.usual_tokens = self.row_tokens(config.token_budget)
-        self.decoder.recomputed = recomputed_layers(
-            network, config, self.row_tokens(config.token_budget), compiled=compiled
-        )
+        self.on_gpu = next(network.parameters()).device.type == "cuda"
+        self.full_row = self.row_tokens(config.token_budget)
+        self.decoder = TrainingDecoder(network, dtype, compiled=compiled, usual_tokens=self.full_row)
+        self.decoder.recomputed = recomputed_layers(network, config, self.full_row, compiled=compiled)
 
     def logits(self, layout: Layout) -> torch.Tensor:
         return self.decoder.logits(layout)
@@ -100,8 +98,7 @@ class DecoderModel:
         return padded_tokens(tokens, self.config.token_budget) if self.on_gpu else tokens
 
     def compiled_rows(self) -> tuple[int, ...]:
-        budget = self.config.token_budget
-        return (self.row_tokens(budget), self.row_tokens(budget // 2)) if self.on_gpu else ()
+        return (self.full_row, self.row_tokens(self.config.token_budget // 2)) if self.on_gpu else ()
 
     def save_memory(self) -> bool:
         layers = len(self.decoder.layers)

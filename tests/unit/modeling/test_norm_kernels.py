@@ -355,6 +355,6 @@ def test_a_stack(precision, family, device, family_model, monkeypatch):
     found, exact = last_hidden(precision), last_hidden("none")
     monkeypatch.setattr(quantized_linear, "on_hopper", lambda device: False)
     near = 2 * (last_hidden(precision).float() - exact.float()).norm() / exact.float().norm()
-    # In float8 a pair of this network is off by 0.04 to 0.56, 12 of them together by about 0.25.
-    assert near < {"w8a8-int8": 0.1, "w8a8-fp8": 0.4 if device == "cuda" else 0.2}[precision]
+    # In float8 a pair of this network is off by 0.04 to 0.56, 12 of them together by 0.13 to 0.23.
+    assert near < {"w8a8-int8": 0.1, "w8a8-fp8": 0.3 if device == "cuda" else 0.2}[precision]
     close(found, exact, near if device == "cuda" else 2 * near)

@@ -133,7 +133,8 @@ def test_the_fingerprint_has_all_that_decides_the_output(run_of, adapter):
     run = run_of()
     manifest = read_manifest(str(adapter[0]))
     [model] = run.fingerprint["models"]
-    assert set(run.fingerprint) == {"options", "models", "inputs"}
+    assert set(run.fingerprint) == {"options", "models", "inputs", "units"}
+    assert "units" not in run_of(unit_rows=4).fingerprint, "the options say how they were cut"
     assert set(model) == {"digest", "base_digest", "precision"}
     assert (model["base_digest"], model["precision"]) == (manifest.base_digest, "fp32")
     assert set(run.fingerprint["options"]) == {

@@ -12,6 +12,7 @@ from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.conversion import ParquetInput
 from wsdm_ray.inputs.files import InputFile
 from wsdm_ray.inputs.parquet_rows import row_groups_of
+from wsdm_ray.scoring import plan as plan_module
 from wsdm_ray.scoring.input_facts import FileFacts
 from wsdm_ray.scoring.plan import (
     Slice,
@@ -376,8 +377,16 @@ def test_small_files_share_units_and_keep_their_ids_and_faults(write):
 
 def test_a_cut_of_several_files_is_in_the_fingerprint(write):
     files = [write(table_of([number]), f"{number}.parquet") for number in range(4)]
-    assert cut_digest(plan_of(files, 1)) is None, "as earlier versions cut"
-    pairs, all_four = cut_digest(plan_of(files, 2)), cut_digest(plan_of(files, 4))
+    assert cut_digest(plan_of(files, 1), 1) is None, "the options say all"
+    pairs, all_four = cut_digest(plan_of(files, 2), 2), cut_digest(plan_of(files, 4), 4)
     assert None not in (pairs, all_four)
     assert pairs != all_four
-    assert pairs == cut_digest(plan_of(files, 2))
+    assert pairs == cut_digest(plan_of(files, 2), 2)
+
+
+def test_a_cut_that_no_option_chose_is_in_the_fingerprint(write, monkeypatch):
+    """Another version may cut the same rows to other units."""
+    files = [write(table_of(range(400)), "0.parquet")]
+    cut = cut_digest(plan_of(files, None), None)
+    monkeypatch.setattr(plan_module, "SMALLEST_UNIT", 250)
+    assert cut_digest(plan_of(files, None), None) not in (cut, None)

@@ -100,6 +100,7 @@ def flex_training_attention(
     return out
 
 
+# Two functions, as PyTorch looks for what it compiled by a function's code: either would find the other's.
 @functools.cache
 def flex_of_usual_rows() -> Callable[..., Any]:
     """Compiled for one number of tokens, which makes it a fifth faster than for any."""
