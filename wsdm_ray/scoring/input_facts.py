@@ -80,6 +80,7 @@ def read_files(sources: Sequence[ParquetInput], hashes: IdHashes, bad: BadFiles)
                 found.append(facts)
             else:
                 bad.add(source.shown, *facts)
+    pa.default_memory_pool().release_unused()  # PyArrow keeps what each of the threads decoded its pages in
     return found
 
 

@@ -15,8 +15,8 @@ from wsdm_ray.config import TrainConfig
 from wsdm_ray.data.mixing import apply_mixture, check_leakage, read_teachers, sample_weights
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.errors import ClusterError, ConfigError
-from wsdm_ray.modeling.manifest import Manifest, folder_digest
-from wsdm_ray.runs import check_no_overlap, file_versions, options
+from wsdm_ray.modeling.manifest import Manifest, Quantization, folder_digest, read_manifest
+from wsdm_ray.runs import check_no_overlap, file_versions, find_run, options
 from wsdm_ray.storage import absolute, list_files, local_copy, model_location
 from wsdm_ray.telemetry import logger
 from wsdm_ray.training.batches import num_steps
@@ -50,6 +50,8 @@ class ClusterResources:
 
     cpus: float
     gpus: int
+    gpu_types: frozenset[str] = frozenset()
+    """Ray's names of the GPUs, such as H100."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +139,41 @@ def check(
     """
     inputs = inputs or check_inputs(config)
     on_gpu = fit_cluster(config, cluster)
+    chosen = choose_quantization(config, inputs.manifest, cluster)
+    manifest = dataclasses.replace(inputs.manifest, quantization=chosen or inputs.manifest.quantization)
+    # Only where it is another than it would be elsewhere: runs of earlier versions do not name it.
+    named = {"quantization": chosen} if manifest != inputs.manifest else {}
     return CheckedTraining(
         config=config,
-        worker_config=with_absolute_paths(config, inputs.files, inputs.manifest),
-        manifest=inputs.manifest,
+        worker_config=with_absolute_paths(config, inputs.files, manifest),
+        manifest=manifest,
         counts=inputs.counts,
         on_gpu=on_gpu,
-        fingerprint=fingerprint_of(config, inputs.files, inputs.manifest, on_gpu),
+        fingerprint=named | fingerprint_of(config, inputs.files, manifest, on_gpu),
     )
+
+
+def choose_quantization(
+    config: TrainConfig, manifest: Manifest, cluster: ClusterResources
+) -> Quantization | None:
+    """What `--quantization auto` makes of an unquantized base; None where there is nothing to choose.
+
+    An unfinished run in the output goes on as it began, on whatever GPUs, and so does the adapter that a run
+    starts with.
+    """
+    from wsdm_ray.modeling.classifier import model_config
+    from wsdm_ray.modeling.quantization_config import folder_quantization
+    from wsdm_ray.training.policy import fastest_quantization
+
+    base = local_copy(manifest.base or config.base)
+    if config.quantization != "auto" or folder_quantization(base) != "none":
+        return None
+    begun = None if config.restart else find_run(config.output)
+    if begun:
+        return begun.record["fingerprint"].get("quantization", manifest.quantization)
+    if manifest.started_from:
+        return read_manifest(local_copy(manifest.started_from)).quantization
+    return fastest_quantization(config, model_config(base), cluster.gpu_types)
 
 
 def check_base(config: TrainConfig) -> Manifest:

@@ -25,13 +25,13 @@ def checked(config: TrainConfig) -> tuple[CheckedTraining, str | None]:
     with checks.stage("inputs and base") as found:
         inputs = check_inputs(config)
         found.append(f"{inputs.counts.train:,} votes, {inputs.counts.steps:,} steps")
-        found.append(f"the base is held as {inputs.manifest.quantization}")
     assumed = config.dry_run and not cluster_at_hand()
     with checks.stage("resources") as found:
         cluster = this_machine() if assumed else resources_of_cluster(config)
         run = check(config, cluster, inputs)
         asked = "no cluster was asked (RAY_ADDRESS names one)" if assumed else "they fit"
         found.append(f"{config.num_workers} x 1 {'GPU' if run.on_gpu else 'CPU'}; {asked}")
+        found.append(f"the base is held as {run.manifest.quantization}")
     need = None
     if run.on_gpu:
         from wsdm_ray.training.expected import gpu_need
@@ -56,4 +56,7 @@ def this_machine() -> ClusterResources:
     """This machine as a cluster."""
     import torch
 
-    return ClusterResources(cpus=os.cpu_count() or 1, gpus=torch.cuda.device_count())
+    gpus = range(torch.cuda.device_count())
+    names = (torch.cuda.get_device_name(gpu).removeprefix("NVIDIA ") for gpu in gpus)
+    types = frozenset(name.split(" ")[0] for name in names)
+    return ClusterResources(cpus=os.cpu_count() or 1, gpus=len(gpus), gpu_types=types)

@@ -41,6 +41,9 @@ POLL_SECONDS = 0.2
 RECORDS = "checkpoint_manager_snapshot.json"
 """Ray Train's record of the checkpoints that there are."""
 
+GPU_TYPE = "accelerator_type:"
+"""Ray's resources that name the kind of a node's GPUs begin so."""
+
 LINE_SECONDS = 60.0
 """So often a line says what the run waits for."""
 
@@ -112,7 +115,8 @@ def cluster_resources(config: TrainConfig) -> ClusterResources:
     def poll() -> ClusterResources:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
-        resources = ClusterResources(cpus=cpus, gpus=int(gpus))
+        types = (name.removeprefix(GPU_TYPE) for node in nodes for name in node if name.startswith(GPU_TYPE))
+        resources = ClusterResources(cpus=cpus, gpus=int(gpus), gpu_types=frozenset(types))
         if limits.get("GPU", 0) and not resources.gpus:
             raise ClusterError(f"the cluster has no GPU yet: too small for {number} workers of 1 GPU each")
         fit_cluster(config, resources)

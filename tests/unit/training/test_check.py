@@ -9,11 +9,16 @@ import pytest
 
 from wsdm_ray.config import TrainConfig
 from wsdm_ray.errors import ClusterError, ConfigError
+from wsdm_ray.modeling.manifest import Manifest
 from wsdm_ray.presets import tiny
+from wsdm_ray.runs import hold_run
 from wsdm_ray.storage import list_files
+from wsdm_ray.training import check as module
 from wsdm_ray.training.check import CheckedTraining, ClusterResources, TrainingCounts, check
 
 TWO_CPUS = ClusterResources(cpus=2, gpus=0)
+H100S = ClusterResources(cpus=8, gpus=2, gpu_types=frozenset({"H100"}))
+A100S = ClusterResources(cpus=8, gpus=2, gpu_types=frozenset({"A100"}))
 
 
 @pytest.fixture
@@ -24,6 +29,11 @@ def config(tiny_model: Path, prepared: Path, tmp_path: Path) -> TrainConfig:
 
 def changed(config: TrainConfig, cluster: ClusterResources = TWO_CPUS, **changes) -> CheckedTraining:
     return check(dataclasses.replace(config, **changes), cluster)
+
+
+def started_from(folder: str):
+    """Stands in for `check_start`."""
+    return lambda config, manifest: dataclasses.replace(manifest, started_from=folder)
 
 
 def test_what_was_checked(config, prepared):
@@ -79,6 +89,33 @@ def test_the_fingerprint_has_what_decides_the_classifier_and_no_more(config):
     )
     one, two = (changed(config, num_workers=size, micro_batches=2) for size in (1, 2))
     assert one.fingerprint == two.fingerprint
+
+
+def test_an_unfinished_run_keeps_how_it_holds_its_base_on_other_gpus(config):
+    auto = dataclasses.replace(config, quantization="auto")
+    begun = check(auto, H100S)
+    assert (begun.manifest.quantization, begun.fingerprint["quantization"]) == ("w8a8-int8", "w8a8-int8")
+    elsewhere = check(auto, A100S)
+    assert elsewhere.manifest.quantization == "bnb-int8"
+    assert "quantization" not in elsewhere.fingerprint, "as runs of earlier versions have it"
+    for first, other, cluster in ((begun, elsewhere, A100S), (elsewhere, begun, H100S)):
+        with hold_run(auto.output, "train", first.fingerprint, restart=True):
+            pass
+        assert check(auto, cluster).manifest == first.manifest
+        assert check(auto, cluster).fingerprint == first.fingerprint
+        assert changed(auto, cluster, restart=True).manifest == other.manifest
+        assert changed(auto, cluster, quantization="none").manifest.quantization == "none"
+
+
+def test_a_run_holds_its_base_as_the_adapter_that_it_starts_with_did(config, monkeypatch):
+    auto = dataclasses.replace(config, quantization="auto")
+    for held in ("bnb-int8", "nf4", "w8a8-int8"):
+        earlier = Manifest(kind="adapter", quantization=held)
+        monkeypatch.setattr(module, "check_start", started_from("memory://earlier"))
+        monkeypatch.setattr(module, "local_copy", lambda path: path)
+        monkeypatch.setattr(module, "read_manifest", {"memory://earlier": earlier}.__getitem__)
+        for cluster in (H100S, A100S, TWO_CPUS):
+            assert check(auto, cluster).manifest.quantization == held
 
 
 def test_what_cannot_be_done(config):
