@@ -138,9 +138,9 @@ class TrainConfig(StoreConfig):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of activations. auto: bf16 if the GPU supports it, else fp32."""
     quantization: Literal["auto", "bnb-int8", "nf4", "w8a8-int8", "w8a8-fp8", "none"] = "auto"
-    """Precision of the frozen base. auto keeps that of the folder and turns an unquantized base into
-    bnb-int8. With bnb-int8 and nf4, GEMMs take dequantized weights; with w8a8-int8 and w8a8-fp8 they are of 8
-    bits, forward and backward, and faster."""
+    """Precision of the frozen base. auto keeps that of the folder; an unquantized base becomes bnb-int8, or
+    w8a8-int8 from 7B on where all GPUs are H100 or H200. With bnb-int8 and nf4, GEMMs take dequantized
+    weights; with w8a8-int8 and w8a8-fp8 they are of 8 bits, forward and backward."""
     int8_activations: bool = False
     """Round activations to 8 bits for bnb-int8 matmuls, as LLM.int8() does, instead of keeping them in their
     own precision. Slower, and the result of a row depends on its neighbours."""

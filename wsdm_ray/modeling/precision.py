@@ -186,7 +186,9 @@ def scoring_layout(fused: Iterable[bool], device: str) -> Literal["padded", "sha
 
 
 def training_quantization(folder: str, stored: Quantization, asked: str) -> Quantization:
-    """How a base is held in training: as its folder stores it, else as asked for (`auto` is bnb-int8).
+    """How a base is held in training: as its folder stores it, else as asked for.
+
+    `auto` is bnb-int8; training asks for another where its GPUs are faster in it.
 
     Args:
         folder: whose base it is, for messages.

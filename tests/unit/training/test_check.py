@@ -14,6 +14,7 @@ from wsdm_ray.presets import tiny
 from wsdm_ray.runs import hold_run
 from wsdm_ray.storage import list_files
 from wsdm_ray.training import check as module
+from wsdm_ray.training import policy
 from wsdm_ray.training.check import CheckedTraining, ClusterResources, TrainingCounts, check
 
 TWO_CPUS = ClusterResources(cpus=2, gpus=0)
@@ -91,7 +92,8 @@ def test_the_fingerprint_has_what_decides_the_classifier_and_no_more(config):
     assert one.fingerprint == two.fingerprint
 
 
-def test_an_unfinished_run_keeps_how_it_holds_its_base_on_other_gpus(config):
+def test_an_unfinished_run_keeps_how_it_holds_its_base_on_other_gpus(config, monkeypatch):
+    monkeypatch.setattr(policy, "FASTER_FROM_HIDDEN_SIZE", 32)
     auto = dataclasses.replace(config, quantization="auto")
     begun = check(auto, H100S)
     assert (begun.manifest.quantization, begun.fingerprint["quantization"]) == ("w8a8-int8", "w8a8-int8")
