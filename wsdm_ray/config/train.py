@@ -139,8 +139,8 @@ class TrainConfig(StoreConfig):
     """Precision of activations. auto: bf16 if the GPU supports it, else fp32."""
     quantization: Literal["auto", "bnb-int8", "nf4", "w8a8-int8", "w8a8-fp8", "none"] = "auto"
     """Precision of the frozen base. auto keeps that of the folder; an unquantized base becomes bnb-int8, or
-    w8a8-int8 from 7B on where all GPUs are H100 or H200. With bnb-int8 and nf4, GEMMs take dequantized
-    weights; with w8a8-int8 and w8a8-fp8 they are of 8 bits, forward and backward."""
+    w8a8-int8 if its hidden size is 3,584 or more and all GPUs are H100 or H200. With bnb-int8 and nf4, GEMMs
+    take dequantized weights; with w8a8-int8 and w8a8-fp8 they are of 8 bits, forward and backward."""
     int8_activations: bool = False
     """Round activations to 8 bits for bnb-int8 matmuls, as LLM.int8() does, instead of keeping them in their
     own precision. Slower, and the result of a row depends on its neighbours."""

@@ -116,14 +116,20 @@ def choose_precision(asked: str, device: str, manifest: Manifest, capability: Ca
     if asked == "auto":
         precision = "fp32" if device == "cpu" else fastest_precision(capability or (0, 0), stored)
     if device == "cuda" and precision in W8A8:
-        check_capability(precision, stored, capability or (0, 0))
+        check_capability(precision, manifest, capability or (0, 0))
     if precision in BNB and stored not in ("none", precision):
         also = "" if stored in W8A8 else "it, "
         raise ConfigError(
-            f"--precision {precision}: the weights are stored as {stored}; "
-            f"use {also}fp32, bf16, w8a8-int8 or w8a8-fp8"
+            f"--precision {precision}: {held_as(manifest)}; use {also}fp32, bf16, w8a8-int8 or w8a8-fp8"
         )
     return precision
+
+
+def held_as(manifest: Manifest) -> str:
+    """How the weights of a checkpoint are quantized, for messages."""
+    if manifest.kind == "adapter":
+        return f"the adapter was trained on a base in {manifest.quantization}"
+    return f"the weights are stored as {manifest.quantization}"
 
 
 def fastest_precision(capability: Capability, stored: str) -> str:
@@ -146,16 +152,19 @@ def supports_capability(precision: str, capability: Capability) -> bool:
     return capability >= LEAST_CAPABILITY.get(precision, (0, 0))
 
 
-def check_capability(precision: str, stored: str, capability: Capability) -> None:
+def check_capability(precision: str, manifest: Manifest, capability: Capability) -> None:
     """Raise `ConfigError` where a GPU has no GEMMs in a precision."""
     if supports_capability(precision, capability):
         return
-    least, other = LEAST_CAPABILITY[precision], FALLBACK[precision]
-    unreadable = stored in W8A8 and other in BNB
+    least, other, stored = LEAST_CAPABILITY[precision], FALLBACK[precision], manifest.quantization
+    remedy = f"use --precision {other}"
+    if stored in W8A8 and other in BNB:
+        remedy += f", with the model before it was made {stored}"
+        if manifest.kind == "adapter":
+            remedy = f"score what `quantize --adapter` makes of it with --precision {other}"
     raise ConfigError(
         f"--precision {precision}: takes a GPU of compute capability {least[0]}.{least[1]} or later, and "
-        f"there is one of {capability[0]}.{capability[1]}; use --precision {other}"
-        + (f", with the model before it was made {stored}" if unreadable else "")
+        f"there is one of {capability[0]}.{capability[1]}; {remedy}"
     )
 
 
@@ -188,7 +197,7 @@ def scoring_layout(fused: Iterable[bool], device: str) -> Literal["padded", "sha
 def training_quantization(folder: str, stored: Quantization, asked: str) -> Quantization:
     """How a base is held in training: as its folder stores it, else as asked for.
 
-    `auto` is bnb-int8; training asks for another where its GPUs are faster in it.
+    `auto` is bnb-int8, in the place of which training may choose a faster one for its GPUs.
 
     Args:
         folder: whose base it is, for messages.

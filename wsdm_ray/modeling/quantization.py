@@ -113,7 +113,7 @@ def check_alike(adapters: Sequence[Adapter]) -> None:
         if ours != theirs:
             raise ModelError(
                 f"{adapter.folder}: its {name} is not that of {first.folder}; --average takes runs with the "
-                "same options"
+                "same options" + (f" (--{name} {ours} and {theirs})" if name == "quantization" else "")
             )
 
 

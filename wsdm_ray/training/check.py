@@ -15,7 +15,7 @@ from wsdm_ray.config import TrainConfig
 from wsdm_ray.data.mixing import apply_mixture, check_leakage, read_teachers, sample_weights
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.errors import ClusterError, ConfigError
-from wsdm_ray.modeling.manifest import Manifest, Quantization, folder_digest, read_manifest
+from wsdm_ray.modeling.manifest import Manifest, Quantization, folder_digest
 from wsdm_ray.runs import check_no_overlap, file_versions, find_run, options
 from wsdm_ray.storage import absolute, list_files, local_copy, model_location
 from wsdm_ray.telemetry import logger
@@ -32,6 +32,8 @@ __all__ = [
     "check",
     "check_inputs",
 ]
+
+UNKNOWN_GPU = "unknown"
 
 NOT_IN_FINGERPRINT = (
     "output", "restart", "max_failures", "loss_spike", "allow_leakage", "tensorboard", "wandb",
@@ -51,7 +53,7 @@ class ClusterResources:
     cpus: float
     gpus: int
     gpu_types: frozenset[str] = frozenset()
-    """Ray's names of the GPUs, such as H100."""
+    """Ray's names of the GPUs, such as H100; `UNKNOWN_GPU` for those without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +160,7 @@ def choose_quantization(
 ) -> Quantization | None:
     """What `--quantization auto` makes of an unquantized base; None where there is nothing to choose.
 
-    An unfinished run in the output goes on as it began, on whatever GPUs, and so does the adapter that a run
-    starts with.
+    The run that is in the output already keeps what it has, whatever GPUs there are now.
     """
     from wsdm_ray.modeling.classifier import model_config
     from wsdm_ray.modeling.quantization_config import folder_quantization
@@ -168,11 +169,9 @@ def choose_quantization(
     base = local_copy(manifest.base or config.base)
     if config.quantization != "auto" or folder_quantization(base) != "none":
         return None
-    begun = None if config.restart else find_run(config.output)
-    if begun:
-        return begun.record["fingerprint"].get("quantization", manifest.quantization)
-    if manifest.started_from:
-        return read_manifest(local_copy(manifest.started_from)).quantization
+    earlier = None if config.restart else find_run(config.output)
+    if earlier and earlier.record["job"] == "train":
+        return earlier.record["fingerprint"].get("quantization", manifest.quantization)
     return fastest_quantization(config, model_config(base), cluster.gpu_types)
 
 

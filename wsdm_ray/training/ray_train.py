@@ -7,7 +7,7 @@ again ends the run at once.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow.fs
@@ -26,7 +26,7 @@ from wsdm_ray.failures import FinalError, pack_error, unpack_error
 from wsdm_ray.session import connect
 from wsdm_ray.storage import filesystem, is_remote, join, read_json, reason
 from wsdm_ray.telemetry import in_terminal, logger, set_up_logging
-from wsdm_ray.training.check import CheckedTraining, ClusterResources, fit_cluster
+from wsdm_ray.training.check import UNKNOWN_GPU, CheckedTraining, ClusterResources, fit_cluster
 from wsdm_ray.training.preemption import HandleNotices, ask_to_stop, step_of
 from wsdm_ray.training.progress import show_progress
 from wsdm_ray.training.worker import CHECKPOINTS_FOLDER, RUN_NAME, WorkerResult, WorkerTask, left_name, work
@@ -114,9 +114,7 @@ def cluster_resources(config: TrainConfig) -> ClusterResources:
 
     def poll() -> ClusterResources:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
-        types = (name.removeprefix(GPU_TYPE) for node in nodes for name in node if name.startswith(GPU_TYPE))
-        resources = ClusterResources(cpus=cpus, gpus=int(gpus), gpu_types=frozenset(types))
+        resources = resources_of(nodes)
         if limits.get("GPU", 0) and not resources.gpus:
             raise ClusterError(f"the cluster has no GPU yet: too small for {number} workers of 1 GPU each")
         fit_cluster(config, resources)
@@ -124,6 +122,17 @@ def cluster_resources(config: TrainConfig) -> ClusterResources:
 
     bundle = {"CPU": 1.0} | ({"GPU": 1.0} if limits.get("GPU", 0) else {})
     return poll_or_wait(poll, [bundle] * number, job="train", seconds=seconds)
+
+
+def resources_of(nodes: Sequence[Mapping[str, float]]) -> ClusterResources:
+    """The sum of what nodes have. nodes: the resources of each, as Ray has them."""
+    cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    types: set[str] = set()
+    for node in nodes:
+        if node.get("GPU", 0):
+            named = [name.removeprefix(GPU_TYPE) for name in node if name.startswith(GPU_TYPE)]
+            types.update(named or [UNKNOWN_GPU])
+    return ClusterResources(cpus=cpus, gpus=int(gpus), gpu_types=frozenset(types))
 
 
 def execute(checked: CheckedTraining) -> ray.train.Result:

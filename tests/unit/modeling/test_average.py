@@ -79,7 +79,8 @@ def test_what_has_no_mean(base, folds, tmp_path):
     path = Path(folds[1]) / MANIFEST
     written = path.read_text()
     values: dict[str, Any] = json.loads(written)
-    for name, other in (("orders", "ab"), ("text", dataclasses.asdict(TextConfig(max_tokens=64)))):
+    text = dataclasses.asdict(TextConfig(max_tokens=64))
+    for name, other in (("orders", "ab"), ("quantization", "w8a8-int8"), ("text", text)):
         path.write_text(json.dumps(values | {name: other}))
         try:
             with pytest.raises(

@@ -137,6 +137,16 @@ def test_refusals_name_the_remedy(asked, stored, capability, remedy):
     assert str(caught.value) == f"--precision {asked}: {remedy}"
 
 
+def test_refusals_of_an_adapter_that_was_trained_on_8_bit_rows_name_the_way_out():
+    adapter = Manifest(kind="adapter", quantization="w8a8-int8")
+    for asked, capability, remedy in (
+        ("bnb-int8", (9, 0), "the adapter was trained on a base in w8a8-int8; use fp32, bf16, w8a8-int8 or "),
+        ("auto", (7, 5), "score what `quantize --adapter` makes of it with --precision bnb-int8"),
+    ):
+        with pytest.raises(ConfigError, match=remedy):
+            plan_execution(asked, "cuda", adapter, capability)
+
+
 def test_the_layout_of_several_models_is_that_of_the_slowest():
     assert scoring_layout([True, True], "cuda") == "shared"
     assert scoring_layout([True, False], "cuda") == "padded"

@@ -118,11 +118,14 @@ def test_precisions(folders):
             "--precision w8a8-int8: takes a GPU of compute capability 8.0 or later, and there is one of 7.5; "
             f"use --precision bnb-int8, with the model before it was made {stored}"
         )
-    for name in ("full_bnb-int8", "adapter_int8", "adapter_as_int8"):
+    trained = "the adapter was trained on a base in bnb-int8"
+    for name, held in (
+        ("full_bnb-int8", "the weights are stored as bnb-int8"),
+        ("adapter_int8", trained),
+        ("adapter_as_int8", trained),
+    ):
         message = refusal(ConfigError, lambda name=name: load_classifier(str(folders[name]), precision="nf4"))
-        assert message == (
-            "--precision nf4: the weights are stored as bnb-int8; use it, fp32, bf16, w8a8-int8 or w8a8-fp8"
-        )
+        assert message == f"--precision nf4: {held}; use it, fp32, bf16, w8a8-int8 or w8a8-fp8"
     plain = dataclasses.replace(manifest, quantization="none")
     assert resolve_precision("nf4", "cpu", plain) == "nf4"
     assert resolve_precision("bnb-int8", "cpu", plain) == "bnb-int8"

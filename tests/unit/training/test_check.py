@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,11 +10,9 @@ import pytest
 
 from wsdm_ray.config import TrainConfig
 from wsdm_ray.errors import ClusterError, ConfigError
-from wsdm_ray.modeling.manifest import Manifest
 from wsdm_ray.presets import tiny
 from wsdm_ray.runs import hold_run
 from wsdm_ray.storage import list_files
-from wsdm_ray.training import check as module
 from wsdm_ray.training import policy
 from wsdm_ray.training.check import CheckedTraining, ClusterResources, TrainingCounts, check
 
@@ -30,11 +29,6 @@ def config(tiny_model: Path, prepared: Path, tmp_path: Path) -> TrainConfig:
 
 def changed(config: TrainConfig, cluster: ClusterResources = TWO_CPUS, **changes) -> CheckedTraining:
     return check(dataclasses.replace(config, **changes), cluster)
-
-
-def started_from(folder: str):
-    """Stands in for `check_start`."""
-    return lambda config, manifest: dataclasses.replace(manifest, started_from=folder)
 
 
 def test_what_was_checked(config, prepared):
@@ -107,17 +101,11 @@ def test_an_unfinished_run_keeps_how_it_holds_its_base_on_other_gpus(config, mon
         assert check(auto, cluster).fingerprint == first.fingerprint
         assert changed(auto, cluster, restart=True).manifest == other.manifest
         assert changed(auto, cluster, quantization="none").manifest.quantization == "none"
-
-
-def test_a_run_holds_its_base_as_the_adapter_that_it_starts_with_did(config, monkeypatch):
-    auto = dataclasses.replace(config, quantization="auto")
-    for held in ("bnb-int8", "nf4", "w8a8-int8"):
-        earlier = Manifest(kind="adapter", quantization=held)
-        monkeypatch.setattr(module, "check_start", started_from("memory://earlier"))
-        monkeypatch.setattr(module, "local_copy", lambda path: path)
-        monkeypatch.setattr(module, "read_manifest", {"memory://earlier": earlier}.__getitem__)
-        for cluster in (H100S, A100S, TWO_CPUS):
-            assert check(auto, cluster).manifest.quantization == held
+    shutil.rmtree(f"{auto.output}.run", ignore_errors=True)
+    shutil.rmtree(auto.output, ignore_errors=True)
+    with hold_run(auto.output, "score", {}, restart=False):
+        pass
+    assert check(auto, H100S).manifest == begun.manifest, "what another job left says nothing"
 
 
 def test_what_cannot_be_done(config):

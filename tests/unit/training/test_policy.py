@@ -91,7 +91,7 @@ def test_an_unquantized_base_is_held_in_what_was_measured_to_be_fastest():
     for options in ({"layout": "padded"}, {"precision": "fp32"}, {"int8_activations": True}):
         assert held("H100", options=options) == "bnb-int8", options
     assert held("H100", attention_dropout=0.1) == "bnb-int8", "the training decoder has none"
-    assert held("H100", hidden_size=1_536, num_attention_heads=12) == "bnb-int8", "small ones are no faster"
+    assert held("H100", hidden_size=1_536, num_attention_heads=12) == "bnb-int8", "small ones were slower"
 
 
 @pytest.mark.parametrize("quantization", ["w8a8-int8", "w8a8-fp8"])
@@ -100,7 +100,8 @@ def test_8_bit_gemms_take_the_decoder_everywhere(quantization):
     assert (options.decoder, options.layout, options.compile) == (True, "shared", "no")
     for config, machine, option in (
         ({"layout": "padded"}, {}, "--layout padded"),
-        ({"precision": "fp32"}, {"precision": "fp32"}, "--precision fp32"),
+        ({"precision": "fp32"}, {"precision": "fp32"}, "--precision fp32: .*; use auto"),
+        ({}, {"precision": "fp32"}, "--precision auto: .*; use one of compute capability 8.0 or later"),
         ({}, {"attention_dropout": True}, "attention_dropout"),
     ):
         with pytest.raises(ConfigError, match=option):

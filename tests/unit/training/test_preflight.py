@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from wsdm_ray.config import TrainConfig
@@ -79,6 +80,14 @@ def test_an_output_that_takes_no_file_is_found_before_ray_starts_a_worker(given,
     monkeypatch.setattr(preflight, "resources_of_cluster", lambda config: ClusterResources(cpus=8, gpus=0))
     with pytest.raises(StorageError, match="memory://b/out: permission denied; check the credentials"):
         preflight.checked(dataclasses.replace(given, output="memory://b/out"))
+
+
+def test_the_gpus_of_this_machine_are_named_as_ray_names_them(monkeypatch):
+    names = ["NVIDIA H100 80GB HBM3", "NVIDIA H200"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+    monkeypatch.setattr(torch.cuda, "get_device_name", names.__getitem__)
+    machine = preflight.this_machine()
+    assert (machine.gpus, machine.gpu_types) == (2, {"H100", "H200"})
 
 
 def test_what_a_worker_takes(given):
