@@ -1,6 +1,5 @@
 """Tables of the fault campaign, and of scoring at scale: rows, files and replicas."""
 
-from collections.abc import Callable
 from typing import Any
 
 from report_tables import table
@@ -29,26 +28,18 @@ def fault_campaign(results: dict[str, Any]) -> list[str]:
 
 def score_scale(results: dict[str, Any]) -> list[str]:
     """A row a number of rows, and one of the growth."""
-    runs = results["runs"]
-    roles = list(runs[0]["peak_mib"])
-
-    def cells(show: Callable[[str, str], str]) -> list[str]:
-        """Of each role, what is shown of its peak, and in brackets of its memory without shared pages."""
-        own = runs[0].get("own_mib", {})
-        return [
-            show("peak_mib", role) + (f" ({show('own_mib', role)})" if role in own else "") for role in roles
-        ]
-
+    roles = list(results["runs"][0]["peak_mib"])
+    names = [f"{role.replace('_', ' ')}, MiB" for role in roles]
     rows = [
         (
             f"{run['rows']:,}", f"{run['pairs_per_second']:.1f}",
-            *cells(lambda kind, role, run=run: f"{run[kind].get(role, 0):,.0f}"),
+            *(f"{run['peak_mib'].get(role, 0):,.0f}" for role in roles),
             f"{run['spilled_bytes']:,}", yes_or_no(run["rows_right"]),
         )
-        for run in runs
+        for run in results["runs"]
     ]  # fmt: skip
-    growth = cells(lambda kind, role: f"{runs[-1][kind].get(role, 0) / runs[0][kind][role]:.2f}")
-    names = [f"{role.replace('_', ' ')}, MiB" for role in roles]
+    first, last = (results["runs"][place]["peak_mib"] for place in (0, -1))
+    growth = (f"{last.get(role, 0) / first[role]:.2f}" for role in roles)
     return table(
         ("rows", "pairs/s", *names, "spilled", "right"), [*rows, ("last to first", "", *growth, "", "")]
     )

@@ -5,8 +5,7 @@
 Arena pairs of real lengths are scored on a Ray of this machine, by a model whose answer depends on the number
 of tokens alone; all else is as in a real run: reading, repair, tokens, plans, parts. For each number of rows:
 the peak memory of the driver, of a reader, of a replica and of Ray's object store, the bytes that were
-spilled, and whether every id is in the output once, in order. A process's peak counts the pages of the object
-store that it has touched; what it has without them is sampled. Writes results/score_scale.json, or --json;
+spilled, and whether every id is in the output once, in order. Writes results/score_scale.json, or --json;
 exits with 1 where rows are wrong or bytes were spilled.
 """
 
@@ -130,7 +129,7 @@ def run_driver(pairs: str, output: str, folder: str, rows: int, given: argparse.
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     started = time.monotonic()
     with subprocess.Popen(command, cwd=ROOT, env=environment) as driver:
-        memory, own = watch(driver)
+        memory = watch(driver)
     seconds = time.monotonic() - started
     if driver.returncode:
         sys.exit(f"error: the driver ended with {driver.returncode}")
@@ -141,7 +140,6 @@ def run_driver(pairs: str, output: str, folder: str, rows: int, given: argparse.
         "plan_seconds": 0.0,
         "rows_right": ids_of(output) == ids_of(pairs),
         "peak_mib": memory | {"object_store": 0.0},
-        "own_mib": own,
     }
     of_the_store = json.loads(Path(peaks).read_text())
     found["peak_mib"]["object_store"] = round(of_the_store["used"] / 2**20, 1)
@@ -152,26 +150,18 @@ def run_driver(pairs: str, output: str, folder: str, rows: int, given: argparse.
     return found
 
 
-def watch(driver: subprocess.Popen[bytes]) -> tuple[dict[str, float], dict[str, float]]:
-    """Resident memory in MiB of the driver, and of the largest process of each role, until it ends.
-
-    Returns:
-        The peaks, and the largest samples without what is shared with other processes.
-    """
+def watch(driver: subprocess.Popen[bytes]) -> dict[str, float]:
+    """Peak resident memory in MiB of the driver, and of the largest process of each role, until it ends."""
     peaks: dict[str, float] = {}
-    own: dict[str, float] = {}
     while driver.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(driver.pid)
-            note(peaks, own, "driver", process.pid)
+            note(peaks, "driver", process.pid)
             for child in process.children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    note(peaks, own, role_of(" ".join(child.cmdline() or [child.name()])), child.pid)
+                    note(peaks, role_of(" ".join(child.cmdline() or [child.name()])), child.pid)
         time.sleep(SAMPLE_SECONDS)
-    peaks, own = (
-        {role: round(most, 1) for role, most in sorted(found.items()) if role} for found in (peaks, own)
-    )
-    return peaks, own
+    return {role: round(peak, 1) for role, peak in sorted(peaks.items()) if role}
 
 
 def role_of(line: str) -> str:
@@ -183,13 +173,12 @@ def role_of(line: str) -> str:
     return "raylet" if "/raylet/raylet" in line.partition(" ")[0] else ""
 
 
-def note(peaks: dict[str, float], own: dict[str, float], role: str, pid: int) -> None:
-    """Raise the peak of a role to that of a process, and its own memory to what that has now."""
-    with contextlib.suppress(OSError, KeyError):
-        lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        mib = {line[0]: int(line[1]) / 1024 for line in lines if line[2:] == ["kB"]}
-        peaks[role] = max(peaks.get(role, 0.0), mib["VmHWM:"])
-        own[role] = max(own.get(role, 0.0), mib["VmRSS:"] - mib["RssShmem:"])
+def note(peaks: dict[str, float], role: str, pid: int) -> None:
+    """Raise the peak of a role to that of a process, which the kernel keeps."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                peaks[role] = max(peaks.get(role, 0.0), int(line.split()[1]) / 1024)
 
 
 def ids_of(folder: str) -> list[str]:

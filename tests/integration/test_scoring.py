@@ -264,7 +264,11 @@ def test_what_cannot_be_done_is_refused_at_the_start(classifier, int8_base, sour
         ),
         ({"model": (str(int8_base),)}, ModelError, r"a base without a head; train it first"),
         ({"model": (str(source),)}, ModelError, r"no wsdm_ray.json"),
-        ({"precision": "nf4"}, ConfigError, r"--precision nf4: the weights are stored as bnb-int8"),
+        (
+            {"precision": "nf4"},
+            ConfigError,
+            r"--precision nf4: the adapter was trained on a base in bnb-int8",
+        ),
         ({"token_budget": 600}, ConfigError, r"--token-budget 600: must be at least twice the 512 tokens"),
         ({"output": str(source)}, ConfigError, r"holds the input"),
         ({"output": str(source / "out")}, ConfigError, r"lies within the input"),
