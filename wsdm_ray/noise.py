@@ -34,6 +34,13 @@ MESSAGES = {
 }  # fmt: skip
 """By logger, what its messages begin with that are dropped, in whatever process they come."""
 
+TRACEBACKS = {
+    # Its text says that it is safe to ignore where a machine is busy; it is sent again.
+    "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client":
+        r"Failed to send resource request",
+}  # fmt: skip
+"""By logger, what its messages begin with that are shown without the traceback that comes with them."""
+
 FUTURE_WARNINGS = ("accelerate", "bitsandbytes", "huggingface_hub", "peft", "ray", "torch", "transformers")
 """Packages whose FutureWarnings are about their own use of each other: their versions are pinned here."""
 
@@ -62,6 +69,15 @@ class Drop(logging.Filter):
         return not self.pattern.match(record.getMessage())
 
 
+class WithoutTraceback(Drop):
+    """Takes the traceback from the messages of a logger that begin with a pattern."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not super().filter(record):
+            record.exc_info = record.exc_text = None
+        return True
+
+
 def quiet_environment() -> None:
     """Set the variables that Ray and its processes read when they start; the user's own stay."""
     for name, value in ENVIRONMENT.items():
@@ -70,10 +86,11 @@ def quiet_environment() -> None:
 
 def quiet_libraries() -> None:
     """Silence in this process what its libraries log and warn of; calling it again changes nothing."""
-    for name, pattern in MESSAGES.items():
-        logger = logging.getLogger(name)
-        if not any(isinstance(each, Drop) for each in logger.filters):
-            logger.addFilter(Drop(pattern))
+    for kind, patterns in ((Drop, MESSAGES), (WithoutTraceback, TRACEBACKS)):
+        for name, pattern in patterns.items():
+            logger = logging.getLogger(name)
+            if not any(isinstance(each, kind) for each in logger.filters):
+                logger.addFilter(kind(pattern))
     for package in FUTURE_WARNINGS:
         warnings.filterwarnings("ignore", category=FutureWarning, module=rf"{package}(\.|$)")
 

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from wsdm_ray.noise import MESSAGES, Drop, quiet_environment, quiet_forwarded, quiet_libraries, without_noise
+from wsdm_ray.noise import (
+    MESSAGES,
+    TRACEBACKS,
+    Drop,
+    quiet_environment,
+    quiet_forwarded,
+    quiet_libraries,
+    without_noise,
+)
 
 ROOT = Path(__file__).parents[2]
 RESTART = (
@@ -41,6 +49,20 @@ def test_messages_of_loggers(logger, noise, real, caplog):
         logging.getLogger(logger).warning(noise)
         logging.getLogger(logger).warning(real)
     assert caplog.messages == [real]
+
+
+def test_a_warning_that_is_safe_to_ignore_has_no_traceback(caplog):
+    (logger,) = (logging.getLogger(name) for name in TRACEBACKS)
+    quiet_libraries()
+    quiet_libraries()
+    with caplog.at_level(logging.WARNING, logger.name):
+        for message in ("Failed to send resource request for train-1.", "Failed to cancel"):
+            try:
+                raise TimeoutError
+            except TimeoutError:
+                logger.warning(message, exc_info=True)
+    shown = [(record.message, bool(record.exc_info)) for record in caplog.records]
+    assert shown == [("Failed to send resource request for train-1.", False), ("Failed to cancel", True)]
 
 
 def test_future_warnings_of_others_alone():

@@ -23,6 +23,7 @@ from wsdm_ray.config import TrainConfig
 from wsdm_ray.errors import ClusterError, StorageError
 from wsdm_ray.events import Event
 from wsdm_ray.failures import FinalError, pack_error, unpack_error
+from wsdm_ray.noise import quiet_libraries
 from wsdm_ray.session import connect
 from wsdm_ray.storage import filesystem, is_remote, join, read_json, reason
 from wsdm_ray.telemetry import in_terminal, logger, set_up_logging
@@ -81,6 +82,10 @@ class SayWhatIsWaitedFor(ControllerCallback):
         self.what, self.seconds, self.clock = what, seconds, clock
         self.since: float | None = None
         self.said = float("-inf")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        quiet_libraries()  # in the controller, before it begins
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         if isinstance(current_state, RunningState):
