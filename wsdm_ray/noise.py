@@ -34,11 +34,12 @@ MESSAGES = {
 }  # fmt: skip
 """By logger, what its messages begin with that are dropped, in whatever process they come."""
 
+SCALING = "ray.train.v2._internal.execution.scaling_policy"
 TRACEBACKS = {
-    # Its text says that it is safe to ignore where a machine is busy; it is sent again.
-    "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client":
-        r"Failed to send resource request",
-}  # fmt: skip
+    # Safe to ignore on a busy machine, as they say: what was asked is asked again, or expires.
+    f"{SCALING}.autoscaling_coordinator_client": r"Failed to (send|cancel) resource request",
+    f"{SCALING}.elastic": r"Failed to get reserved resources",
+}
 """By logger, what its messages begin with that are shown without the traceback that comes with them."""
 
 FUTURE_WARNINGS = ("accelerate", "bitsandbytes", "huggingface_hub", "peft", "ray", "torch", "transformers")

@@ -11,7 +11,7 @@ import pytest
 
 from wsdm_ray.noise import (
     MESSAGES,
-    TRACEBACKS,
+    SCALING,
     Drop,
     quiet_environment,
     quiet_forwarded,
@@ -51,18 +51,26 @@ def test_messages_of_loggers(logger, noise, real, caplog):
     assert caplog.messages == [real]
 
 
-def test_a_warning_that_is_safe_to_ignore_has_no_traceback(caplog):
-    (logger,) = (logging.getLogger(name) for name in TRACEBACKS)
+@pytest.mark.parametrize(
+    ("logger", "message", "shown"),
+    [
+        ("autoscaling_coordinator_client", "Failed to send resource request for train-1.", False),
+        ("autoscaling_coordinator_client", "Failed to cancel resource request for train-1.", False),
+        ("autoscaling_coordinator_client", "Failed otherwise", True),
+        ("elastic", "Failed to get reserved resources for train-1.", False),
+        ("elastic", "Failed otherwise", True),
+    ],
+)
+def test_warnings_that_are_safe_to_ignore_come_without_a_traceback(logger, message, shown, caplog):
     quiet_libraries()
-    quiet_libraries()
-    with caplog.at_level(logging.WARNING, logger.name):
-        for message in ("Failed to send resource request for train-1.", "Failed to cancel"):
-            try:
-                raise TimeoutError
-            except TimeoutError:
-                logger.warning(message, exc_info=True)
-    shown = [(record.message, bool(record.exc_info)) for record in caplog.records]
-    assert shown == [("Failed to send resource request for train-1.", False), ("Failed to cancel", True)]
+    name = f"{SCALING}.{logger}"
+    with caplog.at_level(logging.WARNING, name):
+        try:
+            raise TimeoutError
+        except TimeoutError:
+            logging.getLogger(name).warning(message, exc_info=True)
+    [record] = caplog.records
+    assert (record.message, bool(record.exc_info)) == (message, shown)
 
 
 def test_future_warnings_of_others_alone():
