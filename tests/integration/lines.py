@@ -10,7 +10,7 @@ EXPECTED = (
     r"\d\d:\d\d:\d\d +\S.*",  # a line of the package's own log
     r"process \d+: models loaded in .*",
     r"error: .*",
-    r"Failed to (send|cancel) resource request for train-.*",  # the machine may be busy while tests run
+    r"Failed to send resource request for train-\w+\. If this only happens transiently .*",  # busy
     r"",
 )
 OF_SUBMISSION = (

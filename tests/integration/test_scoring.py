@@ -267,7 +267,7 @@ def test_what_cannot_be_done_is_refused_at_the_start(classifier, int8_base, sour
         (
             {"precision": "nf4"},
             ConfigError,
-            r"nf4: the adapter was trained on a base in bnb-int8",
+            r"--precision nf4: the adapter was trained on a base in bnb-int8",
         ),
         ({"token_budget": 600}, ConfigError, r"--token-budget 600: must be at least twice the 512 tokens"),
         ({"output": str(source)}, ConfigError, r"holds the input"),

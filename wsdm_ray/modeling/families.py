@@ -15,6 +15,7 @@ __all__ = [
     "FAMILIES",
     "Family",
     "Shape",
+    "drops_attention",
     "head_dim_of",
     "layer_types_of",
     "shape_of",
@@ -118,6 +119,11 @@ def head_dim_of(config: Any) -> int:
 def layer_types_of(config: Any) -> list[str] | None:
     """The layer types of a config, None for a family whose layers all attend alike."""
     return config.layer_types if "layer_types" in FAMILIES[config.model_type].reads else None
+
+
+def drops_attention(config: Any) -> bool:
+    """Whether a model drops attention weights in training."""
+    return bool(getattr(config, "attention_dropout", 0.0))
 
 
 def softcap_of(config: Any) -> float | None:

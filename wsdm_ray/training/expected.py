@@ -26,7 +26,7 @@ from wsdm_ray.training.policy import (
     compile_pays_off,
     least_activation_bytes,
     optimizer_bytes,
-    runs_decoder,
+    runs_decoder_on_gpu,
 )
 
 __all__ = ["describe", "gpu_need"]
@@ -51,8 +51,7 @@ def gpu_need(config: TrainConfig, manifest: Manifest, steps: int) -> GpuNeed:
     trained = trained_parameters(settings, config.lora.r, config.lora.targets)
     bytes_each = 4 + optimizer_bytes(config.optimizer.kind)
     network: Any = model_config(folder)
-    dropout = bool(getattr(network, "attention_dropout", 0.0))
-    decoder = runs_decoder(config, quantization, "cuda", whole, dropout)
+    decoder = runs_decoder_on_gpu(config, quantization, network)
     compiled = config.compile == "yes" or (
         config.compile == "auto" and compile_pays_off(decoder, "cuda", steps)
     )

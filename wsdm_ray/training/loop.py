@@ -30,7 +30,7 @@ from wsdm_ray.modeling.classifier import (
     preference_log_odds,
     trainable_parameters,
 )
-from wsdm_ray.modeling.families import softcap_of
+from wsdm_ray.modeling.families import drops_attention, softcap_of
 from wsdm_ray.modeling.gpu_memory import peak_memory_bytes
 from wsdm_ray.modeling.manifest import Manifest
 from wsdm_ray.modeling.precision import device_and_dtype
@@ -113,7 +113,7 @@ class Trainer:
             device=self.device,
             precision="bf16" if dtype == torch.bfloat16 else "fp32",
             softcapped=softcap_of(base_config) is not None,
-            attention_dropout=bool(getattr(base_config, "attention_dropout", 0.0)),
+            attention_dropout=drops_attention(base_config),
             total_steps=self.total_steps,
         )
         self.layout = self.resolved.layout

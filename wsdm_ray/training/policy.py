@@ -5,7 +5,7 @@ from typing import Any
 
 from wsdm_ray.config import TrainConfig
 from wsdm_ray.errors import ConfigError
-from wsdm_ray.modeling.families import Shape, shape_of
+from wsdm_ray.modeling.families import Shape, drops_attention, shape_of
 from wsdm_ray.modeling.manifest import Quantization
 from wsdm_ray.modeling.precision import W8A8
 
@@ -19,6 +19,7 @@ __all__ = [
     "optimizer_bytes",
     "resolve_options",
     "runs_decoder",
+    "runs_decoder_on_gpu",
 ]
 
 FASTER_IN_W8A8_INT8 = frozenset({"H100", "H200"})
@@ -91,13 +92,9 @@ def fastest_quantization(config: TrainConfig, network: Any, gpu_types: frozenset
         network: config of the base, of transformers.
         gpu_types: Ray's names of all GPUs; none on CPUs.
     """
-    precision = "fp32" if config.precision == "fp32" else "bf16"
-    dropout = bool(getattr(network, "attention_dropout", 0.0))
     measured = bool(gpu_types) and gpu_types <= FASTER_IN_W8A8_INT8
     faster = measured and shape_of(network).hidden_size >= FASTER_FROM_HIDDEN_SIZE
-    if faster and runs_decoder(config, "none", "cuda", precision, dropout):
-        return "w8a8-int8"
-    return "bnb-int8"
+    return "w8a8-int8" if faster and runs_decoder_on_gpu(config, "none", network) else "bnb-int8"
 
 
 def check_rows(
@@ -129,6 +126,12 @@ def runs_decoder(
     on_gpu = device == "cuda" and precision == "bf16"
     plain = not config.int8_activations and not attention_dropout and config.layout != "padded"
     return quantization in W8A8 or (on_gpu and plain)
+
+
+def runs_decoder_on_gpu(config: TrainConfig, quantization: str, network: Any) -> bool:
+    """`runs_decoder` on a GPU with bfloat16, for who has none at hand. network: config of the base."""
+    precision = "fp32" if config.precision == "fp32" else "bf16"
+    return runs_decoder(config, quantization, "cuda", precision, drops_attention(network))
 
 
 def fastest_layout(decoder: bool, softcapped: bool) -> str:
