@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import pickle
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -225,15 +226,16 @@ def dataset(
         index = int(batch["index"][0])
         if index >= limit:
             coordination.wait_for_replica()
-        encoded = reader_of_process(key, supervision)(units[index])
+        encoded = reader_of_process(key, supervision)(pickle.loads(batch["unit"][0]))
         return {name: [value] for name, value in encoded.items()}
 
     # It warns of `max_retries` and `max_task_retries`, which later versions lack; Ray is pinned.
     with warnings.catch_warnings(), ray.data.DataContext.current(data_context(pool)):
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
-        indices = [{"index": index} for index in range(len(units))]
+        # Not in the closure, which each task unpickles: it would hold all units.
+        items = [{"index": index, "unit": pickle.dumps(unit)} for index, unit in enumerate(units)]
         return (
-            ray.data.from_items(indices, override_num_blocks=len(units))
+            ray.data.from_items(items, override_num_blocks=len(units))
             .map_batches(
                 read,  # pyright: ignore[reportArgumentType]
                 batch_size=1,

@@ -1,10 +1,16 @@
 """Passes over the units of a run, without Ray."""
 
 import contextlib
+import dataclasses
 import gc
+import pickle
 import weakref
 from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
+import ray.data
+from ray import cloudpickle
 
 from wsdm_ray.scoring import ray_data
 from wsdm_ray.scoring.parts import UnitReport
@@ -48,3 +54,45 @@ def test_a_pass_begins_when_the_replicas_of_the_one_before_are_gone(monkeypatch)
         gc.enable()
     assert [report.unit for report in reports] == [0, 1, 2]
     assert len(passes) == 3
+
+
+@dataclasses.dataclass
+class Supervised:
+    """Stands in for `Supervision`."""
+
+    target: bytes = b""
+    coordination: Any = None
+
+
+def test_a_task_that_reads_is_sent_its_own_unit_alone(monkeypatch):
+    """Each unpickles its function: with all units in it, the work would grow with their square."""
+    functions: list[Any] = []
+    rows: list[dict[str, Any]] = []
+
+    class Dataset:
+        def map_batches(self, function: Any, **_: Any) -> "Dataset":
+            functions.append(function)
+            return self
+
+    def from_items(items: list[dict[str, Any]], **_: Any) -> Dataset:
+        rows[:] = items
+        return Dataset()
+
+    monkeypatch.setattr(ray.data, "from_items", from_items)
+    monkeypatch.setattr(ray_data, "data_context", lambda pool: ray.data.DataContext.get_current())
+    monkeypatch.setattr(ray_data, "most_open_units", lambda *_: 10_000)
+    monkeypatch.setattr(ray_data, "pickled", lambda *_: b"")
+    monkeypatch.setattr(ray_data, "reader_of_process", lambda *_: lambda unit: {"unit": unit})
+    run: Any = SimpleNamespace(replica=None, cluster=SimpleNamespace(on_gpu=False))
+    pool: Any = SimpleNamespace(slots=1, readers=1)
+    supervision: Any = Supervised()
+    sizes = []
+    for number in (1, 1_000):
+        units: Any = [f"unit {unit}" for unit in range(number)]
+        ray_data.dataset(run, units, supervision, None, Replica, pool)  # pyright: ignore[reportArgumentType]
+        read = functions[-2]
+        sizes.append(len(cloudpickle.dumps(read)))
+    assert sizes[0] == sizes[1]
+    batch = {name: np.array([value], object) for name, value in rows[7].items()}
+    assert read(batch) == {"unit": ["unit 7"]}
+    assert pickle.loads(rows[7]["unit"]) == "unit 7"
