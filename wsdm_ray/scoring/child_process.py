@@ -33,6 +33,9 @@ MAX_REASON_CHARACTERS = 200
 END_SECONDS = 10.0
 """A process that closed its connection has so long to end."""
 
+START_SECONDS = 3_600.0
+"""A process has so long to make its target: a large model may come from a slow store."""
+
 
 @dataclass(frozen=True)
 class Death:
@@ -64,7 +67,7 @@ class ChildProcess:
         """Whether the process has said that it was asked to end."""
 
     def start(self) -> Death | None:
-        """Start the process and wait until its target is made; a death where it cannot be."""
+        """Start the process and wait until its target is made; a death where it is not."""
         self.noticed = False
         self.connection, theirs = Pipe()
         parent_is_gone, self.lifeline = os.pipe()
@@ -77,7 +80,7 @@ class ChildProcess:
         )
         theirs.close()
         os.close(parent_is_gone)
-        started = self.ask(lambda: self.connection.send_bytes(self.target), None)
+        started = self.ask(lambda: self.connection.send_bytes(self.target), START_SECONDS)
         return started if isinstance(started, Death) else None
 
     @property

@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 
+from wsdm_ray.scoring import child_process
 from wsdm_ray.scoring.child_process import ChildProcess, Death
 
 
@@ -18,6 +19,8 @@ def target(start_with, notify):
         os.kill(os.getpid(), signal.SIGKILL)
     if start_with == "error":
         raise RuntimeError("no GPU\nat all")
+    if start_with == "sleep":
+        time.sleep(600)
 
     def answer(payload):
         what, value = payload
@@ -75,6 +78,13 @@ def test_one_process_answers_until_it_dies_and_is_started_again():
 def test_a_process_that_cannot_start_says_why(start_with, reason):
     child = child_of(start_with)
     assert child.start() == Death(reason)
+    assert not child.alive
+
+
+def test_a_process_that_never_starts_is_ended(monkeypatch):
+    monkeypatch.setattr(child_process, "START_SECONDS", 0.05)
+    child = child_of("sleep")
+    assert child.start() == Death("timed out after 0.05 s")
     assert not child.alive
 
 
