@@ -38,8 +38,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Ties": ("tie_rate", "tie_votes", "tie_predictions"),
     "Length of training": ("epochs", "max_steps", "pairs_per_step"),
     "Batching and memory": (
-        "layout", "token_budget", "max_tokens", "micro_batches", "gradient_checkpointing", "unit_rows",
-        "replicas", "min_replicas", "num_workers", "min_workers", "wait_for_resources_seconds",
+        "layout", "token_budget", "max_tokens", "micro_batches", "gradient_checkpointing", "shard_base",
+        "unit_rows", "replicas", "min_replicas", "num_workers", "min_workers", "wait_for_resources_seconds",
     ),
     "Reporting": (
         "logits", "dry_run", "tensorboard", "wandb", "bootstrap", "adaptive_tolerance",

@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--token-budget", type=int, default=8_192)
     parser.add_argument("--max-tokens", type=int, default=2_048, help="which lengths are scaled with")
     parser.add_argument("--memory-gib", type=float, help="take a GPU for one with so much memory")
+    parser.add_argument("--shard-base", action="store_true", help="several workers share the base")
     parser.add_argument("--beside", action="store_true")
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -104,6 +105,7 @@ def one_run(
         micro_batches=max(given.workers), token_budget=given.token_budget,
         checkpoint_steps=CHECKPOINT_STEPS if kill else given.steps,
         compile="yes" if torch.cuda.is_available() else "no", quantization=given.precision,
+        **({"shard_base": ""} if given.shard_base else {}),
     )  # fmt: skip
     if kill:
         kill_a_worker(process, output)

@@ -266,6 +266,49 @@ def test_a_defect_in_one_of_two_workers_ends_the_run_at_once(monkeypatch, int8_b
     assert len(list(tries.iterdir())) == 1
 
 
+@pytest.mark.long
+def test_workers_that_share_the_base_train_the_same_weights(monkeypatch, tiny_model, prepared, tmp_path):
+    """Three micro-batches on two workers, so that one gathers along; rows of the valid set, too."""
+    notes = tmp_path / "gathered"
+    notes.mkdir()
+
+    def noted_work(arguments):
+        import os
+
+        from wsdm_ray.modeling import sharded_weights
+        from wsdm_ray.training import worker
+        from wsdm_ray.training.distributed import WorkerGroup
+
+        sharded_weights.LEAST_BYTES = 1  # else all layers of so small a model stay whole
+        gather, sent = WorkerGroup.start_all_gather, []
+
+        def start_all_gather(group, whole, part):
+            sent.append(len(part))
+            return gather(group, whole, part)
+
+        WorkerGroup.start_all_gather = start_all_gather
+        try:
+            return worker.work(arguments)
+        finally:
+            (notes / str(os.getpid())).write_text(json.dumps(sent))
+
+    monkeypatch.setattr(ray_train, "work", noted_work)
+    changes = {"num_workers": 2, "micro_batches": 3, "max_steps": 3, "checkpoint_steps": 3}
+    given = train_config(tiny_model, prepared, tmp_path / "whole", quantization="w8a8-int8", **changes)
+    found = []
+    for name, shared in (("whole", False), ("shared", True)):
+        output = tmp_path / name
+        train(dataclasses.replace(given, output=str(output), shard_base=shared))
+        steps = [(row["loss"], row["grad_norm"], row.get("valid_log_loss")) for row in metrics_of(output)]
+        found.append((weights(output), steps))
+        first, second = (json.loads(path.read_text()) for path in notes.iterdir())
+        assert first == second
+        assert bool(first) == shared
+        shutil.rmtree(notes)
+        notes.mkdir()
+    assert found[0] == found[1]
+
+
 def test_the_bar_follows_the_first_worker(monkeypatch):
     seen: list[tuple[int, str]] = []
 

@@ -26,6 +26,7 @@ from wsdm_ray.modeling.families import shape_of
 from wsdm_ray.modeling.frozen_weights import adapted_linear_of
 from wsdm_ray.modeling.fused_layer import FUSED_LINEARS, norms_of, rotation_of, scaled_embedding
 from wsdm_ray.modeling.quantized_linear import rms_norm
+from wsdm_ray.modeling.sharded_weights import Gatherer, LayerWeights, ShardedLayers, WholeLayers
 from wsdm_ray.modeling.training_layer import TrainingLayer, after_attention, before_attention
 from wsdm_ray.packing.layouts import Layout, round_up
 
@@ -60,6 +61,7 @@ class TrainingDecoder:
         self.rotary = backbone.rotary_emb
         self.norm_D = self.norm(backbone.norm)
         self.layers = [self.layer_of(layer) for layer in backbone.layers]
+        self.weights: LayerWeights = WholeLayers()
         self.recomputed = 0
         """Layers, the first ones, that keep their input alone for the backward pass."""
         self.before, self.after = (
@@ -86,6 +88,14 @@ class TrainingDecoder:
             torch._dynamo.mark_static_address(linear.weight.values, guard=False)
         return TrainingLayer(**linears, norms=norms)
 
+    def share_weights(self, workers: Gatherer) -> None:
+        """Keep a part of each layer's frozen weights alone. All workers run the same network."""
+        layers = [
+            [tensor for linear in layer[:4] for tensor in linear.weight[:2] if tensor is not None]
+            for layer in self.layers
+        ]
+        self.weights = ShardedLayers(layers, workers)
+
     def logits(self, layout: Layout) -> Tensor:
         """Logits of each ordering of a micro-batch of one row: float32 [S, 2]."""
         last_S = to_device(layout.last_S, self.device)
@@ -111,14 +121,18 @@ class TrainingDecoder:
             for layer, seed, layer_type in zip(self.layers, seeds, self.shape.layer_types, strict=True)
         )
         for number, (layer, seed, attention) in enumerate(zip(self.layers, seeds, runs, strict=False)):
+            x_TD = self.weights.enter(number, x_TD)
             if number < self.recomputed and torch.is_grad_enabled():
                 run = functools.partial(self.run_again, layer, seed, attention)
                 x_TD = checkpoint(run, x_TD, use_reentrant=False, preserve_rng_state=False)
             else:
                 x_TD = self.run_layer(layer, seed, attention, x_TD)
+            x_TD = self.weights.leave(number, x_TD)
+        x_TD = self.weights.enter(len(runs), x_TD)
         a = last(x_TD)
         a_S = a[:, :, last_S] if attend.heads_first else a[last_S]
         x_SD = self.after(dynamic(x_TD[last_S]), dynamic_tokens(a_S), self.layers[-1], self.shape, seeds[-1])
+        x_SD = self.weights.leave(len(runs), x_SD)
         return rms_norm(x_SD, self.norm_D, self.shape.norm_epsilon)
 
     def dropout_seeds(self) -> Sequence[Tensor | None]:

@@ -8,7 +8,14 @@ import math
 
 import numpy as np
 
-__all__ = ["assign_batches", "num_steps", "pairs_in_steps", "step_rows", "steps_per_epoch"]
+__all__ = [
+    "assign_batches",
+    "dropout_seed",
+    "num_steps",
+    "pairs_in_steps",
+    "step_rows",
+    "steps_per_epoch",
+]
 
 
 def steps_per_epoch(rows: int, pairs_per_step: int) -> int:
@@ -47,3 +54,9 @@ def assign_batches(costs: list[int], num_workers: int) -> list[list[int]]:
         shares[worker].append(number)
         loads[worker] += costs[number]
     return [sorted(share) for share in shares]
+
+
+def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
+    """A seed for the dropout of one micro-batch."""
+    sequence = np.random.SeedSequence([seed, step, micro_batch])
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)

@@ -41,7 +41,7 @@ NOT_IN_FINGERPRINT = (
     "base", "start_from", "train", "valid",  # by their content
     "num_workers", "min_workers", "micro_batches",  # as `passes`
     "wait_for_resources_seconds",
-    "gradient_checkpointing",  # changes memory and time alone
+    "gradient_checkpointing", "shard_base",  # change memory and time alone
 )  # fmt: skip
 """Options that may change between a run and its resumption, or that the fingerprint has in another form."""
 
@@ -143,6 +143,8 @@ def check(
     on_gpu = fit_cluster(config, cluster)
     chosen = choose_quantization(config, inputs.manifest, cluster)
     manifest = dataclasses.replace(inputs.manifest, quantization=chosen or inputs.manifest.quantization)
+    if config.shard_base:
+        check_decoder(config, manifest, on_gpu)
     # Only where it is another than it would be elsewhere: runs of earlier versions do not name it.
     named = {"quantization": chosen} if manifest != inputs.manifest else {}
     return CheckedTraining(
@@ -173,6 +175,20 @@ def choose_quantization(
     if earlier and earlier.record["job"] == "train":
         return earlier.record["fingerprint"].get("quantization", manifest.quantization)
     return fastest_quantization(config, model_config(base), cluster.gpu_types)
+
+
+def check_decoder(config: TrainConfig, manifest: Manifest, on_gpu: bool) -> None:
+    """Raise `ConfigError` where the network that trains cannot share its base."""
+    from wsdm_ray.modeling.classifier import model_config
+    from wsdm_ray.modeling.families import drops_attention
+    from wsdm_ray.training.policy import check_shard_base, runs_decoder, runs_decoder_on_gpu
+
+    network = model_config(local_copy(manifest.base or config.base))
+    if on_gpu:
+        decoder = runs_decoder_on_gpu(config, manifest.quantization, network)
+    else:
+        decoder = runs_decoder(config, manifest.quantization, "cpu", "fp32", drops_attention(network))
+    check_shard_base(config, decoder)
 
 
 def check_base(config: TrainConfig) -> Manifest:

@@ -46,6 +46,10 @@ class WorkerGroup:
         """
         return assign_batches(costs, self.size)[self.rank]
 
+    def most_batches(self, costs: list[int]) -> int:
+        """How many micro-batches the worker with the most of them runs."""
+        return max(map(len, assign_batches(costs, self.size)))
+
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor`, summed over all workers in place."""
         if self.size > 1:
@@ -62,6 +66,14 @@ class WorkerGroup:
             return flag
         return bool(self.all_reduce(torch.tensor([float(flag)], device=device)).item())
 
+    def largest(self, number: int, device: str) -> int:
+        """The largest of the workers' numbers: the same answer for all of them."""
+        if self.size == 1:
+            return number
+        numbers = torch.zeros(self.size, device=device)
+        numbers[self.rank] = number
+        return int(self.all_reduce(numbers).max().item())
+
     def all_gather(self, value: Value) -> list[Value]:
         """The value of each worker, by rank; workers must make their calls in the same order."""
         values: list[Any] = [None] * self.size
@@ -71,6 +83,12 @@ class WorkerGroup:
     def start_all_reduce(self, tensor: torch.Tensor) -> Callable[[], object]:
         """Begin to sum `tensor` over all workers in place; what is returned waits until it is summed."""
         work = dist.all_reduce(tensor, async_op=True)
+        assert work is not None
+        return work.wait
+
+    def start_all_gather(self, whole: torch.Tensor, part: torch.Tensor) -> Callable[[], object]:
+        """Begin to fill `whole` with the parts of all workers, by rank; what is returned waits for it."""
+        work = dist.all_gather_into_tensor(whole, part, async_op=True)
         assert work is not None
         return work.wait
 

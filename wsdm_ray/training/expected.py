@@ -58,13 +58,22 @@ def gpu_need(config: TrainConfig, manifest: Manifest, steps: int) -> GpuNeed:
     batch = least_activation_bytes(
         config.token_budget, shape_of(network), network.intermediate_size, config.lora.r, compiled=compiled
     )
+    shared = bytes_of_others(config, weights - 2 * parameters_of(settings).embedding, network)
     held = whole if quantization == "none" else quantization
     return GpuNeed(
-        fixed_bytes=weights + bytes_each * trained,
-        batch_bytes=batch,
+        fixed_bytes=weights + bytes_each * trained - shared,
+        batch_bytes=max(batch, shared),  # the base is loaded whole
         what=f"weights as {held}, adapter and AdamW's state",
         remedy="choose a --quantization that takes less, a lower --token-budget, or a larger GPU",
     )
+
+
+def bytes_of_others(config: TrainConfig, layer_bytes: int, network: Any) -> int:
+    """What a worker need not hold of the layers in a step, where workers share them and it gathers two."""
+    if not config.shard_base:
+        return 0
+    own = 1 / config.num_workers + 2 / len(shape_of(network).layer_types)
+    return int(layer_bytes * max(1 - own, 0))
 
 
 def describe(checked: CheckedTraining, gpu: str | None) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from wsdm_ray.packing.plan import batch_tokens, pair_tokens, plan_batches_at_lea
 from wsdm_ray.schema import orderings_of
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
-from wsdm_ray.training.batches import num_steps, step_rows
+from wsdm_ray.training.batches import dropout_seed, num_steps, step_rows
 from wsdm_ray.training.distributed import WorkerGroup, clip_gradients, current_group
 from wsdm_ray.training.encode import encode_rows, encode_together, valid_share
 from wsdm_ray.training.gradients import GradientReducer
@@ -117,7 +117,7 @@ class Trainer:
             total_steps=self.total_steps,
         )
         self.layout = self.resolved.layout
-        self.model = prepare_model(config, base, self.resolved, self.device, dtype)
+        self.model = prepare_model(config, base, self.resolved, self.device, dtype, self.group)
         self.network = self.model.network
         self.token_budget = config.token_budget
         """Of a micro-batch; less than was asked for where memory ran out."""
@@ -258,19 +258,21 @@ class Trainer:
         totals = torch.zeros(4, dtype=torch.float64, device=self.device)
         row_losses: list[tuple[np.ndarray, torch.Tensor]] = []
         own = self.group.own_batches(batches.costs)
-        for number in own:
-            torch.manual_seed(dropout_seed(self.config.seed, self.step, number))
-            places = batches.micro_batches[number]
-            layout = self.lay_out(batches.pairs, places, batches.costs[number])
-            log_odds = preference_log_odds(self.model.logits(layout))
-            loss_S, right = self.loss(log_odds, rows[places])
-            if number == own[-1]:
-                self.reducer.overlap()
-            (loss_S.sum() / count).backward()
-            totals[0] += loss_S.detach().sum() / count  # no wait for the GPU
-            totals[1] += right
-            totals[2] += layout.num_tokens
-            row_losses.append((places, loss_S.detach().view(-1, len(self.orderings)).sum(-1)))
+        with self.model.passes(self.group.most_batches(batches.costs), backward=True):
+            for number in own:
+                torch.manual_seed(dropout_seed(self.config.seed, self.step, number))
+                places = batches.micro_batches[number]
+                layout = self.lay_out(batches.pairs, places, batches.costs[number])
+                log_odds = preference_log_odds(self.model.logits(layout))
+                loss_S, right = self.loss(log_odds, rows[places])
+                # Beside weights that are gathered, messages would be in an order of each worker's own.
+                if number == own[-1] and not self.config.shard_base:
+                    self.reducer.overlap()
+                (loss_S.sum() / count).backward()
+                totals[0] += loss_S.detach().sum() / count  # no wait for the GPU
+                totals[1] += right
+                totals[2] += layout.num_tokens
+                row_losses.append((places, loss_S.detach().view(-1, len(self.orderings)).sum(-1)))
         return BatchSums(totals, row_losses)
 
     def num_sequences(self, rows: np.ndarray) -> int:
@@ -359,10 +361,11 @@ class Trainer:
         batches = self.plan(pairs)
         log_odds_NO = torch.zeros(len(valid), len(self.orderings), dtype=torch.float64)
         sign_O = torch.tensor([1.0 if ordering == 0 else -1.0 for ordering in self.orderings])
-        for places, tokens in zip(batches.micro_batches, batches.costs, strict=True):
-            logits = self.model.logits(self.lay_out(pairs, places, tokens))
-            log_odds = preference_log_odds(logits).view(-1, len(self.orderings)).cpu()
-            log_odds_NO[torch.from_numpy(rows[places])] = (log_odds * sign_O).double()
+        with self.model.passes(self.group.largest(len(batches.costs), self.device), backward=False):
+            for places, tokens in zip(batches.micro_batches, batches.costs, strict=True):
+                logits = self.model.logits(self.lay_out(pairs, places, tokens))
+                log_odds = preference_log_odds(logits).view(-1, len(self.orderings)).cpu()
+                log_odds_NO[torch.from_numpy(rows[places])] = (log_odds * sign_O).double()
         return self.group.all_reduce(log_odds_NO.to(self.device)).cpu()
 
     def encode_valid(self, valid: Votes) -> tuple[np.ndarray, EncodedPairs]:
@@ -391,9 +394,3 @@ class Trainer:
         self.step = load_state(self.optimizer, folder)
         lines = (Path(folder) / METRICS_FILE).read_text().splitlines()
         self.metrics = [StepMetrics.from_row(json.loads(line)) for line in lines]
-
-
-def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
-    """A seed for the dropout of one micro-batch."""
-    sequence = np.random.SeedSequence([seed, step, micro_batch])
-    return int(sequence.generate_state(1, np.uint64)[0] >> 1)

@@ -4,6 +4,8 @@ DecoderModel       the training decoder: one row without padding, on GPUs and fo
 TransformersModel  the network's own forward pass
 """
 
+import contextlib
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +30,7 @@ from wsdm_ray.modeling.training_decoder import TrainingDecoder, padded_tokens
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.storage import local_copy
 from wsdm_ray.telemetry import logger
+from wsdm_ray.training.distributed import WorkerGroup
 from wsdm_ray.training.policy import ResolvedOptions, layers_to_recompute, optimizer_bytes
 
 __all__ = ["DecoderModel", "TrainingModel", "TransformersModel", "prepare_model"]
@@ -48,6 +51,10 @@ class TrainingModel(Protocol):
 
     def compiled_rows(self) -> tuple[int, ...]:
         """Tokens of a row of each kind that is compiled apart; none where that takes no time."""
+        ...
+
+    def passes(self, most: int, *, backward: bool) -> AbstractContextManager[None]:
+        """What all calls of `logits` lie in; the arguments are of `LayerWeights.passes`."""
         ...
 
     def save_memory(self) -> bool:
@@ -73,6 +80,9 @@ class TransformersModel:
     def compiled_rows(self) -> tuple[int, ...]:
         return ()
 
+    def passes(self, most: int, *, backward: bool) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def save_memory(self) -> bool:
         if self.recomputes:
             return False
@@ -84,12 +94,27 @@ class TransformersModel:
 class DecoderModel:
     """The training decoder. Args: as of `prepare_model`."""
 
-    def __init__(self, network: nn.Module, config: TrainConfig, compiled: bool, dtype: torch.dtype):
+    def __init__(
+        self,
+        network: nn.Module,
+        config: TrainConfig,
+        compiled: bool,
+        dtype: torch.dtype,
+        group: WorkerGroup,
+    ):
         self.network, self.config = network, config
         self.on_gpu = next(network.parameters()).device.type == "cuda"
         self.full_row = self.row_tokens(config.token_budget)
         self.decoder = TrainingDecoder(network, dtype, compiled=compiled, usual_tokens=self.full_row)
-        self.decoder.recomputed = recomputed_layers(network, config, self.full_row, compiled=compiled)
+        if config.shard_base and group.size > 1:
+            self.decoder.share_weights(group)
+        self.decoder.recomputed = recomputed_layers(
+            network,
+            config,
+            self.full_row,
+            compiled=compiled,
+            reserved_bytes=self.decoder.weights.gathered_bytes,
+        )
 
     def logits(self, layout: Layout) -> torch.Tensor:
         return self.decoder.logits(layout)
@@ -100,6 +125,9 @@ class DecoderModel:
     def compiled_rows(self) -> tuple[int, ...]:
         return (self.full_row, self.row_tokens(self.config.token_budget // 2)) if self.on_gpu else ()
 
+    def passes(self, most: int, *, backward: bool) -> AbstractContextManager[None]:
+        return self.decoder.weights.passes(most, backward=backward)
+
     def save_memory(self) -> bool:
         layers = len(self.decoder.layers)
         if self.decoder.recomputed == layers:
@@ -109,13 +137,19 @@ class DecoderModel:
 
 
 def prepare_model(
-    config: TrainConfig, base: str, resolved: ResolvedOptions, device: str, dtype: torch.dtype
+    config: TrainConfig,
+    base: str,
+    resolved: ResolvedOptions,
+    device: str,
+    dtype: torch.dtype,
+    group: WorkerGroup,
 ) -> TrainingModel:
     """The model that `config` describes, its adapter and head new or those of an earlier run.
 
     Args:
         base: local folder of the base model.
         dtype: of everything that is neither quantized nor trained.
+        group: the workers that may share the base.
     """
     load: Any = load_rows_network if resolved.quantization in W8A8 else load_network
     network = load(
@@ -130,17 +164,20 @@ def prepare_model(
         load_adapter_weights(network, local_copy(config.start_from))
     compiled = resolved.compile == "yes"
     if resolved.decoder:
-        return DecoderModel(network, config, compiled, dtype)
+        return DecoderModel(network, config, compiled, dtype, group)
     if compiled:
         compile_layers(network)
     return TransformersModel(network, config)
 
 
-def recomputed_layers(network: nn.Module, config: TrainConfig, tokens: int, *, compiled: bool) -> int:
+def recomputed_layers(
+    network: nn.Module, config: TrainConfig, tokens: int, *, compiled: bool, reserved_bytes: int = 0
+) -> int:
     """Layers of a network of `add_lora` that compute their activations again in the backward pass.
 
     Args:
         tokens: of the largest micro-batch.
+        reserved_bytes: of free memory, for others.
     """
     model: Any = unwrap_peft(network)
     shape, option = shape_of(model.config), config.gradient_checkpointing
@@ -148,7 +185,7 @@ def recomputed_layers(network: nn.Module, config: TrainConfig, tokens: int, *, c
     if option != "auto" or model.get_input_embeddings().weight.device.type == "cpu":
         return layers if option == "yes" else 0
     trained = sum(parameter.numel() for parameter in trainable_parameters(network).values())
-    free = 0.95 * free_gpu_bytes() - optimizer_bytes(config.optimizer.kind) * trained
+    free = 0.95 * free_gpu_bytes() - optimizer_bytes(config.optimizer.kind) * trained - reserved_bytes
     needed = layers_to_recompute(
         free, tokens, shape, model.config.intermediate_size, config.lora.r, compiled=compiled
     )

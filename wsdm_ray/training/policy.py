@@ -11,6 +11,7 @@ from wsdm_ray.modeling.precision import W8A8
 
 __all__ = [
     "ResolvedOptions",
+    "check_shard_base",
     "compile_pays_off",
     "fastest_layout",
     "fastest_quantization",
@@ -76,6 +77,7 @@ def resolve_options(
     if quantization in W8A8:
         check_rows(config, quantization, device, precision, attention_dropout)
     decoder = runs_decoder(config, quantization, device, precision, attention_dropout)
+    check_shard_base(config, decoder)
     layout = fastest_layout(decoder, softcapped) if config.layout == "auto" else config.layout
     compile_layers = config.compile
     if compile_layers == "auto":
@@ -113,6 +115,15 @@ def check_rows(
         raise ConfigError(
             f"--base {config.base}: its config.json has attention_dropout, which cannot be had where {held}; "
             "set it to 0 there, or use --quantization bnb-int8"
+        )
+
+
+def check_shard_base(config: TrainConfig, decoder: bool) -> None:
+    """Raise `ConfigError` where the training decoder, which alone gathers layers, does not run."""
+    if config.shard_base and not decoder:
+        raise ConfigError(
+            "--shard-base: takes GPUs in bf16 without --layout padded, --int8-activations and attention "
+            "dropout, or --quantization w8a8-int8 or w8a8-fp8; leave it out"
         )
 
 

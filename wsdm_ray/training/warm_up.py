@@ -27,9 +27,11 @@ def warm_up(model: TrainingModel, tokens_N: np.ndarray, lay_out: Callable[[np.nd
     shortest, least = np.array([tokens_N.argmin()]), model.row_tokens(int(tokens_N.min()))
     model.network.train()
     try:
-        for tokens in model.compiled_rows():
-            logits = model.logits(lay_out(shortest, max(tokens, least)))
-            preference_log_odds(logits).sum().backward()
+        rows = model.compiled_rows()
+        with model.passes(len(rows), backward=True):
+            for tokens in rows:
+                logits = model.logits(lay_out(shortest, max(tokens, least)))
+                preference_log_odds(logits).sum().backward()
     except torch.OutOfMemoryError:
         pass
     finally:

@@ -11,7 +11,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from wsdm_ray.config import HeadConfig, LoraConfig
-from wsdm_ray.modeling import training_decoder
+from wsdm_ray.modeling import sharded_weights, training_decoder
 from wsdm_ray.modeling.attention.decoder_training import Attend, training_attention
 from wsdm_ray.modeling.classifier import (
     add_lora,
@@ -219,3 +219,52 @@ def test_all_numbers_of_tokens_and_of_sequences_are_compiled_once(held, network_
     for pairs, row_tokens in [((1, 3), 0), ((0, 1, 3), 0), ((0, 1, 2, 3), 128), ((1, 2), 64)]:
         decoder.logits(layout_of("shared", row_tokens, pairs)).sum().backward()
     assert (before.frame_count, after.frame_count) == (1, 1)
+
+
+class Alone:
+    """One worker that shares its weights with nobody: they come and go all the same."""
+
+    rank, size = 0, 1
+
+    def start_all_gather(self, whole: torch.Tensor, part: torch.Tensor) -> Callable[[], object]:
+        whole.copy_(part)
+        return lambda: None
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, while it traces
+@pytest.mark.parametrize(
+    ("held", "recomputed", "compiled"),
+    [
+        ("none", 0, True),
+        ("nf4", 1, False),
+        ("bnb-int8", 3, False),
+        ("w8a8-int8", 1, True),
+        ("w8a8-fp8", 0, False),
+    ],
+)
+def test_weights_that_come_and_go_change_no_bit(held, recomputed, compiled, network_of, monkeypatch):
+    """Also where compiled functions keep weights for the backward pass."""
+    monkeypatch.setattr(sharded_weights, "LEAST_BYTES", 1)
+    network = network_of("gemma2", quantization=held if held in ("nf4", "bnb-int8") else "none")
+    if held.startswith("w8a8"):
+        to_rows(network, held)
+    decoder, layout = TrainingDecoder(network, torch.float32, compiled=False), layout_of("shared")
+    if compiled:
+        decoder.before, decoder.after = (
+            torch.compile(part, fullgraph=True, backend="aot_eager")
+            for part in (decoder.before, decoder.after)
+        )
+    decoder.recomputed = recomputed
+    expected = decoder.logits(layout)
+    gradients = gradients_of(network, expected)
+    decoder.share_weights(Alone())
+    weights = [linear.weight.values for layer in decoder.layers for linear in layer[:4]]
+    with decoder.weights.passes(1, backward=True):
+        found = decoder.logits(layout)
+        assert torch.equal(found, expected)
+        for name, gradient in gradients_of(network, found).items():
+            assert torch.equal(gradient, gradients[name]), name
+    assert not any(values.untyped_storage().nbytes() for values in weights)
+    with torch.no_grad(), decoder.weights.passes(1, backward=False):
+        torch.testing.assert_close(decoder.logits(layout), expected)
+    assert not any(values.untyped_storage().nbytes() for values in weights)

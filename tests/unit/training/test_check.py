@@ -72,6 +72,7 @@ def test_the_fingerprint_has_what_decides_the_classifier_and_no_more(config):
         "allow_leakage": True,
         "tensorboard": False,
         "restart": True,
+        "gradient_checkpointing": "yes",
     }
     assert changed(config, **free).fingerprint == fingerprint
     for decisive in ({"seed": 1}, {"num_workers": 2}, {"micro_batches": 2}, {"train": config.valid}):
@@ -108,6 +109,14 @@ def test_an_unfinished_run_keeps_how_it_holds_its_base_on_other_gpus(config, mon
     assert check(auto, H100S).manifest == begun.manifest, "what another job left says nothing"
 
 
+def test_what_can_share_a_base(config):
+    plain = changed(config, quantization="w8a8-int8").fingerprint
+    assert changed(config, quantization="w8a8-int8", shard_base=True).fingerprint == plain
+    assert changed(config, H100S, shard_base=True).fingerprint == changed(config, H100S).fingerprint
+    with pytest.raises(ConfigError, match="--shard-base: takes GPUs in bf16"):
+        changed(config, H100S, shard_base=True, layout="padded")
+
+
 def test_what_cannot_be_done(config):
     with pytest.raises(ClusterError, match=r"2 CPUs and 0 GPUs: too small for 3 workers of 1 CPU each"):
         changed(config, num_workers=3)
@@ -115,5 +124,7 @@ def test_what_cannot_be_done(config):
         changed(config, ClusterResources(cpus=8, gpus=1), num_workers=3)
     with pytest.raises(ConfigError, match="--int8-activations: the base is held as none; leave it out"):
         changed(config, int8_activations=True)
+    with pytest.raises(ConfigError, match="--shard-base: takes GPUs in bf16"):
+        changed(config, shard_base=True)
     with pytest.raises(ConfigError, match="holds the input"):
         changed(config, output=config.base)

@@ -57,6 +57,12 @@ def test_every_micro_batch_has_one_worker():
     assert all(shares)
 
 
+def test_the_worker_with_the_most_micro_batches_says_how_many():
+    for costs in ([9, 1, 4, 4, 8], [1], [2, 2], []):
+        shares = [WorkerGroup(rank, 3).own_batches(costs) for rank in range(3)]
+        assert WorkerGroup(1, 3).most_batches(costs) == max(map(len, shares))
+
+
 def test_gradients_are_summed_each_in_its_shape_and_type():
     adapter, head = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
     idle = nn.Parameter(torch.ones(2))
@@ -101,4 +107,17 @@ def test_a_flag_of_one_worker_is_known_to_all():
             return tensor.add_(1)
 
     assert GroupWithOther().any(False, "cpu")
+    assert GroupWithIdleWorker(rank=1).largest(3, "cpu") == 3
+    assert GroupWithIdleWorker(rank=1).largest(0, "cpu") == 0
+    assert WorkerGroup().largest(3, "cpu") == 3
+
+    @dataclass(frozen=True)
+    class GroupWithLarger(GroupWithIdleWorker):
+        """The other worker has seven."""
+
+        def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+            tensor[1 - self.rank] += 7
+            return tensor
+
+    assert [GroupWithLarger(rank=rank).largest(3, "cpu") for rank in (0, 1)] == [7, 7]
     assert [WorkerGroup().any(flag, "cpu") for flag in (True, False)] == [True, False]

@@ -10,9 +10,9 @@ import torch
 
 from tests.unit.training.conftest import learnable_votes
 from wsdm_ray.config import HeadConfig, LoraConfig, OptimizerConfig
-from wsdm_ray.training.batches import step_rows
+from wsdm_ray.training.batches import dropout_seed, step_rows
 from wsdm_ray.training.distributed import WorkerGroup
-from wsdm_ray.training.loop import Trainer, dropout_seed
+from wsdm_ray.training.loop import Trainer
 from wsdm_ray.training.metrics import StepMetrics
 
 EIGHT_BIT = {"optimizer": OptimizerConfig(kind="adamw_8bit", learning_rate=5e-3), "lora": LoraConfig(r=64)}

@@ -14,6 +14,7 @@ from bitsandbytes.nn.modules import Linear8bitLt
 
 from tests.unit.training.conftest import learnable_votes
 from wsdm_ray.errors import ClusterError
+from wsdm_ray.modeling import sharded_weights
 from wsdm_ray.modeling.classifier import unwrap_peft
 from wsdm_ray.modeling.loading import load_scorer
 from wsdm_ray.packing.layouts import Layout
@@ -173,10 +174,21 @@ class GroupOfThreads(WorkerGroup):
         self.all_reduce(tensor)
         return lambda: None
 
+    def start_all_gather(self, whole: torch.Tensor, part: torch.Tensor) -> Callable[[], object]:
+        self.sent[self.rank] = part
+        self.meet.wait()
+        whole.copy_(torch.cat([self.sent[0], self.sent[1]]))
+        self.meet.wait()
+        return lambda: None
 
+
+@pytest.mark.parametrize("shard_base", [False, True])
 @pytest.mark.parametrize("short_at", ["forward", "backward"])
-def test_all_workers_take_less_memory_where_it_runs_out_on_one(trainer_of, monkeypatch, short_at):
-    options = {"max_steps": 2, "micro_batches": 2, "quantization": "w8a8-int8"}
+def test_all_workers_take_less_memory_where_it_runs_out_on_one(trainer_of, monkeypatch, short_at, shard_base):
+    monkeypatch.setattr(sharded_weights, "LEAST_BYTES", 1)
+    options = {
+        "max_steps": 2, "micro_batches": 2, "quantization": "w8a8-int8", "shard_base": shard_base,
+    }  # fmt: skip
     plain = list(trainer_of(**options).steps())
     meet, sent = threading.Barrier(2, timeout=60), dict[int, torch.Tensor]()
     workers = [trainer_of(**options, group=GroupOfThreads(rank, 2, None, meet, sent)) for rank in (0, 1)]
@@ -204,3 +216,37 @@ def test_all_workers_take_less_memory_where_it_runs_out_on_one(trainer_of, monke
     for steps in found:
         assert [row.loss for row in steps] == pytest.approx([row.loss for row in plain], rel=1e-4)
         assert [row.grad_norm for row in steps] == pytest.approx([row.grad_norm for row in plain], rel=1e-3)
+
+
+def test_workers_that_share_the_base_take_the_steps_of_others(trainer_of, monkeypatch):
+    """Three micro-batches on two workers, so that one gathers along; of the valid set, one has more."""
+    monkeypatch.setattr(sharded_weights, "LEAST_BYTES", 1)
+    valid, found = learnable_votes(9, 1), []
+    for shard_base in (False, True):
+        meet, sent = threading.Barrier(2, timeout=60), dict[int, torch.Tensor]()
+        workers = [
+            trainer_of(
+                valid=valid, max_steps=2, micro_batches=3, quantization="w8a8-int8", shard_base=shard_base,
+                group=GroupOfThreads(rank, 2, None, meet, sent),
+            )
+            for rank in (0, 1)
+        ]  # fmt: skip
+        layers = workers[0].model.decoder.layers
+        with ThreadPoolExecutor(2) as pool:
+            steps = list(pool.map(lambda worker: list(worker.steps()), workers))
+            workers[1].token_budget = 200
+            assert len(workers[1].plan(workers[1].encode_valid(valid)[1]).costs) > 1
+            valids = list(pool.map(lambda worker: worker.evaluate(), workers))
+        assert valids[0] == valids[1]
+        found.append(([(row.loss, row.grad_norm) for row in steps[0]], valids[0]))
+        assert bool(layers[0].qkv.weight.values.untyped_storage().nbytes()) == (not shard_base)
+    assert found[0] == found[1], "to the last bit"
+
+
+def test_one_worker_alone_holds_the_whole_base(trainer_of, monkeypatch):
+    monkeypatch.setattr(sharded_weights, "LEAST_BYTES", 1)
+    trainer = trainer_of(quantization="w8a8-int8", shard_base=True, max_steps=1)
+    assert trainer.model.decoder.layers[0].qkv.weight.values.untyped_storage().nbytes()
+    [row] = trainer.steps()
+    [plain] = trainer_of(quantization="w8a8-int8", max_steps=1).steps()
+    assert row.loss == plain.loss

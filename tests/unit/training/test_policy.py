@@ -74,6 +74,8 @@ def test_options_that_say_what_they_want_are_obeyed():
 def test_transformers_runs_what_the_decoder_does_not(config, machine):
     options = resolved(config, **machine)
     assert (options.decoder, options.layout, options.compile) == (False, "padded", "no")
+    with pytest.raises(ConfigError, match="--shard-base: takes GPUs in bf16"):
+        resolved({"shard_base": True} | config, **machine)
 
 
 def test_an_unquantized_base_is_held_in_what_was_measured_to_be_fastest():
@@ -96,7 +98,8 @@ def test_an_unquantized_base_is_held_in_what_was_measured_to_be_fastest():
 
 @pytest.mark.parametrize("quantization", ["w8a8-int8", "w8a8-fp8"])
 def test_8_bit_gemms_take_the_decoder_everywhere(quantization):
-    options = resolved({}, quantization=quantization, device="cpu", precision="fp32", softcapped=True)
+    machine = {"quantization": quantization, "device": "cpu", "precision": "fp32", "softcapped": True}
+    options = resolved({"shard_base": True}, **machine)
     assert (options.decoder, options.layout, options.compile) == (True, "shared", "no")
     for config, machine, option in (
         ({"layout": "padded"}, {}, "--layout padded"),

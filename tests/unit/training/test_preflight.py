@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from fsspec.implementations.memory import MemoryFileSystem
 
 from wsdm_ray.config import TrainConfig
@@ -107,3 +108,16 @@ def test_what_a_worker_takes(given):
     twice = dataclasses.replace(given, token_budget=2 * given.token_budget)
     assert gpu_need(twice, manifest, 1_000).batch_bytes == 2 * found.batch_bytes
     assert gpu_need(given, manifest, 10).batch_bytes > found.batch_bytes, "so few steps are not compiled"
+
+
+def test_what_a_worker_takes_that_shares_the_base(given, monkeypatch):
+    deep = transformers.Qwen2Config(num_hidden_layers=20)
+    shared = dataclasses.replace(given, shard_base=True, num_workers=4)
+    assert expected.bytes_of_others(shared, 1_000, deep) == 650, "a quarter of it, and two of 20 layers"
+    assert expected.bytes_of_others(dataclasses.replace(shared, num_workers=1), 1_000, deep) == 0
+    assert expected.bytes_of_others(given, 1_000, deep) == 0
+    manifest = Manifest(kind="adapter", quantization="none")
+    whole = gpu_need(given, manifest, 1_000)
+    monkeypatch.setattr(expected, "bytes_of_others", lambda *_: 10 * whole.batch_bytes)
+    found = gpu_need(shared, manifest, 1_000)
+    assert found.fixed_bytes + found.batch_bytes == whole.fixed_bytes, "it is loaded whole"

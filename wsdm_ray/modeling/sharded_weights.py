@@ -1,0 +1,216 @@
+"""Frozen weights that the workers of a run share: each keeps a part of every layer (FSDP, ZeRO-3).
+
+The weights of a layer are gathered shortly before it runs, forward or backward, while the layer before it
+runs, and dropped after it. They are the same bytes as whole weights, so results are the same bits. Only the
+storage of a tensor is emptied and filled: modules and autograd may keep the tensor.
+
+Workers gather in one order. One that has no micro-batch left while others have, or whose memory ran out
+within one, gathers along with them (`ShardedLayers.passes`).
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Gatherer", "LayerWeights", "ShardedLayers", "WholeLayers"]
+
+LEAST_BYTES = 1 << 17
+"""Smaller tensors stay whole: each is a message of its own."""
+
+
+class Gatherer(Protocol):
+    """Workers that share weights."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def start_all_gather(self, whole: Tensor, part: Tensor) -> Callable[[], object]:
+        """Begin to fill `whole` with the parts of all workers, by rank; what is returned waits for it."""
+        ...
+
+
+class LayerWeights(Protocol):
+    """Whether the weights of a layer are there when it runs."""
+
+    gathered_bytes: int
+    """Of the layers that are there at a time, beside what each worker keeps."""
+
+    def enter(self, layer: int, x: Tensor) -> Tensor:
+        """`x`, the input of a layer, whose weights are there from now on."""
+        ...
+
+    def leave(self, layer: int, x: Tensor) -> Tensor:
+        """`x`, the output of a layer, whose weights may go until its backward pass."""
+        ...
+
+    def passes(self, most: int, *, backward: bool) -> AbstractContextManager[None]:
+        """What all passes of a worker over the layers lie in, where none has more than `most` of them.
+
+        Args:
+            backward: each is followed by its backward pass.
+        """
+        ...
+
+
+class WholeLayers:
+    """`LayerWeights` that are always there."""
+
+    gathered_bytes = 0
+
+    def enter(self, layer: int, x: Tensor) -> Tensor:
+        return x
+
+    def leave(self, layer: int, x: Tensor) -> Tensor:
+        return x
+
+    def passes(self, most: int, *, backward: bool) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+class ShardedTensor:
+    """A tensor of which this worker keeps a part of the bytes; its storage is empty until it is gathered.
+
+    Args:
+        tensor: has a storage of its own, but for views of it.
+    """
+
+    def __init__(self, tensor: Tensor, rank: int, size: int):
+        self.storage = tensor.untyped_storage()
+        bytes_each = -(-self.storage.nbytes() // size)
+        self.bytes = bytes_each * size
+        self.storage.resize_(self.bytes)
+        # Beside `tensor`, not a view of it: autograd does not count what is written to it as a change.
+        self.whole = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+        self.whole.set_(self.storage, 0, (self.bytes,), (1,))  # pyright: ignore[reportArgumentType]
+        self.part = self.whole[rank * bytes_each : (rank + 1) * bytes_each].clone()
+        self.drop()
+
+    def allocate(self) -> None:
+        self.storage.resize_(self.bytes)
+
+    def drop(self) -> None:
+        self.storage.resize_(0)
+
+
+class ShardedLayers:
+    """`LayerWeights` of which each worker keeps a part, and gathers one layer ahead.
+
+    Args:
+        layers: the tensors of each layer, in order; those of `LEAST_BYTES` or more are shared.
+    """
+
+    def __init__(self, layers: Sequence[Iterable[Tensor]], workers: Gatherer):
+        self.workers = workers
+        self.layers = [
+            [
+                ShardedTensor(tensor, workers.rank, workers.size)
+                for tensor in layer
+                if tensor.nbytes >= LEAST_BYTES
+            ]
+            for layer in layers
+        ]
+        self.gathered_bytes = 2 * max(sum(tensor.bytes for tensor in layer) for layer in self.layers)
+        self.waits: dict[int, list[Callable[[], object]]] = {}
+        """Of the layers that are there, or on their way."""
+        self.begun = 0
+        """Layers that were gathered since `passes` began."""
+
+    def enter(self, layer: int, x: Tensor) -> Tensor:
+        self.gather(layer)
+        if layer + 1 < len(self.layers):
+            self.begin(layer + 1)
+        return Entered.apply(x, self, layer) if torch.is_grad_enabled() else x  # pyright: ignore[reportReturnType]
+
+    def leave(self, layer: int, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            self.drop(layer)
+            return x
+        if layer + 1 < len(self.layers):  # the backward pass begins with the last one
+            self.drop(layer)
+        return Left.apply(x, self, layer)  # pyright: ignore[reportReturnType]
+
+    def begin(self, layer: int) -> None:
+        """Begin to gather a layer that is neither there nor on its way."""
+        if layer in self.waits:
+            return
+        tensors = self.layers[layer]
+        try:  # all or none, so that a worker whose memory runs out knows what it has sent
+            for tensor in tensors:
+                tensor.allocate()
+        except torch.OutOfMemoryError:
+            for tensor in tensors:
+                tensor.drop()
+            raise
+        self.waits[layer] = [self.workers.start_all_gather(tensor.whole, tensor.part) for tensor in tensors]
+        self.begun += 1
+
+    def gather(self, layer: int) -> None:
+        """Have a layer there for what runs from now on."""
+        self.begin(layer)
+        for wait in self.waits[layer]:
+            wait()
+        self.waits[layer] = []
+
+    def drop(self, layer: int) -> None:
+        """Empty a layer once what was started with it is done."""
+        for wait in self.waits.pop(layer, []):
+            wait()
+        for tensor in self.layers[layer]:
+            tensor.drop()
+
+    @contextlib.contextmanager
+    def passes(self, most: int, *, backward: bool) -> Iterator[None]:
+        self.begun = 0
+        forward = range(len(self.layers))
+        order = [*forward, *forward[-2::-1]] if backward else [*forward]
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            self.gather_along(order * most)
+            raise
+        self.gather_along(order * most)
+
+    def gather_along(self, order: Sequence[int]) -> None:
+        """Take part in what other workers still gather. Args: order: of all layers that anyone gathers."""
+        for layer in [*self.waits]:
+            self.drop(layer)
+        for layer in order[self.begun :]:
+            self.gather(layer)
+            self.drop(layer)
+
+
+class Entered(torch.autograd.Function):
+    """The input of a layer. When its gradient is there, the layer's backward pass is over."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layers: ShardedLayers, layer: int) -> Tensor:
+        ctx.layers, ctx.layer = layers, layer
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.layers.drop(ctx.layer)
+        return gradients[0], None, None
+
+
+class Left(torch.autograd.Function):
+    """The output of a layer. When its gradient is there, the layer's backward pass begins."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layers: ShardedLayers, layer: int) -> Tensor:
+        ctx.layers, ctx.layer = layers, layer
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.layers.gather(ctx.layer)
+        if ctx.layer:
+            ctx.layers.begin(ctx.layer - 1)
+        return gradients[0], None, None
