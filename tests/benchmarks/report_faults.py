@@ -72,11 +72,15 @@ def replica_simulation(results: list[dict[str, Any]]) -> list[str]:
 def many_files(results: list[dict[str, Any]]) -> list[str]:
     """A row a number of files."""
     return table(
-        ("files", "rows", "plan, s", "whole run, s", "pairs/s", "peak of the driver, MiB", "right"),
+        (
+            "a replica scores", "files", "rows", "plan, s", "whole run, s", "pairs/s after the plan",
+            "peak of the driver, MiB", "right",
+        ),
         (
             (
-                f"{run['files']:,}", f"{run['rows']:,}", f"{run['plan_seconds']:.1f}", f"{run['seconds']:.0f}",
-                f"{run['pairs_per_second']:.1f}", f"{run['peak_mib']['driver']:,.0f}",
+                f"{run['pace']:,.0f} pairs/s" if run["pace"] else "at once", f"{run['files']:,}", f"{run['rows']:,}",
+                f"{run['plan_seconds']:.1f}", f"{run['seconds']:.0f}",
+                f"{run['pairs_per_second_after_plan']:.1f}", f"{run['peak_mib']['driver']:,.0f}",
                 yes_or_no(run["rows_right"]),
             )
             for run in results

@@ -70,6 +70,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--files", type=int, help="with rows of all files; by default one for 10,000")
     parser.add_argument("--unit-rows", type=int, default=ScoreConfig.unit_rows)
     parser.add_argument("--object-store-mib", type=int, default=400)
+    parser.add_argument("--pace", type=float, default=0.0, help="pairs/s of the replica, as a GPU has one")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "score_scale.json")
     parser.add_argument("--drive", nargs=4, metavar=("MODEL", "INPUT", "OUTPUT", "PEAKS"), help="for itself")
     return parser.parse_args()
@@ -124,6 +125,7 @@ def run_driver(pairs: str, output: str, folder: str, rows: int, given: argparse.
     peaks = f"{folder}/peaks.json"
     command = [sys.executable, str(Path(__file__)), "--drive", f"{folder}/model", pairs, output, peaks]
     command += ["--cpus", str(given.cpus), "--object-store-mib", str(given.object_store_mib)]
+    command += ["--pace", str(given.pace)]
     if given.unit_rows:
         command += ["--unit-rows", str(given.unit_rows)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -216,7 +218,7 @@ def drive(given: argparse.Namespace) -> None:
         started = time.monotonic()
         run = check(config)
         planned = time.monotonic() - started
-        execute(run, constant_replica())
+        execute(run, constant_replica(given.pace))
     Path(peaks).write_text(json.dumps(seen | {"plan_seconds": planned}))
 
 
@@ -248,8 +250,12 @@ def object_store() -> Iterator[dict[str, int]]:
         look()
 
 
-def constant_replica() -> type:
-    """Replicas whose log-odds are a function of the number of tokens. Ray sends the class by value."""
+def constant_replica(pace: float) -> type:
+    """Replicas whose log-odds are a function of the number of tokens. Ray sends the class by value.
+
+    Args:
+        pace: pairs/s of each; 0: as many as it can.
+    """
     from wsdm_ray.scoring.replica import Replica
 
     class ConstantReplica(Replica):
@@ -257,6 +263,8 @@ def constant_replica() -> type:
             super().__init__(options, load_hashing)
 
         def run(self, unit: Any, number: int, orderings: Any, wanted_NO: np.ndarray) -> np.ndarray:
+            if pace:
+                time.sleep(len(wanted_NO) / pace)
             lengths = unit.encoded[f"prefix_{number}"].combine_chunks().offsets.to_numpy()
             log_odds = np.tanh(np.diff(lengths) / 100.0)[:, None].astype(np.float32)
             unit.passes_done += 1

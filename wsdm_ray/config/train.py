@@ -148,8 +148,9 @@ class TrainConfig(StoreConfig):
     """Compute activations again in the backward pass: slower, with less memory. auto: on a GPU, in as many
     layers as its memory asks for."""
     shard_base: bool = False
-    """Each worker holds its share of the base's layers, and gathers a layer from all workers while it runs
-    (FSDP). Takes less memory, and more exchange. For GPUs with bf16, w8a8-int8 and w8a8-fp8."""
+    """Shard the base's layers over the workers, which gather a layer from each other before it runs (FSDP):
+    less memory, for much traffic between GPUs. For several workers on GPUs with bf16, or on CPUs with
+    w8a8-int8 or w8a8-fp8."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Compile the model's layers at the start of every worker, which takes a minute or more. auto: on a GPU,
     in the layouts packed and shared, for 100 steps or more."""

@@ -5,7 +5,7 @@ import resource
 
 import torch
 
-__all__ = ["free_gpu_bytes", "peak_memory_bytes"]
+__all__ = ["forget_peak_memory", "free_gpu_bytes", "peak_memory_bytes"]
 
 
 def free_gpu_bytes() -> float:
@@ -19,6 +19,12 @@ def free_gpu_bytes() -> float:
     reserved = torch.cuda.memory_reserved()
     own = torch.cuda.get_per_process_memory_fraction() * whole - reserved
     return min(free, own) + reserved - torch.cuda.memory_allocated()
+
+
+def forget_peak_memory() -> None:
+    """Give the GPU back what PyTorch keeps for later, and count the peak from now on."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
 
 
 def peak_memory_bytes(device: str) -> int:

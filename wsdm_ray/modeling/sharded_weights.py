@@ -1,14 +1,15 @@
-"""Frozen weights that the workers of a run share: each keeps a part of every layer (FSDP, ZeRO-3).
+"""Frozen weights that are sharded over the workers of a run: each keeps a part of every layer (FSDP, ZeRO-3).
 
-The weights of a layer are gathered shortly before it runs, forward or backward, while the layer before it
-runs, and dropped after it. They are the same bytes as whole weights, so results are the same bits. Only the
-storage of a tensor is emptied and filled: modules and autograd may keep the tensor.
+A layer is gathered from all workers before it runs, forward or backward, while the one before it runs, and
+goes after it. Its weights are the same bytes as whole ones, so results are the same bits. Only the storage
+of a tensor is emptied and filled: modules and autograd may keep the tensor.
 
-Workers gather in one order. One that has no micro-batch left while others have, or whose memory ran out
-within one, gathers along with them (`ShardedLayers.passes`).
+Workers gather the same layers in the same order. One that has no micro-batch left while others have, or
+whose memory ran out within one, shadows what the others gather (`ShardedLayers.passes`).
 """
 
 import contextlib
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -16,14 +17,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from wsdm_ray.errors import ClusterError
+
 __all__ = ["Gatherer", "LayerWeights", "ShardedLayers", "WholeLayers"]
 
 LEAST_BYTES = 1 << 17
 """Smaller tensors stay whole: each is a message of its own."""
 
+ALIGNMENT = 128
+"""Parts begin at multiples of so many bytes, which messages are fastest from."""
+
 
 class Gatherer(Protocol):
-    """Workers that share weights."""
+    """Workers that hold weights together."""
 
     @property
     def rank(self) -> int: ...
@@ -40,7 +46,7 @@ class LayerWeights(Protocol):
     """Whether the weights of a layer are there when it runs."""
 
     gathered_bytes: int
-    """Of the layers that are there at a time, beside what each worker keeps."""
+    """Of the layers that are whole at a time, beside what each worker keeps."""
 
     def enter(self, layer: int, x: Tensor) -> Tensor:
         """`x`, the input of a layer, whose weights are there from now on."""
@@ -79,23 +85,24 @@ class ShardedTensor:
 
     Args:
         tensor: has a storage of its own, but for views of it.
+        rank, size: of the worker, and how many there are.
     """
 
     def __init__(self, tensor: Tensor, rank: int, size: int):
         self.storage = tensor.untyped_storage()
-        bytes_each = -(-self.storage.nbytes() // size)
+        bytes_each = -(-self.storage.nbytes() // size // ALIGNMENT) * ALIGNMENT
         self.bytes = bytes_each * size
         self.storage.resize_(self.bytes)
         # Beside `tensor`, not a view of it: autograd does not count what is written to it as a change.
         self.whole = torch.empty(0, dtype=torch.uint8, device=tensor.device)
         self.whole.set_(self.storage, 0, (self.bytes,), (1,))  # pyright: ignore[reportArgumentType]
         self.part = self.whole[rank * bytes_each : (rank + 1) * bytes_each].clone()
-        self.drop()
+        self.reshard()
 
     def allocate(self) -> None:
         self.storage.resize_(self.bytes)
 
-    def drop(self) -> None:
+    def reshard(self) -> None:
         self.storage.resize_(0)
 
 
@@ -103,7 +110,7 @@ class ShardedLayers:
     """`LayerWeights` of which each worker keeps a part, and gathers one layer ahead.
 
     Args:
-        layers: the tensors of each layer, in order; those of `LEAST_BYTES` or more are shared.
+        layers: the tensors of each layer, in order; those of `LEAST_BYTES` or more are sharded.
     """
 
     def __init__(self, layers: Sequence[Iterable[Tensor]], workers: Gatherer):
@@ -118,26 +125,31 @@ class ShardedLayers:
         ]
         self.gathered_bytes = 2 * max(sum(tensor.bytes for tensor in layer) for layer in self.layers)
         self.waits: dict[int, list[Callable[[], object]]] = {}
-        """Of the layers that are there, or on their way."""
-        self.begun = 0
+        """Of the layers that are whole, or on their way."""
+        self.gathered = 0
         """Layers that were gathered since `passes` began."""
 
     def enter(self, layer: int, x: Tensor) -> Tensor:
-        self.gather(layer)
-        if layer + 1 < len(self.layers):
-            self.begin(layer + 1)
+        self.unshard(layer)
+        self.prefetch(layer + 1)
         return Entered.apply(x, self, layer) if torch.is_grad_enabled() else x  # pyright: ignore[reportReturnType]
 
     def leave(self, layer: int, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
-            self.drop(layer)
+            self.reshard(layer)
             return x
         if layer + 1 < len(self.layers):  # the backward pass begins with the last one
-            self.drop(layer)
+            self.reshard(layer)
         return Left.apply(x, self, layer)  # pyright: ignore[reportReturnType]
 
-    def begin(self, layer: int) -> None:
-        """Begin to gather a layer that is neither there nor on its way."""
+    def prefetch(self, layer: int) -> None:
+        """Begin to gather a layer, if there is one of that number, and memory."""
+        if 0 <= layer < len(self.layers):
+            with contextlib.suppress(torch.OutOfMemoryError):  # `unshard` tries again
+                self.start(layer)
+
+    def start(self, layer: int) -> None:
+        """Begin to gather a layer that is neither whole nor on its way."""
         if layer in self.waits:
             return
         tensors = self.layers[layer]
@@ -146,44 +158,59 @@ class ShardedLayers:
                 tensor.allocate()
         except torch.OutOfMemoryError:
             for tensor in tensors:
-                tensor.drop()
+                tensor.reshard()
             raise
         self.waits[layer] = [self.workers.start_all_gather(tensor.whole, tensor.part) for tensor in tensors]
-        self.begun += 1
+        self.gathered += 1
 
-    def gather(self, layer: int) -> None:
-        """Have a layer there for what runs from now on."""
-        self.begin(layer)
+    def unshard(self, layer: int) -> None:
+        """Have a layer whole for what runs from now on."""
+        self.start(layer)
         for wait in self.waits[layer]:
             wait()
         self.waits[layer] = []
 
-    def drop(self, layer: int) -> None:
-        """Empty a layer once what was started with it is done."""
+    def reshard(self, layer: int) -> None:
+        """Keep this worker's part of a layer alone."""
         for wait in self.waits.pop(layer, []):
             wait()
         for tensor in self.layers[layer]:
-            tensor.drop()
+            tensor.reshard()
 
     @contextlib.contextmanager
     def passes(self, most: int, *, backward: bool) -> Iterator[None]:
-        self.begun = 0
+        self.gathered = 0
         forward = range(len(self.layers))
         order = [*forward, *forward[-2::-1]] if backward else [*forward]
         try:
             yield
-        except torch.OutOfMemoryError:
-            self.gather_along(order * most)
+        except torch.OutOfMemoryError as error:
+            if backward:  # the step is taken again in less memory; without a step, the run ends
+                traceback.clear_frames(error.__traceback__)  # which hold what the pass kept
+                self.shadow(order * most)
             raise
-        self.gather_along(order * most)
+        self.shadow(order * most)
 
-    def gather_along(self, order: Sequence[int]) -> None:
-        """Take part in what other workers still gather. Args: order: of all layers that anyone gathers."""
+    def shadow(self, order: Sequence[int]) -> None:
+        """Take part in what other workers still gather.
+
+        Args:
+            order: of all layers that any worker gathers.
+
+        Raises:
+            ClusterError: there is no memory for a layer, and the others would wait for ever.
+        """
         for layer in [*self.waits]:
-            self.drop(layer)
-        for layer in order[self.begun :]:
-            self.gather(layer)
-            self.drop(layer)
+            self.reshard(layer)
+        try:
+            for layer in order[self.gathered :]:
+                self.unshard(layer)
+                self.reshard(layer)
+        except torch.OutOfMemoryError as error:
+            raise ClusterError(
+                "train: memory ran out beside one layer of the base; lower --token-budget, or leave out "
+                "--shard-base"
+            ) from error
 
 
 class Entered(torch.autograd.Function):
@@ -196,7 +223,7 @@ class Entered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.layers.drop(ctx.layer)
+        ctx.layers.reshard(ctx.layer)
         return gradients[0], None, None
 
 
@@ -210,7 +237,6 @@ class Left(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.layers.gather(ctx.layer)
-        if ctx.layer:
-            ctx.layers.begin(ctx.layer - 1)
+        ctx.layers.unshard(ctx.layer)
+        ctx.layers.prefetch(ctx.layer - 1)
         return gradients[0], None, None

@@ -88,8 +88,8 @@ class TrainingDecoder:
             torch._dynamo.mark_static_address(linear.weight.values, guard=False)
         return TrainingLayer(**linears, norms=norms)
 
-    def share_weights(self, workers: Gatherer) -> None:
-        """Keep a part of each layer's frozen weights alone. All workers run the same network."""
+    def shard_weights(self, workers: Gatherer) -> None:
+        """Shard the layers' frozen weights over workers, which all run the same network."""
         layers = [
             [tensor for linear in layer[:4] for tensor in linear.weight[:2] if tensor is not None]
             for layer in self.layers

@@ -88,7 +88,8 @@ class WorkerGroup:
 
     def start_all_gather(self, whole: torch.Tensor, part: torch.Tensor) -> Callable[[], object]:
         """Begin to fill `whole` with the parts of all workers, by rank; what is returned waits for it."""
-        work = dist.all_gather_into_tensor(whole, part, async_op=True)
+        gather = getattr(dist, "all_gather_single", None)  # its name from PyTorch 2.13 on
+        work = (gather or dist.all_gather_into_tensor)(whole, part, async_op=True)
         assert work is not None
         return work.wait
 

@@ -33,6 +33,9 @@ __all__ = ["describe", "gpu_need"]
 
 SAMPLED_ROWS = 200
 
+LINEAR_BYTES = {"fp32": 4, "bf16": 2, "w8a8-int8": 1, "w8a8-fp8": 1, "bnb-int8": 1, "nf4": 0.5}
+"""Of a number of a linear layer, without scales."""
+
 
 def gpu_need(config: TrainConfig, manifest: Manifest, steps: int) -> GpuNeed:
     """What a worker takes of its GPU: the base, all that trains, and a micro-batch whose layers recompute.
@@ -58,21 +61,21 @@ def gpu_need(config: TrainConfig, manifest: Manifest, steps: int) -> GpuNeed:
     batch = least_activation_bytes(
         config.token_budget, shape_of(network), network.intermediate_size, config.lora.r, compiled=compiled
     )
-    shared = bytes_of_others(config, weights - 2 * parameters_of(settings).embedding, network)
     held = whole if quantization == "none" else quantization
+    others = bytes_of_others(config, parameters_of(settings).linear * LINEAR_BYTES[held], network)
     return GpuNeed(
-        fixed_bytes=weights + bytes_each * trained - shared,
-        batch_bytes=max(batch, shared),  # the base is loaded whole
+        fixed_bytes=weights + bytes_each * trained - others,
+        batch_bytes=max(batch, others),  # a base is whole while it is loaded
         what=f"weights as {held}, adapter and AdamW's state",
         remedy="choose a --quantization that takes less, a lower --token-budget, or a larger GPU",
     )
 
 
-def bytes_of_others(config: TrainConfig, layer_bytes: int, network: Any) -> int:
-    """What a worker need not hold of the layers in a step, where workers share them and it gathers two."""
+def bytes_of_others(config: TrainConfig, layer_bytes: float, network: Any) -> int:
+    """What a worker need not hold of the layers in a step, where they are sharded and it gathers two."""
     if not config.shard_base:
         return 0
-    own = 1 / config.num_workers + 2 / len(shape_of(network).layer_types)
+    own = 1 / (config.min_workers or config.num_workers) + 2 / len(shape_of(network).layer_types)
     return int(layer_bytes * max(1 - own, 0))
 
 

@@ -25,11 +25,7 @@ from wsdm_ray.data.votes import Votes
 from wsdm_ray.errors import ClusterError
 from wsdm_ray.modeling.adapter_io import load_adapter_weights
 from wsdm_ray.modeling.attention.mask_rule import to_device
-from wsdm_ray.modeling.classifier import (
-    model_config,
-    preference_log_odds,
-    trainable_parameters,
-)
+from wsdm_ray.modeling.classifier import model_config, preference_log_odds, trainable_parameters
 from wsdm_ray.modeling.families import drops_attention, softcap_of
 from wsdm_ray.modeling.gpu_memory import peak_memory_bytes
 from wsdm_ray.modeling.manifest import Manifest
@@ -46,13 +42,7 @@ from wsdm_ray.training.gradients import GradientReducer
 from wsdm_ray.training.health import evaluation_error, is_spike, step_error, usual_loss, worst_rows
 from wsdm_ray.training.metrics import METRICS_FILE, StepMetrics, ValidMetrics
 from wsdm_ray.training.model import prepare_model
-from wsdm_ray.training.objective import (
-    agreement,
-    learning_rate_factor,
-    row_loss,
-    targets_of,
-    valid_metrics,
-)
+from wsdm_ray.training.objective import agreement, learning_rate_factor, row_loss, targets_of, valid_metrics
 from wsdm_ray.training.optimizer import load_state, make_optimizer, set_learning_rates
 from wsdm_ray.training.policy import resolve_options
 from wsdm_ray.training.snapshot import Snapshot, take_snapshot
@@ -164,9 +154,10 @@ class Trainer:
             at_least: the fewest micro-batches, if there are so many pairs.
         """
         tokens = self.tokens_of(pairs)
-        plan = plan_batches_at_least(self.layout, tokens, self.token_budget, at_least)
+        budget = self.token_budget  # another thread may lower it
+        plan = plan_batches_at_least(self.layout, tokens, budget, at_least)
         costs = [self.model.row_tokens(batch_tokens(self.layout, tokens[places])) for places in plan]
-        return Batches(pairs, plan, costs, self.token_budget)
+        return Batches(pairs, plan, costs, budget)
 
     def tokens_of(self, pairs: EncodedPairs) -> np.ndarray:
         """Tokens of each pair in the layout, int64 [N]."""
@@ -255,25 +246,33 @@ class Trainer:
         """Run this worker's micro-batches of a step; their gradients add up in the parameters."""
         self.network.train()
         count = self.num_sequences(rows)
-        totals = torch.zeros(4, dtype=torch.float64, device=self.device)
         row_losses: list[tuple[np.ndarray, torch.Tensor]] = []
         own = self.group.own_batches(batches.costs)
         with self.model.passes(self.group.most_batches(batches.costs), backward=True):
+            totals = torch.zeros(4, dtype=torch.float64, device=self.device)
             for number in own:
-                torch.manual_seed(dropout_seed(self.config.seed, self.step, number))
-                places = batches.micro_batches[number]
-                layout = self.lay_out(batches.pairs, places, batches.costs[number])
-                log_odds = preference_log_odds(self.model.logits(layout))
-                loss_S, right = self.loss(log_odds, rows[places])
                 # Beside weights that are gathered, messages would be in an order of each worker's own.
                 if number == own[-1] and not self.config.shard_base:
                     self.reducer.overlap()
-                (loss_S.sum() / count).backward()
-                totals[0] += loss_S.detach().sum() / count  # no wait for the GPU
+                loss_S, right, tokens = self.run_micro_batch(rows, batches, number)
+                totals[0] += loss_S.sum() / count  # no wait for the GPU
                 totals[1] += right
-                totals[2] += layout.num_tokens
-                row_losses.append((places, loss_S.detach().view(-1, len(self.orderings)).sum(-1)))
+                totals[2] += tokens
+                losses = loss_S.view(-1, len(self.orderings)).sum(-1)
+                row_losses.append((batches.micro_batches[number], losses))
         return BatchSums(totals, row_losses)
+
+    def run_micro_batch(
+        self, rows: np.ndarray, batches: Batches, number: int
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Run a micro-batch forward and backward: the loss of each ordering, how many are right, tokens."""
+        torch.manual_seed(dropout_seed(self.config.seed, self.step, number))
+        places = batches.micro_batches[number]
+        layout = self.lay_out(batches.pairs, places, batches.costs[number])
+        log_odds = preference_log_odds(self.model.logits(layout))
+        loss_S, right = self.loss(log_odds, rows[places])
+        (loss_S.sum() / self.num_sequences(rows)).backward()
+        return loss_S.detach(), right, layout.num_tokens
 
     def num_sequences(self, rows: np.ndarray) -> int:
         return len(rows) * len(self.orderings)

@@ -24,7 +24,7 @@ from wsdm_ray.modeling.classifier import (
 )
 from wsdm_ray.modeling.families import shape_of
 from wsdm_ray.modeling.frozen_weights import load_rows_network
-from wsdm_ray.modeling.gpu_memory import free_gpu_bytes
+from wsdm_ray.modeling.gpu_memory import forget_peak_memory, free_gpu_bytes
 from wsdm_ray.modeling.precision import W8A8
 from wsdm_ray.modeling.training_decoder import TrainingDecoder, padded_tokens
 from wsdm_ray.packing.layouts import Layout
@@ -107,7 +107,9 @@ class DecoderModel:
         self.full_row = self.row_tokens(config.token_budget)
         self.decoder = TrainingDecoder(network, dtype, compiled=compiled, usual_tokens=self.full_row)
         if config.shard_base and group.size > 1:
-            self.decoder.share_weights(group)
+            self.decoder.shard_weights(group)
+            if self.on_gpu:
+                forget_peak_memory()
         self.decoder.recomputed = recomputed_layers(
             network,
             config,

@@ -1,6 +1,7 @@
 """Layers that workers share: the same bits as whole ones, gathered in one order by all, and dropped."""
 
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from wsdm_ray.errors import ClusterError
 from wsdm_ray.modeling import sharded_weights
-from wsdm_ray.modeling.sharded_weights import ShardedLayers
+from wsdm_ray.modeling.sharded_weights import ShardedLayers, ShardedTensor
 
 SECONDS = 60
 """After which a worker that waits for others in vain fails."""
@@ -156,7 +158,7 @@ def test_one_layer_is_gathered_ahead_and_no_more():
     assert set(most) == {1, 2}
 
 
-def test_a_worker_with_fewer_passes_gathers_along():
+def test_a_worker_with_fewer_passes_gathers_what_the_others_do():
     def work(worker: Worker) -> list[int]:
         matrices = weights()
         layers = ShardedLayers([[matrix] for matrix in matrices], worker)
@@ -190,33 +192,69 @@ class FailsBackward(torch.autograd.Function):
         return x.clone()
 
 
-@pytest.mark.parametrize("where", ["forward", "backward", "gather"])
-def test_a_worker_whose_memory_runs_out_gathers_along(where):
+def fail(tensor: ShardedTensor, times: int) -> None:
+    """Have memory run out so many times when the tensor is to be whole."""
+    allocate, left = tensor.allocate, [times]
+
+    def fails() -> None:
+        left[0] -= 1
+        allocate() if left[0] < 0 else out_of_memory()
+
+    tensor.allocate = fails
+
+
+@pytest.mark.parametrize("where", ["forward", "backward", "prefetch", "unshard"])
+def test_a_worker_whose_memory_runs_out_gathers_what_the_others_do(where):
     def work(worker: Worker) -> int:
         matrices = weights()
         layers = ShardedLayers([[matrix, matrix.clone()] for matrix in matrices], worker)
-        fails = worker.rank == 1
-        if fails and where == "gather":  # half of a layer is allocated by then
-            monkeypatch = pytest.MonkeyPatch()
-            tensor = layers.layers[2][1]
-            monkeypatch.setattr(tensor, "allocate", lambda: monkeypatch.undo() or out_of_memory())
+        strikes = worker.rank == 1
+        if strikes and where in ("prefetch", "unshard"):  # half of a layer is allocated by then
+            fail(layers.layers[2][1], times={"prefetch": 1, "unshard": 2}[where])
         try:
             with layers.passes(2, backward=True):
                 for _ in range(2):
                     x = torch.ones(1, 7, requires_grad=True)
                     for number, matrix in enumerate(matrices):
                         x = layers.enter(number, x)
-                        if fails and number == 1:
-                            x = {"forward": FailsForward, "backward": FailsBackward}[where].apply(x)
+                        if strikes and number == 1:
+                            failing = {"forward": FailsForward, "backward": FailsBackward}.get(where)
+                            x = failing.apply(x) if failing else x
                         x = layers.leave(number, torch.tanh(x @ matrix))
                     x.sum().backward()
-            assert not fails
+            assert not strikes or where == "prefetch", "one layer later there is memory"
         except torch.OutOfMemoryError:
-            assert fails
+            assert strikes
+            assert where != "prefetch"
         assert not any(held(matrices))
         return len(worker.sent)
 
     assert together(2, work) == [2 * 2 * 5] * 2
+
+
+def test_a_worker_without_memory_for_a_layer_ends_the_run():
+    """The others wait for it until Ray Train ends them."""
+    layers = ShardedLayers([[matrix] for matrix in weights()], Worker(0, Post(1)))
+    fail(layers.layers[1][0], times=100)
+    with pytest.raises(ClusterError, match="beside one layer of the base"), layers.passes(1, backward=True):
+        run(layers, weights(), torch.ones(1, 7, requires_grad=True))
+    with pytest.raises(torch.OutOfMemoryError), layers.passes(1, backward=False), torch.no_grad():
+        run(layers, weights(), torch.ones(1, 7))
+
+
+def test_what_a_pass_kept_is_gone_before_others_are_joined():
+    kept: list[weakref.ref[Tensor]] = []
+
+    def one_pass() -> None:
+        x = torch.ones(1, 7, requires_grad=True)
+        kept.append(weakref.ref(x))
+        out_of_memory()
+
+    layers = ShardedLayers([[matrix] for matrix in weights()], Worker(0, Post(1)))
+    start = layers.start
+    layers.start = lambda layer: start(layer) if kept[0]() is None else pytest.fail("it is alive")
+    with pytest.raises(torch.OutOfMemoryError), layers.passes(1, backward=True):
+        one_pass()
 
 
 def test_another_error_leaves_at_once():
@@ -242,8 +280,8 @@ def test_views_are_filled_with_their_tensor():
         joined = torch.arange(12, dtype=torch.int8).view(4, 3)
         parts = joined.split([1, 3])
         layers = ShardedLayers([[joined]], worker)
-        layers.gather(0)
+        layers.unshard(0)
         assert torch.equal(parts[1], torch.arange(3, 12, dtype=torch.int8).view(3, 3))
-        layers.drop(0)
+        layers.reshard(0)
 
     together(2, work)

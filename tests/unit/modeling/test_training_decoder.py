@@ -257,7 +257,7 @@ def test_weights_that_come_and_go_change_no_bit(held, recomputed, compiled, netw
     decoder.recomputed = recomputed
     expected = decoder.logits(layout)
     gradients = gradients_of(network, expected)
-    decoder.share_weights(Alone())
+    decoder.shard_weights(Alone())
     weights = [linear.weight.values for layer in decoder.layers for linear in layer[:4]]
     with decoder.weights.passes(1, backward=True):
         found = decoder.logits(layout)

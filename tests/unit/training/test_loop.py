@@ -10,6 +10,7 @@ import torch
 
 from tests.unit.training.conftest import learnable_votes
 from wsdm_ray.config import HeadConfig, LoraConfig, OptimizerConfig
+from wsdm_ray.training import loop
 from wsdm_ray.training.batches import dropout_seed, step_rows
 from wsdm_ray.training.distributed import WorkerGroup
 from wsdm_ray.training.loop import Trainer
@@ -204,6 +205,19 @@ def test_micro_batches_are_as_many_as_asked_for_on_any_number_of_workers(trainer
         assert [len(batches.micro_batches) for batches in prepared] == [least] * num_workers
         own = [group.own_batches(prepared[0].costs) for group in groups]
         assert sorted(number for numbers in own for number in numbers) == list(range(least))
+
+
+def test_a_plan_says_which_budget_it_was_cut_by(trainer_of, monkeypatch):
+    """Another thread lowers it meanwhile: so the step is planned anew."""
+    trainer = trainer_of(token_budget=4_000)
+    cut = loop.plan_batches_at_least
+
+    def lowered_meanwhile(*given):
+        trainer.token_budget = 400
+        return cut(*given)
+
+    monkeypatch.setattr(loop, "plan_batches_at_least", lowered_meanwhile)
+    assert trainer.prepare_step(0)[1].token_budget == 4_000
 
 
 def test_by_default_each_worker_has_a_micro_batch(trainer_of):

@@ -218,7 +218,7 @@ def test_all_workers_take_less_memory_where_it_runs_out_on_one(trainer_of, monke
         assert [row.grad_norm for row in steps] == pytest.approx([row.grad_norm for row in plain], rel=1e-3)
 
 
-def test_workers_that_share_the_base_take_the_steps_of_others(trainer_of, monkeypatch):
+def test_workers_that_share_the_base_take_the_steps_of_others(trainer_of, monkeypatch, tmp_path):
     """Three micro-batches on two workers, so that one gathers along; of the valid set, one has more."""
     monkeypatch.setattr(sharded_weights, "LEAST_BYTES", 1)
     valid, found = learnable_votes(9, 1), []
@@ -237,8 +237,13 @@ def test_workers_that_share_the_base_take_the_steps_of_others(trainer_of, monkey
             workers[1].token_budget = 200
             assert len(workers[1].plan(workers[1].encode_valid(valid)[1]).costs) > 1
             valids = list(pool.map(lambda worker: worker.evaluate(), workers))
+            workers[0].save(str(tmp_path / str(shard_base)))
+            for worker in workers:
+                worker.restore(str(tmp_path / str(shard_base)))
+            assert list(pool.map(lambda worker: worker.evaluate(), workers)) == valids
         assert valids[0] == valids[1]
-        found.append(([(row.loss, row.grad_norm) for row in steps[0]], valids[0]))
+        weights = (tmp_path / str(shard_base) / "adapter_model.safetensors").read_bytes()
+        found.append(([(row.loss, row.grad_norm) for row in steps[0]], valids[0], weights))
         assert bool(layers[0].qkv.weight.values.untyped_storage().nbytes()) == (not shard_base)
     assert found[0] == found[1], "to the last bit"
 

@@ -114,6 +114,8 @@ def test_what_a_worker_takes_that_shares_the_base(given, monkeypatch):
     deep = transformers.Qwen2Config(num_hidden_layers=20)
     shared = dataclasses.replace(given, shard_base=True, num_workers=4)
     assert expected.bytes_of_others(shared, 1_000, deep) == 650, "a quarter of it, and two of 20 layers"
+    fewer = dataclasses.replace(shared, min_workers=2)
+    assert expected.bytes_of_others(fewer, 1_000, deep) == 400, "by the fewest that the run goes on with"
     assert expected.bytes_of_others(dataclasses.replace(shared, num_workers=1), 1_000, deep) == 0
     assert expected.bytes_of_others(given, 1_000, deep) == 0
     manifest = Manifest(kind="adapter", quantization="none")
