@@ -9,6 +9,7 @@ whose memory ran out within one, shadows what the others gather (`ShardedLayers.
 """
 
 import contextlib
+import functools
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -132,15 +133,16 @@ class ShardedLayers:
     def enter(self, layer: int, x: Tensor) -> Tensor:
         self.unshard(layer)
         self.prefetch(layer + 1)
-        return Entered.apply(x, self, layer) if torch.is_grad_enabled() else x  # pyright: ignore[reportReturnType]
+        return on_gradient(x, functools.partial(self.reshard, layer))
 
     def leave(self, layer: int, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            self.reshard(layer)
-            return x
-        if layer + 1 < len(self.layers):  # the backward pass begins with the last one
-            self.reshard(layer)
-        return Left.apply(x, self, layer)  # pyright: ignore[reportReturnType]
+        if layer + 1 < len(self.layers) or not torch.is_grad_enabled():
+            self.reshard(layer)  # the backward pass begins with the last one
+        return on_gradient(x, functools.partial(self.enter_backward, layer))
+
+    def enter_backward(self, layer: int) -> None:
+        self.unshard(layer)
+        self.prefetch(layer - 1)
 
     def prefetch(self, layer: int) -> None:
         """Begin to gather a layer, if there is one of that number, and memory."""
@@ -213,30 +215,20 @@ class ShardedLayers:
             ) from error
 
 
-class Entered(torch.autograd.Function):
-    """The input of a layer. When its gradient is there, the layer's backward pass is over."""
+def on_gradient(x: Tensor, call: Callable[[], None]) -> Tensor:
+    """`x`; where gradients are recorded, `call` is called when that of `x` is there."""
+    return OnGradient.apply(x, call) if torch.is_grad_enabled() else x  # pyright: ignore[reportReturnType]
+
+
+class OnGradient(torch.autograd.Function):
+    """Of `on_gradient`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layers: ShardedLayers, layer: int) -> Tensor:
-        ctx.layers, ctx.layer = layers, layer
+    def forward(ctx: Any, x: Tensor, call: Callable[[], None]) -> Tensor:
+        ctx.call = call
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.layers.reshard(ctx.layer)
-        return gradients[0], None, None
-
-
-class Left(torch.autograd.Function):
-    """The output of a layer. When its gradient is there, the layer's backward pass begins."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layers: ShardedLayers, layer: int) -> Tensor:
-        ctx.layers, ctx.layer = layers, layer
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.layers.unshard(ctx.layer)
-        ctx.layers.prefetch(ctx.layer - 1)
-        return gradients[0], None, None
+        ctx.call()
+        return gradients[0], None
