@@ -20,9 +20,6 @@ ALLOWED = {
     "wsdm_ray/scoring/child_process.py: pickle.loads": (
         "the target of a child process, which its parent sends over a pipe that nobody else can open"
     ),
-    "wsdm_ray/scoring/ray_data.py: pickle.loads": (
-        "a unit of the plan, which the driver sends to its own tasks as Ray sends them all else: pickled"
-    ),
     "jobs/_values.py: yaml.load": "with a loader of our own that is a SafeLoader",
 }
 """Where such a call may be, and why."""

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import ray
@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from wsdm_ray.events import Event
 from wsdm_ray.scoring.crash_records import UnitStage
 from wsdm_ray.scoring.isolation import Part
+from wsdm_ray.scoring.plan import WorkUnit
 from wsdm_ray.scoring.preemption import Holder, Preemption, rows_lost, was_preempted
 from wsdm_ray.scoring.progress import ProgressActor
 
@@ -30,7 +31,8 @@ WAIT_SECONDS = 60.0
 class Coordinator(ProgressActor):
     """What is being run, what died, and which replicas cannot start.
 
-    slots: of the pool that runs now. starts: by slot, since it was last ready. given_up: reasons by slot.
+    slots: of the pool that runs now. units: of its pass. starts: by slot, since it was last ready.
+    given_up: reasons by slot.
     running: the part of each unit and stage that is being run, or was when its Ray worker was lost, and who
     runs it (`holders`).
     deaths: of child processes, as lines. leaving: Ray workers that were asked to end. preemptions: what was
@@ -39,20 +41,25 @@ class Coordinator(ProgressActor):
 
     def __init__(self) -> None:
         super().__init__()
-        self.begin_pass(0)
+        self.begin_pass(0, ())
         self.deaths: list[str] = []
         self.events: list[Event] = []
         self.preemptions: list[Preemption] = []
 
-    def begin_pass(self, slots: int) -> None:
-        """Forget a pool of replicas; the next one has so many slots."""
+    def begin_pass(self, slots: int, units: Sequence[WorkUnit]) -> None:
+        """Forget a pool of replicas; the next one has so many slots, and runs these units."""
         self.slots = slots
+        self.units = units
         self.starts: Counter[str] = Counter()
         self.ready_slots: set[str] = set()
         self.given_up: dict[str, str] = {}
         self.running: dict[UnitStage, Part] = {}
         self.holders: dict[UnitStage, Holder] = {}
         self.leaving: set[str] = set()
+
+    def unit_at(self, index: int) -> WorkUnit:
+        """A unit of the pass."""
+        return self.units[index]
 
     def resize(self, slots: int) -> None:
         """The pool has so many slots from now on."""
@@ -158,6 +165,9 @@ class RayCoordination:
 
     def give_up(self, reason: str) -> bool:
         return self.ask(self.coordinator.give_up, self.slot, reason)
+
+    def unit_at(self, index: int) -> WorkUnit:
+        return self.ask(self.coordinator.unit_at, index)
 
     def wait_for_replica(self) -> None:
         """Returns when a replica takes units, or after a minute: it may wait for the CPUs of this process.

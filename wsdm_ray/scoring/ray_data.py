@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import gc
-import pickle
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -143,7 +142,7 @@ def pool_of(run: ScoreRun, units: Sequence[WorkUnit], coordinator: Any, follower
         resized=resized,
         wait_seconds=seconds,
     )
-    ray.get(coordinator.begin_pass.remote(pool.slots))
+    ray.get(coordinator.begin_pass.remote(pool.slots, units))
     pool.note(room)
     return pool
 
@@ -226,14 +225,15 @@ def dataset(
         index = int(batch["index"][0])
         if index >= limit:
             coordination.wait_for_replica()
-        encoded = reader_of_process(key, supervision)(pickle.loads(batch["unit"][0]))
+        encoded = reader_of_process(key, supervision)(coordination.unit_at(index))
         return {name: [value] for name, value in encoded.items()}
 
     # It warns of `max_retries` and `max_task_retries`, which later versions lack; Ray is pinned.
     with warnings.catch_warnings(), ray.data.DataContext.current(data_context(pool)):
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
-        # Not in the closure, which each task unpickles: it would hold all units.
-        items = [{"index": index, "unit": pickle.dumps(unit)} for index, unit in enumerate(units)]
+        # Units alone by the coordinator: in the closure, each task would unpickle all of them; in the items,
+        # each would stay in the object store to the end of the pass.
+        items = [{"index": index} for index in range(len(units))]
         return (
             ray.data.from_items(items, override_num_blocks=len(units))
             .map_batches(

@@ -16,6 +16,7 @@ from wsdm_ray.failures import FinalError, pack_final
 from wsdm_ray.scoring.child_process import ChildProcess, Death
 from wsdm_ray.scoring.crash_records import UnitStage, write_deaths
 from wsdm_ray.scoring.isolation import Done, Part, PartDeath, isolate, parts_of
+from wsdm_ray.scoring.plan import WorkUnit
 
 __all__ = ["Answer", "Coordination", "StartError", "Supervision", "Supervisor", "answering"]
 
@@ -42,6 +43,10 @@ class Coordination(Protocol):
 
     def give_up(self, reason: str) -> bool:
         """This replica cannot start. Returns whether no other one is left."""
+        ...
+
+    def unit_at(self, index: int) -> WorkUnit:
+        """A unit of the pass that runs."""
         ...
 
     def wait_for_replica(self) -> None:

@@ -7,6 +7,7 @@ from wsdm_ray.events import Event
 from wsdm_ray.scoring.child_process import Death
 from wsdm_ray.scoring.crash_records import UnitStage
 from wsdm_ray.scoring.isolation import Part, PartDeath
+from wsdm_ray.scoring.plan import WorkUnit
 from wsdm_ray.scoring.supervision import Supervision, answering
 
 __all__ = ["AskedToEnd", "FakeChild", "Killed", "NotedCoordination", "supervision_of"]
@@ -66,6 +67,9 @@ class NotedCoordination:
     def give_up(self, reason: str) -> bool:
         self.told.append(("give up", reason))
         return not self.left
+
+    def unit_at(self, index: int) -> WorkUnit:
+        raise AssertionError(f"no process of these tests asks for unit {index}")
 
     def wait_for_replica(self) -> None:
         self.told.append("wait for replica")

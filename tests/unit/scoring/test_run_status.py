@@ -39,7 +39,7 @@ def handle_of(actor):
 
 def test_figures_of_a_run_are_shown_written_and_exported(tmp_path):
     now, actor = [100.0], Coordinator()
-    actor.begin_pass(4)
+    actor.begin_pass(4, ())
     for unit in (3, 4):
         actor.began(("score", unit), Part(0, 100))
     actor.began(("read", 5), Part(0, 100))
@@ -125,7 +125,7 @@ def test_the_slowest_units_come_first():
 
 def test_the_coordinator_counts_starts_and_slots():
     actor = Coordinator()
-    actor.begin_pass(2)
+    actor.begin_pass(2, ())
     assert [actor.starting("a") for _ in range(3)] == [0, 1, 2]
     assert not actor.any_ready()
     actor.ready("a")
@@ -137,13 +137,13 @@ def test_the_coordinator_counts_starts_and_slots():
     assert not actor.give_up("a", "no disk")
     assert actor.give_up("b", "no GPU"), "all are given up"
     assert actor.state()[2] == ["no disk", "no GPU"]
-    actor.begin_pass(1)
+    actor.begin_pass(1, ())
     assert actor.state() == ({}, [], [])
 
 
 def test_what_was_lost_with_a_node_or_after_a_notice_is_no_death_of_its_unit():
     actor, part = Coordinator(), Part(0, 100)
-    actor.begin_pass(3)
+    actor.begin_pass(3, ())
     actor.began(("score", 1), part, Holder(worker="w1", node="gone"))
     actor.began(("score", 2), part, Holder(worker="w2", node="there"))
     actor.began(("read", 3), part, Holder(worker="w3", node="there"))
