@@ -16,7 +16,7 @@ and the student, every seed:
     soft        taught by the teacher's folds, each on the votes that it did not see
                 (`--objective.teachers`)
     pseudo      the same, with the unlabelled pairs by the mean of the teacher's folds
-    w8a8        on a base in w8a8-int8, both ways in 8 bits; bf16: on the base as it is
+    w8a8        on a base in w8a8-int8, both ways in 8 bits; fp8: in w8a8-fp8; bf16: on the base as it is
     target      trained on the votes that are not of --other-sources
     warm_up     trained on the votes of --other-sources first, then on the rest (`--start-from`)
     balanced    votes weighed by difference of length (`--objective.length-balance 1`); half_balanced: 0.5
@@ -60,6 +60,7 @@ CHANGES: dict[str, dict[str, str]] = {
     "alone": {},
     "fold": {},
     "w8a8": {},
+    "fp8": {},
     "bf16": {},
     "target": {},
     "warm_up_first": {},
@@ -77,7 +78,7 @@ OF_STUDENT = tuple(way for way in CHANGES if way not in ("alone", "fold", "warm_
 WAITING = ("warm_up", "soft", "pseudo")
 """Ways that need the results of other runs."""
 
-PRECISIONS = {"w8a8": "w8a8-int8", "bf16": "none"}
+PRECISIONS = {"w8a8": "w8a8-int8", "fp8": "w8a8-fp8", "bf16": "none"}
 """Of the base, for ways that name one."""
 
 
