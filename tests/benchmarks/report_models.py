@@ -10,6 +10,7 @@ WAYS = {
     "alone": "preset",
     "fold": "preset, without one part of the train votes each",
     "w8a8": "base in w8a8-int8",
+    "fp8": "base in w8a8-fp8",
     "bf16": "base in bf16",
     "target": "target sources alone",
     "soft": "taught by the teacher's folds",

@@ -28,8 +28,9 @@ PARTITION_BITS = 8
 REPEATED = 1_000_000
 """The most hashes that are there twice and are looked for again."""
 
-BLOCK_BYTES = 1 << 16
-"""Bytes of ids that are hashed at a time: what is computed of them is 24 times as large."""
+BLOCK_BYTES = 1 << 14
+"""Bytes of ids that are hashed at a time. What is computed of them is 24 times as large, and each thread that
+hashes keeps as much."""
 
 WEIGHTS = np.random.default_rng(0).integers(1, 1 << 63, 4_096, np.uint64) | np.uint64(1)
 
