@@ -127,7 +127,7 @@ def beside_hours() -> list[str]:
     start = {row["compile_cache"]: row["second_pass"] for row in two["start"]}
     training = [
         read(f"train_gpu_gemma2-9b_{name}.json")["results"]["speed"]
-        for name in ("h200", "h200_stock", "second_h200")
+        for name in ("h200", "h200_stock")
     ]
     first = [
         row["first_step_seconds"] for rows in training for row in rows if row["way"] == "w8a8-int8 shared"
@@ -210,8 +210,8 @@ def least_memory() -> list[str]:
     """What training takes where every layer recomputes, by the arithmetic that chooses how many do."""
     lines = [
         f"What training takes at least, where every layer recomputes, in micro-batches of {LEAST_TOKENS:,} tokens. "
-        "Activations are by the arithmetic that `--gradient-checkpointing auto` uses. Peaks above other than that of "
-        "gemma2-9b as `w8a8-int8` are of earlier code, which kept more. A 32B model was not timed.",
+        "Activations are by the arithmetic that `--gradient-checkpointing auto` uses. Peaks above other than those of "
+        "gemma2-9b at 8,192 tokens are of earlier code, which kept more. A 32B model was not timed.",
         "",
         "| model | base as `w8a8-int8` | adapter, trained | activations | in all |",
         "|---|---|---|---|---|",

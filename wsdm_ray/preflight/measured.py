@@ -97,12 +97,20 @@ MEASURED: tuple[Measured, ...] = (
         source="score_gpu_qwen25-14b_h200.json", way="bf16 shared",
     ),
     Measured(
-        job="train", gpu=H200, model="gemma2-9b", precision="w8a8-int8", tokens_per_second=16_832,
-        source="train_gpu_gemma2-9b_second_h200.json", way="w8a8-int8 shared", memory_gib=79,
+        job="train", gpu=H200, model="gemma2-9b", precision="w8a8-int8", tokens_per_second=16_530,
+        source="train_gpu_gemma2-9b_h200.json", way="w8a8-int8 shared", memory_gib=79,
     ),
     Measured(
-        job="train", gpu=H200, model="gemma2-9b", precision="none", tokens_per_second=12_299,
-        source="train_gpu_gemma2-9b_h200_stock.json", way="none shared", memory_gib=79,
+        job="train", gpu=H200, model="gemma2-9b", precision="w8a8-fp8", tokens_per_second=15_860,
+        source="train_gpu_gemma2-9b_h200.json", way="w8a8-fp8 shared", memory_gib=79,
+    ),
+    Measured(
+        job="train", gpu=H200, model="gemma2-9b", precision="none", tokens_per_second=12_370,
+        source="train_gpu_gemma2-9b_h200.json", way="none shared", memory_gib=79,
+    ),
+    Measured(
+        job="train", gpu=H200, model="gemma2-9b", precision="bnb-int8", tokens_per_second=12_129,
+        source="train_gpu_gemma2-9b_h200.json", way="bnb-int8 shared", memory_gib=79,
     ),
     Measured(
         job="train", gpu=H200, model="gemma2-9b", precision="nf4", tokens_per_second=8_347,
