@@ -126,8 +126,7 @@ def beside_hours() -> list[str]:
     )
     start = {row["compile_cache"]: row["second_pass"] for row in two["start"]}
     training = [
-        read(f"train_gpu_gemma2-9b_{name}.json")["results"]["speed"]
-        for name in ("h200", "h200_stock")
+        read(f"train_gpu_gemma2-9b_{name}.json")["results"]["speed"] for name in ("h200", "h200_stock")
     ]
     first = [
         row["first_step_seconds"] for rows in training for row in rows if row["way"] == "w8a8-int8 shared"
