@@ -37,6 +37,9 @@ WHOLE_BYTES = 32 << 20
 STREAM_BYTES = 4 << 20
 """How much of each column of larger ones is read at a time."""
 
+ROWS_ALONE = pa.schema([("", pa.null())])
+"""What rows are of which no column is read; a table without columns would lose their number."""
+
 KEPT_STREAMS = 2
 """Streams that a process keeps open."""
 
@@ -100,7 +103,8 @@ def compare_versions(path: str, planned: storage.FileVersion, now: storage.FileV
 def read_slice(file: InputFile, names: Sequence[str], start: int, rows: int) -> pa.Table:
     """Rows `start` to `start + rows` with those of the columns `names` that the file has.
 
-    Of a file with none of them, its first column. There are fewer rows where the file ends before.
+    Of a file with none of them, `ROWS_ALONE`: no page is read, since the footer has the number of rows.
+    There are fewer rows where the file ends before.
 
     Raises:
         DataError: the file is not parquet, or is damaged.
@@ -134,11 +138,11 @@ class RowStream:
         self.stack = contextlib.ExitStack()
         with self.errors():
             file = self.stack.enter_context(storage.open_parquet(source.path))
-            there = file.schema_arrow.names
-            columns = [name for name in dict.fromkeys(names) if name in there] or there[:1]
+            there = file.schema_arrow.empty_table()
+            columns = [name for name in dict.fromkeys(names) if name in there.column_names]
             groups, skipped = row_groups_of(file.metadata, start, rows)
             reads = reads_of(file.metadata, groups, columns)
-            self.none = file.schema_arrow.empty_table().select(columns)
+            self.none = there.select(columns) if columns else ROWS_ALONE.empty_table()
             self.ends = group_ends(file.metadata)
             self.position = start - skipped
             if any(read.stored > WHOLE_BYTES for read in reads):
@@ -232,6 +236,9 @@ def is_part_of(path: str, columns: Sequence[str]) -> bool:
 def batches(file: pq.ParquetFile, reads: Sequence[Read], columns: list[str]) -> Iterator[pa.RecordBatch]:
     """The rows of row groups, so many at a time that they take about `BATCH_BYTES`."""
     for read in reads:
+        if not columns:
+            yield pa.record_batch([pa.nulls(read.rows)], schema=ROWS_ALONE)
+            continue
         at_once = max(min(BATCH_ROWS, BATCH_BYTES * read.rows // max(read.decoded, 1)), 1)
         yield from file.iter_batches(
             at_once, row_groups=list(read.groups), columns=columns, use_threads=False

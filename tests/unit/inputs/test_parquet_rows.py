@@ -170,3 +170,20 @@ def test_sizes_are_of_the_columns_that_are_read_also_where_names_have_dots(tmp_p
     }
     assert sizes["pair.prompt"] >= sizes["other"] > 1_000
     assert sizes["pai"] == 0
+
+
+@pytest.mark.parametrize("whole_bytes", [0, 1 << 20])
+def test_rows_of_which_no_column_is_read_are_those_of_the_footer(tmp_path, monkeypatch, whole_bytes):
+    monkeypatch.setattr(parquet_rows, "WHOLE_BYTES", whole_bytes)
+    path = tmp_path / "x.parquet"
+    written(path, 100, compression="none", use_dictionary=False, row_group_size=30, write_page_checksum=True)
+    data = bytearray(path.read_bytes())
+    end = pq.read_metadata(path).row_group(3).column(2)
+    last = end.data_page_offset + end.total_compressed_size
+    data[4:last] = b"\xff" * (last - 4)
+    path.write_bytes(data)
+    [file] = list_inputs([str(path)])
+    for start, rows, left in ((0, 100, 100), (25, 10, 10), (35, 65, 65), (90, 20, 10), (100, 5, 0)):
+        assert len(read_slice(file, ["none"], start, rows)) == left
+    with pytest.raises(DataError, match="it is damaged"):
+        read_slice(file, ["id"], 0, 1)
