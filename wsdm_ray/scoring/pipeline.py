@@ -50,6 +50,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 
     Raises:
         DataError, ModelError, ConfigError: what was asked for cannot be done, found before anything runs.
+        DataError: the run is strict, and rows ended their process; all is written.
         RunMismatchError: the output folder belongs to another run.
         ClusterError: one replica does not fit the cluster beside one reader.
     """
@@ -61,8 +62,10 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     if config.dry_run:
         return describe(run)
     written = execute(run)
-    check_no_row_killed(config, written)
-    return written | {"submission": submit(config, run.output, run.ties)} if config.submission else written
+    if config.submission:
+        written = written | {"submission": submit(config, run.output, run.ties)}
+    check_no_row_killed(config, written)  # when all is written, the submission too
+    return written
 
 
 def check(config: ScoreConfig) -> ScoreRun:

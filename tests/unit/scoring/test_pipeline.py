@@ -1,5 +1,6 @@
 """The flow of a run, with a function in place of Ray that commits parts."""
 
+import dataclasses
 import sys
 import time
 import types
@@ -11,10 +12,12 @@ import pytest
 
 from tests.unit.scoring.conftest import random_rows
 from tests.unit.scoring.fakes import plan_of
-from wsdm_ray.errors import RunBusyError
+from wsdm_ray.config import ScoreConfig
+from wsdm_ray.errors import DataError, RunBusyError
 from wsdm_ray.runs import digest_of, numeric_versions, read_run
 from wsdm_ray.scoring import pipeline
 from wsdm_ray.scoring.check import Cluster, ScoreRun
+from wsdm_ray.scoring.error_kinds import ErrorKind, kinds_to_json
 from wsdm_ray.scoring.parts import RUN_KEY, Scored, UnitReport, write_part
 from wsdm_ray.scoring.replica import ReplicaOptions
 
@@ -43,8 +46,9 @@ def scored(monkeypatch) -> list[int]:
     def score_units(run, units, replica_class, on_report, encode):
         reports = []
         for unit in units:
-            report = UnitReport(unit=unit.number, rows=unit.rows)
-            table = pa.table({"id": [*range(unit.rows)]})
+            report = UnitReport(unit=unit.number, rows=unit.rows, kinds=run.config.get("kinds", ""))
+            rows = unit.rows
+            table = pa.table({"id": range(rows), "prob_a": [0.25] * rows, "winner": ["model_b"] * rows})
             reports.append(write_part(run.output, table, report, run.replica.run_digest))
             assert run.replica.numbers == numeric_versions()
             numbers.append(unit.number)
@@ -89,3 +93,21 @@ def test_a_process_whose_run_was_taken_over_does_not_finish_it(run, scored, monk
         pipeline.execute(run)
     assert scored == [0, 1, 2]
     assert not read_run(run.output)
+
+
+def test_a_strict_run_writes_its_submission_before_it_says_that_rows_ended_their_process(
+    run, scored, monkeypatch, tmp_path
+):
+    died = kinds_to_json({"process died: signal 9": ErrorKind(2, "7")})
+    monkeypatch.setattr(pipeline, "check", lambda config: dataclasses.replace(run, config={"kinds": died}))
+    submission = tmp_path / "submission.csv"
+    config = ScoreConfig(
+        model=("m",), input=("i",), output=run.output, strict=True, submission=str(submission)
+    )
+    for _ in range(2):  # run again, it is complete
+        with pytest.raises(DataError, match=r"6 rows end the process .* \(--strict\)"):
+            pipeline.score(config)
+        assert submission.read_text().splitlines()[:2] == ["id,winner", "0,model_b"]
+        submission.unlink()
+    assert read_run(run.output)["submission"]["file"] == str(submission)
+    assert pipeline.score(dataclasses.replace(config, strict=False))["rows_given_up"] == 6
