@@ -212,6 +212,12 @@ WRONG = [
     ),
     (config.ScoreConfig, {"unit_rows": 0}, "--unit-rows 0: must be at least 1"),
     (config.ScoreConfig, {"unit_timeout_seconds": 0}, "--unit-timeout-seconds 0: must be above 0"),
+    (
+        config.ScoreConfig,
+        {"unit_timeout_seconds": 60.0, "output": "s3://bucket/out"},
+        "--unit-timeout-seconds 60.0: must be above --store-timeout-seconds 120: a store may be waited for "
+        "so long",
+    ),
     (config.ScoreConfig, {"gpu_hour_price": -1.0}, "--gpu-hour-price -1.0: must be above 0"),
     (config.ScoreConfig, {"max_tokens": 31}, "--max-tokens 31: must be at least 32"),
     (config.ScoreConfig, {"token_budget": 63}, "--token-budget 63: must be at least 64"),

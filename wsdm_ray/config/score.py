@@ -55,8 +55,9 @@ class ScoringConfig(StoreConfig):
     max_tokens: int | None = None
     """The most tokens of one ordering; by default as many as in training. Example: --max-tokens 1024"""
     unit_rows: int | None = None
-    """Rows of one work unit: one output file, the unit of commit and resume. By default 1,000; fewer, down to
-    250, of small inputs and for the last rows of large ones. Example: --unit-rows 500"""
+    """Rows of one work unit: one output file, the unit of commit and resume. By default 1,000 divided by the
+    number of models; fewer, down to 125, of small inputs and for the last rows of large ones. Example:
+    --unit-rows 500"""
     on_bad_file: Literal["fail", "skip"] = "fail"
     """fail: files that cannot be read are listed, and nothing is scored. skip: they are left out, which
     run.json says; rows that turn out to be damaged later get an error."""
@@ -72,7 +73,8 @@ class ScoringConfig(StoreConfig):
     """Wait so long for nodes that the job needs. By default 1,800 on a cluster that scales by itself, else
     not at all."""
     unit_timeout_seconds: float | None = None
-    """End a process that reads or scores one unit for so long, as if it had died; by default never."""
+    """End a process that reads or scores one unit for so long, as if it had died; by default never. With a
+    store, more than --store-timeout-seconds."""
     gpu_hour_price: float | None = None
     """Price of one GPU for an hour: progress then shows the cost so far, and a dry run the whole. Example:
     --gpu-hour-price 2.5"""
@@ -136,6 +138,16 @@ class ScoringConfig(StoreConfig):
         for name in ("unit_timeout_seconds", "gpu_hour_price"):
             value = getattr(self, name)
             check(value is None or 0 < value < float("inf"), name, value, "above 0")
+        # Else a store that is away for a while would look like rows that cannot be scored.
+        on_store = any("://" in path for path in (*self.model, *self.input, self.output))
+        limit = self.unit_timeout_seconds
+        check(
+            limit is None or not on_store or limit > self.store_timeout_seconds,
+            "unit_timeout_seconds",
+            limit,
+            f"above --store-timeout-seconds {self.store_timeout_seconds:g}: a store may be waited for "
+            "so long",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,7 +159,7 @@ def check_inputs(config: ScoreConfig) -> CheckedInputs:
         check_manifest_there(folder, "--model")
     plan = make_plan(
         parquet_inputs(inputs, reading, bad), config.unit_rows,
-        files=inputs, bad=bad, keep_duplicates=config.duplicate_ids == "keep",
+        models=len(config.model), files=inputs, bad=bad, keep_duplicates=config.duplicate_ids == "keep",
     )  # fmt: skip
     keep = kept_schema(plan, config.keep_columns)
     ties = check_submission(config, config.output, given)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
+from wsdm_ray.errors import WsdmRayError
 from wsdm_ray.plain_text import one_line, redact
 from wsdm_ray.scoring.preemption import died_of_notice
 
@@ -155,8 +156,9 @@ def main() -> None:
     except EOFError:
         os._exit(0)
     except Exception as error:
-        print(redact(traceback.format_exc()), file=sys.stderr)
-        sys.stderr.flush()
+        if not isinstance(error, WsdmRayError):  # of a user, who is told all by its text
+            print(redact(traceback.format_exc()), file=sys.stderr)
+            sys.stderr.flush()
         first_line = one_line(f"process failed: {type(error).__name__}: {error}".splitlines()[0])
         connection.send(("failed", first_line[:MAX_REASON_CHARACTERS]))
         os._exit(1)

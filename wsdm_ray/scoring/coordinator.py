@@ -32,7 +32,7 @@ class Coordinator(ProgressActor):
     """What is being run, what died, and which replicas cannot start.
 
     slots: of the pool that runs now. units: of its pass. starts: by slot, since it was last ready.
-    given_up: reasons by slot.
+    given_up: node and reason by slot.
     running: the part of each unit and stage that is being run, or was when its Ray worker was lost, and who
     runs it (`holders`).
     deaths: of child processes, as lines. leaving: Ray workers that were asked to end. preemptions: what was
@@ -52,7 +52,7 @@ class Coordinator(ProgressActor):
         self.units = units
         self.starts: Counter[str] = Counter()
         self.ready_slots: set[str] = set()
-        self.given_up: dict[str, str] = {}
+        self.given_up: dict[str, tuple[str, str]] = {}
         self.running: dict[UnitStage, Part] = {}
         self.holders: dict[UnitStage, Holder] = {}
         self.leaving: set[str] = set()
@@ -69,6 +69,8 @@ class Coordinator(ProgressActor):
         """How many times the slot was starting before without being ready since."""
         if slot in self.starts or slot in self.ready_slots:
             self.events.append(Event(kind="worker_replaced", worker=slot))
+        if self.given_up.pop(slot, None):  # it was on a node that is gone, and is elsewhere now
+            self.starts[slot] = 0
         self.starts[slot] += 1
         self.ready_slots.discard(slot)
         return self.starts[slot] - 1
@@ -81,10 +83,14 @@ class Coordinator(ProgressActor):
         """Whether a slot takes units."""
         return bool(self.ready_slots)
 
-    def give_up(self, slot: str, reason: str) -> bool:
-        """Note that a slot cannot start; returns whether that is true of all."""
-        self.given_up[slot] = reason
+    def give_up(self, slot: str, node: str, reason: str) -> bool:
+        """Note that a slot cannot start on its node; returns whether that is true of all."""
+        self.given_up[slot] = node, reason
         return len(self.given_up) >= self.slots
+
+    def given_up_on(self, nodes: Collection[str]) -> list[str]:
+        """Why slots on these nodes cannot start."""
+        return [reason for node, reason in self.given_up.values() if node in nodes]
 
     def began(self, stage: UnitStage, part: Part, holder: Holder | None = None) -> None:
         self.running[stage] = part
@@ -139,7 +145,7 @@ class Coordinator(ProgressActor):
 
     def state(self) -> tuple[dict[UnitStage, Part], list[str], list[str]]:
         """What is being run, the deaths so far, and the reasons of slots that were given up."""
-        return self.running, self.deaths, list(self.given_up.values())
+        return self.running, self.deaths, [reason for _, reason in self.given_up.values()]
 
 
 class RayCoordination:
@@ -164,7 +170,8 @@ class RayCoordination:
         self.coordinator.ready.remote(self.slot)
 
     def give_up(self, reason: str) -> bool:
-        return self.ask(self.coordinator.give_up, self.slot, reason)
+        node = ray.get_runtime_context().get_node_id()
+        return self.ask(self.coordinator.give_up, self.slot, node, reason)
 
     def unit_at(self, index: int) -> WorkUnit:
         return self.ask(self.coordinator.unit_at, index)

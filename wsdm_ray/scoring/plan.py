@@ -39,7 +39,7 @@ CARRIED = ("model_a", "model_b", "language")
 """Canonical columns that a unit has where its input has them, besides those of the pair."""
 
 LARGEST_UNIT = 1_000
-"""Rows of a unit where the options say nothing: at 4 pairs/s, four minutes of a GPU."""
+"""Rows of a unit of one model where the options say nothing: at 4 pairs/s, four minutes of a GPU."""
 
 SMALLEST_UNIT = 125
 """Smaller units would waste time: the last micro-batch of each is not full."""
@@ -148,6 +148,7 @@ def make_plan(
     sources: Sequence[ParquetInput],
     unit_rows: int | None,
     *,
+    models: int = 1,
     files: Sequence[InputFile] = (),
     bad: BadFiles | None = None,
     keep_duplicates: bool = False,
@@ -156,6 +157,7 @@ def make_plan(
 
     Args:
         unit_rows: rows of each unit; None: as many as suit the number of all rows.
+        models: that score each row, which units are the smaller for.
         files: all files of the input, those among them that were found bad before, too.
         bad: takes what is wrong with files; by default it is raised.
         keep_duplicates: warn of ids that are there twice, where else they are an error.
@@ -175,7 +177,7 @@ def make_plan(
         duplicates = check_ids(hashes, [file.source for file in filled], keep_duplicates)
     warn_of_lists_in(filled)
     return ScorePlan(
-        units=cut_units(filled, unit_rows),
+        units=cut_units(filled, unit_rows, models),
         id_type=common_id_type(file.id_type for file in filled if file.id_type),
         files=tuple(files),
         bad_files=tuple(bad.skipped),
@@ -183,18 +185,18 @@ def make_plan(
     )
 
 
-def cut_units(files: Sequence[FileFacts], unit_rows: int | None) -> tuple[WorkUnit, ...]:
+def cut_units(files: Sequence[FileFacts], unit_rows: int | None, models: int = 1) -> tuple[WorkUnit, ...]:
     """The rows of files, none of them empty, as units: small files share one, large ones are cut.
 
     Args:
-        unit_rows: rows of a unit; None: `rows_of_next_unit`.
+        unit_rows: rows of a unit; None: `rows_of_next_unit`, of so many models.
     """
     cuts: list[list[Slice]] = []
     left = sum(file.rows for file in files)
     shared: list[Slice] = []
     room, space = 0, 0
     for source, rows, stored_bytes, _ in files:
-        most = unit_rows or rows_of_next_unit(left)
+        most = unit_rows or rows_of_next_unit(left, models)
         if not (shared and rows <= room and stored_bytes <= space):  # begin a unit
             shared, room, space = [], most, UNIT_BYTES
         if rows <= room and stored_bytes <= space:
@@ -205,16 +207,17 @@ def cut_units(files: Sequence[FileFacts], unit_rows: int | None) -> tuple[WorkUn
             continue
         start, of_space = 0, max(UNIT_BYTES * rows // max(stored_bytes, 1), 1)
         while start < rows:
-            most = min(unit_rows or even_part(rows - start, rows_of_next_unit(left)), of_space, rows - start)
+            most = unit_rows or even_part(rows - start, rows_of_next_unit(left, models))
+            most = min(most, of_space, rows - start)
             cuts.append([Slice(source, start, most)])
             start, left = start + most, left - most
         room = 0
     return tuple(WorkUnit(number, tuple(slices)) for number, slices in enumerate(cuts))
 
 
-def rows_of_next_unit(left: int) -> int:
+def rows_of_next_unit(left: int, models: int) -> int:
     """Rows of a unit where `left` rows are in none yet: few at the end, when replicas wait for the last."""
-    return min(max(left // UNITS_LEFT, SMALLEST_UNIT), LARGEST_UNIT)
+    return max(min(left // UNITS_LEFT, LARGEST_UNIT // models), SMALLEST_UNIT)
 
 
 def even_part(rows: int, most: int) -> int:

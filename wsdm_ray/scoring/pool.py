@@ -44,7 +44,7 @@ class Pool:
 
     slots: replicas, working, starting or waiting for a node. readers: at once. units: of the pass.
     poll: gives how many replicas the cluster has room for now, and how many readers beside so many; raises
-    `ClusterError` where it has room for none.
+    `ClusterError` where it has room for none, or for none but those that cannot start.
     resized: is told the slots, and for how many of them there is room, when either changes.
     wait_seconds: how long a cluster without room is waited for.
     """
@@ -100,7 +100,7 @@ class Pool:
             self.resized(self.slots, self.there)
 
     def wait(self, now: float, error: ClusterError) -> None:
-        """Say that no node has room for a replica; raise the error where that has lasted too long."""
+        """Say that no node has a replica that can work; raise the error where that has lasted too long."""
         self.note(0)
         self.none_since = now if self.none_since is None else self.none_since
         limit = self.wait_seconds
@@ -108,4 +108,4 @@ class Pool:
             raise ClusterError(f"{error}; waited {limit:g} s; run the same command again to go on") from error
         if now - self.said >= LINE_SECONDS:
             self.said = now
-            logger.warning("score: no node is left; waits for others, %g s at most: %s", limit, error)
+            logger.warning("score: no replica can work; waits for nodes, %g s at most: %s", limit, error)

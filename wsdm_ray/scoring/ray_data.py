@@ -138,7 +138,7 @@ def pool_of(run: ScoreRun, units: Sequence[WorkUnit], coordinator: Any, follower
         slots=first_slots(room, len(units), run.cluster.most, run.cluster.limit),
         readers=readers,
         units=len(units),
-        poll=poll,
+        poll=functools.partial(working_room, poll, coordinator),
         resized=resized,
         wait_seconds=seconds,
     )
@@ -153,6 +153,23 @@ def room_now(most: int | None, on_gpu: bool) -> tuple[int, int]:
     replicas = replicas_that_fit(nodes, most, on_gpu)
     cpus = sum(node["Resources"].get("CPU", 0) for node in nodes if node["Alive"])
     return replicas, fit_readers(cpus, replicas)
+
+
+def working_room(room: Callable[[], tuple[int, int]], coordinator: Any) -> tuple[int, int]:
+    """The same, where a replica that there is room for can start, or may.
+
+    Args:
+        room: `room_now`, of this run.
+
+    Raises:
+        ClusterError: all of them were given up. Those on nodes that are gone do not count.
+    """
+    replicas, readers = room()
+    nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    reasons = ray.get(coordinator.given_up_on.remote(nodes))
+    if len(reasons) >= replicas:
+        raise ClusterError(f"all {replicas} replicas that nodes have room for cannot start: {reasons[-1]}")
+    return replicas, readers
 
 
 def record_lost(output: str, left: Sequence[WorkUnit], coordinator: Any) -> int:
@@ -199,6 +216,7 @@ def unit_reports(
         output=run.replica.output,
         coordination=RayCoordination(coordinator),
         timeout_seconds=run.unit_timeout_seconds,
+        store_timeout_seconds=run.replica.store_timeout_seconds,
         deaths=read_deaths(run.output),
     )
     for row in dataset(run, units, supervision, reporter, replica_class, pool).iter_rows():

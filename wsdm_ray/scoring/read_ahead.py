@@ -70,8 +70,12 @@ def data_context(pool: Pool) -> "ray.data.DataContext":
     """
     context = ray.data.DataContext.get_current().copy()
     bounded = type("BoundedReadAhead", (BoundedReadAhead,), {"pool": pool})
-    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, bounded])
+    # First, as none is asked after one that refuses, and the pool must look at the cluster all the same.
+    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [bounded, *ENABLED_BACKPRESSURE_POLICIES])
     context.max_errored_blocks = -1
+    # By default a run ends when no unit does for half an hour: some take longer, as may a store that is away,
+    # a model that loads, and nodes that are waited for.
+    context.execution_no_progress_timeout_s = -1
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from wsdm_ray.errors import ModelError
-from wsdm_ray.failures import pack_final
+from wsdm_ray.failures import is_deterministic, pack_final
 from wsdm_ray.modeling.classifier import set_threads
 from wsdm_ray.modeling.gpu_memory import peak_memory_bytes
 from wsdm_ray.modeling.loading import load_scorer
@@ -123,6 +123,8 @@ class Replica:
                     file=sys.stderr,
                 )
         except Exception as error:
+            if not is_deterministic(error):  # a disk, a GPU or a memory of this node alone: its slot says so
+                raise
             self.failure = pack_final(error)  # another replica would fail the same way
         self.initial_budget = self.token_budget
 

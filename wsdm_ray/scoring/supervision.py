@@ -17,6 +17,7 @@ from wsdm_ray.scoring.child_process import ChildProcess, Death
 from wsdm_ray.scoring.crash_records import UnitStage, write_deaths
 from wsdm_ray.scoring.isolation import Done, Part, PartDeath, isolate, parts_of
 from wsdm_ray.scoring.plan import WorkUnit
+from wsdm_ray.storage import STORE_TIMEOUT_SECONDS, set_store_timeout
 
 __all__ = ["Answer", "Coordination", "StartError", "Supervision", "Supervisor", "answering"]
 
@@ -84,13 +85,15 @@ class Supervision:
 
     target: of `ChildProcess`; its function is an `Answer`.
     output: of the run. deaths: on record when the run started.
-    timeout_seconds: of a unit, or a part of one; None: no limit.
+    timeout_seconds: of a unit, or a part of one; None: no limit. store_timeout_seconds: of
+    `set_store_timeout`, for the records that are written here.
     """
 
     target: bytes
     output: str
     coordination: Coordination
     timeout_seconds: float | None = None
+    store_timeout_seconds: float = STORE_TIMEOUT_SECONDS
     deaths: Mapping[UnitStage, Sequence[PartDeath]] = field(default_factory=dict)
 
 
@@ -109,6 +112,7 @@ class Supervisor:
         on_message: Callable[[Any], None] = lambda message: None,
         child: Any = None,
     ):
+        set_store_timeout(supervision.store_timeout_seconds, reached=True)
         self.supervision = supervision
         self.last_process: int | None = None
 

@@ -22,7 +22,15 @@ from wsdm_ray.scoring.encode import encode_unit, table_from_bytes, table_to_byte
 from wsdm_ray.scoring.model_spec import ModelSpec
 from wsdm_ray.scoring.parts import UnitReport
 from wsdm_ray.scoring.replica import Replica, ReplicaOptions
+from wsdm_ray.storage import patience
 from wsdm_ray.text.encoding import PairEncoder
+
+
+@pytest.fixture(autouse=True)
+def patience_of_its_own(monkeypatch):
+    """What a test sets of how long stores are waited for ends with it."""
+    monkeypatch.setattr(patience, "PATIENCE", patience.Patience())
+
 
 WORDS = (
     "sum",

@@ -356,6 +356,14 @@ def test_units_are_small_at_the_end_of_a_run():
     assert len(cut_units([FileFacts(source, 1_000, 1, pa.int64())], None)) == 8
 
 
+@pytest.mark.parametrize(("models", "largest"), [(1, 1_000), (3, 333), (9, 125)])
+def test_units_take_as_long_for_several_models(models, largest):
+    source = ParquetInput(file=InputFile("x", "x"), columns=Columns())
+    units = cut_units([FileFacts(source, 1_000_000, 1, pa.int64())], None, models)
+    assert sum(unit.rows for unit in units) == 1_000_000
+    assert max(unit.rows for unit in units) == largest
+
+
 def test_small_files_share_units_and_keep_their_ids_and_faults(write):
     tables = [
         table_of([1, 2]),

@@ -61,7 +61,7 @@ def test_a_run_that_lost_its_nodes_waits_with_a_line_and_a_limit(caplog):
     with pytest.raises(ClusterError, match=r"0 GPUs; waited 100 s; run the same command again to go on"):
         [pool.update(0) for _ in range(30)]
     lines = [record.message for record in caplog.records]
-    assert lines == ["score: no node is left; waits for others, 100 s at most: the cluster has 0 GPUs"] * 3
+    assert lines == ["score: no replica can work; waits for nodes, 100 s at most: the cluster has 0 GPUs"] * 3
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import ray.data
 from ray import cloudpickle
 
+from wsdm_ray.errors import ClusterError
 from wsdm_ray.scoring import ray_data
+from wsdm_ray.scoring.coordinator import Coordinator
 from wsdm_ray.scoring.parts import UnitReport
 
 
@@ -53,6 +56,22 @@ def test_a_pass_begins_when_the_replicas_of_the_one_before_are_gone(monkeypatch)
         gc.enable()
     assert [report.unit for report in reports] == [0, 1, 2]
     assert len(passes) == 3
+
+
+def test_room_for_replicas_that_cannot_start_is_none(monkeypatch):
+    """Others may be on their way: the pool waits for nodes, and then ends the run."""
+    coordinator = Coordinator()
+    coordinator.begin_pass(3, ())
+    coordinator.give_up("a", "gone", "no disk")
+    coordinator.give_up("b", "here", "no GPU")
+    handle = SimpleNamespace(given_up_on=SimpleNamespace(remote=coordinator.given_up_on))
+    nodes = [{"NodeID": "here", "Alive": True}, {"NodeID": "gone", "Alive": False}]
+    monkeypatch.setattr(ray_data, "ray", SimpleNamespace(get=lambda value: value, nodes=lambda: nodes))
+    assert ray_data.working_room(lambda: (2, 4), handle) == (2, 4)
+    with pytest.raises(ClusterError, match=r"^all 1 replicas .* cannot start: no GPU$"):
+        ray_data.working_room(lambda: (1, 2), handle)
+    coordinator.starting("b")
+    assert ray_data.working_room(lambda: (1, 2), handle) == (1, 2)
 
 
 @dataclasses.dataclass

@@ -41,7 +41,7 @@ def test_a_few_units_a_replica_are_read_ahead():
     before = ray.data.DataContext.get_current()
     assert most_open_units(slots=3, readers=2) == 8
     context = data_context(Pool(slots=3, readers=2, units=99, poll=lambda: (3, 2)))
-    policy: Any = context.get_config("backpressure_policies.enabled")[-1](context, None, None)
+    policy: Any = context.get_config("backpressure_policies.enabled")[0](context, None, None)
     assert isinstance(policy, BoundedReadAhead)
     assert policy.can_add_input(readers(7))
     assert not policy.can_add_input(readers(8))
@@ -51,13 +51,15 @@ def test_a_few_units_a_replica_are_read_ahead():
     assert policy.can_add_input(SimpleNamespace(name="MapBatches(Replica)"))
     assert before.max_errored_blocks == 0, "a user's own datasets keep theirs"
     assert context.max_errored_blocks == -1
+    assert before.execution_no_progress_timeout_s == 1800, "Ray's own: a unit may take longer"
+    assert context.execution_no_progress_timeout_s == -1
 
 
 def test_the_pool_and_what_is_read_ahead_grow_with_the_cluster():
     now, actors = iter([0.0, 1.0, 3.0]), Actors(1)
     pool = Pool(slots=1, readers=1, units=9, poll=lambda: (4, 6), clock=lambda: next(now))
     context = data_context(pool)
-    policy: Any = context.get_config("backpressure_policies.enabled")[-1](context, None, None)
+    policy: Any = context.get_config("backpressure_policies.enabled")[0](context, None, None)
     assert not policy.can_add_input(readers(3, actors=actors))
     assert not policy.can_add_input(readers(3, actors=actors)), "it looked a second ago"
     assert policy.can_add_input(readers(3, actors=actors))

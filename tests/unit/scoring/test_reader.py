@@ -1,5 +1,6 @@
 """A reader whose process dies over rows: they get the error, the others are read as ever."""
 
+import dataclasses
 import json
 from collections import Counter
 
@@ -16,6 +17,7 @@ from wsdm_ray.scoring.encode import encode_unit, encode_without_texts, table_fro
 from wsdm_ray.scoring.plan import WorkUnit, place_of
 from wsdm_ray.scoring.reader import Reader, reading
 from wsdm_ray.scoring.supervision import Supervisor
+from wsdm_ray.storage import patience
 
 DIED = "process died: signal 11"
 
@@ -40,6 +42,13 @@ def reader_of(classifiers, output, dies, ids_die=False, **options) -> tuple[Read
 
     child = FakeChild({"read": read, "read_ids": read_ids}, options.pop("starts", ()))
     return Reader(supervision_of(output, **options), child), child
+
+
+def test_the_process_around_a_reader_waits_for_stores_as_long_as_the_user_says(tmp_path):
+    """It writes the records of deaths, and has perhaps never asked the store before."""
+    supervision = dataclasses.replace(supervision_of(tmp_path), store_timeout_seconds=3_600.0)
+    Reader(supervision, FakeChild({}))
+    assert patience.PATIENCE.seconds == patience.PATIENCE.first_seconds == 3_600.0
 
 
 def test_a_row_that_kills_its_reader_gets_the_error(classifiers, unit, tmp_path):

@@ -12,6 +12,7 @@ import torch
 
 from tests.unit.scoring.conftest import column, random_rows
 from tests.unit.scoring.fakes import plan_of, with_memory_for, wrapped
+from wsdm_ray.errors import ClusterError, ModelError, StorageError
 from wsdm_ray.failures import WorkerDefectError, unpack_error
 from wsdm_ray.modeling.scorers import Scorer
 from wsdm_ray.packing.layouts import Layout
@@ -59,6 +60,26 @@ def test_a_lowered_budget_stays_lowered_and_is_reported(write, tmp_path, classif
 
 def test_a_budget_of_the_replicas_own(replica_of):
     assert replica_of(token_budget=None).token_budget == 2_048
+
+
+@pytest.mark.parametrize("error", [StorageError("/cache: no space left"), ClusterError("the GPU is taken")])
+def test_what_is_wrong_with_a_node_is_not_a_failure_of_the_run(replica_of, error):
+    """Its process ends, and its slot is given up; other nodes go on."""
+
+    def fail(scorer: Scorer) -> Scorer:
+        raise error
+
+    with pytest.raises(type(error)):
+        replica_of(change=fail)
+
+
+def test_what_is_wrong_with_a_model_is(write, classifiers, replica_of):
+    def fail(scorer: Scorer) -> Scorer:
+        raise ModelError("model: its head is missing")
+
+    [unit] = plan_of([write(random_rows(5))], 10).units
+    report = replica_of(change=fail)(batch_of(0, encode_unit(unit, classifiers[:1])))
+    assert json.loads(report["error"][0]) == ["ModelError", "model: its head is missing"]
 
 
 def test_a_model_that_fails_on_every_row_fails_the_run(write, classifiers, replica_of):

@@ -44,7 +44,7 @@ def test_figures_of_a_run_are_shown_written_and_exported(tmp_path):
         actor.began(("score", unit), Part(0, 100))
     actor.began(("read", 5), Part(0, 100))
     actor.died(("score", 3), Part(0, 100), "process died: signal 9")
-    actor.give_up("slot", "no GPU")
+    actor.give_up("slot", "node", "no GPU")
     actor.update(3, 0.5, 700)
     progress = RowProgress("score", 1_000, done=200, clock=lambda: now[0])
     finished = {2: UnitReport(unit=2, rows=100, errors=7, peak_memory_bytes=5_000)}
@@ -133,10 +133,13 @@ def test_the_coordinator_counts_starts_and_slots():
     assert actor.starting("a") == 0
     assert not actor.any_ready(), "it starts again"
     assert [str(event) for event in actor.events_after(2)] == ["worker_replaced: worker a"]
-    assert not actor.give_up("a", "no disk")
-    assert not actor.give_up("a", "no disk")
-    assert actor.give_up("b", "no GPU"), "all are given up"
+    assert not actor.give_up("a", "node 1", "no disk")
+    assert not actor.give_up("a", "node 1", "no disk")
+    assert actor.give_up("b", "node 2", "no GPU"), "all are given up"
     assert actor.state()[2] == ["no disk", "no GPU"]
+    assert actor.given_up_on({"node 2", "node 3"}) == ["no GPU"]
+    assert actor.starting("a") == 0
+    assert actor.state()[2] == ["no GPU"], "its node is gone, and it starts on another"
     actor.begin_pass(1, ())
     assert actor.state() == ({}, [], [])
 
