@@ -46,7 +46,7 @@ from wsdm_ray.runs.lease import Lease, Watch, beating, newest_lease, shown, take
 from wsdm_ray.runs.names import RUN_FILE, STARTED_FILE, is_lease, listed, place_of
 from wsdm_ray.runs.process import ThisProcess
 from wsdm_ray.runs.records import EarlierRun, claim_of, find_run, number_of, read_record
-from wsdm_ray.runs.versions import numeric_versions, version_changes, versions
+from wsdm_ray.runs.versions import version_changes, versions
 from wsdm_ray.telemetry import logger
 
 __all__ = ["Driver", "HeldRun", "hold_run"]
@@ -134,7 +134,7 @@ def hold_run(
     *,
     resumes: bool = True,
     is_whole: Callable[[dict[str, Any]], bool] = lambda record: True,
-    keeps_numbers: bool = False,
+    numbers: Mapping[str, str] | None = None,
     allow_version_change: bool = False,
     driver: Driver | None = None,
 ) -> Iterator[HeldRun]:
@@ -148,7 +148,8 @@ def hold_run(
         resumes: whether the job continues an unfinished run of its own. Where it does not, the leftovers of
             an unfinished run of the same job are deleted, whatever its options were.
         is_whole: whether what a finished run wrote, by its run.json, is there still.
-        keeps_numbers: whether all of the output must come from the same versions of what changes numbers.
+        numbers: versions of what changes numbers (`numeric_versions`), of which all of the output must come;
+            None: it may come of any.
         allow_version_change: let them change; run.json records it.
         driver: by default this process.
 
@@ -160,8 +161,8 @@ def hold_run(
     """
     driver = driver or Driver()
     mine = plain({"job": job, "fingerprint": fingerprint})
-    if keeps_numbers:
-        mine["computed_with"] = numeric_versions()
+    if numbers is not None:
+        mine["computed_with"] = dict(numbers)
     wanted = Wanted(output, mine, restart, resumes)
 
     def held(record: dict[str, Any], lease: Lease | None) -> HeldRun:

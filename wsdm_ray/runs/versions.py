@@ -3,7 +3,7 @@
 import functools
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from wsdm_ray.errors import ClusterError
 
@@ -19,6 +19,11 @@ SHAPE_OUTPUTS = (
 )
 
 CHANGE_NUMBERS = ("torch", "transformers", "tokenizers", "ftfy")
+"""Of every model. Triton is not among them: builds of torch for CUDA take one version of it. Nor is numpy: of
+what it computes only the last bit of a tanh differs between versions, and that is rounded to 2**-24."""
+
+CHANGE_SOME_NUMBERS = ("bitsandbytes", "peft")
+"""Of some models."""
 
 
 def versions() -> dict[str, str]:
@@ -38,9 +43,13 @@ def installed(names: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def numeric_versions() -> dict[str, str]:
-    """Versions of all that changes a probability. Builds of one version (`2.13.0+cpu`) count as the same."""
-    found = {name: version.partition("+")[0] for name, version in installed(CHANGE_NUMBERS).items()}
+def numeric_versions(some: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of all that changes a probability. Builds of one version (`2.13.0+cpu`) count as the same.
+
+    Args:
+        some: which of `CHANGE_SOME_NUMBERS` the models take.
+    """
+    found = {name: version.partition("+")[0] for name, version in installed((*CHANGE_NUMBERS, *some)).items()}
     return {"wsdm_ray numbers": NUMERIC_VERSION} | found
 
 
@@ -53,7 +62,7 @@ def version_changes(earlier: Mapping[str, str], now: Mapping[str, str]) -> dict[
 
 def check_same_numbers(of_driver: Mapping[str, str]) -> None:
     """Raise `ClusterError` where this process has other versions than the one that started the run."""
-    changed = version_changes(of_driver, numeric_versions()) if of_driver else {}
+    changed = version_changes(of_driver, numeric_versions(CHANGE_SOME_NUMBERS)) if of_driver else {}
     if changed:
         shown = "; ".join(f"{name} {here} instead of {there}" for name, (there, here) in changed.items())
         raise ClusterError(

@@ -9,11 +9,11 @@ from wsdm_ray.modeling.folder_check import check_classifier_folder, check_model_
 from wsdm_ray.modeling.folder_names import about, as_given
 from wsdm_ray.modeling.loading import local_base
 from wsdm_ray.modeling.manifest import Manifest, folder_digest, read_manifest
-from wsdm_ray.modeling.precision import resolve_precision, scoring_layout, uses_fused_decoder
+from wsdm_ray.modeling.precision import BNB, resolve_precision, scoring_layout, uses_fused_decoder
 from wsdm_ray.scoring.model_spec import ModelSpec
 from wsdm_ray.storage import folder_identity, hub_name, local_copy, model_location
 
-__all__ = ["check_folders", "check_models", "fastest_layout", "with_precision"]
+__all__ = ["check_folders", "check_models", "fastest_layout", "numeric_libraries", "with_precision"]
 
 
 def check_models(
@@ -123,3 +123,19 @@ def fastest_layout(models: Sequence[ModelSpec], on_gpu: bool) -> str:
     device = "cuda" if on_gpu else "cpu"
     fused = [uses_fused_decoder(model.precision, device, model.manifest) for model in models]
     return scoring_layout(fused, device)
+
+
+def numeric_libraries(models: Sequence[ModelSpec], on_gpu: bool) -> tuple[str, ...]:
+    """Libraries that change the numbers of these models, beside those of every model (`numeric_versions`).
+
+    bitsandbytes multiplies by weights in its precisions, or dequantizes them. PEFT runs or merges an adapter,
+    except for the fused decoder, whose merging is this package's own.
+    """
+    device, found = "cuda" if on_gpu else "cpu", set()
+    for model in models:
+        if {model.precision, model.manifest.quantization} & {*BNB}:
+            found.add("bitsandbytes")
+        fused = uses_fused_decoder(model.precision, device, model.manifest)
+        if model.manifest.kind == "adapter" and not fused:
+            found.add("peft")
+    return tuple(sorted(found))

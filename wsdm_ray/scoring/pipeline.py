@@ -15,7 +15,7 @@ from wsdm_ray.config import ScoreConfig
 from wsdm_ray.data.submission import submit
 from wsdm_ray.errors import DataError
 from wsdm_ray.preflight.job import cluster_at_hand
-from wsdm_ray.runs import HeldRun, hold_run
+from wsdm_ray.runs import HeldRun, hold_run, numeric_versions
 from wsdm_ray.scoring.check import Cluster, ScoreRun, describe
 from wsdm_ray.scoring.crash_records import list_crash_records, list_death_records
 from wsdm_ray.scoring.error_kinds import by_process
@@ -96,13 +96,16 @@ def execute(
         replica_class: makes the replicas; by default `Replica`.
         encode: reads and encodes a unit; by default `encode_unit`.
     """
+    from wsdm_ray.scoring.model_check import numeric_libraries
+
+    libraries = numeric_libraries(run.replica.models, run.cluster.on_gpu)
     with hold_run(
         run.output,
         "score",
         run.fingerprint,
         run.restart,
         is_whole=lambda record: parts_are_there(run.plan, run.output, record.get("parts_digest")),
-        keeps_numbers=True,
+        numbers=numeric_versions(libraries),
         allow_version_change=run.allow_version_change,
     ) as held:
         if held.finished:

@@ -5,30 +5,28 @@ import platform
 import pytest
 
 from wsdm_ray.errors import ClusterError, RunMismatchError
-from wsdm_ray.runs import hold_run, numeric_versions, opening, read_run, versions
+from wsdm_ray.runs import hold_run, numeric_versions, read_run, versions
 from wsdm_ray.runs.names import run_folder
-from wsdm_ray.runs.versions import NUMERIC_VERSION, check_same_numbers, version_changes
+from wsdm_ray.runs.versions import CHANGE_SOME_NUMBERS, NUMERIC_VERSION, check_same_numbers, version_changes
 from wsdm_ray.storage import read_json, write_json
 
 OLD = {"wsdm_ray numbers": "0", "torch": "2.1.0", "ftfy": "6.3.1"}
 NEW = OLD | {"torch": "2.2.0"}
 
 
-def hold(output: str, allow: bool = False, **options):
+def hold(output: str, allow: bool = False, numbers=NEW, **options):
     return hold_run(
-        output, "score", {"seed": 0}, restart=False, keeps_numbers=True, allow_version_change=allow, **options
+        output, "score", {"seed": 0}, restart=False, numbers=numbers, allow_version_change=allow, **options
     )
 
 
 @pytest.fixture
-def begun(tmp_path, monkeypatch) -> str:
+def begun(tmp_path) -> str:
     """An output that was begun with old versions, where now there are new ones."""
     output = str(tmp_path / "out")
-    monkeypatch.setattr(opening, "numeric_versions", lambda: OLD)
-    with hold(output) as run:
+    with hold(output, numbers=OLD) as run:
         assert run.numbers == OLD
         write_json(f"{output}/part-000000.parquet", "rows")
-    monkeypatch.setattr(opening, "numeric_versions", lambda: NEW)
     return output
 
 
@@ -49,15 +47,14 @@ def test_versions_that_may_change_are_recorded(begun):
     assert record["version_changes"] == [{"torch": ["2.1.0", "2.2.0"]}]
 
 
-def test_a_finished_run_is_complete_with_any_version(begun, monkeypatch):
+def test_a_finished_run_is_complete_with_any_version(begun):
     with hold(begun, allow=True) as run:
         run.finish({})
-    monkeypatch.setattr(opening, "numeric_versions", lambda: OLD)
-    with hold(begun) as run:
+    with hold(begun, numbers=OLD) as run:
         assert run.finished == read_run(begun)
     with (
         pytest.raises(RunMismatchError, match=r"torch: 2\.2\.0 -> 2\.1\.0"),
-        hold(begun, is_whole=lambda _: False),
+        hold(begun, numbers=OLD, is_whole=lambda _: False),
     ):
         pass
     assert read_run(begun), "nothing was changed"
@@ -73,11 +70,24 @@ def test_runs_of_earlier_versions_have_none_and_go_on(begun):
     assert "version_changes" not in read_run(begun)
 
 
+def test_a_library_that_the_run_did_not_name_when_it_was_begun_is_no_difference(begun):
+    """As of earlier versions; from then on it is compared."""
+    with_bnb = OLD | {"bitsandbytes": "0.50.2"}
+    with hold(begun, numbers=with_bnb) as run:
+        assert run.numbers == with_bnb
+    other = pytest.raises(RunMismatchError, match=r"numbers: bitsandbytes: 0\.50\.2 -> 0\.51\.0\. Install")
+    with other, hold(begun, numbers=OLD | {"bitsandbytes": "0.51.0"}):
+        pass
+
+
 def test_what_changes_numbers():
     found = numeric_versions()
     assert found["wsdm_ray numbers"] == NUMERIC_VERSION
     assert {"torch", "transformers", "tokenizers", "ftfy"} <= found.keys()
     assert versions()["torch"].partition("+")[0] == found["torch"], "its builds have one version"
+    assert not {*CHANGE_SOME_NUMBERS} & found.keys()
+    some = numeric_versions(["bitsandbytes"])
+    assert some == found | {"bitsandbytes": versions()["bitsandbytes"]}
     assert version_changes({"a": "1", "b": "1"}, {"a": "1", "c": "2"}) == {"b": ["1", "none"]}
 
 
@@ -87,3 +97,6 @@ def test_all_nodes_have_the_versions_of_the_one_where_the_job_was_started():
     other = numeric_versions() | {"torch": "1.0"}
     with pytest.raises(ClusterError, match=f"{platform.node()}: has torch .* instead of 1.0"):
         check_same_numbers(other)
+    check_same_numbers(numeric_versions(CHANGE_SOME_NUMBERS))
+    with pytest.raises(ClusterError, match=r"has bitsandbytes .* instead of 1\.0, which"):
+        check_same_numbers(numeric_versions() | {"bitsandbytes": "1.0"})

@@ -26,7 +26,7 @@ from wsdm_ray.scoring.check import (
     check_run,
     describe,
 )
-from wsdm_ray.scoring.model_check import check_models, fastest_layout
+from wsdm_ray.scoring.model_check import check_models, fastest_layout, numeric_libraries
 from wsdm_ray.scoring.model_spec import ModelSpec
 from wsdm_ray.scoring.models import Models
 from wsdm_ray.scoring.pipeline import score
@@ -52,6 +52,29 @@ def test_the_layout_of_auto(precision, on_gpu, layout):
     assert fastest_layout([model], on_gpu) == layout
     other = ModelSpec("folder", None, Manifest(kind="full"), "bnb-int8")
     assert fastest_layout([model, other], on_gpu) == "padded"
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored", "precision", "on_gpu", "libraries"),
+    [
+        ("full", "none", "fp32", True, ()),
+        ("full", "none", "bnb-int8", True, ("bitsandbytes",)),
+        ("full", "nf4", "nf4", True, ("bitsandbytes",)),
+        ("full", "bnb-int8", "w8a8-int8", True, ("bitsandbytes",)),  # dequantized
+        ("full", "w8a8-fp8", "w8a8-fp8", True, ()),
+        ("adapter", "none", "w8a8-int8", True, ()),
+        ("adapter", "none", "bf16", True, ()),
+        ("adapter", "none", "bf16", False, ("peft",)),  # run by transformers
+        ("adapter", "none", "fp32", True, ("peft",)),
+        ("adapter", "nf4", "nf4", True, ("bitsandbytes", "peft")),
+        ("adapter", "bnb-int8", "w8a8-int8", True, ("bitsandbytes",)),
+    ],
+)
+def test_libraries_that_change_the_numbers_of_some_models(kind, stored, precision, on_gpu, libraries):
+    model = ModelSpec("folder", None, Manifest(kind=kind, quantization=stored), precision)
+    assert numeric_libraries([model], on_gpu) == libraries
+    plain = ModelSpec("folder", None, Manifest(kind="full"), "fp32")
+    assert numeric_libraries([plain, model, model], on_gpu) == libraries
 
 
 @pytest.mark.parametrize(

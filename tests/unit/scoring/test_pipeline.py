@@ -14,10 +14,12 @@ from tests.unit.scoring.conftest import random_rows
 from tests.unit.scoring.fakes import plan_of
 from wsdm_ray.config import ScoreConfig
 from wsdm_ray.errors import DataError, RunBusyError
-from wsdm_ray.runs import digest_of, numeric_versions, read_run
+from wsdm_ray.modeling.manifest import Manifest
+from wsdm_ray.runs import digest_of, numeric_versions, read_run, versions
 from wsdm_ray.scoring import pipeline
 from wsdm_ray.scoring.check import Cluster, ScoreRun
 from wsdm_ray.scoring.error_kinds import ErrorKind, kinds_to_json
+from wsdm_ray.scoring.model_spec import ModelSpec
 from wsdm_ray.scoring.parts import RUN_KEY, Scored, UnitReport, write_part
 from wsdm_ray.scoring.replica import ReplicaOptions
 
@@ -38,6 +40,10 @@ def run(tmp_path) -> ScoreRun:
     )  # fmt: skip
 
 
+def libraries_of(run: ScoreRun) -> list[str]:
+    return ["bitsandbytes"] if run.replica.models else []
+
+
 @pytest.fixture
 def scored(monkeypatch) -> list[int]:
     """The units that were scored, in their order."""
@@ -50,7 +56,7 @@ def scored(monkeypatch) -> list[int]:
             rows = unit.rows
             table = pa.table({"id": range(rows), "prob_a": [0.25] * rows, "winner": ["model_b"] * rows})
             reports.append(write_part(run.output, table, report, run.replica.run_digest))
-            assert run.replica.numbers == numeric_versions()
+            assert run.replica.numbers == numeric_versions(libraries_of(run))
             numbers.append(unit.number)
             on_report()
         return Scored(reports, events={"store_retried": 5})
@@ -111,3 +117,10 @@ def test_a_strict_run_writes_its_submission_before_it_says_that_rows_ended_their
         submission.unlink()
     assert read_run(run.output)["submission"]["file"] == str(submission)
     assert pipeline.score(dataclasses.replace(config, strict=False))["rows_given_up"] == 6
+
+
+def test_a_run_keeps_the_versions_of_what_changes_the_numbers_of_its_models(run, scored):
+    model = ModelSpec("folder", None, Manifest(kind="full"), "bnb-int8")
+    run = dataclasses.replace(run, replica=dataclasses.replace(run.replica, models=(model,)))
+    found = versions()["bitsandbytes"]
+    assert pipeline.execute(run)["computed_with"] == numeric_versions() | {"bitsandbytes": found}
