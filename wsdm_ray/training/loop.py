@@ -384,12 +384,14 @@ class Trainer:
     def snapshot(self) -> Snapshot:
         """What `save` writes, as it is now."""
         return take_snapshot(
-            self.network, self.parameters, self.optimizer, self.step, self.metrics, self.manifest, self.base
-        )
+            self.network, self.parameters, self.optimizer, self.step, self.token_budget, self.metrics,
+            self.manifest, self.base,
+        )  # fmt: skip
 
     def restore(self, folder: str) -> None:
         """Continue from a checkpoint of `save`."""
         load_adapter_weights(self.network, folder)
-        self.step = load_state(self.optimizer, folder)
+        self.step, budget = load_state(self.optimizer, folder)
+        self.token_budget = budget or self.config.token_budget
         lines = (Path(folder) / METRICS_FILE).read_text().splitlines()
         self.metrics = [StepMetrics.from_row(json.loads(line)) for line in lines]

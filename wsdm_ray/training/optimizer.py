@@ -50,15 +50,27 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, options: OptimizerConfi
         group["lr"] = rate * factor
 
 
-def write_state(state: tuple[dict[str, torch.Tensor], dict[str, Any]], step: int, folder: str) -> None:
-    """Write the state of an optimizer, of `flatten_state`, and the number of steps taken into `folder`."""
+def write_state(
+    state: tuple[dict[str, torch.Tensor], dict[str, Any]], step: int, token_budget: int, folder: str
+) -> None:
+    """Write the state of an optimizer, of `flatten_state`, and where the run is into `folder`.
+
+    Args:
+        step: steps taken.
+        token_budget: of the micro-batches of the next step.
+    """
     tensors, numbers = state
     save_file(tensors, Path(folder) / STATE_TENSORS_FILE)
-    (Path(folder) / STATE_FILE).write_text(json.dumps({"step": step, "optimizer": numbers}))
+    held = {"step": step, "token_budget": token_budget, "optimizer": numbers}
+    (Path(folder) / STATE_FILE).write_text(json.dumps(held))
 
 
-def load_state(optimizer: torch.optim.Optimizer, folder: str) -> int:
-    """Load what `write_state` wrote; returns the number of steps taken."""
+def load_state(optimizer: torch.optim.Optimizer, folder: str) -> tuple[int, int | None]:
+    """Load what `write_state` wrote.
+
+    Returns:
+        The steps taken, and the token budget: None of a checkpoint from before it was kept.
+    """
     state = json.loads((Path(folder) / STATE_FILE).read_text())
     tensors = load_file(Path(folder) / STATE_TENSORS_FILE)
     loaded = unflatten_state(tensors, state["optimizer"])
@@ -66,7 +78,7 @@ def load_state(optimizer: torch.optim.Optimizer, folder: str) -> int:
         if "fused" in now:  # by the device, not by that of the earlier process
             group["fused"] = now["fused"]
     optimizer.load_state_dict(loaded)
-    return state["step"]
+    return state["step"], state.get("token_budget")
 
 
 def flatten_state(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

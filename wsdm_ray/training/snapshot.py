@@ -29,6 +29,8 @@ class Snapshot:
     optimizer: tuple[dict[str, torch.Tensor], dict[str, Any]]
     """Of `flatten_state`."""
     step: int
+    token_budget: int
+    """Of the next step; less than was asked for where memory ran out."""
     metrics: tuple[StepMetrics, ...]
     manifest: Manifest
     tokenizer_folder: str
@@ -38,21 +40,22 @@ class Snapshot:
         summary = self.metrics[-1].summary() if self.metrics else {"step": self.step}
         manifest = dataclasses.replace(self.manifest, metrics=summary)
         save_classifier(self.network, self.tokenizer_folder, folder, manifest, self.weights)
-        write_state(self.optimizer, self.step, folder)
+        write_state(self.optimizer, self.step, self.token_budget, folder)
         rows = "".join(json.dumps(metrics.to_row()) + "\n" for metrics in self.metrics)
         (Path(folder) / METRICS_FILE).write_text(rows)
 
 
 def take_snapshot(
     network: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int,
-    metrics: Sequence[StepMetrics], manifest: Manifest, tokenizer_folder: str,
+    token_budget: int, metrics: Sequence[StepMetrics], manifest: Manifest, tokenizer_folder: str,
 ) -> Snapshot:  # fmt: skip
-    """A copy of what trains, of the optimizer's state and of the metrics so far."""
+    """A copy of what trains, of the optimizer's state, of where the run is and of the metrics so far."""
     return Snapshot(
         network=network,
         weights={name: value.detach().to("cpu", copy=True) for name, value in parameters.items()},
         optimizer=flatten_state(optimizer.state_dict()),
         step=step,
+        token_budget=token_budget,
         metrics=tuple(metrics),
         manifest=manifest,
         tokenizer_folder=tokenizer_folder,

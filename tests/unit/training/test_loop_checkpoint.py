@@ -1,9 +1,12 @@
 """Checkpoints of the loop: a folder that is a classifier, and all that a run continues from."""
 
+import json
+
 import pytest
 import torch
 
 from tests.unit.training.conftest import learnable_votes
+from tests.unit.training.test_loop import DROPOUT, saved, saved_after
 from wsdm_ray.config import HeadConfig, LoraConfig
 from wsdm_ray.errors import ModelError
 from wsdm_ray.modeling.loading import load_classifier
@@ -72,3 +75,38 @@ def test_a_snapshot_is_not_changed_by_the_steps_that_follow(trainer_of, tmp_path
         assert files[0] == files[1]
         weights = tmp_path / name / "by-peft" / "adapter_model.safetensors"
         assert weights.read_bytes() == files[1]["adapter_model.safetensors"]
+
+
+def test_a_lowered_token_budget_goes_on(trainer_of, tmp_path):
+    """Micro-batches of another budget would have other dropout."""
+    options = DROPOUT | {"epochs": 2}
+    whole = trainer_of(**options)
+    steps = whole.steps()
+    next(steps)
+    while whole.token_budget == 400:
+        whole.save_memory(whole.prepare_step(1)[1])
+    next(steps)
+    whole.snapshot().write(str(tmp_path / "after-2"))
+    list(steps)
+    expected = saved(whole, tmp_path / "whole")
+
+    again = trainer_of(**options)
+    before = again.prepare_step(2)[1]
+    again.restore(str(tmp_path / "after-2"))
+    assert (again.step, again.token_budget) == (2, whole.token_budget)
+    assert again.prepare_step(2)[1].costs == whole.prepare_step(2)[1].costs != before.costs
+    assert saved_after(again, tmp_path / "again") == expected
+
+
+def test_a_checkpoint_without_a_token_budget_has_the_configured_one(trainer_of, tmp_path):
+    trainer = trainer_of(max_steps=2)
+    next(trainer.steps())
+    trainer.save(str(tmp_path))
+    file = tmp_path / "trainer_state.json"
+    state = json.loads(file.read_text())
+    del state["token_budget"]
+    file.write_text(json.dumps(state))
+    again = trainer_of(max_steps=2)
+    again.restore(str(tmp_path))
+    assert (again.step, again.token_budget) == (1, 400)
+    assert saved_after(again, tmp_path / "again") == saved_after(trainer, tmp_path / "trainer")

@@ -36,7 +36,7 @@ def test_the_state_is_plain_json(trainer_of, tmp_path):
     list(trainer.steps())
     trainer.save(str(tmp_path))
     state = json.loads((tmp_path / "trainer_state.json").read_text())
-    assert state["step"] == 1
+    assert (state["step"], state["token_budget"]) == (1, 400)
     back = unflatten_state(*flatten_state(trainer.optimizer.state_dict()))
     assert back["param_groups"] == trainer.optimizer.state_dict()["param_groups"]
     for index, values in trainer.optimizer.state_dict()["state"].items():
@@ -53,9 +53,9 @@ def test_a_state_is_continued_by_the_optimizer_of_this_device(tmp_path):
         made.step()
         return made
 
-    write_state(flatten_state(optimizer(None).state_dict()), 1, str(tmp_path))
+    write_state(flatten_state(optimizer(None).state_dict()), 1, 400, str(tmp_path))
     found = optimizer(True)
-    assert load_state(found, str(tmp_path)) == 1
+    assert load_state(found, str(tmp_path)) == (1, 400)
     assert found.param_groups[0]["fused"] is True
     found.step()
     assert [float(state["step"]) for state in found.state.values()] == [2.0]
