@@ -276,7 +276,7 @@ def completed_units(plan: ScorePlan, output: str, digest: str) -> dict[int, Unit
     completed = {}
     for number, report, fault in read_parts(plan, output, digest):
         if report:
-            completed[number] = report
+            completed[number] = dataclasses.replace(report, kinds="")  # `add_up` reads them again
         else:
             logger.warning("score: %s; its rows are scored again", fault)
     return completed
@@ -302,8 +302,15 @@ def add_up(
     Raises:
         DataError: not every input row is in exactly one part of this run.
     """
-    # Listed anew: a replica on another machine may have another disk.
-    there = {number: (report, fault) for number, report, fault in read_parts(plan, output, digest)}
+    there: dict[int, tuple[UnitReport | None, str]] = {}
+
+    def kinds_of_parts() -> Iterator[Mapping[str, ErrorKind]]:
+        # Listed anew: a replica on another machine may have another disk.
+        for number, report, fault in read_parts(plan, output, digest):
+            there[number] = (report and dataclasses.replace(report, kinds=""), fault)
+            yield kinds_from_json(report.kinds if report else "")
+
+    kinds = merge_kinds(kinds_of_parts())  # as they are read, and not kept for each
     scored = {*completed, *(report.unit for report in fresh)}
     for unit in plan.units:
         report, fault = there.get(unit.number, (None, ""))
@@ -323,5 +330,5 @@ def add_up(
         resumed_units=len(completed),
         halvings=sum(report.halvings for report in short_of_memory),
         smallest_budget=min((report.token_budget for report in short_of_memory), default=None),
-        kinds=merge_kinds(kinds_from_json(report.kinds) for report in reports),
+        kinds=kinds,
     )

@@ -15,10 +15,10 @@ from wsdm_ray.config import ScoreConfig
 from wsdm_ray.data.submission import submit
 from wsdm_ray.errors import DataError
 from wsdm_ray.preflight.job import cluster_at_hand
-from wsdm_ray.runs import HeldRun, hold_run, numeric_versions
+from wsdm_ray.runs import RUN_FILE, HeldRun, hold_run, numeric_versions, run_folder
 from wsdm_ray.scoring.check import Cluster, ScoreRun, describe
 from wsdm_ray.scoring.crash_records import list_crash_records, list_death_records
-from wsdm_ray.scoring.error_kinds import by_process
+from wsdm_ray.scoring.error_kinds import ErrorKind, by_process
 from wsdm_ray.scoring.finished import finished_run
 from wsdm_ray.scoring.parts import (
     Scored,
@@ -35,7 +35,7 @@ from wsdm_ray.scoring.plan import check_inputs_unchanged
 from wsdm_ray.scoring.preflight import checked
 from wsdm_ray.scoring.run_status import slowest_units
 from wsdm_ray.scoring.shared_inputs import shared_units
-from wsdm_ray.storage import delete_file, read_json
+from wsdm_ray.storage import delete_file, join, read_json
 from wsdm_ray.telemetry import counted, human, logger
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from wsdm_ray.scoring.replica import Replica
 
 __all__ = ["check", "execute", "score"]
+
+LOGGED_KINDS = 20
+"""Kinds of errors that the log names at the end."""
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
@@ -223,8 +226,19 @@ def log_totals(
             f"{unit['unit']} ({unit['seconds']} s, {unit['rows']:,} rows)" for unit in slowest_units(fresh)
         )
         logger.info("score: the slowest units: %s", ", ".join(slowest))
-    for name, kind in totals.kinds.items():
+    log_kinds(output, totals.kinds)
+
+
+def log_kinds(output: str, kinds: Mapping[str, ErrorKind]) -> None:
+    """Say which errors rows have: the most frequent kinds, and how many more there are."""
+    for name, kind in [*kinds.items()][:LOGGED_KINDS]:
         logger.info("score: %d rows: %s; one is id %s", kind.rows, name, kind.example)
+    more = [*kinds.values()][LOGGED_KINDS:]
+    if more:
+        logger.info(
+            "score: %d rows have errors of %s more, which `error_kinds` in %s lists",
+            sum(kind.rows for kind in more), counted(len(more), "kind"), join(run_folder(output), RUN_FILE),
+        )  # fmt: skip
 
 
 def check_no_row_killed(config: ScoreConfig, written: Mapping[str, Any]) -> None:

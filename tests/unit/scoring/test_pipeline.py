@@ -1,6 +1,7 @@
 """The flow of a run, with a function in place of Ray that commits parts."""
 
 import dataclasses
+import re
 import sys
 import time
 import types
@@ -124,3 +125,16 @@ def test_a_run_keeps_the_versions_of_what_changes_the_numbers_of_its_models(run,
     run = dataclasses.replace(run, replica=dataclasses.replace(run.replica, models=(model,)))
     found = versions()["bitsandbytes"]
     assert pipeline.execute(run)["computed_with"] == numeric_versions() | {"bitsandbytes": found}
+
+
+def test_the_log_names_the_most_frequent_kinds_and_how_many_more_there_are(caplog):
+    caplog.set_level("INFO", logger="wsdm_ray")
+    kinds = {f"kind {number}": ErrorKind(30 - number, "id") for number in range(25)}
+    pipeline.log_kinds("out", {name: kinds[name] for name in [*kinds][:20]})
+    assert len(caplog.messages) == 20
+    caplog.clear()
+    pipeline.log_kinds("out", kinds)
+    assert len(caplog.messages) == 21
+    assert caplog.messages[19] == "score: 11 rows: kind 19; one is id id"
+    more = r"score: 40 rows have errors of 5 kinds more, which `error_kinds` in \S+/out\.run/run\.json lists"
+    assert re.fullmatch(more, caplog.messages[20])
