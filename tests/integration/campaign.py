@@ -84,10 +84,15 @@ def start_driver(campaign: Campaign, output: str, injected: Injected) -> Any:
         *("--unit-rows", str(campaign.unit_rows), "--token-budget", "2048"),
         *("--store-timeout-seconds", str(STORE_TIMEOUT_SECONDS + campaign.away_seconds)),
     ]
-    log = str(campaign.logs / f"{output.rpartition('/')[2]}.log")
+    log = str(log_of(campaign, output))
     process = context.Process(target=drive, args=(options, campaign.address, injected, log))
     process.start()
     return process
+
+
+def log_of(campaign: Campaign, output: str) -> Path:
+    """What all drivers of a run have printed."""
+    return campaign.logs / f"{output.rpartition('/')[2]}.log"
 
 
 def predictions(output: str) -> pa.Table:
@@ -225,6 +230,8 @@ def run_once(campaign: Campaign, calm: pa.Table, seed: int, kinds: Sequence[str]
     counted = campaign.proxy.counts - before
     outcome.faults = {kind: number for kind, number in counted.items() if kind != "none"}
     outcome.wrong = differences(campaign, output, calm, injected)
+    if "Traceback (most recent call last)" in log_of(campaign, output).read_text():
+        outcome.wrong.append("a user is shown a traceback")
     outcome.seconds = round(time.monotonic() - started, 1)
     if not outcome.wrong:
         storage.delete_folder(output)
