@@ -24,9 +24,10 @@ from wsdm_ray.modeling.attention.block_masks import (
 from wsdm_ray.modeling.attention.fast_tanh import fast_tanh
 from wsdm_ray.modeling.attention.mask_rule import to_device
 from wsdm_ray.modeling.attention.tiling import BLOCK
+from wsdm_ray.modeling.quantized_linear import on_hopper
 from wsdm_ray.packing.layouts import Layout
 
-__all__ = ["block_masks", "flex_training_attention"]
+__all__ = ["block_masks", "flex_training_attention", "kernel_options"]
 
 FORWARD_OPTIONS = {
     256: {"fwd_BLOCK_M": 128, "fwd_BLOCK_N": 64, "fwd_num_warps": 8, "fwd_num_stages": 2},
@@ -38,8 +39,24 @@ BACKWARD_OPTIONS = {
         "bwd_num_warps": 8, "bwd_num_stages": 3,
     },
 }  # fmt: skip
-"""FlexAttention's `kernel_options` by head dimension, measured on an H100 and H200. With its own choice the
-backward at a head dimension of 256 takes minutes to compile."""
+"""FlexAttention's `kernel_options` on Hopper by head dimension, measured on an H100 and H200. With its own
+choice the backward at a head dimension of 256 takes minutes to compile."""
+
+SMALL_OPTIONS = {
+    "fwd_BLOCK_M": 64, "fwd_BLOCK_N": 32, "fwd_num_warps": 8, "fwd_num_stages": 2,
+    "bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 32, "bwd_BLOCK_M2": 32, "bwd_BLOCK_N2": 32,
+    "bwd_num_warps": 8, "bwd_num_stages": 2,
+}  # fmt: skip
+"""Those of other GPUs for head dimensions above 128. Where a program has 99 KiB of shared memory (compute
+capability 8.6, 8.9, 12.0), blocks for Hopper and PyTorch's own choice, of up to 149 KiB, do not start. These
+take 69 KiB, as compiled for such GPUs; they were not run."""
+
+
+def kernel_options(head_dim: int, hopper: bool) -> dict[str, int]:
+    """FlexAttention's `kernel_options` for bfloat16; what they leave out is PyTorch's own choice."""
+    if hopper:
+        return FORWARD_OPTIONS.get(head_dim, {}) | BACKWARD_OPTIONS.get(head_dim, {})
+    return SMALL_OPTIONS if head_dim > 128 else {}  # PyTorch's own takes 97 KiB at most
 
 
 def block_masks(
@@ -85,7 +102,6 @@ def flex_training_attention(
         q: [1, H, T, W]; k, v: [1, K, T, W]; T a multiple of `BLOCK`.
         usual: whether most rows have so many tokens, for which attention is then compiled alone.
     """
-    width = q.shape[-1]
     out = (flex_of_usual_rows() if usual else flex_of_other_rows())(
         q,
         k,
@@ -94,7 +110,7 @@ def flex_training_attention(
         block_mask=mask,
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
-        kernel_options=FORWARD_OPTIONS.get(width, {}) | BACKWARD_OPTIONS.get(width, {}),
+        kernel_options=kernel_options(q.shape[-1], on_hopper(q.device)),
     )
     assert isinstance(out, Tensor)
     return out
