@@ -18,7 +18,7 @@ from wsdm_ray.runs.names import (
     place_of,
     places_of,
 )
-from wsdm_ray.runs.records import EarlierRun, find_in, find_run
+from wsdm_ray.runs.records import EarlierRun, find_in, find_run, is_cut
 from wsdm_ray.telemetry import logger
 
 __all__ = ["Wanted", "check_empty", "settle"]
@@ -103,9 +103,11 @@ def claim(wanted: Wanted, lease: Lease) -> EarlierRun | None:
     """The run, to which an empty folder belongs from now on; None where another one was faster.
 
     Raises:
-        RunMismatchError: the folder is not empty; or a run of another kind claims it at the same instant.
+        RunMismatchError: the folder is not empty, or holds a record that is cut off, and this is no restart;
+            or a run of another kind claims it at the same instant.
     """
     check_empty(wanted.output, wanted.place, wanted.job)
+    delete_cut(wanted)
     path = storage.join(wanted.place, STARTED_FILE)
     record = {**wanted.record, "claim": lease.claim}
     if not storage.write_json(path, record, only_new=True):
@@ -121,17 +123,44 @@ def claim(wanted: Wanted, lease: Lease) -> EarlierRun | None:
 
 
 def check_empty(output: str, place: str, job: str) -> None:
-    """Raise `RunMismatchError` where a folder of no run holds a file."""
+    """Raise `RunMismatchError` where a folder of no run holds a file, but for a record that is cut off: the
+    holder of a lease may be about to write it."""
     for folder in dict.fromkeys((output, place)):
         for name in names_in(folder):
-            if is_bare(folder, name):
+            if is_bare(folder, name) or is_cut(folder, name):
                 continue
             if find_run(output):
                 return  # it is of a run since a moment ago
+            cut = "".join(f", and {path} is empty or cut off" for path in cut_records(output, place))
             raise RunMismatchError(
-                f"{folder}: holds {name}, which no run of {job} left there; choose another --output, "
+                f"{folder}: holds {name}, which no run of {job} left there{cut}; choose another --output, "
                 "or empty the folder"
             )
+
+
+def delete_cut(wanted: Wanted) -> None:
+    """Delete records that are cut off, which only the lease's holder may.
+
+    Raises:
+        RunMismatchError: there is one, and this is no restart.
+    """
+    for path in cut_records(wanted.output, wanted.place):
+        if not wanted.restart:
+            raise RunMismatchError(
+                f"{path}: is empty or cut off, as of a process that was killed while it wrote it; delete it, "
+                "or add --restart"
+            )
+        storage.delete_file(path)
+
+
+def cut_records(output: str, place: str) -> list[str]:
+    """The records that are cut off, in the output folder and in that of the record."""
+    return [
+        storage.join(folder, name)
+        for folder in dict.fromkeys((output, place))
+        for name in names_in(folder)
+        if is_cut(folder, name)
+    ]
 
 
 def empty_folder(folder: str) -> None:

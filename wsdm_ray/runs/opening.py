@@ -15,6 +15,10 @@ versions had them in the folder itself; the same run moves them.
     at work     a lease                             ends: another process is at work
     finished    run.json                            ends: it is complete
 
+On a disk without hard links, a driver that is killed while it creates a record leaves an empty one. An empty
+run.json beside `_run.json` is overwritten. An empty `_run.json` is deleted by `--restart`, and else refused,
+by the holder of the lease: for others, its writer may be at it.
+
 Of several drivers that begin at the same instant one gets the lease; the others see by its record whether it
 is at their command. Only the holder of the lease deletes: with `--restart`, leftovers of jobs that do not
 resume, parts that are not the run's. It looks at the state again first, as it may have changed while it

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from wsdm_ray import storage
-from wsdm_ray.errors import StorageError
+from wsdm_ray.errors import DataError, StorageError
 from wsdm_ray.legacy import modernize_run
 from wsdm_ray.runs.fingerprint import plain
 from wsdm_ray.runs.names import RUN_FILE, STARTED_FILE, TABLE_JOBS, names_in, places_of
@@ -20,6 +20,7 @@ __all__ = [
     "claim_of",
     "find_in",
     "find_run",
+    "is_cut",
     "number_of",
     "read_record",
     "read_run",
@@ -73,14 +74,32 @@ def find_in(place: str) -> EarlierRun | None:
 
 
 def read_record(path: str) -> dict[str, Any] | None:
-    """A record; None where there is no such file, empty where it is another program's."""
+    """A record; None where there is no such file, empty where it is another program's, or cut off."""
     try:
         record = storage.read_json(path)
+    except DataError:
+        return {}
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
         raise
     return record if isinstance(record, dict) and {"job", "fingerprint"} <= record.keys() else {}
+
+
+def is_cut(folder: str, name: str) -> bool:
+    """Whether a file is a record that is empty or cut off, and says nothing of its run.
+
+    A process leaves an empty one that is killed while it creates it on a disk without hard links.
+    """
+    path = storage.join(folder, name)
+    if name not in (RUN_FILE, STARTED_FILE) or read_record(path) != {}:
+        return False
+    try:
+        storage.read_json(path)
+    except DataError:
+        with storage.open_read(path) as file:
+            return file.read(1) in (b"", b"{")  # else it is another program's
+    return False
 
 
 def read_run(output: str) -> dict[str, Any]:
