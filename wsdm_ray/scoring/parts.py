@@ -175,7 +175,8 @@ def joined_reports(unit: int, parts: Sequence[UnitReport]) -> UnitReport:
 def write_part(output: str, table: pa.Table, report: UnitReport, digest: str) -> UnitReport:
     """Commit a unit: its predictions with its counts in the footer, in one atomic put.
 
-    Where the part is there already, as when a process died after it had committed, it stays.
+    Where the part is there already, as when a process died after it had committed, it stays; an empty file is
+    no part.
 
     Args:
         digest: of the run's fingerprint.
@@ -189,7 +190,8 @@ def write_part(output: str, table: pa.Table, report: UnitReport, digest: str) ->
     own = {COUNTS_KEY: report.to_footer(), RUN_KEY: digest.encode()}
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **own})
     path = join(output, part_name(report.unit))
-    if write_parquet(path, table, only_new=True):
+    # A process that was killed while it created the part leaves it empty on a disk without hard links.
+    if write_parquet(path, table, only_new=True) or (is_empty(path) and write_parquet(path, table)):
         return report
     there, its_digest = read_footer(path)
     if there is None or its_digest != digest or (there.unit, there.rows) != (report.unit, report.rows):
@@ -197,6 +199,11 @@ def write_part(output: str, table: pa.Table, report: UnitReport, digest: str) ->
             f"{path}: was written by another run meanwhile; end that one, and run the same command again"
         )
     return dataclasses.replace(report, **{name: getattr(there, name) for name in FOOTER_COUNTS})
+
+
+def is_empty(path: str) -> bool:
+    version = file_versions_now([path])[path]
+    return version is not None and version.size == 0
 
 
 def list_parts(output: str) -> dict[int, str]:

@@ -107,6 +107,15 @@ def test_a_part_that_is_there_stays_and_its_counts_are_reported(output):
     assert (Path(output) / "part-000001.parquet").read_bytes() == there
 
 
+def test_an_empty_file_is_no_part(output):
+    """As of a process that was killed while it created one on a disk without hard links."""
+    path = Path(output, "part-000001.parquet")
+    path.write_bytes(b"")
+    report = UnitReport(unit=1, rows=2, tokens=5)
+    assert write_part(output, pa.table({"id": [7, 8]}), report, DIGEST) == report
+    assert pq.read_table(path)["id"].to_pylist() == [7, 8]
+
+
 def test_a_part_of_another_run_is_neither_replaced_nor_taken_for_ones_own(output):
     there = (Path(output) / "part-000000.parquet").read_bytes()
     with pytest.raises(DataError, match=r"part-000000\.parquet: was written by another run meanwhile"):
