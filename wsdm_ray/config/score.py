@@ -88,8 +88,9 @@ class ScoringConfig(StoreConfig):
     restart: bool = False
     """Delete what the output folder holds and start over."""
     allow_version_change: bool = False
-    """Go on with a run that was begun with other versions of torch, transformers, tokenizers, ftfy or of this
-    package's arithmetic, which give other numbers; run.json records it."""
+    """Go on with a run that was begun with other versions of torch, transformers, tokenizers, ftfy, of this
+    package's arithmetic, or, where its models take them, of bitsandbytes or PEFT, which give other numbers;
+    run.json records it."""
 
     def __post_init__(self) -> None:
         expand_home(self)
