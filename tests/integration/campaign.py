@@ -164,6 +164,7 @@ KINDS: dict[str, Callable[[Strike], bool] | None] = {
     "poison row": None,
     "poison file": None,
     "disk full": None,
+    "full at start": None,
     "two drivers": None,
     "clock": None,
 }
@@ -179,6 +180,7 @@ def injected_for(kinds: Sequence[str], chance: random.Random, campaign: Campaign
         poison=poison,
         id=f"row-{unit * rows + chance.randrange(rows)}",
         full_disk="disk full" in kinds,
+        full_cache="full at start" in kinds,
         mark=str(campaign.logs / f"full-{seed}"),
         clock_step=chance.choice([-3_600.0, 3_600.0]) if "clock" in kinds else 0.0,
     )

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ import pyarrow as pa
 
 from wsdm_ray import storage
 from wsdm_ray.config import ScoreConfig
+from wsdm_ray.errors import StorageError
 
 __all__ = ["Injected", "drive", "hashing_replica", "load_hashing", "make_model", "make_pairs"]
 
@@ -39,13 +41,15 @@ class Injected:
     """What goes wrong within the processes of a run, by their own code.
 
     id: the row at which it does. poison: the row ends the replica (`row`) or the reader (`file`) of its unit.
-    full_disk: the disk of its replica is full, once; `mark` is the file that says so.
+    full_disk: the disk of its replica is full, once; `mark` is the file that says so. full_cache: that of one
+    replica is whenever it starts.
     clock_step: seconds by which the driver's clock jumps, back and forth.
     """
 
     id: str = ""
     poison: str = ""
     full_disk: bool = False
+    full_cache: bool = False
     mark: str = ""
     clock_step: float = 0.0
 
@@ -94,9 +98,13 @@ def hashing_replica(injected: Injected) -> type:
 
     class HashingReplica(Replica):
         def __init__(self, options: Any):
-            from tests.integration.struck_run import load_hashing
+            from tests.integration.struck_run import load_hashing, strike_start
 
-            super().__init__(options, load_hashing)
+            def load(folder: str, **given: Any) -> Any:
+                strike_start(injected)
+                return load_hashing(folder, **given)
+
+            super().__init__(options, load)
 
         def score(self, encoded: Any, *arguments: Any, **options: Any) -> Any:
             from tests.integration.struck_run import strike_replica
@@ -113,6 +121,19 @@ def load_hashing(folder: str, **options: Any) -> Any:
     from wsdm_ray.modeling.manifest import read_manifest
 
     return FakeScorer(), read_manifest(storage.local_copy(folder))
+
+
+def strike_start(injected: Injected) -> None:
+    """Find no space for the model, in all processes that the Ray worker starts which did so first."""
+    if injected.full_cache and is_owner(f"{injected.mark}-at-start", str(os.getppid())):
+        raise StorageError("/cache/model: no space left on device; free space on its disk")
+
+
+def is_owner(mark: str, name: str) -> bool:
+    """Whether a file is of that name, to which it belongs from now on if it was not there."""
+    if first_time(mark):
+        Path(mark).write_text(name)
+    return Path(mark).read_text() == name
 
 
 def strike_replica(injected: Injected, encoded: pa.Table) -> None:

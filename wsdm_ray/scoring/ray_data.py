@@ -82,7 +82,7 @@ def score_units(
             pool = pool_of(run, left, coordinator, follower)
             for report in unit_reports(run, left, coordinator, reporter, replica_class, encode, pool):
                 progress.begin(seconds_ago=report.seconds)
-                finished[report.unit] = report
+                finished[report.unit] = dataclasses.replace(report, kinds="")  # they are read from the parts
                 progress.advance(report.rows, report.forward_tokens)
                 on_report()
             gc.collect()  # Ray Data leaves the replicas of a pass to it; until then they hold GPUs and CPUs
