@@ -6,7 +6,7 @@
     ├── StorageError             a path is missing, unreadable or not writable
     ├── ModelError               a model folder lacks a part, or its parts do not fit each other
     ├── RunBusyError             another process is at work on the same run
-    ├── RunMismatchError         an output folder belongs to another run
+    ├── RunMismatchError         an output folder, or a node, does not fit the run
     └── ClusterError             the cluster cannot run what was asked
 
 A message names what, where and the remedy, on one line, and no secret. Anything else that is raised is a
@@ -59,7 +59,7 @@ class RunBusyError(WsdmRayError):
 
 
 class RunMismatchError(WsdmRayError):
-    """An output folder belongs to another run."""
+    """An output folder belongs to another run, or a node has other versions than a run was started with."""
 
 
 class ClusterError(WsdmRayError, RuntimeError):

@@ -5,7 +5,7 @@ import importlib.metadata
 import platform
 from collections.abc import Iterable, Mapping
 
-from wsdm_ray.errors import ClusterError
+from wsdm_ray.errors import RunMismatchError
 
 __all__ = ["NUMERIC_VERSION", "check_same_numbers", "numeric_versions", "version_changes", "versions"]
 
@@ -61,11 +61,11 @@ def version_changes(earlier: Mapping[str, str], now: Mapping[str, str]) -> dict[
 
 
 def check_same_numbers(of_driver: Mapping[str, str]) -> None:
-    """Raise `ClusterError` where this process has other versions than the one that started the run."""
+    """Raise `RunMismatchError` where this process has other versions than the one that started the run."""
     changed = version_changes(of_driver, numeric_versions(CHANGE_SOME_NUMBERS)) if of_driver else {}
     if changed:
         shown = "; ".join(f"{name} {here} instead of {there}" for name, (there, here) in changed.items())
-        raise ClusterError(
+        raise RunMismatchError(
             f"{platform.node()}: has {shown}, which the job was started with; install the same versions on "
             "all nodes"
         )

@@ -169,6 +169,7 @@ class Follower:
             retries=len(deaths),
             replicas_at_work=sum(kind == "score" for kind, _ in running),
             replicas_given_up=len(given_up),
+            store_retries=self.log.counts.get("store_retried", 0),
             peak_memory_bytes=max((report.peak_memory_bytes for report in reports), default=None),
             pairs_per_second=pairs,
             tokens_per_second=tokens,

@@ -24,7 +24,7 @@ class RunStatus:
     pairs_per_second, tokens_per_second, seconds_left: of this run; None until something was scored.
     errors: rows with an error, of this run. units: that this run finished.
     replicas_at_work, replicas_given_up: that score a unit now, and that cannot start.
-    retries: processes that died, or ran out of time.
+    retries: processes that died, or ran out of time. store_retries: requests to stores that were sent again.
     peak_memory_bytes: the most that any replica took so far; None until one has scored a unit.
     cost: so far, in the currency of `--gpu-hour-price`; None where that or a GPU is missing.
     """
@@ -37,6 +37,7 @@ class RunStatus:
     retries: int
     replicas_at_work: int
     replicas_given_up: int
+    store_retries: int = 0
     peak_memory_bytes: int | None = None
     pairs_per_second: float | None = None
     tokens_per_second: float | None = None
@@ -49,6 +50,7 @@ class RunStatus:
         shown += [f"{self.replicas_given_up} given up"] if self.replicas_given_up else []
         shown += [counted(self.errors, "error")] if self.errors else []
         shown += [counted(self.retries, "retry", "retries")] if self.retries else []
+        shown += [counted(self.store_retries, "store retry", "store retries")] if self.store_retries else []
         shown += [f"cost {self.cost:,.2f}"] if self.cost is not None else []
         return shown
 

@@ -4,7 +4,7 @@ import platform
 
 import pytest
 
-from wsdm_ray.errors import ClusterError, RunMismatchError
+from wsdm_ray.errors import RunMismatchError
 from wsdm_ray.runs import hold_run, numeric_versions, read_run, versions
 from wsdm_ray.runs.names import run_folder
 from wsdm_ray.runs.versions import CHANGE_SOME_NUMBERS, NUMERIC_VERSION, check_same_numbers, version_changes
@@ -95,8 +95,8 @@ def test_all_nodes_have_the_versions_of_the_one_where_the_job_was_started():
     check_same_numbers({})
     check_same_numbers(numeric_versions())
     other = numeric_versions() | {"torch": "1.0"}
-    with pytest.raises(ClusterError, match=f"{platform.node()}: has torch .* instead of 1.0"):
+    with pytest.raises(RunMismatchError, match=f"{platform.node()}: has torch .* instead of 1.0"):
         check_same_numbers(other)
     check_same_numbers(numeric_versions(CHANGE_SOME_NUMBERS))
-    with pytest.raises(ClusterError, match=r"has bitsandbytes .* instead of 1\.0, which"):
+    with pytest.raises(RunMismatchError, match=r"has bitsandbytes .* instead of 1\.0, which"):
         check_same_numbers(numeric_versions() | {"bitsandbytes": "1.0"})

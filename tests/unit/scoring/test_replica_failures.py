@@ -73,6 +73,14 @@ def test_what_is_wrong_with_a_node_is_not_a_failure_of_the_run(replica_of, error
         replica_of(change=fail)
 
 
+def test_other_versions_are(write, classifiers, replica_of):
+    """Its reader and those of other units would not agree."""
+    [unit] = plan_of([write(random_rows(5))], 10).units
+    replica = replica_of(numbers={"torch": "1.0"})
+    report = replica(batch_of(0, encode_unit(unit, classifiers[:1])))
+    assert json.loads(report["error"][0])[0] == "RunMismatchError"
+
+
 def test_what_is_wrong_with_a_model_is(write, classifiers, replica_of):
     def fail(scorer: Scorer) -> Scorer:
         raise ModelError("model: its head is missing")

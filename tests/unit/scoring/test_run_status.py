@@ -46,6 +46,7 @@ def test_figures_of_a_run_are_shown_written_and_exported(tmp_path):
     actor.died(("score", 3), Part(0, 100), "process died: signal 9")
     actor.give_up("slot", "node", "no GPU")
     actor.update(3, 0.5, 700)
+    actor.tell(Event(kind="store_retried", count=12))
     progress = RowProgress("score", 1_000, done=200, clock=lambda: now[0])
     finished = {2: UnitReport(unit=2, rows=100, errors=7, peak_memory_bytes=5_000)}
     follower = Follower(
@@ -57,12 +58,14 @@ def test_figures_of_a_run_are_shown_written_and_exported(tmp_path):
     now[0] = 150.0
     follower.show()
     assert progress.text() == (
-        "3 pairs/s, 74 tokens/s, ETA 4 min, 2 replicas at work, 1 given up, 7 errors, 1 retry, cost 25.00"
+        "3 pairs/s, 74 tokens/s, ETA 4 min, 2 replicas at work, 1 given up, 7 errors, 1 retry, "
+        "12 store retries, cost 25.00"
     )
     kept = json.loads((tmp_path / "_progress.json").read_text())
     assert kept == {
         "rows": 300, "total_rows": 1_000, "tokens": 3_000, "units": 1, "errors": 7, "retries": 1,
-        "replicas_at_work": 2, "replicas_given_up": 1, "pairs_per_second": 3.0, "tokens_per_second": 74.0,
+        "store_retries": 12, "replicas_at_work": 2, "replicas_given_up": 1, "pairs_per_second": 3.0,
+        "tokens_per_second": 74.0,
         "peak_memory_bytes": 5_000, "seconds_left": pytest.approx(650 / 3, abs=0.01), "cost": 25.0,
     }  # fmt: skip
     metrics = values_of(follower.metrics)
