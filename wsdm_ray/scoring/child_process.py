@@ -156,7 +156,7 @@ def main() -> None:
     except EOFError:
         os._exit(0)
     except Exception as error:
-        if not isinstance(error, WsdmRayError):  # of a user, who is told all by its text
+        if not isinstance(error, WsdmRayError | OSError | MemoryError):  # the line below tells all of these
             print(redact(traceback.format_exc()), file=sys.stderr)
             sys.stderr.flush()
         first_line = one_line(f"process failed: {type(error).__name__}: {error}".splitlines()[0])

@@ -19,6 +19,8 @@ def target(start_with, notify):
         os.kill(os.getpid(), signal.SIGKILL)
     if start_with == "error":
         raise RuntimeError("no GPU\nat all")
+    if start_with == "disk":
+        raise OSError("no space left")
     if start_with == "sleep":
         time.sleep(600)
 
@@ -123,3 +125,12 @@ def test_a_process_that_is_killed_after_it_was_asked_to_end():
     child.start()
     assert child.call(("signal", signal.SIGKILL)) == Death("process died: signal 9"), "of another process"
     child.close()
+
+
+@pytest.mark.parametrize(("start_with", "shown"), [("error", True), ("disk", False)])
+def test_only_a_defect_shows_its_traceback(start_with, shown, capfd):
+    """What a machine does is told by the reason of the death."""
+    death = child_of(start_with).start()
+    assert isinstance(death, Death)
+    assert death.reason.startswith("process failed: ")
+    assert ("Traceback" in capfd.readouterr().err) == shown
