@@ -165,8 +165,7 @@ def working_room(room: Callable[[], tuple[int, int]], coordinator: Any) -> tuple
         ClusterError: all of them were given up. Those on nodes that are gone do not count.
     """
     replicas, readers = room()
-    nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    reasons = ray.get(coordinator.given_up_on.remote(nodes))
+    reasons = ray.get(coordinator.given_up_on.remote(nodes_that_stay()))
     if len(reasons) >= replicas:
         raise ClusterError(f"all {replicas} replicas that nodes have room for cannot start: {reasons[-1]}")
     return replicas, readers

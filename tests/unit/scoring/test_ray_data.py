@@ -65,8 +65,8 @@ def test_room_for_replicas_that_cannot_start_is_none(monkeypatch):
     coordinator.give_up("a", "gone", "no disk")
     coordinator.give_up("b", "here", "no GPU")
     handle = SimpleNamespace(given_up_on=SimpleNamespace(remote=coordinator.given_up_on))
-    nodes = [{"NodeID": "here", "Alive": True}, {"NodeID": "gone", "Alive": False}]
-    monkeypatch.setattr(ray_data, "ray", SimpleNamespace(get=lambda value: value, nodes=lambda: nodes))
+    monkeypatch.setattr(ray_data, "ray", SimpleNamespace(get=lambda value: value))
+    monkeypatch.setattr(ray_data, "nodes_that_stay", lambda: {"here"})
     assert ray_data.working_room(lambda: (2, 4), handle) == (2, 4)
     with pytest.raises(ClusterError, match=r"^all 1 replicas .* cannot start: no GPU$"):
         ray_data.working_room(lambda: (1, 2), handle)

@@ -23,7 +23,7 @@ from wsdm_ray.modeling.attention.block_masks import (
 )
 from wsdm_ray.modeling.attention.fast_tanh import fast_tanh
 from wsdm_ray.modeling.attention.mask_rule import to_device
-from wsdm_ray.modeling.attention.tiling import BLOCK
+from wsdm_ray.modeling.attention.tiling import BLOCK, SMALL
 from wsdm_ray.modeling.quantized_linear import on_hopper
 from wsdm_ray.packing.layouts import Layout
 
@@ -42,8 +42,7 @@ BACKWARD_OPTIONS = {
 """FlexAttention's `kernel_options` on Hopper by head dimension, measured on an H100 and H200. With its own
 choice the backward at a head dimension of 256 takes minutes to compile."""
 
-SMALL_OPTIONS = {
-    "fwd_BLOCK_M": 64, "fwd_BLOCK_N": 32, "fwd_num_warps": 8, "fwd_num_stages": 2,
+SMALL_OPTIONS = {f"fwd_{name}": value for name, value in SMALL.flex_options.items()} | {
     "bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 32, "bwd_BLOCK_M2": 32, "bwd_BLOCK_N2": 32,
     "bwd_num_warps": 8, "bwd_num_stages": 2,
 }  # fmt: skip
