@@ -109,7 +109,7 @@ def test_a_job_prints_its_defects_that_way(monkeypatch):
 
 
 def raising(notify: Any) -> None:
-    raise OSError(SAID)
+    raise ValueError(SAID)  # a defect: its traceback is shown
 
 
 def test_child_processes_neither_in_their_arguments_nor_in_what_they_say(capfd, monkeypatch):
