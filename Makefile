@@ -30,7 +30,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscop
 test: $(STAMP)  ## Run the tests but the long ones; print the ten slowest
 	$(PYTEST) -m "not long"
 
-test-long: $(STAMP)  ## Run the long tests: kills, lost nodes, the quickstart
+test-long: $(STAMP)  ## Run the long tests: submitted jobs, kills, lost nodes, the quickstart
 	$(PYTEST) -m long
 
 # With any Python that has torch, Triton, transformers and pytest: PYTHON=... names it; no .venv is made.

@@ -120,6 +120,7 @@ LIST = (
 )
 
 
+@pytest.mark.long
 def test_a_submitted_job(head, classifier, prepared, tmp_path):
     """What it is sent, a job that fails and one that scores on the cluster it was submitted to, in one."""
     missing, output = tmp_path / "missing", tmp_path / "predictions"

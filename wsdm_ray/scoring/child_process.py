@@ -160,7 +160,8 @@ def main() -> None:
             print(redact(traceback.format_exc()), file=sys.stderr)
             sys.stderr.flush()
         first_line = one_line(f"process failed: {type(error).__name__}: {error}".splitlines()[0])
-        connection.send(("failed", first_line[:MAX_REASON_CHARACTERS]))
+        with contextlib.suppress(OSError):  # its parent may be gone, which is what failed then
+            connection.send(("failed", first_line[:MAX_REASON_CHARACTERS]))
         os._exit(1)
 
 

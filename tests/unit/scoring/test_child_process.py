@@ -134,3 +134,13 @@ def test_only_a_defect_shows_its_traceback(start_with, shown, capfd):
     assert isinstance(death, Death)
     assert death.reason.startswith("process failed: ")
     assert ("Traceback" in capfd.readouterr().err) == shown
+
+
+def test_a_process_whose_parent_goes_while_it_answers_ends_without_a_word(capfd):
+    child = child_of()
+    child.start()
+    assert child.process
+    child.connection.send(("echo", b"x" * 50_000_000))
+    child.connection.close()  # with most of the answer on its way
+    assert child.process.wait(60) == 1
+    assert not capfd.readouterr().err
