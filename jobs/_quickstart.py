@@ -8,6 +8,7 @@ classifier nor chose its checkpoint.
 """
 
 import dataclasses
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -89,6 +90,8 @@ def folders_in(output: str) -> Folders:
 def quickstart(config: QuickstartConfig) -> None:
     """Run every step; one that is finished already is not done again."""
     started = time.monotonic()
+    if "RAY_ADDRESS" not in os.environ:  # CPUs do, and a machine with one GPU has no room for two workers
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     at = folders_in(config.output)
     step("1/7 arena: votes whose best accuracy is known")
     make_votes(config, at)
@@ -200,7 +203,7 @@ def show(metrics: dict[str, Any], trained: dict[str, Any], at: Folders, seconds:
         ("report", join(at.report, "report.html"), "accuracy, calibration, errors by language and length"),
     ):
         table.add_row(*row)
-    console = Console()
+    console = Console(markup=False)  # a folder may have any name
     console.print(table)
     # Unwrapped, so that a command can be copied and a number stays whole.
     console.print("\n".join(accuracy_lines(metrics, trained)), highlight=False, soft_wrap=True)

@@ -41,8 +41,7 @@ class Job:
 
     def run(self, config: Any) -> Any:
         """Import the job and run it; returns what its function does."""
-        if seconds := getattr(config, "store_timeout_seconds", None):
-            importlib.import_module("wsdm_ray.storage").set_store_timeout(seconds)
+        importlib.import_module("wsdm_ray.storage").set_store_timeout(config.store_timeout_seconds)
         module, _, name = self.function.partition(":")
         return getattr(importlib.import_module(module), name)(config)
 

@@ -3,9 +3,7 @@
 from typing import Any
 
 from wsdm_ray.config import TrainConfig
-from wsdm_ray.errors import WsdmRayError
 from wsdm_ray.evaluation.curves import write_curves
-from wsdm_ray.runs import STARTED_FILE, names_in
 from wsdm_ray.telemetry import logger
 from wsdm_ray.training.runner import train
 
@@ -14,12 +12,7 @@ __all__ = ["train_and_draw"]
 
 def train_and_draw(config: TrainConfig) -> dict[str, Any]:
     """Train a classifier and write training.html beside it; returns what `train` does."""
-    try:
-        run = train(config)
-    except WsdmRayError:
-        if STARTED_FILE in names_in(config.output):  # a run that failed is looked at first of all
-            draw(config.output)
-        raise
+    run = train(config, on_failure=draw)  # a run that failed is looked at first of all
     if not config.dry_run:
         draw(config.output)
     return run

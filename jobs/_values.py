@@ -54,12 +54,15 @@ def read_options(job: Job, path: str) -> dict[str, Any]:
     """The options of a job that a file holds, nested as its config is."""
     with open_read(path) as file:
         text = file.read()
+    kind = "JSON" if path.lower().endswith(".json") else "YAML"
     try:
-        values = json.loads(text) if path.lower().endswith(".json") else yaml.load(text, UniqueKeyLoader)
+        if kind == "JSON":
+            values = json.loads(text, object_pairs_hook=mapping_of)
+        else:
+            values = yaml.load(text, UniqueKeyLoader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
-        kind = "JSON" if path.lower().endswith(".json") else "YAML"
         raise ConfigError(
             f"{path}: not {kind} ({reason(error)}{line}); write `option: value` lines"
         ) from error
@@ -73,14 +76,25 @@ def read_options(job: Job, path: str) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in ONE_RUN_ONLY}
 
 
+def check_given_once(keys: Sequence[Any]) -> None:
+    """Raise `ValueError` for a key that is given twice: the last would win in silence."""
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"{key} is given twice")
+
+
+def mapping_of(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON."""
+    check_given_once([key for key, _ in pairs])
+    return dict(pairs)
+
+
 class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader; of a key that is given twice it would take the last in silence."""
+    """YAML's safe loader, which a key that is given twice stops; those that `<<` brings may be given anew."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key} is given twice")
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        check_given_once([self.construct_object(key, deep=True) for key in own])
         return super().construct_mapping(node, deep)
 
 

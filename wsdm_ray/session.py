@@ -22,6 +22,15 @@ from wsdm_ray.noise import filter_native_lines, quiet_environment, quiet_forward
 __all__ = ["actor_here", "connect"]
 
 
+ADDRESS_REMEDY = "`ray job submit` takes an http:// address, a job itself HOST:PORT"
+
+
+def check_address(address: str) -> None:
+    """Raise `ClusterError` for an address with a scheme: a job is part of a cluster, and no client of it."""
+    if "://" in address:
+        raise ClusterError(f"RAY_ADDRESS={address}: not the address of a cluster; {ADDRESS_REMEDY}")
+
+
 def connect(*, local: bool = False) -> None:
     """Join the cluster of `RAY_ADDRESS` or of this machine, else start a Ray of our own for this process.
 
@@ -35,6 +44,7 @@ def connect(*, local: bool = False) -> None:
     """
     if ray.is_initialized():
         return
+    check_address(os.environ.get("RAY_ADDRESS", ""))
     on_termination = signal.getsignal(signal.SIGTERM)
     quiet_environment()
     quiet_libraries()
@@ -46,10 +56,7 @@ def connect(*, local: bool = False) -> None:
             ray.init(address=address, dashboard_port=port, logging_level=logging.WARNING)
     except (ConnectionError, ValueError) as error:
         address = os.environ.get("RAY_ADDRESS", "this machine's cluster")
-        raise ClusterError(
-            f"{address}: no Ray cluster to join there ({error}); `ray job submit` takes an http:// address, "
-            "a job itself HOST:PORT"
-        ) from error
+        raise ClusterError(f"{address}: no Ray cluster to join there ({error}); {ADDRESS_REMEDY}") from error
     if threading.current_thread() is threading.main_thread():  # the only one that may
         signal.signal(signal.SIGTERM, on_termination)  # Ray puts its own there, which aborts
     quiet_forwarded(global_worker_stdstream_dispatcher.handlers)

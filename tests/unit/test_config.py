@@ -295,7 +295,7 @@ WRONG = [
 
 ON_STORES = (
     *(config.PrepareConfig, config.TrainConfig, config.ScoreConfig, config.EnsembleConfig),
-    config.EvaluateConfig,
+    *(config.EvaluateConfig, config.ArenaConfig, config.QuantizeConfig, config.QuickstartConfig),
 )
 TOO_SHORT = "--store-timeout-seconds 0: must be above 0"
 WRONG += [(cls, {"store_timeout_seconds": 0}, TOO_SHORT) for cls in ON_STORES]

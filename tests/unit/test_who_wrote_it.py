@@ -20,7 +20,7 @@ from wsdm_ray.data.prepare import prepare
 from wsdm_ray.errors import DataError
 from wsdm_ray.evaluation import votes as evaluation
 from wsdm_ray.inputs.conversion import parquet_inputs
-from wsdm_ray.inputs.files import list_inputs
+from wsdm_ray.inputs.files import input_paths, list_inputs
 from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.scoring.plan import make_plan
 from wsdm_ray.scoring.unit_rows import read_unit
@@ -92,7 +92,7 @@ def test_train(writer: Writer, path: str):
         with pytest.raises(DataError, match="no column"):
             training.read_votes([path])
         return
-    found = training.read_votes([path])
+    found = training.read_votes(input_paths([path]))  # workers are given the files of what was named
     assert texts_of(found.table, found.prob_a_N.tolist()) == expected(writer)
 
 

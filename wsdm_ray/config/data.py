@@ -60,7 +60,7 @@ def check_columns_of_format(format: VoteFormat, columns: Columns) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArenaConfig:
+class ArenaConfig(StoreConfig):
     """Synthetic votes with a known best accuracy."""
 
     output: str
@@ -77,6 +77,7 @@ class ArenaConfig:
     def __post_init__(self) -> None:
         expand_home(self)
         check_paths(output=self.output)
+        self.check_stores()
         check_seed(self.seed)
         check(self.rows >= 1, "rows", self.rows, "at least 1")
 

@@ -100,7 +100,7 @@ class EvaluateConfig(StoreConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuickstartConfig:
+class QuickstartConfig(StoreConfig):
     """The whole flow on synthetic votes, on one CPU machine."""
 
     output: str = "quickstart"
@@ -117,6 +117,7 @@ class QuickstartConfig:
     def __post_init__(self) -> None:
         expand_home(self)
         check_paths(output=self.output)
+        self.check_stores()
         check_seed(self.seed)
         check(self.rows >= 200, "rows", self.rows, "at least 200")
         check(self.num_workers >= 1, "num_workers", self.num_workers, "at least 1")

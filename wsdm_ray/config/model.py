@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wsdm_ray.config.checks import check, check_paths, check_positive, expand_home
+from wsdm_ray.config.stores import StoreConfig
 
 __all__ = ["HeadConfig", "LoraConfig", "QuantizeConfig", "TextConfig"]
 
@@ -67,7 +68,7 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig:
+class QuantizeConfig(StoreConfig):
     """One quantized checkpoint from a base model."""
 
     base: str
@@ -83,8 +84,8 @@ class QuantizeConfig:
     """Merge the mean of the adapters' updates, and take the mean of their heads, instead of merging them in
     order: one model of several folds. They must be of runs of `train` on the base, with one --seed."""
     precision: Literal["bnb-int8", "nf4", "w8a8-int8", "w8a8-fp8", "bf16"] = "bnb-int8"
-    """For training and scoring: bnb-int8 (bitsandbytes' LLM.int8()) and nf4. For scoring alone: w8a8-int8 and
-    w8a8-fp8, 8-bit weights and activations by rows; w8a8-fp8 is stored as compressed-tensors."""
+    """For training and scoring: bnb-int8 (bitsandbytes' LLM.int8()), nf4, w8a8-int8 and w8a8-fp8. The last
+    two are 8-bit weights and activations by rows; w8a8-fp8 is stored as compressed-tensors."""
     calibrate: tuple[str, ...] = ()
     """Canonical shards like the pairs to be scored; with w8a8-int8, weights are rounded so that the matmuls
     on some of these pairs stay close to the exact ones. Votes are not used. Example: --calibrate
@@ -97,6 +98,7 @@ class QuantizeConfig:
     def __post_init__(self) -> None:
         expand_home(self)
         check_paths(base=self.base, output=self.output)
+        self.check_stores()
         check(
             not self.average or len(self.adapter) > 1,
             "adapter",

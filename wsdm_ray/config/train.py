@@ -152,8 +152,8 @@ class TrainConfig(StoreConfig):
     less memory, for much traffic between GPUs. For several workers on GPUs with bf16, or on CPUs with
     w8a8-int8 or w8a8-fp8."""
     compile: Literal["auto", "yes", "no"] = "auto"
-    """Compile the model's layers at the start of every worker, which takes a minute or more. auto: on a GPU,
-    in the layouts packed and shared, for 100 steps or more."""
+    """Compile the model's layers at the start of every worker, which takes from 20 s to over a minute. auto:
+    on a GPU, in the layouts packed and shared, for 100 steps or more."""
     text: TextConfig = field(default_factory=TextConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -165,12 +165,12 @@ class TrainConfig(StoreConfig):
     allow_leakage: bool = False
     """Train even if a prompt is both in train and in valid, which makes the valid metrics too good."""
     loss_spike: float = 5.0
-    """Stop if the loss of a step is above this many times the median of the 50 steps before it."""
+    """Stop if the loss of a step is above this many times the median of the 50 steps before it; never up to
+    3.0 nats, in the first ten steps, or in a step of fewer than 8 sequences."""
     tensorboard: bool = True
     """Write event files for TensorBoard to OUTPUT/tensorboard."""
     wandb: str | None = None
-    """Weights & Biases project to log every step to (`pip install wsdm_ray[wandb]`). Example: --wandb
-    arena"""
+    """Weights & Biases project to log every step to (`pip install -e '.[wandb]'`). Example: --wandb arena"""
     checkpoint_steps: int = 200
     """Optimizer steps between checkpoints; the last step always makes one."""
     max_failures: int = 3
@@ -181,6 +181,9 @@ class TrainConfig(StoreConfig):
     """Check the options, the inputs and every node of the cluster, print what the run takes, and exit."""
     restart: bool = False
     """Delete what the output folder holds and start over."""
+    allow_version_change: bool = False
+    """Go on with a run that was begun with other versions of torch, transformers, tokenizers, ftfy,
+    bitsandbytes, PEFT or of this package's arithmetic, which give other numbers; run.json records it."""
 
     def __post_init__(self) -> None:
         expand_home(self)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsdm_ray.evaluation.fitting import halves_by_prompt
 from wsdm_ray.statistics import Floats, agreement, cross_entropy
 
 __all__ = ["THRESHOLDS", "adaptive", "best_threshold", "simulate"]
@@ -89,8 +90,8 @@ def adaptive(
         "thresholds_by_half": None,
         "after": None,
     }
-    half_N = (groups_N & np.uint64(1)).astype(bool)
-    if half_N.all() or not half_N.any():
+    half_N = halves_by_prompt(groups_N)
+    if half_N is None:
         return result
     fitted = [
         best_threshold(losses[:, mask_N].mean(axis=1), float(both_N[mask_N].mean()), tolerance)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from wsdm_ray.errors import DataError
 from wsdm_ray.evaluation.join import Joined
 from wsdm_ray.evaluation.metrics import (
+    BLOCK_ELEMENTS,
     area_under_curve,
     bootstrap_means,
     calibration_bin,
@@ -90,8 +91,11 @@ def resampled_metrics(
     means_BK = bootstrap_means(values_NK, groups_N, resamples=resamples, seed=seed)
     unique, group_N = np.unique(groups_N, return_inverse=True)
     areas, errors = resampled_areas(prob_N, label_N, group_N), resampled_errors(prob_N, label_N, group_N)
+    at_once = max(1, BLOCK_ELEMENTS // len(prob_N))  # a prompt may have many votes
     blocks = [
-        (areas(counts_BG), errors(counts_BG)) for counts_BG in resampled_counts(len(unique), resamples, seed)
+        (areas(counts_BG[first : first + at_once]), errors(counts_BG[first : first + at_once]))
+        for counts_BG in resampled_counts(len(unique), resamples, seed)
+        for first in range(0, len(counts_BG), at_once)
     ]
     auc_B, ece_B = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     return dict(zip(rowwise, means_BK.T, strict=True)) | {"auc": auc_B, "ece": ece_B}
@@ -130,7 +134,8 @@ def resampled_errors(prob_N: Floats, label_N: Floats, group_N: NDArray[np.int64]
 def common_rows(sets: dict[str, Joined]) -> dict[str, Joined]:
     """Each set with only the rows that all have a probability for, in the same order.
 
-    Their `errors` are those of all sets, with the name of the set before the reason.
+    Their `errors` are those of all sets, with the name of the set before the reason; a row that has one in
+    several is once among `failed_ids`.
 
     Raises:
         DataError: no row has a probability in every set.
@@ -145,8 +150,10 @@ def common_rows(sets: dict[str, Joined]) -> dict[str, Joined]:
     errors = Counter(
         {f"{name}: {why}": count for name, one in sets.items() for why, count in one.errors.items()}
     )
+    failed = {str(key): key for one in sets.values() for key in one.failed_ids}
+    common = {"errors": errors, "failed_ids": list(failed.values())}
     return {
-        name: take(one, [places[name][key] for key in shared])._replace(errors=errors)
+        name: take(one, [places[name][key] for key in shared])._replace(**common)
         for name, one in sets.items()
     }
 

@@ -34,6 +34,7 @@ from wsdm_ray.evaluation.metrics import bootstrap_intervals
 from wsdm_ray.evaluation.pages import decimals, percent
 from wsdm_ray.evaluation.votes import read_votes
 from wsdm_ray.evaluation.weights import combine_sets, cross_fit, fit
+from wsdm_ray.inputs.files import input_paths
 from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.runs import check_no_overlap, file_versions, hold_run, options, versions
 from wsdm_ray.schema import LOGIT_COLUMNS, MODEL_A, MODEL_B, predictions_schema
@@ -103,7 +104,7 @@ def ensemble(config: EnsembleConfig) -> dict[str, Any]:
 def check(config: EnsembleConfig) -> tuple[PredictionSets, TieVotes | None, dict[str, Any]]:
     """The sets of predictions, votes with ties, and the fingerprint of the run. Nothing is written."""
     set_files = [storage.list_files(folder) for folder in config.predictions]
-    vote_files = storage.list_files(config.votes) if config.votes else []
+    vote_files = input_paths(config.votes) if config.votes else []
     inputs = [
         *config.predictions,
         *config.votes,

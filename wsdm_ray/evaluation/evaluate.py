@@ -179,7 +179,7 @@ def measure_all(joined: Joined, config: EvaluateConfig) -> dict[str, Any]:
     best_log_loss = float(cross_entropy(joined.best_prob, joined.label).mean())
     best_known = not math.isnan(best_log_loss)
     return overall | {
-        "errors": joined.errors.total(),
+        "errors": len(joined.failed_ids),
         "rows_in_both_orders": int(np.count_nonzero(~np.isnan(joined.prob_ab + joined.prob_ba))),
         "error_reasons": dict(joined.errors.most_common(MOST_REASONS)),
         "left_out": dict(joined.left_out),
@@ -269,8 +269,8 @@ def warn_of_errors(joined: Joined) -> None:
         reason, count = joined.errors.most_common(1)[0]
         logger.warning(
             "%d of %d rows carry an error and are left out of every figure (most often, %d rows: %s)",
-            joined.errors.total(),
-            joined.errors.total() + len(joined.prob),
+            len(joined.failed_ids),
+            len(joined.failed_ids) + len(joined.prob),
             count,
             " ".join(reason.split())[:200],
         )

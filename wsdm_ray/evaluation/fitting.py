@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LEAST_FIT_GROUPS", "LEAST_FIT_ROWS", "parts_by_prompt", "shortage"]
+__all__ = ["LEAST_FIT_GROUPS", "LEAST_FIT_ROWS", "halves_by_prompt", "parts_by_prompt", "shortage"]
 
 LEAST_FIT_ROWS = 200
 LEAST_FIT_GROUPS = 100
@@ -41,3 +41,13 @@ def parts_by_prompt(groups_N: NDArray[np.uint64], parts: int) -> NDArray[np.int6
         groups_N: uint64 (N,), a hash of each row's prompt.
     """
     return (groups_N % np.uint64(parts)).astype(np.int64)
+
+
+def halves_by_prompt(groups_N: NDArray[np.uint64]) -> NDArray[np.bool_] | None:
+    """Whether each row is in the second half, bool (N,); None where one half is empty.
+
+    Args:
+        groups_N: as for `parts_by_prompt`.
+    """
+    half_N = parts_by_prompt(groups_N, 2).astype(bool)
+    return None if half_N.all() or not half_N.any() else half_N

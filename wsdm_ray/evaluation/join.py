@@ -58,6 +58,8 @@ class Joined(NamedTuple):
     """Where `ba` is the ordering that scoring runs first."""
     errors: Counter[str]
     """Why rows have no probability, with their number; these rows are in none of the arrays."""
+    failed_ids: list[Any]
+    """The ids of these rows."""
     left_out: Counter[str]
     """Why votes say nothing of a winner, such as ties, with their number; they are in none of the arrays."""
 
@@ -122,6 +124,7 @@ def join_by_id(predictions: pa.Table, votes: pa.Table) -> Joined:
         why = ", ".join(f"{reason} {count:,}" for reason, count in left_out.most_common())
         raise DataError(f"no vote names a winner ({why})")
     errors = Counter(both["error"].drop_null().to_pylist())
+    failed_ids = both["id"].filter(pc.is_valid(both["error"])).to_pylist()
     both = both.filter(pc.is_null(both["error"]))
     if not both.num_rows:
         first, _ = errors.most_common(1)[0]
@@ -144,6 +147,7 @@ def join_by_id(predictions: pa.Table, votes: pa.Table) -> Joined:
         group=both["group"].to_numpy(),
         ba_first=both["ba_first"].to_numpy(),
         errors=errors,
+        failed_ids=failed_ids,
         left_out=left_out,
     )
 

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsdm_ray.data.length_balance import LENGTH_RATIOS
-from wsdm_ray.evaluation.compare import paired_differences
 from wsdm_ray.evaluation.fitting import parts_by_prompt, shortage
 from wsdm_ray.evaluation.metrics import (
     bootstrap_intervals,
@@ -156,10 +155,16 @@ def beyond_length(
     options: dict[str, int],
 ) -> dict[str, Any]:
     """Accuracy and log loss of the probabilities by length, and what the predictions have over them."""
-    values = {"accuracy": agreement(by_length_N, label_N), "log_loss": cross_entropy(by_length_N, label_N)}
-    intervals = bootstrap_intervals(np.stack(list(values.values()), axis=1), groups_N, **options)
-    measured: dict[str, Any] = {}
-    for (name, values_N), interval in zip(values.items(), intervals, strict=True):
-        measured |= {name: float(values_N.mean()), f"{name}_ci95": interval}
-    differences = paired_differences(prob_N, by_length_N, label_N, groups_N, **options)
-    return measured | {"differences": {name: differences[name] for name in ("accuracy", "log_loss")}}
+    metrics = {"accuracy": agreement, "log_loss": cross_entropy}
+    alone_NK, whole_NK = (
+        np.stack([metric(one_N, label_N) for metric in metrics.values()], axis=1)
+        for one_N in (by_length_N, prob_N)
+    )
+    over_NK = whole_NK - alone_NK
+    alone, over = (bootstrap_intervals(each, groups_N, **options) for each in (alone_NK, over_NK))
+    measured: dict[str, Any] = {"differences": {}}
+    for place, name in enumerate(metrics):
+        measured |= {name: float(alone_NK[:, place].mean()), f"{name}_ci95": alone[place]}
+        difference = float(over_NK[:, place].mean())
+        measured["differences"][name] = {"difference": difference, "ci95": over[place]}
+    return measured

@@ -17,6 +17,7 @@ from wsdm_ray.evaluation.fitting import LEAST_FIT_GROUPS
 from wsdm_ray.statistics import Z_95, Floats, agreement, cross_entropy, wilson_interval
 
 __all__ = [
+    "BLOCK_ELEMENTS",
     "ECE_BINS",
     "CalibrationBins",
     "area_under_curve",

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsdm_ray.evaluation.fitting import halves_by_prompt
 from wsdm_ray.evaluation.metrics import expected_calibration_error, squared_error
 from wsdm_ray.statistics import Floats, cross_entropy, log_odds, sigmoid
 
@@ -53,14 +54,14 @@ def cross_fit(
         `temperature` (fitted on all rows: the one to use), `temperatures_by_half`, `before` and `after` (None
         where a half is empty); and the calibrated probabilities, float64 (N,), or None.
     """
-    half_N = (groups_N & np.uint64(1)).astype(bool)
+    half_N = halves_by_prompt(groups_N)
     result: dict[str, Any] = {
         "temperature": fit_temperature(prob_N, label_N),
         "temperatures_by_half": None,
         "before": scores(prob_N, label_N),
         "after": None,
     }
-    if half_N.all() or not half_N.any():
+    if half_N is None:
         return result, None
     fitted = [fit_temperature(prob_N[mask_N], label_N[mask_N]) for mask_N in (~half_N, half_N)]
     calibrated_N = apply_temperature(prob_N, np.where(half_N, fitted[0], fitted[1]))

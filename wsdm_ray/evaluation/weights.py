@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsdm_ray.evaluation.fitting import halves_by_prompt
 from wsdm_ray.evaluation.temperature import fit_temperature
 from wsdm_ray.statistics import EPSILON, Floats, centered_sigmoid, cross_entropy, log_odds, round_to_grid
 
@@ -106,8 +107,8 @@ def cross_fit(
     Returns:
         Float64 (N,), or None where one half is empty; `weights` and `temperature` of each half.
     """
-    half_N = (groups_N & np.uint64(1)).astype(bool)
-    if half_N.all() or not half_N.any():
+    half_N = halves_by_prompt(groups_N)
+    if half_N is None:
         return None, []
     made_N, used = np.empty(len(label_N)), []
     for mine_N in (half_N, ~half_N):

@@ -26,7 +26,7 @@ from wsdm_ray import storage
 from wsdm_ray.errors import DataError, StorageError
 from wsdm_ray.inputs.tables import is_json, is_table
 
-__all__ = ["InputFile", "list_inputs", "listed_versions", "with_partitions"]
+__all__ = ["InputFile", "input_paths", "list_inputs", "listed_versions", "with_partitions"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,11 @@ class InputFile:
     partitions: tuple[tuple[str, str | None], ...] = ()
     integers: frozenset[str] = frozenset()
     version: storage.FileVersion | None = None
+
+
+def input_paths(paths: Sequence[str]) -> list[str]:
+    """The paths alone of `list_inputs`."""
+    return [file.path for file in list_inputs(paths)]
 
 
 def list_inputs(paths: Sequence[str]) -> list[InputFile]:

@@ -28,6 +28,7 @@ from wsdm_ray.storage import reason
 __all__ = [
     "add_lora",
     "check_complete",
+    "check_targets",
     "check_widths",
     "compile_layers",
     "load_network",
@@ -154,16 +155,7 @@ def add_lora(network: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
     """
     import peft
 
-    leaves = {
-        name.rsplit(".", 1)[-1]
-        for name, module in network.get_submodule("model").named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    missing = [target for target in config.targets if target not in leaves]
-    if missing:
-        raise ConfigError(
-            f"--lora.targets {' '.join(missing)}: no such layer; there are {', '.join(sorted(leaves))}"
-        )
+    check_targets(network, config)
     with torch.random.fork_rng(devices=[]), peft_warnings():
         torch.manual_seed(seed)
         wrapped = peft.get_peft_model(
@@ -177,6 +169,20 @@ def add_lora(network: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
         if parameter.requires_grad and ".score." not in name:
             parameter.data = parameter.data.float()
     return wrapped
+
+
+def check_targets(network: nn.Module, config: LoraConfig) -> None:
+    """Raise `ConfigError` where a target of the adapter names no layer of the backbone."""
+    leaves = {
+        name.rsplit(".", 1)[-1]
+        for name, module in network.get_submodule("model").named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    missing = [target for target in config.targets if target not in leaves]
+    if missing:
+        raise ConfigError(
+            f"--lora.targets {' '.join(missing)}: no such layer; there are {', '.join(sorted(leaves))}"
+        )
 
 
 def compile_layers(network: nn.Module, backend: Any = "inductor") -> None:

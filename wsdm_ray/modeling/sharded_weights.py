@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from wsdm_ray.errors import ClusterError
+from wsdm_ray.errors import ConfigError
 
 __all__ = ["Gatherer", "LayerWeights", "ShardedLayers", "WholeLayers"]
 
@@ -200,7 +200,7 @@ class ShardedLayers:
             order: of all layers that any worker gathers.
 
         Raises:
-            ClusterError: there is no memory for a layer, and the others would wait for ever.
+            ConfigError: there is no memory for a layer, and the others would wait for ever.
         """
         for layer in [*self.waits]:
             self.reshard(layer)
@@ -209,7 +209,7 @@ class ShardedLayers:
                 self.unshard(layer)
                 self.reshard(layer)
         except torch.OutOfMemoryError as error:
-            raise ClusterError(
+            raise ConfigError(
                 "train: memory ran out beside one layer of the base; lower --token-budget, or leave out "
                 "--shard-base"
             ) from error

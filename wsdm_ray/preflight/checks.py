@@ -52,7 +52,7 @@ def node_checks(
         *([check_output(facts, output)] if len(facts) > 1 else []),
         check_shm(facts),
         check_disk(facts),
-        *([check_gpu(facts, need)] if need else []),
+        *([check_cuda(facts), check_gpu(facts, need)] if need else []),
     ]
 
 
@@ -138,6 +138,16 @@ def check_disk(facts: Sequence[NodeFacts]) -> Check:
     passed = f"{gb(fetched)} of models are fetched, and fit" if fetched else "no model is to be fetched"
     remedy = "Ray starts nothing that spills there: free some, or start Ray with another --temp-dir"
     return settled("disk", full, passed, remedy, Outcome.WARN)
+
+
+def check_cuda(facts: Sequence[NodeFacts]) -> Check:
+    """Whether PyTorch can use the GPUs that Ray found."""
+    faults = {each.node: "it is a build without CUDA" for each in facts if each.gpus and not each.cuda}
+    remedy = (
+        "install the build with CUDA, or start Ray without GPUs (`ray start --num-gpus 0`; on one machine, "
+        "CUDA_VISIBLE_DEVICES= before the job)"
+    )
+    return settled("PyTorch", faults, "a build with CUDA", remedy)
 
 
 def check_gpu(facts: Sequence[NodeFacts], need: GpuNeed) -> Check:

@@ -5,7 +5,14 @@ import os
 import sys
 
 from wsdm_ray.preflight.checks import GpuNeed, gpu_name, node_checks
-from wsdm_ray.preflight.node import NodeFacts, Probe, facts_here, output_probe, versions_here
+from wsdm_ray.preflight.node import (
+    NodeFacts,
+    Probe,
+    facts_here,
+    output_probe,
+    versions_here,
+    visible_gpus,
+)
 from wsdm_ray.preflight.table import Checks
 from wsdm_ray.storage import check_writable
 
@@ -51,7 +58,8 @@ def check_nodes(
 def answers(probe: Probe, assumed: bool) -> tuple[tuple[NodeFacts, ...], dict[str, str]]:
     """What the nodes answer, or this machine alone."""
     if assumed:
-        return (facts_here(dataclasses.replace(probe, files=(), folders=())),), {}
+        facts = facts_here(dataclasses.replace(probe, files=(), folders=()))
+        return (dataclasses.replace(facts, gpus=visible_gpus(facts.gpus)),), {}
     from wsdm_ray.preflight.nodes import facts_of_nodes
 
     return facts_of_nodes(probe)

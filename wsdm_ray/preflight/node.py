@@ -4,6 +4,7 @@ It runs on every node of a cluster, so it imports neither Ray nor torch.
 """
 
 import contextlib
+import math
 import os
 import shutil
 import socket
@@ -19,7 +20,16 @@ from wsdm_ray.errors import StorageError
 from wsdm_ray.runs import numeric_versions, versions
 from wsdm_ray.storage import absolute, bytes_to_fetch, cache_folder, errors_for, is_remote, open_read
 
-__all__ = ["Gpu", "NodeFacts", "Probe", "facts_here", "output_probe", "versions_here"]
+__all__ = [
+    "Gpu",
+    "NodeFacts",
+    "Probe",
+    "facts_here",
+    "largest_gpus",
+    "output_probe",
+    "versions_here",
+    "visible_gpus",
+]
 
 COMPARED = ("ray", "torch", "transformers", "tokenizers", "peft", "bitsandbytes", "ftfy")
 """Libraries whose versions must be the same on all nodes, besides this package itself."""
@@ -63,6 +73,7 @@ class NodeFacts:
     object_store_bytes: what Ray would keep there; 0 without Ray.
     fetch_bytes: what will be copied to this machine's cache. cache_free_bytes: on the disk of the cache.
     used_share: of the disk of temporary files, where Ray spills what its store cannot hold.
+    cuda: whether PyTorch is a build that may use GPUs.
     """
 
     node: str
@@ -75,6 +86,7 @@ class NodeFacts:
     cache_free_bytes: int = 0
     used_share: float = 0.0
     gpus: tuple[Gpu, ...] = ()
+    cuda: bool = True
 
 
 def facts_here(probe: Probe) -> NodeFacts:
@@ -97,6 +109,7 @@ def facts_here(probe: Probe) -> NodeFacts:
         cache_free_bytes=shutil.disk_usage(cache_folder()).free if fetch_bytes else 0,
         used_share=disk.used / disk.total if disk.total else 0.0,
         gpus=gpus_here() if probe.gpus else (),
+        cuda=not versions().get("torch", "").endswith("+cpu"),
     )
 
 
@@ -137,6 +150,21 @@ def gpus_here(query: Sequence[str] = QUERY) -> tuple[Gpu, ...]:
         )
     except (OSError, subprocess.SubprocessError, ValueError):
         return ()
+
+
+def largest_gpus(gpus: Sequence[Gpu], number: float) -> tuple[Gpu, ...]:
+    """So many of a machine's GPUs: a job gets some of them, and nobody says which.
+
+    A small one beside them, for a display, is no reason to refuse it.
+    """
+    ordered = sorted(gpus, key=lambda gpu: (gpu.total_bytes, gpu.free_bytes), reverse=True)
+    return tuple(ordered[: math.ceil(number)])
+
+
+def visible_gpus(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """As many of this machine's GPUs as CUDA_VISIBLE_DEVICES names."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(gpus) if named is None else largest_gpus(gpus, len([*filter(None, named.split(","))]))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from wsdm_ray.preflight.node import NodeFacts, Probe, facts_here
+from wsdm_ray.preflight.node import NodeFacts, Probe, facts_here, largest_gpus
 
 __all__ = ["facts_of_nodes"]
 
@@ -66,11 +66,12 @@ def names_of(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def of_node(facts: NodeFacts, node: Mapping[str, Any], names: Mapping[str, str]) -> NodeFacts:
-    """The answer with what Ray knows of the node: its address, and the size of its object store."""
+    """The answer with what Ray knows of the node: its address, the size of its object store, its GPUs."""
     return dataclasses.replace(
         facts,
         node=names[node["NodeID"]],
         object_store_bytes=int(node["Resources"].get("object_store_memory", 0)),
+        gpus=largest_gpus(facts.gpus, node["Resources"].get("GPU", 0)),
     )
 
 

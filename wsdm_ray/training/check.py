@@ -15,6 +15,7 @@ from wsdm_ray.config import TrainConfig
 from wsdm_ray.data.mixing import apply_mixture, check_leakage, read_teachers, sample_weights
 from wsdm_ray.data.votes import read_votes
 from wsdm_ray.errors import ClusterError, ConfigError
+from wsdm_ray.inputs.files import input_paths
 from wsdm_ray.modeling.manifest import Manifest, Quantization, folder_digest
 from wsdm_ray.runs import check_no_overlap, file_versions, find_run, options
 from wsdm_ray.storage import absolute, list_files, local_copy, model_location
@@ -116,7 +117,7 @@ def check_inputs(config: TrainConfig) -> CheckedInputs:
         DataError, ModelError, ConfigError, StorageError: what was asked for cannot be done.
     """
     files = TrainingFiles(
-        train=list_files(config.train), valid=list_files(config.valid) if config.valid else []
+        train=input_paths(config.train), valid=input_paths(config.valid) if config.valid else []
     )
     starts = [config.start_from] if config.start_from else []
     sources = (*config.train, *config.valid, config.base, *starts, *config.objective.teachers)
@@ -193,6 +194,7 @@ def check_decoder(config: TrainConfig, manifest: Manifest, on_gpu: bool) -> None
 
 def check_base(config: TrainConfig) -> Manifest:
     """What the checkpoints will say of themselves, but metrics."""
+    from wsdm_ray.modeling.classifier import check_targets, meta_model, model_config
     from wsdm_ray.modeling.folder_check import check_model_folder
     from wsdm_ray.modeling.folder_names import as_given
     from wsdm_ray.modeling.quantization_config import stored_quantization
@@ -201,6 +203,7 @@ def check_base(config: TrainConfig) -> Manifest:
     location = model_location(config.base)
     base = local_copy(location)
     with as_given((config.base, base)):
+        check_targets(meta_model(model_config(base)), config.lora)
         quantization = stored_quantization(base, config.quantization)
         manifest = Manifest(
             kind="adapter",

@@ -22,7 +22,7 @@ from wsdm_ray.config import TrainConfig
 from wsdm_ray.data.length_balance import balance_lengths
 from wsdm_ray.data.mixing import read_teachers, sample_weights
 from wsdm_ray.data.votes import Votes
-from wsdm_ray.errors import ClusterError
+from wsdm_ray.errors import ConfigError
 from wsdm_ray.modeling.adapter_io import load_adapter_weights
 from wsdm_ray.modeling.attention.mask_rule import to_device
 from wsdm_ray.modeling.classifier import model_config, preference_log_odds, trainable_parameters
@@ -215,7 +215,7 @@ class Trainer:
         Every worker of the group must call it.
 
         Raises:
-            ClusterError: nothing is left that would help.
+            ConfigError: nothing is left that would help.
         """
         most, saved = int(self.tokens_of(batches.pairs).max()), self.model.save_memory()
         if self.group.any(saved, self.device):
@@ -224,7 +224,7 @@ class Trainer:
             self.token_budget = max(self.token_budget // 2, most)
             logger.warning("train: --token-budget is %d now", self.token_budget)
         else:
-            raise ClusterError(
+            raise ConfigError(  # another try would meet the same rows
                 f"train: memory ran out; lower --token-budget ({self.token_budget}) or --text.max-tokens, or "
                 "hold the base in fewer bits (--quantization nf4)"
             )

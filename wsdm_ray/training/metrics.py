@@ -65,6 +65,10 @@ class StepMetrics:
         row |= {name: getattr(self, name) for name in RATES}
         return row | self.valid_row()
 
+    def late_row(self) -> dict[str, Any]:
+        """What a validation adds to the row of a step that was logged without it."""
+        return {"step": self.step} | self.valid_row()
+
     def summary(self) -> dict[str, Any]:
         """What a checkpoint and run.json say of the step: step, loss and `valid_*`."""
         return {"step": self.step, "loss": self.loss} | self.valid_row()

@@ -30,7 +30,7 @@ FASTER_FROM_HIDDEN_SIZE = 3_584
 launches of kernels, of which w8a8-int8 has more; none between was timed."""
 
 COMPILE_MIN_STEPS = 100
-"""A run of fewer steps is not compiled by `auto`: compiling takes a minute or more."""
+"""A run of fewer steps is not compiled by `auto`: compiling takes from 20 s to over a minute."""
 
 BACKWARD_LAYERS = 3
 """The backward pass needs about so many times what a layer keeps, beside what all layers keep."""

@@ -7,6 +7,7 @@ from wsdm_ray.config import TrainConfig
 from wsdm_ray.preflight.job import check_nodes, cluster_at_hand
 from wsdm_ray.preflight.node import Probe
 from wsdm_ray.preflight.table import Checks
+from wsdm_ray.storage import list_files
 from wsdm_ray.training.check import CheckedTraining, ClusterResources, check, check_inputs
 
 __all__ = ["checked"]
@@ -37,10 +38,19 @@ def checked(config: TrainConfig) -> tuple[CheckedTraining, str | None]:
         from wsdm_ray.training.expected import gpu_need
 
         need = gpu_need(config, run.manifest, run.counts.steps)
-    worker = run.worker_config
-    probe = Probe(files=(*worker.train[:1], *worker.valid[:1]), folders=(worker.base,), gpus=run.on_gpu)
-    gpu = check_nodes(checks, config.output, probe, need, assumed=assumed, folders=(config.output,))
+    gpu = check_nodes(checks, config.output, probe_of(run), need, assumed=assumed, folders=(config.output,))
     return run, gpu
+
+
+def probe_of(run: CheckedTraining) -> Probe:
+    """What every node is asked: a file of each set that workers read, and the folders of models."""
+    worker = run.worker_config
+    teachers = (list_files(folder)[0] for folder in worker.objective.teachers)
+    return Probe(
+        files=(*worker.train[:1], *worker.valid[:1], *teachers),
+        folders=(worker.base, *filter(None, [worker.start_from])),
+        gpus=run.on_gpu,
+    )
 
 
 def resources_of_cluster(config: TrainConfig) -> ClusterResources:

@@ -143,11 +143,12 @@ class TrainingStatus:
     valid_accuracy: float | None = None
 
     def add(self, row: Row) -> None:
-        """Take the row of one more step."""
-        self.steps += 1
-        self.pairs += row["pairs"]
-        self.tokens += row["tokens"]
-        self.peak_memory_bytes = row["memory_gb"] * 1e9
+        """Take the row of one more step, or what a late validation adds to the last one."""
+        if "pairs" in row:
+            self.steps += 1
+            self.pairs += row["pairs"]
+            self.tokens += row["tokens"]
+            self.peak_memory_bytes = row["memory_gb"] * 1e9
         for name in LATEST:
             setattr(self, name, row.get(name, getattr(self, name)))
 

@@ -75,10 +75,10 @@ class SayWhatIsWaitedFor(ControllerCallback):
     """Has Ray Train's controller say which workers it waits for, and give up after a while.
 
     Args:
-        what: the workers, in words. seconds: to wait; 0: without end.
+        what: the workers, in words. seconds: to wait; None: without end.
     """
 
-    def __init__(self, what: str, seconds: float, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, what: str, seconds: float | None, clock: Callable[[], float] = time.monotonic):
         self.what, self.seconds, self.clock = what, seconds, clock
         self.since: float | None = None
         self.said = float("-inf")
@@ -94,7 +94,7 @@ class SayWhatIsWaitedFor(ControllerCallback):
             return
         now = self.clock()
         self.since = now if self.since is None else self.since
-        if self.seconds and now - self.since >= self.seconds:
+        if self.seconds is not None and now - self.since >= self.seconds:
             error = ClusterError(
                 f"no nodes for {self.what} after {self.seconds:g} s (--wait-for-resources-seconds); run the "
                 "same command again to go on from the last checkpoint"
@@ -231,9 +231,7 @@ def trainer_of(task: WorkerTask, on_gpu: bool) -> ray.train.torch.TorchTrainer:
             "storage_path": inner,
             "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
         }
-    waiting = SayWhatIsWaitedFor(
-        workers_of(task.config, on_gpu), task.config.wait_for_resources_seconds or 0.0
-    )
+    waiting = SayWhatIsWaitedFor(workers_of(task.config, on_gpu), task.config.wait_for_resources_seconds)
     kept: dict[str, Any] = {"num_to_keep": 1}  # and the latest, always
     if task.config.valid:
         kept |= {"checkpoint_score_attribute": "valid_log_loss", "checkpoint_score_order": "min"}

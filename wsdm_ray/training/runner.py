@@ -8,10 +8,12 @@ what a step does (`loop`).
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from wsdm_ray.config import TrainConfig, to_dict
-from wsdm_ray.runs import HeldRun, hold_run
+from wsdm_ray.errors import WsdmRayError
+from wsdm_ray.runs import HeldRun, hold_run, numeric_versions
 from wsdm_ray.telemetry import counted, logger
 from wsdm_ray.training import preflight
 from wsdm_ray.training.check import CheckedTraining
@@ -23,12 +25,15 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, on_failure: Callable[[str], None] = lambda output: None) -> dict[str, Any]:
     """Train a classifier; returns what run.json holds, or the figures of a dry run.
+
+    Args:
+        on_failure: is called with the output of a run that began and cannot go on; then its error is raised.
 
     Raises:
         DataError, ModelError, ConfigError: what was asked for cannot be done, found before anything runs.
-        RunMismatchError: the output folder belongs to another run.
+        RunMismatchError: the output folder belongs to another run, or was begun with other versions.
         ClusterError: the workers do not fit the cluster, or died too often.
         WorkerDefectError: a defect in a worker.
     """
@@ -41,14 +46,26 @@ def train(config: TrainConfig) -> dict[str, Any]:
     from wsdm_ray.training.publish import check_published, published_files
     from wsdm_ray.training.ray_train import execute
 
-    with hold_run(config.output, "train", checked.fingerprint, config.restart) as run:
+    with hold_run(
+        config.output,
+        "train",
+        checked.fingerprint,
+        config.restart,
+        numbers=numeric_versions(("peft", "bitsandbytes")),
+        allow_version_change=config.allow_version_change,
+    ) as run:
         if run.finished:
             check_published(config.output, published_files(run.finished))
             logger.info("train: %s is complete already", config.output)
             return run.finished
         if config.restart:
             forget(checked.worker_config.output)
-        return report(run, checked, execute(checked))
+        try:
+            result = execute(checked)
+        except WsdmRayError:
+            on_failure(config.output)
+            raise
+        return report(run, checked, result)
 
 
 def report(run: HeldRun, checked: CheckedTraining, result: Any) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
+import shutil
 import tempfile
 import time
 import uuid
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wsdm_ray.config import TrainConfig, to_dict
-from wsdm_ray.errors import ConfigError, StorageError
+from wsdm_ray.errors import ClusterError, ConfigError, StorageError
 from wsdm_ray.runs import names_in
 from wsdm_ray.storage import delete_file, exists, is_remote, join, open_read, reason, write_atomic
 from wsdm_ray.telemetry import logger
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 TENSORBOARD_FOLDER = "tensorboard"
+EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d{10,})(\.late)?")
 WANDB_ID_FILE = "_wandb_id"
 FLUSH_SECONDS = 30.0
 """A row is written at most about this many seconds after its step."""
@@ -45,7 +48,10 @@ class MetricSink(Protocol):
     """Takes the row of every step, and puts it where people look."""
 
     def log(self, row: Row) -> None:
-        """Take the row of one step. Called between steps, so slow work belongs in `flush`."""
+        """Take the row of one step, or what a late validation adds to the last one (`late_row`).
+
+        Called between steps, so slow work belongs in `flush`.
+        """
         ...
 
     def flush(self) -> None:
@@ -113,16 +119,18 @@ class JsonLinesSink:
     """metrics.jsonl: all rows of the run, one a line."""
 
     def __init__(self, output: str, history: Sequence[Row]):
-        self.path, self.rows, self.num_written = join(output, METRICS_FILE), list(history), len(history)
+        self.path, self.rows, self.is_written = join(output, METRICS_FILE), list(history), True
 
     def log(self, row: Row) -> None:
-        self.rows.append(row)
+        earlier = self.rows.pop() if self.rows and self.rows[-1]["step"] == row["step"] else {}
+        self.rows.append({**earlier, **row})
+        self.is_written = False
 
     def flush(self) -> None:
-        if self.num_written < len(self.rows):
+        if not self.is_written:
             lines = "".join(json.dumps(row) + "\n" for row in self.rows)
             write_atomic(self.path, lambda file: file.write(lines.encode()))
-            self.num_written = len(self.rows)
+            self.is_written = True
 
     def close(self) -> None:
         pass
@@ -141,7 +149,8 @@ class TensorBoardSink:
         self.rows: list[Row] = []
         self.times: list[float] = []
         for name in names_in(self.folder):
-            if int(name.rpartition(".")[2]) > last_step:
+            ours = EVENT_FILE.fullmatch(name)  # a file browser or a network disk may leave others
+            if ours and int(ours[1]) > last_step:
                 delete_file(join(self.folder, name))
 
     def log(self, row: Row) -> None:
@@ -151,7 +160,8 @@ class TensorBoardSink:
     def flush(self) -> None:
         if self.rows:
             data = tensorboard_events(self.rows, self.times)
-            name = f"events.out.tfevents.{self.rows[0]['step']:010d}"
+            late = "" if "loss" in self.rows[0] else ".late"  # beside the file that begins with the step
+            name = f"events.out.tfevents.{self.rows[0]['step']:010d}{late}"
             write_atomic(join(self.folder, name), lambda file: file.write(data))
             self.rows, self.times = [], []
 
@@ -163,7 +173,8 @@ class WandbSink:
     """A run of Weights & Biases, the same one when the training is resumed."""
 
     def __init__(self, config: TrainConfig):
-        self.run = start_wandb(config)
+        self.temporary = tempfile.mkdtemp() if is_remote(config.output) else None
+        self.run = start_wandb(config, self.temporary or config.output)
 
     def log(self, row: Row) -> None:
         self.run.log(scalars(row), step=row["step"])
@@ -173,6 +184,8 @@ class WandbSink:
 
     def close(self) -> None:
         self.run.finish()
+        if self.temporary:
+            shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 class ProgressSink:
@@ -218,9 +231,17 @@ def tensorboard_events(rows: Sequence[Row], times: Sequence[float]) -> bytes:
         return path.read_bytes()
 
 
-def start_wandb(config: TrainConfig) -> Any:
-    """Start a run of Weights & Biases, or continue the one that the output folder names."""
+def start_wandb(config: TrainConfig, folder: str) -> Any:
+    """Start a run of Weights & Biases, or continue the one that the output folder names.
+
+    Args:
+        folder: takes its files, on this machine.
+
+    Raises:
+        ConfigError: there is no valid key. ClusterError: another try may reach the service.
+    """
     import wandb
+    from wandb.errors import AuthenticationError, UsageError
 
     id_path = join(config.output, WANDB_ID_FILE)
     if exists(id_path):
@@ -229,7 +250,6 @@ def start_wandb(config: TrainConfig) -> Any:
     else:
         run_id = uuid.uuid4().hex
         write_atomic(id_path, lambda file: file.write(run_id.encode()))
-    folder = tempfile.mkdtemp() if is_remote(config.output) else config.output
     try:
         return wandb.init(
             project=config.wandb,
@@ -241,7 +261,8 @@ def start_wandb(config: TrainConfig) -> Any:
             settings=wandb.Settings(silent=True, console="off"),
         )
     except wandb.Error as error:
-        raise ConfigError(
+        refused = isinstance(error, AuthenticationError | UsageError)
+        raise (ConfigError if refused else ClusterError)(
             f"--wandb {config.wandb}: {reason(error)}; run `wandb login` or set WANDB_API_KEY on the "
             "node of the first worker, or set WANDB_MODE=offline"
         ) from error

@@ -102,9 +102,13 @@ def run_worker(task: WorkerTask) -> WorkerResult:
     notices = Notices(task.config.output, trainer.group.is_first)
     journal = open_journal(trainer)
     left_after = None
-    if owes_validation(trainer):
-        saver.report(trainer.evaluate_step())
     with sinks_of(trainer, task.progress) as sinks:
+        if owes_validation(trainer):
+            validated = trainer.evaluate_step()
+            if sinks:
+                sinks.log(validated.late_row())
+                sinks.flush()
+            saver.report(validated)
         for metrics in trainer.steps():
             is_due = is_checkpoint_due(trainer)
             tell_events()

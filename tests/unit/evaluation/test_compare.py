@@ -1,5 +1,6 @@
 """Differences of two sets of predictions: of the same rows and resamples, with intervals that cover."""
 
+import tracemalloc
 from collections import Counter
 from typing import Any
 
@@ -143,6 +144,18 @@ def test_where_nothing_can_be_said():
     assert one_prompt["accuracy"] == {"difference": -1.0, "ci95": None}
 
 
+def test_many_votes_on_few_prompts_take_memory_for_the_votes_alone():
+    rows, resamples = 50_000, 50
+    prob = np.random.default_rng(0).random((rows, 2))
+    label, prompts = (prob[:, 0] > 0.4).astype(float), np.arange(rows) % 20
+    tracemalloc.start()
+    try:
+        paired_differences(prob[:, 0], prob[:, 1], label, prompts, resamples=resamples)
+        assert tracemalloc.get_traced_memory()[1] < resamples * rows * 8 / 2
+    finally:
+        tracemalloc.stop()
+
+
 def joined(ids: list[Any], errors: dict[Any, str]) -> Joined:
     votes = {name: [1 if name == "label" else None] * len(ids) for name, _ in VOTES_SCHEMA}
     votes |= {"characters_a": [3] * len(ids), "characters_b": [3] * len(ids), "group": list(range(len(ids)))}
@@ -161,12 +174,13 @@ def joined(ids: list[Any], errors: dict[Any, str]) -> Joined:
 def test_rows_that_one_set_lacks_are_left_out_of_all():
     sets = {
         "x": joined([0, 1, 2, 3], {1: "late"}),
-        "y": joined(["3", "2", "1", "0"], {"2": "null", "3": "null"}),
+        "y": joined(["3", "2", "1", "0"], {"1": "null", "2": "null", "3": "null"}),
     }
     found = common_rows(sets)
     assert [str(key) for key in found["x"].ids] == found["y"].ids == ["0"]
     np.testing.assert_array_equal(found["x"].prob, found["y"].prob)
-    assert found["x"].errors == found["y"].errors == {"x: late": 1, "y: null": 2}
+    assert found["x"].errors == found["y"].errors == {"x: late": 1, "y: null": 3}
+    assert sorted(map(str, found["x"].failed_ids)) == ["1", "2", "3"], "each once, in however many sets"
     alone = {"x": sets["x"]}
     assert common_rows(alone) == alone
     with pytest.raises(DataError, match=r"^x, z: no row has a probability in all; evaluate them one by one"):

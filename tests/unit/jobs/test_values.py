@@ -144,6 +144,19 @@ def test_yaml_over_a_preset_and_the_command_line_over_yaml(write):
     assert parse(TrainConfig, ["--no-tensorboard", "--config", path]).tensorboard is False
 
 
+def test_what_a_merge_key_brings_may_be_given_anew(write):
+    path = write("lora: {<<: {r: 2, alpha: 3}, r: 4}\nbase: b\ntrain: t\noutput: o\n")
+    config = parse(TrainConfig, ["--config", path])
+    assert (config.lora.r, config.lora.alpha) == (4, 3.0)
+
+
+def test_a_key_of_json_that_is_given_twice(tmp_path):
+    path = tmp_path / "options.json"
+    path.write_text('{"base": "b", "train": "t", "output": "o", "output": "p"}')
+    with pytest.raises(ConfigError, match=r"not JSON \(ValueError: output is given twice\)"):
+        parse(TrainConfig, ["--config", str(path)])
+
+
 def test_only_the_options_together_are_checked(write):
     path = write("base: b\ntrain: t\noutput: o\ntoken_budget: 100\n")
     config = parse(TrainConfig, ["--config", path, "--text.max-tokens", "50"])
@@ -164,7 +177,7 @@ def test_only_the_options_together_are_checked(write):
         ("lora: {r: many}", "FILE: --lora.r many: must be a whole number"),
         ("epochs: [1, 2]", "FILE: epochs: takes X, not a list"),
         ("restart: 1", "FILE: restart: must be true or false"),
-        ("output: o\noutput: p", "FILE: not YAML (YAMLError: output is given twice); write "),
+        ("output: o\noutput: p", "FILE: not YAML (ValueError: output is given twice); write "),
         ("num_workers: 1\nnum-workers: 2", "FILE: --num-workers is given twice"),
         ("output: [", "FILE: not YAML (ParserError: "),
         ("- output", "FILE: holds no options; write `option: value` lines"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wsdm_ray.errors import ClusterError
+from wsdm_ray.errors import ConfigError
 from wsdm_ray.modeling import sharded_weights
 from wsdm_ray.modeling.sharded_weights import ShardedLayers, ShardedTensor
 
@@ -236,7 +236,7 @@ def test_a_worker_without_memory_for_a_layer_ends_the_run():
     """The others wait for it until Ray Train ends them."""
     layers = ShardedLayers([[matrix] for matrix in weights()], Worker(0, Post(1)))
     fail(layers.layers[1][0], times=100)
-    with pytest.raises(ClusterError, match="beside one layer of the base"), layers.passes(1, backward=True):
+    with pytest.raises(ConfigError, match="beside one layer of the base"), layers.passes(1, backward=True):
         run(layers, weights(), torch.ones(1, 7, requires_grad=True))
     with pytest.raises(torch.OutOfMemoryError), layers.passes(1, backward=False), torch.no_grad():
         run(layers, weights(), torch.ones(1, 7))

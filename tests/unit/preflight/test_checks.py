@@ -37,7 +37,8 @@ def test_all_is_well():
     made = checked(node("a", gpus=(gpu(140),)), node("b", gpus=(gpu(80),)), need=NEED)
     assert {check.outcome for check in made} == {Outcome.PASS}
     found = {check.name: check.found for check in made}
-    assert list(found) == ["nodes", "versions", "read access", "output", "/dev/shm", "disk", "GPU memory"]
+    names = ["nodes", "versions", "read access", "output", "/dev/shm", "disk", "PyTorch", "GPU memory"]
+    assert list(found) == names
     assert found["versions"] == "wsdm_ray 0.2.0, torch 2.13.0, on every node"
     assert found["GPU memory"] == (
         "20.0 GB (weights as bf16) and 3.0 GB for a micro-batch, of 80.0 GB on NVIDIA H200"
@@ -94,6 +95,14 @@ def test_what_does_not_fit_a_gpu(gpus, outcome, found):
     [(name, result, said)] = not_passed(node("a", gpus=gpus), need=NEED)
     assert (name, result) == ("GPU memory", outcome)
     assert found in said
+
+
+def test_a_build_of_torch_without_cuda_uses_no_gpu():
+    head = node("head", cuda=False)
+    [(name, result, said)] = not_passed(head, node("a", cuda=False, gpus=(gpu(80),)), need=NEED)
+    assert (name, result) == ("PyTorch", "fail")
+    assert said.startswith("a: it is a build without CUDA; install")
+    assert not not_passed(head, need=None), "a job on CPUs"
 
 
 def test_there_may_be_no_shared_memory_and_a_model_to_fetch():

@@ -9,7 +9,15 @@ import pytest
 from wsdm_ray import __version__
 from wsdm_ray.errors import StorageError
 from wsdm_ray.preflight import node
-from wsdm_ray.preflight.node import Gpu, Probe, facts_here, gpus_here, output_probe
+from wsdm_ray.preflight.node import (
+    Gpu,
+    Probe,
+    facts_here,
+    gpus_here,
+    largest_gpus,
+    output_probe,
+    visible_gpus,
+)
 
 MIB = 1 << 20
 
@@ -48,6 +56,20 @@ def test_gpus_as_nvidia_smi_has_them():
     for silent in ("raise SystemExit(9)", "print('[N/A], [N/A], [N/A]')"):
         assert gpus_here((sys.executable, "-c", silent)) == ()
     assert gpus_here(("no-such-program",)) == ()
+
+
+def test_the_gpus_that_a_job_may_get(monkeypatch):
+    small, large, busy = (
+        Gpu(name="any", total_bytes=total, free_bytes=free) for total, free in ((2, 2), (24, 24), (24, 1))
+    )
+    assert largest_gpus((small, large, busy), 1) == (large,)
+    assert largest_gpus((small, busy, large), 2.0) == (large, busy)
+    assert largest_gpus((small, large), 0) == ()
+    for named, seen in (("0", (large,)), ("", ()), ("1,2", (large, small)), ("0,1,2,3", (large, small))):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        assert visible_gpus((small, large)) == seen
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus((small, large)) == (small, large)
 
 
 def test_the_probe_is_in_the_nearest_folder_and_leaves_nothing(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from ray.exceptions import RayError
 
 from wsdm_ray.preflight import nodes
-from wsdm_ray.preflight.node import NodeFacts, Probe
+from wsdm_ray.preflight.node import Gpu, NodeFacts, Probe
 
 GB = 10**9
 
@@ -81,8 +81,9 @@ class FakeRay:
 
 @pytest.fixture
 def ask(monkeypatch):
-    def made(probe: Probe, **answers: NodeFacts | RayError | None) -> tuple[FakeRay, Any]:
+    def made(probe: Probe, b_gpus: int = 0, **answers: NodeFacts | RayError | None) -> tuple[FakeRay, Any]:
         fake = FakeRay(**answers)
+        fake.resources["b"] = {"CPU": 2.0, "GPU": b_gpus, "object_store_memory": 8.0 * GB}
         fake.resources["head"] = {"memory": 1.0}
         monkeypatch.setattr(nodes, "ray", fake)
         here = []
@@ -103,6 +104,14 @@ def test_other_nodes_run_a_task_and_this_one_does_not(ask):
     assert [(each.node, each.object_store_bytes) for each in facts] == [("at own", 8 * GB), ("at b", 8 * GB)]
     assert facts[1].versions == {"torch": "1"}
     assert not silent
+
+
+def test_gpus_that_ray_does_not_use_are_left_out(ask):
+    """As on a head with `--num-gpus 0`, and beside the card of a display."""
+    small, large = (Gpu(name="any", total_bytes=size, free_bytes=size) for size in (2, 24))
+    both = NodeFacts(node="?", versions={}, gpus=(small, large))
+    _, (facts, _) = ask(Probe(gpus=True), b=both, c=both, b_gpus=1)
+    assert {each.node: each.gpus for each in facts} == {"at own": (), "at b": (large,), "at c": ()}
 
 
 def test_alone_nothing_is_waited_for(ask):

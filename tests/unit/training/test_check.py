@@ -5,16 +5,24 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow.csv as pc
 import pyarrow.parquet as pq
 import pytest
 
-from wsdm_ray.config import TrainConfig
+from wsdm_ray.config import LoraConfig, TrainConfig
 from wsdm_ray.errors import ClusterError, ConfigError
 from wsdm_ray.presets import tiny
 from wsdm_ray.runs import hold_run
+from wsdm_ray.schema import TEXTS
 from wsdm_ray.storage import list_files
 from wsdm_ray.training import policy
-from wsdm_ray.training.check import CheckedTraining, ClusterResources, TrainingCounts, check
+from wsdm_ray.training.check import (
+    CheckedTraining,
+    ClusterResources,
+    TrainingCounts,
+    check,
+    check_inputs,
+)
 
 TWO_CPUS = ClusterResources(cpus=2, gpus=0)
 H100S = ClusterResources(cpus=8, gpus=2, gpu_types=frozenset({"H100"}))
@@ -47,6 +55,18 @@ def test_what_was_checked(config, prepared):
     assert checked.manifest.quantization == "none"
     assert not checked.on_gpu
     assert check(config, ClusterResources(cpus=2, gpus=1)).on_gpu
+
+
+def test_a_set_may_be_any_table_that_is_read(config, tmp_path):
+    """As Spark writes CSV: a folder whose files end otherwise than in .parquet."""
+    votes = tmp_path / "votes"
+    votes.mkdir()
+    table = pq.read_table(list_files(config.valid[0])[0]).select(["id", *TEXTS, "winner"])
+    pc.write_csv(table, votes / "part-00000.csv")
+    (votes / "_SUCCESS").touch()
+    checked = changed(config, valid=(str(votes),))
+    assert checked.worker_config.valid == (str(votes / "part-00000.csv"),)
+    assert checked.counts.valid == len(table)
 
 
 def test_workers_get_paths_that_mean_the_same_everywhere(config, monkeypatch):
@@ -115,6 +135,11 @@ def test_what_can_share_a_base(config):
     assert changed(config, H100S, shard_base=True).fingerprint == changed(config, H100S).fingerprint
     with pytest.raises(ConfigError, match="--shard-base: takes GPUs in bf16"):
         changed(config, H100S, shard_base=True, layout="padded")
+
+
+def test_a_target_that_no_layer_has_is_found_before_weights_are_loaded(config):
+    with pytest.raises(ConfigError, match=r"--lora.targets q_prj: no such layer; there are .*q_proj"):
+        check_inputs(dataclasses.replace(config, lora=LoraConfig(targets=("q_prj",))))
 
 
 def test_what_cannot_be_done(config):

@@ -13,7 +13,7 @@ import torch
 from bitsandbytes.nn.modules import Linear8bitLt
 
 from tests.unit.training.conftest import learnable_votes
-from wsdm_ray.errors import ClusterError
+from wsdm_ray.errors import ConfigError
 from wsdm_ray.modeling import sharded_weights
 from wsdm_ray.modeling.classifier import unwrap_peft
 from wsdm_ray.modeling.loading import load_scorer
@@ -151,7 +151,7 @@ def test_running_out_of_memory_recomputes_then_halves_the_budget(trainer_of, mon
     assert [row.loss for row in frugal] == pytest.approx([row.loss for row in plain], rel=1e-4)
     assert [row.grad_norm for row in frugal] == pytest.approx([row.grad_norm for row in plain], rel=1e-3)
     most = 10
-    with pytest.raises(ClusterError, match="lower --token-budget"):
+    with pytest.raises(ConfigError, match="lower --token-budget"):
         trainer.train_step(*trainer.prepare_step(0))
 
 

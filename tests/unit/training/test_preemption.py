@@ -172,8 +172,11 @@ def test_workers_that_are_asked_to_end_write_a_checkpoint_of_the_step_at_hand(mo
     assert step_of(OUTPUT, left=True) == asked
     metrics = [metrics_of(step, VALID if step == 2 else None) for step in range(1, asked + 1)]
     resumed = FakeTrainer(step=asked, metrics=metrics)
-    result, saved, _ = worked(monkeypatch, resumed)
+    result, saved, rows = worked(monkeypatch, resumed)
     assert result.left_after is None
+    late = [{"step": 4, "valid_log_loss": VALID.log_loss}] if asked == 4 else []
+    assert [{name: row[name] for name in each} for each, row in zip(late, rows, strict=False)] == late
+    assert [row["step"] for row in rows[len(late) :]] == list(range(asked + 1, 9)), "and no step twice"
     assert resumed.validated == [4, 6, 8], "as in a run that nobody interrupted"
     assert saved == [(4, "", True), (6, "", True), (8, "", True)]
     assert interruptions_of(OUTPUT).to_dict() == {"times": 1, "noticed": 1, "steps_lost": 0}
@@ -205,3 +208,14 @@ def test_the_controller_says_what_it_waits_for_and_gives_up(monkeypatch, caplog)
         says.after_controller_state_update(None, waits)
     error = unpack_error(str(caught.value.controller_failure))
     assert str(error).startswith("no nodes for 2 workers of 1 GPU each after 100 s")
+
+
+def test_the_controller_waits_without_end_or_not_at_all(monkeypatch):
+    monkeypatch.setattr(ray_train, "set_up_logging", lambda: None)
+    waits: Any = ReschedulingState(training_failed_error=None)  # pyright: ignore[reportArgumentType]
+    now = iter([0.0, 1e9])
+    patient = SayWhatIsWaitedFor("a worker", None, lambda: next(now))
+    for _ in range(2):
+        patient.after_controller_state_update(None, waits)
+    with pytest.raises(ControllerError):
+        SayWhatIsWaitedFor("a worker", 0.0).after_controller_state_update(None, waits)

@@ -15,11 +15,12 @@ from wsdm_ray.modeling.manifest import Manifest
 from wsdm_ray.preflight import job
 from wsdm_ray.preflight.estimate import Speed
 from wsdm_ray.preflight.model_size import trained_parameters
-from wsdm_ray.preflight.node import Gpu, NodeFacts, versions_here
+from wsdm_ray.preflight.node import Gpu, NodeFacts, Probe, versions_here
 from wsdm_ray.presets import tiny
+from wsdm_ray.storage import list_files
 from wsdm_ray.text.encoding import read_settings
 from wsdm_ray.training import expected, preflight
-from wsdm_ray.training.check import ClusterResources
+from wsdm_ray.training.check import CheckedTraining, ClusterResources
 from wsdm_ray.training.expected import describe, gpu_need
 from wsdm_ray.training.runner import train
 
@@ -63,6 +64,7 @@ def test_nodes_are_asked_and_hours_follow_from_their_gpus(given, monkeypatch, ca
     assert capsys.readouterr().out == ""
     assert (name, probes[0].gpus, probes[0].folders) == ("NVIDIA L4", True, (given.base,))
     assert len(probes[0].files) == 2, "a file of train and one of valid"
+    asks_for_all_that_workers_read(given, run, probes)
     figures = describe(run, name)
     assert figures["cost"] == pytest.approx(2 * figures["tokens"] / 3600, abs=0.01)
     assert figures["hours"] == pytest.approx(figures["tokens"] / 7200, abs=0.01)
@@ -71,6 +73,15 @@ def test_nodes_are_asked_and_hours_follow_from_their_gpus(given, monkeypatch, ca
     monkeypatch.setattr(expected, "streamed_bytes", lambda files, precision: 2 * 10**9)
     with pytest.raises(ClusterError, match=r"^GPU memory: takes 2.0 GB .*NVIDIA L4; choose a --quantization"):
         preflight.checked(given)
+
+
+def asks_for_all_that_workers_read(given: TrainConfig, run: CheckedTraining, probes: list[Probe]) -> None:
+    """Also an adapter to start from, and predictions of teachers, which may be on the driver's disk alone."""
+    objective = dataclasses.replace(run.worker_config.objective, teachers=given.train)
+    worker = dataclasses.replace(run.worker_config, start_from="/an/adapter", objective=objective)
+    found = preflight.probe_of(dataclasses.replace(run, worker_config=worker))
+    assert found.folders == (*probes[0].folders, "/an/adapter")
+    assert found.files == (*probes[0].files, list_files(given.train)[0])
 
 
 def test_an_output_that_takes_no_file_is_found_before_ray_starts_a_worker(given, monkeypatch):

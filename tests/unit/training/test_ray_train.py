@@ -20,5 +20,5 @@ def test_gpus_are_known_by_the_names_that_ray_gives_them():
 def test_the_controller_is_quiet_as_soon_as_it_has_its_callbacks(monkeypatch):
     logger = logging.getLogger(next(iter(TRACEBACKS)))
     monkeypatch.setattr(logger, "filters", [])
-    pickle.loads(pickle.dumps(SayWhatIsWaitedFor("a worker", 0)))
+    pickle.loads(pickle.dumps(SayWhatIsWaitedFor("a worker", None)))
     assert logger.filters

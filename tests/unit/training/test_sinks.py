@@ -12,7 +12,7 @@ import wandb
 from tensorboardX.proto.event_pb2 import Event
 
 from wsdm_ray.config import TrainConfig
-from wsdm_ray.errors import ConfigError, StorageError
+from wsdm_ray.errors import ClusterError, ConfigError, StorageError
 from wsdm_ray.presets import tiny
 from wsdm_ray.training import sinks as sinks_module
 from wsdm_ray.training.metrics import Row
@@ -82,6 +82,25 @@ def test_a_run_that_goes_on_shows_its_whole_history(config):
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
     names = [path.name[-2:] for path in sorted((Path(config.output) / "tensorboard").iterdir())]
     assert names == ["01", "03"]
+    (Path(config.output) / "tensorboard" / ".DS_Store").touch()  # left by others, and left alone
+    opened(config, [row(1)]).close()
+    names = [path.name for path in sorted((Path(config.output) / "tensorboard").iterdir())]
+    assert names == [".DS_Store", "events.out.tfevents.0000000001"]
+
+
+def test_a_late_validation_is_added_to_its_step(config):
+    """Of a step after which the workers had to end."""
+    first = opened(config, [])
+    first.log(row(1))
+    first.close()
+    second = opened(config, [row(1)])
+    second.log({"step": 1, "valid_log_loss": 0.25})
+    second.close()
+    output = Path(config.output)
+    assert json.loads((output / "metrics.jsonl").read_text()) == row(1, valid_log_loss=0.25)
+    step, late = sorted((output / "tensorboard").iterdir())
+    assert events_in(step) == {(1, "loss"): 1.0, (1, "accuracy"): 0.5}
+    assert events_in(late) == {(1, "valid/log_loss"): 0.25}
 
 
 def test_rows_are_written_while_the_run_goes_on(config):
@@ -198,8 +217,12 @@ def test_every_sink_has_every_row_and_is_closed_even_if_another_fails():
 
 def test_weights_and_biases_without_a_key(config, monkeypatch):
     def refuse(**_: Any) -> None:
-        raise wandb.Error("No API key configured.")
+        raise error
 
     monkeypatch.setattr(wandb, "init", refuse)
+    error = wandb.errors.CommError("timed out")
+    with pytest.raises(ClusterError, match=r"--wandb votes: .*timed out"):  # which another try may not
+        opened(dataclasses.replace(config, wandb="votes"), [])
+    error = wandb.errors.UsageError("No API key configured.")
     with pytest.raises(ConfigError, match=r"--wandb votes: .*No API key.*wandb login.*WANDB_MODE=offline"):
         opened(dataclasses.replace(config, wandb="votes"), [])
