@@ -58,9 +58,15 @@ def secret_values() -> list[str]:
     found = {
         value
         for name, value in os.environ.items()
-        if names_secret(name) and len(value) >= MIN_SECRET_CHARACTERS and not value.startswith("/")
+        if names_secret(name) and len(value) >= MIN_SECRET_CHARACTERS and not is_path(name, value)
     }
     return sorted(found, key=len, reverse=True)
+
+
+@functools.lru_cache(maxsize=4096)
+def is_path(variable: str, value: str) -> bool:
+    """Whether a value only says where a secret is; a key of AWS may begin with a slash, too."""
+    return value.startswith("/") and (variable.upper().endswith("CREDENTIALS") or os.path.exists(value))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -90,6 +90,18 @@ def test_what_is_not_there_is_one_line(votes, rest, said):
     assert "\n" not in str(caught.value)
 
 
+def test_a_glob_at_a_commit(votes):
+    assert files(f"{VOTES}@{votes}/en/train-*.csv") == ["en/train-0.csv", "en/train-1.csv"]
+
+
+def test_a_folder_is_read_as_one_on_a_disk_is(hub):
+    """What describes data, hidden files and archives are left out, unless there is `.json` alone."""
+    names = ("data/x.parquet", "data/stats.json", "data/_old.parquet", "data/more.csv.zip", "json/x.json")
+    hub.push("datasets/acme/mixed", dict.fromkeys(names, b"PAR1"))
+    assert files("hf://datasets/acme/mixed/data") == ["data/x.parquet"]
+    assert files("hf://datasets/acme/mixed/json") == ["json/x.json"]
+
+
 def test_without_metadata_the_names_of_the_files_decide(hub):
     names = [f"data/{split}-0000{n}-of-00002.parquet" for split in ("test", "train") for n in (0, 1)]
     hub.push("datasets/acme/plain", dict.fromkeys(names, b"PAR1"))

@@ -32,6 +32,8 @@ def test_credentials_in_urls_and_headers(text, shown):
         ("WANDB_API_KEY", "planted+secret/1", True),
         ("RAY_AUTH_TOKEN", "planted+secret/1", True),
         ("DB_PASSWORD", "planted+secret/1", True),
+        ("AWS_SECRET_ACCESS_KEY", "/planted+secret/1", True),
+        ("SOME_SECRET", "/etc/passwd", False),
         ("FSSPEC_GS_TOKEN", "anon", False),
         ("RAY_AUTH_TOKEN_PATH", "token-file-of-ray", False),
         ("GOOGLE_APPLICATION_CREDENTIALS", "/etc/key.json", False),

@@ -9,6 +9,8 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -17,6 +19,7 @@ import pytest
 from tests.runs import open_run
 from wsdm_ray import storage
 from wsdm_ray.errors import DataError, ModelError, StorageError
+from wsdm_ray.storage import listing
 
 SLOW_WRITER = """
 import sys, time
@@ -375,3 +378,21 @@ def test_a_damaged_parquet_file_is_not_taken_for_another_format(tmp_path):
     path.write_bytes(b"PAR1 and then nothing")
     with pytest.raises(DataError, match=r"; it is damaged or another kind of file: copy or make it anew$"):
         storage.open_parquet(str(path)).__enter__()
+
+
+def test_a_key_with_an_empty_segment_is_another_file():
+    """As a slip in joining paths makes it: `folder//x.parquet` beside `folder/x.parquet`."""
+    infos = {name: {"size": 1, "ETag": name} for name in ("b/in/x.parquet", "b/in//x.parquet", "b/in/empty/")}
+    fs: Any = SimpleNamespace(find=lambda folder, detail: infos)
+    names = listing.below(fs, "b/in")
+    assert list(names) == ["x.parquet", "/x.parquet"]
+    found = storage.Found(root="s3://b/in", names=tuple(names))
+    assert [found.path_of(name) for name in names] == ["s3://b/in/x.parquet", "s3://b/in//x.parquet"]
+
+
+def test_a_file_of_the_epoch_has_the_version_that_its_folder_lists(tmp_path):
+    path = tmp_path / "x.parquet"
+    path.touch()
+    os.utime(path, (0, 0))
+    listed = storage.find_files(str(tmp_path)).versions["x.parquet"]
+    assert storage.file_version(str(path)) == listed

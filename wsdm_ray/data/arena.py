@@ -125,7 +125,7 @@ def make_arena(config: ArenaConfig) -> dict[str, Any]:
             return run.finished
         tally = Tally()
         batches = (tally.add(table) for table in arena_batches(config.rows, config.seed, config.lengths))
-        write_shards(config.output, ARENA_SCHEMA, batches, SHARD_ROWS)
+        write_shards(config.output, ARENA_SCHEMA, batches, SHARD_ROWS, run.check)
         written = run.finish({"config": options(config), **tally.summary()})
     logger.info(
         "arena: %s votes in %s; best accuracy %.4f, best log loss %.4f",

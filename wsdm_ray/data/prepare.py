@@ -9,6 +9,7 @@ writes train/ and valid/ from the spilled rows.
 import dataclasses
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from wsdm_ray.data.splitting import (
 )
 from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.faults import FaultCounts
-from wsdm_ray.inputs.files import InputFile, list_inputs
+from wsdm_ray.inputs.files import InputFile, input_paths, list_inputs
 from wsdm_ray.inputs.rows import Reading, read_rows
 from wsdm_ray.runs import check_no_overlap, file_versions, hold_run, names_in, options
 from wsdm_ray.telemetry import logger
@@ -59,7 +60,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         else:
             content = {
                 "config": options(config, leave_out=("restart",)),
-                "counts": write_splits(files, config),
+                "counts": write_splits(files, config, run.check),
             }
             done = run.finish(content)
     show(done["counts"])
@@ -70,7 +71,7 @@ def check(config: PrepareConfig) -> tuple[list[InputFile], dict[str, Any]]:
     """The input files, and the fingerprint of the run. Nothing is written."""
     files = list_inputs(config.input)
     paths = [file.path for file in files]
-    excluded = storage.list_files(config.exclude)
+    excluded = input_paths(config.exclude)
     check_no_overlap(config.output, [*config.input, *paths, *config.exclude, *excluded])
     return files, {
         "options": options(config, leave_out=("input", "exclude", "output", "restart")),
@@ -79,8 +80,8 @@ def check(config: PrepareConfig) -> tuple[list[InputFile], dict[str, Any]]:
     }
 
 
-def write_splits(files: list[InputFile], config: PrepareConfig) -> dict[str, Any]:
-    """Write DIR/train and DIR/valid; returns the counts of run.json."""
+def write_splits(files: list[InputFile], config: PrepareConfig, check: Callable[[], None]) -> dict[str, Any]:
+    """Write DIR/train and DIR/valid; returns the counts of run.json. check: of `write_shards`."""
     with tempfile.TemporaryDirectory(prefix="wsdm_ray_prepare_") as folder:
         spill = Spill(Path(folder) / "rows.arrow")
         survey = first_pass(files, config, spill)
@@ -96,7 +97,8 @@ def write_splits(files: list[InputFile], config: PrepareConfig) -> dict[str, Any
         for split, mask in (("train", kept & ~valid), ("valid", valid)):
             if mask.any():
                 tables = spill.rows(mask)
-                write_shards(storage.join(config.output, split), spill.schema, tables, config.shard_rows)
+                folder = storage.join(config.output, split)
+                write_shards(folder, spill.schema, tables, config.shard_rows, check)
         return count(survey, kept, valid)
 
 

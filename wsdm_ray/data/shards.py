@@ -1,6 +1,6 @@
 """A stream of tables to a folder of canonical shards, in memory that grows with neither rows nor shards."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
 import pyarrow as pa
@@ -15,10 +15,19 @@ ROW_GROUP_BYTES = 64 << 20
 """A row group is closed after the table that brings it to this size, however few its rows."""
 
 
-def write_shards(folder: str, schema: pa.Schema, tables: Iterable[pa.Table], shard_rows: int) -> list[int]:
+def write_shards(
+    folder: str,
+    schema: pa.Schema,
+    tables: Iterable[pa.Table],
+    shard_rows: int,
+    check: Callable[[], None] = lambda: None,
+) -> list[int]:
     """Write `tables` as part-NNNNNN.parquet of `shard_rows` rows, each atomically; returns the rows of each.
 
     Row groups hold at most 2,000 rows. At least one file is written: an empty stream leaves its schema.
+
+    Args:
+        check: called before each shard gets its place; raises where the folder is another process's by now.
     """
     groups = row_groups(tables, shard_rows)
     counts: list[int] = []
@@ -33,6 +42,7 @@ def write_shards(folder: str, schema: pa.Schema, tables: Iterable[pa.Table], sha
                     writer.write_table(group, row_group_size=max(1, len(group)))
                     counts[-1] += len(group)
                     group = next(groups, None)
+            check()
 
         storage.write_atomic(storage.join(folder, f"part-{len(counts) - 1:06d}.parquet"), write)
     return counts

@@ -3,12 +3,13 @@
 import functools
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from wsdm_ray import storage
@@ -16,6 +17,8 @@ from wsdm_ray.inputs.values import common_id_type, plain, plain_type
 from wsdm_ray.telemetry import logger
 
 __all__ = ["Spill"]
+
+pc: Any = pyarrow.compute  # its functions are made at import, unseen by type checkers
 
 
 class Spill:
@@ -25,16 +28,27 @@ class Spill:
         self.path = path
         self.places: list[tuple[int, int]] = []  # where each table begins, and its rows
         self.schemas: dict[pa.Schema, str] = {}  # and the first file that has it
+        self.extremes: dict[
+            tuple[str, pa.DataType], pa.Array
+        ] = {}  # by name and type, where values have an order
         self.path.touch()
 
     def add(self, table: pa.Table, source: str) -> None:
         """Append a table that came from the file `source`."""
         table = pa.table({name: plain(table[name]) for name in table.column_names})
         self.schemas.setdefault(table.schema, source)
+        for field in filter(lambda field: has_order(field.type), table.schema):
+            self.note_extremes(field, table[field.name])
         with storage.errors_for(str(self.path)), pa.OSFile(str(self.path), "ab") as file:
             self.places.append((self.path.stat().st_size, len(table)))
             with pa.ipc.new_stream(file, table.schema) as writer:
                 writer.write_table(table)
+
+    def note_extremes(self, field: pa.Field, column: pa.ChunkedArray) -> None:
+        """Remember the least and the greatest value of a column, by which it is seen what holds all."""
+        earlier = self.extremes.get((field.name, field.type), pa.array([], field.type))
+        found = pc.min_max(pa.chunked_array([earlier, *column.chunks], field.type))
+        self.extremes[field.name, field.type] = pa.array([found["min"], found["max"]], field.type)
 
     @functools.cached_property
     def schema(self) -> pa.Schema:
@@ -45,7 +59,8 @@ class Spill:
                 types.setdefault(field.name, {}).setdefault(field.type, source)
         fields = []
         for name, sources in types.items():
-            kind = common_id_type(sources) if name == "id" else common_type(sources)
+            extremes = [self.extremes[name, kind] for kind in sources if (name, kind) in self.extremes]
+            kind = common_id_type(sources) if name == "id" else common_type(sources, extremes)
             if kind is None:
                 warn_of_text(name, sources)
             fields.append(pa.field(name, kind or pa.string()))
@@ -67,12 +82,25 @@ class Spill:
                 yield pa.table([column_of(table, field) for field in schema], schema=schema)
 
 
-def common_type(types: Iterable[pa.DataType]) -> pa.DataType | None:
-    """The type that holds values of all `types` and that parquet can hold; None where there is none."""
+def has_order(kind: pa.DataType) -> bool:
+    """Whether the extremes of a column tell if another type holds its values exactly."""
+    return pa.types.is_integer(kind) or pa.types.is_timestamp(kind)
+
+
+def common_type(types: Collection[pa.DataType], extremes: Iterable[pa.Array] = ()) -> pa.DataType | None:
+    """The type that holds values of all `types` and that parquet can hold; None where there is none.
+
+    Args:
+        extremes: values that it must hold exactly.
+    """
+    if any(map(pa.types.is_floating, types)) and any(map(pa.types.is_decimal, types)):
+        return None
     try:
         schemas = [pa.schema([("column", plain_type(kind))]) for kind in types]
         kind = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
         pq.write_table(pa.table({"column": pa.nulls(0, kind)}), io.BytesIO())
+        for values in extremes:
+            values.cast(kind)
         return kind
     except pa.ArrowException:
         return None
@@ -91,7 +119,7 @@ def column_of(table: pa.Table, field: pa.Field) -> pa.Array | pa.ChunkedArray:
     try:
         return column.cast(field.type)
     except pa.ArrowException:
-        if field.type != pa.string():  # integers beyond 2**53 among fractions
+        if field.type != pa.string():  # integers beyond 2**53 among fractions, within lists or objects
             return column.cast(field.type, safe=False)
     return pa.array(map(json_text, column.to_pylist()), pa.string())
 

@@ -11,6 +11,7 @@ from wsdm_ray.data.cleaning import probability_of_a
 from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.files import list_inputs
 from wsdm_ray.inputs.rows import Reading, Rows, read_rows
+from wsdm_ray.inputs.values import with_common_ids
 from wsdm_ray.schema import MODEL_A, MODEL_B, TEXTS
 
 __all__ = ["NO_SOURCE", "Votes", "read_votes"]
@@ -73,15 +74,8 @@ def read_votes(paths: Sequence[str]) -> Votes:
         raise DataError(f"{paths[0]}: holds no votes")
     check_unique(tables_of, tables)
     # One chunk with 64-bit offsets: a step's rows are then taken without copying the rest.
-    table = pa.concat_tables([wide(table) for table in like_ids(tables)], promote_options="permissive")
+    table = pa.concat_tables([wide(table) for table in with_common_ids(tables)], promote_options="permissive")
     return Votes(table.combine_chunks(), np.concatenate(labels))
-
-
-def like_ids(tables: list[pa.Table]) -> list[pa.Table]:
-    """The tables with their ids as text, where some sets have text and others numbers."""
-    if len({table.schema.field("id").type for table in tables}) == 1:
-        return tables
-    return [table.set_column(0, "id", table["id"].cast(pa.string())) for table in tables]
 
 
 def check_unique(files: Sequence[str], tables: Sequence[pa.Table]) -> None:

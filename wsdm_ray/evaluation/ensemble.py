@@ -6,7 +6,7 @@ which takes several models and averages them alike.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,6 @@ from wsdm_ray.evaluation.join import (
     join_by_id,
     read_predictions,
     shown,
-    with_ids_of_one_type,
 )
 from wsdm_ray.evaluation.metrics import bootstrap_intervals
 from wsdm_ray.evaluation.pages import decimals, percent
@@ -36,6 +35,7 @@ from wsdm_ray.evaluation.votes import read_votes
 from wsdm_ray.evaluation.weights import combine_sets, cross_fit, fit
 from wsdm_ray.inputs.files import input_paths
 from wsdm_ray.inputs.rows import Reading
+from wsdm_ray.inputs.values import with_common_ids
 from wsdm_ray.runs import check_no_overlap, file_versions, hold_run, options, versions
 from wsdm_ray.schema import LOGIT_COLUMNS, MODEL_A, MODEL_B, predictions_schema
 from wsdm_ray.statistics import (
@@ -95,7 +95,7 @@ def ensemble(config: EnsembleConfig) -> dict[str, Any]:
         if run := held.finished:
             logger.info("ensemble: %s is finished already", config.output)
         else:
-            run = held.finish(write_mean(config, sets))
+            run = held.finish(write_mean(config, sets, held.check))
     print_weights(run, config)
     warn_of_worse(run)
     return run | {"submission": submit(config, config.output, ties)} if config.submission else run
@@ -128,14 +128,14 @@ def check(config: EnsembleConfig) -> tuple[PredictionSets, TieVotes | None, dict
     return sets, ties, fingerprint
 
 
-def write_mean(config: EnsembleConfig, sets: PredictionSets) -> dict[str, Any]:
-    """Write the combined predictions; returns what run.json says of them."""
+def write_mean(config: EnsembleConfig, sets: PredictionSets, check: Callable[[], None]) -> dict[str, Any]:
+    """Write the combined predictions; returns what run.json says of them. check: of `write_shards`."""
     combination = choose_combination(config, sets)
     table = mean_predictions(sets, combination.weights_S, combination.temperature)
     for field, column in zip(sets.kept.schema, sets.kept.columns, strict=True):
         table = table.append_column(field, column)
     table = table.replace_schema_metadata(provenance(config.predictions, combination))
-    write_shards(config.output, table.schema, [table], PART_ROWS)
+    write_shards(config.output, table.schema, [table], PART_ROWS, check)
     return {
         "config": options(config, leave_out=("restart",)),
         "weights": combination.weights_S.tolist(),
@@ -202,7 +202,7 @@ def in_order_of(first: pa.Table, other: pa.Table, first_name: str, other_name: s
     Raises:
         DataError: ids that only one of the two has.
     """
-    first, other = with_ids_of_one_type([first, other])
+    first, other = with_common_ids([first, other])
     places = pc.index_in(first["id"], value_set=other["id"])
     missing = first["id"].filter(pc.is_null(places))
     extra = other["id"].filter(pc.invert(pc.is_in(other["id"], value_set=first["id"])))
@@ -325,7 +325,7 @@ def voted_rows(config: EnsembleConfig, sets: PredictionSets) -> tuple[Floats, Fl
     for table in sets.tables:
         index = table.column_names.index("error")
         table = table.set_column(index, "error", sets.errors)
-        table, of_votes = with_ids_of_one_type([table, votes])
+        table, of_votes = with_common_ids([table, votes])
         # Votes that no set has are an error of the join.
         joined.append(join_by_id(table.filter(pc.is_in(table["id"], value_set=of_votes["id"])), of_votes))
     return np.stack([rows.prob for rows in joined], axis=1), joined[0].label, joined[0].group

@@ -13,7 +13,7 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from wsdm_ray.errors import DataError
-from wsdm_ray.inputs.values import common_id_type, id_type, ids_of
+from wsdm_ray.inputs.values import id_type, ids_of, with_common_ids
 from wsdm_ray.schema import predictions_schema
 from wsdm_ray.statistics import Floats
 from wsdm_ray.storage import list_files, open_parquet
@@ -102,7 +102,7 @@ def join_by_id(predictions: pa.Table, votes: pa.Table) -> Joined:
         DataError: votes without a prediction, predictions without a vote, no vote that names a winner, or no
             row that has a probability.
     """
-    predictions, votes = with_ids_of_one_type([predictions, votes])
+    predictions, votes = with_common_ids([predictions, votes])
     missing = votes["id"].filter(pc.invert(pc.is_in(votes["id"], predictions["id"])))
     extra = predictions["id"].filter(pc.invert(pc.is_in(predictions["id"], votes["id"])))
     if len(missing) or len(extra):
@@ -152,14 +152,6 @@ def join_by_id(predictions: pa.Table, votes: pa.Table) -> Joined:
     )
 
 
-def with_ids_of_one_type(tables: Sequence[pa.Table]) -> list[pa.Table]:
-    """The tables with their ids as they are where all have one type, else as text."""
-    kind = common_id_type(table.schema.field("id").type for table in tables)
-    return [
-        table.set_column(table.column_names.index("id"), "id", table["id"].cast(kind)) for table in tables
-    ]
-
-
 def floats(column: pa.ChunkedArray) -> Floats:
     return column.cast(pa.float64()).to_numpy()
 
@@ -204,7 +196,7 @@ def conform(path: str, table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def concatenate(where: str, tables: list[pa.Table]) -> pa.Table:
     """One table with at least one row and with unique ids."""
-    table = pa.concat_tables(with_ids_of_one_type(tables)) if tables else None
+    table = pa.concat_tables(with_common_ids(tables)) if tables else None
     if table is None or not table.num_rows:
         raise DataError(f"{where}: no rows")
     if table["id"].null_count:

@@ -19,7 +19,7 @@ from wsdm_ray.inputs.messages import (
     transcript_messages,
 )
 from wsdm_ray.inputs.side_by_side import NO_TEXTS, TIE, Row, Vote, optional_number, text_in
-from wsdm_ray.schema import MODEL_A
+from wsdm_ray.schema import MODEL_A, MODEL_B
 
 __all__ = [
     "COUNT",
@@ -37,7 +37,7 @@ SIDES = ("chosen", "rejected")
 COUNT = "total_completions"
 """A column that reward-bench-2 has, and hardly another set."""
 SCORES = ("fine-grained_score", "overall_score")
-"""Scores of a completion: the first that it has."""
+"""Scores of a completion, the finest first: of 1 to 5, and up to 10."""
 
 
 def ultrafeedback_vote(row: Row) -> Vote | None:
@@ -53,13 +53,13 @@ def completion_pairs(row: Row) -> list[Row]:
     completions = completions_of(row)
     if completions is None or len(completions) < 2:
         return [row]
-    scores = [-math.inf if score is None else score for score in map(score_of, completions)]
+    scores = [-math.inf if score is None else score for score in scores_of(completions)]
     best = completions.pop(scores.index(max(scores)))
     return [{**row, "completions": [best, other]} for other in completions]
 
 
 def ultrafeedback_raw_vote(row: Row) -> Vote:
-    """The vote of a row of two completions, of which the first is not worse.
+    """The vote of a row of two completions, by the finest scores that both have.
 
     Raises:
         MalformedRowError: its completions are not two, or lack a response.
@@ -73,8 +73,10 @@ def ultrafeedback_raw_vote(row: Row) -> Vote:
             "is needed (JSON in CSV)",
             "not a list of completions",
         )
-    best, other = map(score_of, completions)
-    winner = None if best is None or other is None else TIE if best == other else MODEL_A
+    best, other = scores_of(completions)
+    winner = None
+    if best is not None and other is not None:
+        winner = TIE if best == other else MODEL_A if best > other else MODEL_B
     first, second = (text_in(completion, "response") for completion in completions)
     return Vote(text_in(row, "instruction"), first, second, winner)
 
@@ -87,16 +89,20 @@ def completions_of(row: Row) -> list[Row] | None:
     return list(items) if all(isinstance(item, dict) and "response" in item for item in items) else None
 
 
-def score_of(completion: Row) -> float | None:
-    """The score of a completion; None where it has none that is a number, such as N/A."""
-    for name in SCORES:
-        try:
-            score = optional_number(cell(completion, name), name)
-        except MalformedRowError:
-            continue
-        if score is not None:
-            return score
-    return None
+def scores_of(completions: list[Row]) -> list[float | None]:
+    """The scores of completions on one scale: the first that all have, else that most have.
+
+    None for one that has none that is a number, such as N/A.
+    """
+    scales = [[number_of(completion, name) for completion in completions] for name in SCORES]
+    return min(scales, key=lambda scores: scores.count(None))
+
+
+def number_of(completion: Row, name: str) -> float | None:
+    try:
+        return optional_number(cell(completion, name), name)
+    except MalformedRowError:
+        return None
 
 
 def dialogue_vote(row: Row) -> Vote | None:

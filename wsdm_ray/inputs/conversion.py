@@ -1,6 +1,7 @@
 """Files that are not canonical parquet, converted to it: rows can then be read from anywhere in a file."""
 
 import atexit
+import copy
 import dataclasses
 import itertools
 import os
@@ -28,6 +29,9 @@ __all__ = ["FAULT", "ParquetInput", "faults_in", "parquet_inputs"]
 
 FAULT = "_wsdm_ray_fault"
 """Column of converted files: why a row cannot be scored, or null."""
+
+ADDED = {b"wsdm_ray": b"added"}
+"""Metadata of columns of converted files that the user's own file does not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +66,8 @@ class ParquetInput:
     def own_schema(self, schema: pa.Schema) -> pa.Schema:
         """The schema of the file with the names of the user's own file."""
         own = {new: name for name, new in self.renamed}
-        fields = [field.with_name(own.get(field.name, field.name)) for field in schema]
-        return pa.schema([field for field in fields if not (self.converted and field.name == FAULT)])
+        fields = [field for field in schema if not self.converted or not is_added(field)]
+        return pa.schema([field.with_name(own.get(field.name, field.name)) for field in fields])
 
 
 def parquet_inputs(
@@ -132,14 +136,16 @@ def scratch_folder() -> str:
 
 def convert(file: InputFile, reading: Reading, target: str, counts: FaultCounts) -> None:
     """Write the rows of one file as parquet; malformed rows are counted."""
+    before = copy.deepcopy(vars(counts))
     try:
         write(with_faults(read_rows(file, reading), file.path, counts), target)
     except IdsChangeError:
+        vars(counts).update(before)
         as_text = (
             (table.set_column(0, "id", table["id"].cast(pa.string())), faults)
             for table, faults in read_rows(file, reading)
         )
-        write(with_faults(as_text, file.path, FaultCounts()), target)
+        write(with_faults(as_text, file.path, counts), target)
 
 
 class IdsChangeError(Exception):
@@ -176,11 +182,18 @@ def write(tables: Iterator[pa.Table], path: str) -> None:
 
 
 def schema_of(table: pa.Table) -> pa.Schema:
-    """The schema of a table with every canonical column, which a later table may have."""
+    """The schema of a table with every canonical column; those that it lacks are marked (`ADDED`)."""
     missing = [
-        pa.field(name, kind) for name, kind in CANONICAL_TYPES.items() if name not in table.column_names
+        pa.field(name, kind, metadata=ADDED)
+        for name, kind in CANONICAL_TYPES.items()
+        if name not in table.column_names
     ]
     return pa.schema([*table.schema.remove_metadata(), *missing])
+
+
+def is_added(field: pa.Field) -> bool:
+    """Whether a column of a converted file is not the user's."""
+    return field.name == FAULT or (field.metadata or {}).items() >= ADDED.items()
 
 
 def in_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -88,8 +88,8 @@ def list_inputs(paths: Sequence[str]) -> list[InputFile]:
                 "that is read; name the files themselves, or convert them"
             )
         for name in names:
-            roots.setdefault(storage.join(found.root, name), found.root)
-            versions.setdefault(storage.join(found.root, name), found.versions.get(name))
+            roots.setdefault(found.path_of(name), found.root)
+            versions.setdefault(found.path_of(name), found.versions.get(name))
     kept = storage.each_once(roots)
     for path in kept:
         if not is_utf8(path):
@@ -252,7 +252,7 @@ def distinct_names(paths: list[str], roots: list[str]) -> list[str]:
     while len(set(stems)) < len(stems):
         seen = Counter(stems)
         stems = [path if seen[stem] > 1 else stem for path, stem in zip(paths, stems, strict=True)]
-    names = [stem.removeprefix(root).lstrip("/") for stem, root in zip(stems, roots, strict=True)]
+    names = [stem.removeprefix(root).removeprefix("/") for stem, root in zip(stems, roots, strict=True)]
     while len(set(names)) < len(names):
         seen = Counter(names)
         names = [

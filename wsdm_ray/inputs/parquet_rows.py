@@ -31,12 +31,6 @@ BATCH_ROWS = 2_000
 BATCH_BYTES = 16 << 20
 """Rows and bytes that are decoded at a time; of very long rows, one."""
 
-WHOLE_BYTES = 32 << 20
-"""Row groups whose columns are together no larger than this on the disk are read at once."""
-
-STREAM_BYTES = 4 << 20
-"""How much of each column of larger ones is read at a time."""
-
 ROWS_ALONE = pa.schema([("", pa.null())])
 """What rows are of which no column is read; a table without columns would lose their number."""
 
@@ -50,18 +44,12 @@ def damage_named(path: str, first_row: int = 0) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        if not is_damage(error):
+        if not storage.is_damage(error):
             raise
         raise DataError(
             f"{path}: cannot be read from row {first_row} on ({storage.reason(error)}); "
             "it is damaged: copy or make it anew"
         ) from error
-
-
-def is_damage(error: Exception) -> bool:
-    """Whether an error is of a file's content; those of a disk or store have a number or another class."""
-    of_arrow = isinstance(error, pa.ArrowException) and not isinstance(error, MemoryError)
-    return of_arrow or (type(error) is OSError and error.errno is None)
 
 
 @contextlib.contextmanager
@@ -145,9 +133,10 @@ class RowStream:
             self.none = there.select(columns) if columns else ROWS_ALONE.empty_table()
             self.ends = group_ends(file.metadata)
             self.position = start - skipped
-            if any(read.stored > WHOLE_BYTES for read in reads):
+            if any(read.stored > storage.WHOLE_BYTES for read in reads):
                 self.close()
-                file = self.stack.enter_context(storage.open_parquet(source.path, buffer_bytes=STREAM_BYTES))
+                opened = storage.open_parquet(source.path, buffer_bytes=storage.STREAM_BYTES)
+                file = self.stack.enter_context(opened)
             self.batches = batches(file, reads, columns)
 
     @contextlib.contextmanager
@@ -222,7 +211,7 @@ def reads_of(metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence
             stored=sum(part.total_compressed_size for part in parts),
             decoded=sum(part.total_uncompressed_size for part in parts),
         )
-        if reads and reads[-1].stored + read.stored <= WHOLE_BYTES:
+        if reads and reads[-1].stored + read.stored <= storage.WHOLE_BYTES:
             read = reads.pop().with_next(read)
         reads.append(read)
     return reads

@@ -31,7 +31,7 @@ from wsdm_ray.inputs.files import InputFile, with_partitions
 from wsdm_ray.inputs.formats import FORMATS, NO_TEXTS, PublishedFormat, Vote, formats_that_fit
 from wsdm_ray.inputs.messages import count_media
 from wsdm_ray.inputs.tables import read_tables
-from wsdm_ray.inputs.values import ids_of, is_text, plain, plain_type, texts_of
+from wsdm_ray.inputs.values import ids_of, is_bytes, is_text, plain, plain_type, texts_of
 from wsdm_ray.schema import CANONICAL_TYPES, MODEL_A, MODEL_B, PAIR_COLUMNS, TEXTS
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.digests import digests
@@ -191,7 +191,8 @@ def readable_rows(
         if name not in table.column_names:
             continue
         columns[name] = table[name]
-        if is_text(plain_type(table[name].type)):
+        kind = plain_type(table[name].type)
+        if is_text(kind) or is_bytes(kind):
             columns[name], bad = texts_of(table[name], name, path)
             faults = {row: Fault(MALFORMED, f"{name} {why}", why) for row, why in bad} | faults
     return pa.table(columns).to_pylist(), faults

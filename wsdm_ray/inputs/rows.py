@@ -11,7 +11,7 @@ covered: what labels mean (`data.cleaning`).
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from wsdm_ray.inputs.messages import count_media, looks_like_lists, text_of
 from wsdm_ray.inputs.published import published_rows, warn_of_media
 from wsdm_ray.inputs.streams import warn_once
 from wsdm_ray.inputs.tables import read_tables
-from wsdm_ray.inputs.values import ids_of, is_text, plain, plain_type, texts_of, typed
+from wsdm_ray.inputs.values import Unreadable, ids_of, is_text, plain, plain_type, texts_of, typed
 from wsdm_ray.schema import CANONICAL_TYPES, PAIR_COLUMNS, TEXTS
 from wsdm_ray.telemetry import logger
 
@@ -117,7 +117,7 @@ def canonical_rows(file: InputFile, reading: Reading) -> Iterator[Rows]:
         table = with_partitions(part, file)
         if done == 0:
             columns = own_columns(table.column_names, columns)
-            check_columns(table.column_names, file.path, dataclasses.replace(reading, columns=columns))
+            check_own(table.column_names, file, dataclasses.replace(reading, columns=columns), only)
             lists = holds_lists(table, columns)
             if lists:
                 warn_of_lists(file.path)
@@ -127,10 +127,22 @@ def canonical_rows(file: InputFile, reading: Reading) -> Iterator[Rows]:
             table = table.append_column(columns.id, made_ids(file, done, len(table)))
         if lists:
             for name in TEXTS:
-                count_media(table[getattr(columns, name)].to_pylist(), media)
+                own = getattr(columns, name)
+                count_media(values_of(table[own], own, file.path)[0], media)
         yield canonical(table, file.path, columns, done, lists)
         done += len(table)
     warn_of_media(file.path, media)
+
+
+def check_own(names: list[str], file: InputFile, reading: Reading, only: Collection[str] | None) -> None:
+    """`check_columns` of a file that was read for the columns `only`: an error names all that it has."""
+    try:
+        check_columns(names, file.path, reading)
+    except DataError:
+        if only is not None:
+            whole = next(read_tables(file.path, set()), pa.table({}))
+            check_columns(with_partitions(whole, file).column_names, file.path, reading)
+        raise
 
 
 def warn_of_lists(path: str) -> None:
@@ -152,6 +164,17 @@ def own_columns(names: Sequence[str], columns: Columns) -> Columns:
         if name not in names and len(alike) == 1:
             wanted[field] = alike[0]
     return Columns(**wanted)
+
+
+def own_labels(names: Sequence[str]) -> list[str]:
+    """The names of `LABELS` as a file spells them, by the rule of `own_columns`; all, or none."""
+    own = []
+    for label in LABELS:
+        alike = [name for name in names if name.strip().casefold() == label]
+        if label not in names and len(alike) != 1:
+            return []
+        own.append(label if label in names else alike[0])
+    return own
 
 
 def spellings(columns: Columns) -> set[str]:
@@ -186,7 +209,7 @@ def check_columns(names: list[str], path: str, reading: Reading) -> None:
             hint = "" if field.name not in TEXTS else " or, for a published data set, --format"
             raise DataError(f"{path}: no column {name!r}; give {option}{hint}; {there}")
     labels = {columns.winner, columns.prob_a}
-    if reading.labels and not labels & set(names) and not set(LABELS) <= set(names):
+    if reading.labels and not labels & set(names) and not own_labels(names):
         raise DataError(
             f"{path}: no column {columns.winner!r} or {columns.prob_a!r} with the votes; "
             f"give --columns.winner=NAME or --columns.prob-a=NAME; {there}"
@@ -237,16 +260,19 @@ def canonical(table: pa.Table, path: str, columns: Columns, first_row: int, list
         column = given.get(name, pa.chunked_array([pa.nulls(len(table))]))  # no object of this batch has it
         own = getattr(columns, name)
         if lists or pa.types.is_nested(plain_type(column.type)):
-            out[name], bad = each(text_of, column.to_pylist())
+            values, unreadable = values_of(column, own, path)
+            out[name], bad = each(text_of, values)
         else:
             out[name], unreadable = texts_of(column, own, path)
-            bad = {row: Fault(MALFORMED, f"{own} {why}", why) for row, why in unreadable}
-        faults = bad | faults
+            bad = {}
+        faults = {row: Fault(MALFORMED, f"{own} {why}", why) for row, why in unreadable} | bad | faults
     for name in CANONICAL_TYPES:
         if name not in TEXTS and name in given:
             out[name] = (named if name in NAMES else typed)(given[name], name, path)
-    if not {"winner", "prob_a"} & out.keys() and set(LABELS) <= set(table.column_names):
-        out["winner"], bad = each(winner_of_labels, table.select(list(LABELS)).to_pylist())
+    labels = own_labels(table.column_names)
+    if labels and not {"winner", "prob_a"} & out.keys():
+        marks = table.select(labels).rename_columns(list(LABELS))
+        out["winner"], bad = each(winner_of_labels, marks.to_pylist())
         faults = bad | faults
     for name in table.column_names:
         if name not in chosen:
@@ -255,6 +281,14 @@ def canonical(table: pa.Table, path: str, columns: Columns, first_row: int, list
                 free = f"input_{free}"
             out[free] = table[name]
     return Rows(without_texts(pa.table(out), faults), faults)
+
+
+def values_of(column: pa.ChunkedArray, name: str, path: str) -> tuple[list[Any], Unreadable]:
+    """Lists of turns, as Arrow lists or JSON text, and the rows whose text cannot be read, which are null."""
+    if pa.types.is_nested(plain_type(column.type)):
+        return column.to_pylist(), []
+    texts, unreadable = texts_of(column, name, path)
+    return texts.to_pylist(), unreadable
 
 
 def named(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:

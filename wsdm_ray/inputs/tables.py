@@ -5,6 +5,7 @@ Whatever is wrong with a file is a `DataError` that names the file, the line whe
 column. Not covered: what the columns mean (`rows`, `values`), and which files there are (`files`).
 """
 
+import contextlib
 import csv
 import re
 from collections.abc import Collection, Iterator
@@ -37,6 +38,9 @@ NOT_READ = (
     ),
 )
 """Names of files that are not read, with what they are and the remedy."""
+
+NULL_FIELD = r"\N"
+"""How Snowflake, Hive and MySQL write null in CSV."""
 
 BATCH_ROWS = 1_000
 BATCH_BYTES = 32 << 20
@@ -100,24 +104,28 @@ def tables_of(path: str, needed: Collection[str] | None, only: Collection[str] |
 
 
 def used(names: list[str], only: Collection[str] | None) -> list[str]:
-    """The names that are among `only` in any case; all where none is, or where `only` is None."""
-    wanted = {name.casefold() for name in only or ()}
-    return [name for name in names if name.casefold() in wanted] or names
+    """The names that are among `only` as `own_columns` compares them; all where none is, or it is None."""
+    wanted = {name.strip().casefold() for name in only or ()}
+    return [name for name in names if name.strip().casefold() in wanted] or names
 
 
 def read_parquet(
     path: str, needed: Collection[str] | None, only: Collection[str] | None
 ) -> Iterator[pa.Table]:
-    with storage.open_parquet(path) as file:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(storage.open_parquet(path))
         size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+        if size > storage.WHOLE_BYTES:  # else all of it would be in memory, of a store even all row groups
+            stack.close()
+            file = stack.enter_context(storage.open_parquet(path, buffer_bytes=storage.STREAM_BYTES))
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES * file.metadata.num_rows // max(size, 1)))
         done = 0
         try:
             for batch in file.iter_batches(rows, columns=used(file.schema_arrow.names, only)):
                 yield sound(batch, needed, path, done)
                 done += len(batch)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-            raise DataError(f"{path}: cannot be read after row {done} ({storage.reason(error)})") from error
+        except (pa.ArrowException, OSError) as error:
+            raise damage(error, path, done) from error
 
 
 def starts_as_arrow(path: str) -> bool:
@@ -131,17 +139,26 @@ def read_arrow(path: str, needed: Collection[str] | None, only: Collection[str] 
     with storage.open_read(path) as file:
         try:
             for whole in arrow_batches(file, path):
-                whole = whole.select(used(whole.schema.names, only))
+                own = set(used(whole.schema.names, only))
+                # By place: two columns may have one name.
+                whole = whole.select([i for i, name in enumerate(whole.schema.names) if name in own])
                 rows = max(1, min(BATCH_ROWS, BATCH_BYTES * len(whole) // max(whole.nbytes, 1)))
                 for first in range(0, len(whole), rows):
                     batch = whole.slice(first, rows)
                     yield sound(batch, needed, path, done)
                     done += len(batch)
         except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"{path}: cannot be read after row {done} ({storage.reason(error)}); "
-                "it is damaged or another kind of file: copy or make it anew"
-            ) from error
+            raise damage(error, path, done) from error
+
+
+def damage(error: Exception, path: str, done: int) -> Exception:
+    """What to raise of an error after so many rows of a file: that of a disk or store is no damage."""
+    if not storage.is_damage(error):
+        return error
+    return DataError(
+        f"{path}: cannot be read after row {done} ({storage.reason(error)}); "
+        "it is damaged or another kind of file: copy or make it anew"
+    )
 
 
 def arrow_batches(file: IO[bytes], path: str) -> Iterator[pa.RecordBatch]:
@@ -235,7 +252,10 @@ def check_separator(header: list[str], path: str) -> None:
 
 
 def table_of_fields(rows: list[list[str]], header: list[str]) -> pa.Table:
-    return pa.table([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], header)
+    columns = []
+    for column in zip(*rows, strict=True):
+        columns.append(pa.array([None if field == NULL_FIELD else field for field in column], pa.string()))
+    return pa.table(columns, header)
 
 
 def decoded(lines, path: str) -> Iterator[str]:

@@ -22,10 +22,12 @@ __all__ = [
     "holds_text",
     "id_type",
     "ids_of",
+    "is_bytes",
     "is_text",
     "plain",
     "plain_type",
     "texts_of",
+    "type_of_both",
     "typed",
     "with_common_ids",
 ]
@@ -80,6 +82,31 @@ def plain_array(array: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(kind):
         return plain_array(array.dictionary).take(array.indices)
     return array.cast(plain_type(kind)) if is_text(kind) or is_bytes(kind) else array
+
+
+def type_of_both(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The type that holds every value of both exactly; None where there is none."""
+    if one == other:
+        return one
+    numbers = [kind for kind in (one, other) if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
+    if len(numbers) == 2:
+        exact = [kind for kind in (pa.int64(), pa.float64()) if all(holds(kind, part) for part in numbers)]
+        return exact[0] if exact else None
+    if numbers and pa.types.is_floating(numbers[0]) and any(map(pa.types.is_decimal, (one, other))):
+        return None
+    try:
+        schemas = [pa.schema([("column", kind)]) for kind in (one, other)]
+        return pa.unify_schemas(schemas, promote_options="permissive").field("column").type
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        return None
+
+
+def holds(kind: pa.DataType, part: pa.DataType) -> bool:
+    """Whether int64 or float64 holds every value of a type of numbers."""
+    if pa.types.is_floating(part):
+        return pa.types.is_floating(kind)
+    whole = part.bit_width - pa.types.is_signed_integer(part)
+    return whole <= (63 if pa.types.is_integer(kind) else 53)
 
 
 def id_type(kind: pa.DataType, path: str, name: str = "id") -> pa.DataType:

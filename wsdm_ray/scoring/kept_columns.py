@@ -11,6 +11,7 @@ import pyarrow as pa
 from wsdm_ray.errors import ConfigError, DataError
 from wsdm_ray.inputs.conversion import ParquetInput
 from wsdm_ray.inputs.files import with_partitions
+from wsdm_ray.inputs.values import type_of_both
 from wsdm_ray.schema import LOGIT_COLUMNS, predictions_schema
 from wsdm_ray.scoring.plan import ScorePlan, sources_of
 from wsdm_ray.storage import open_parquet
@@ -62,7 +63,7 @@ def type_in_all(schemas: dict[str, pa.Schema], name: str) -> pa.DataType:
     first = next(iter(types))
     shared = types[first]
     for path, kind in types.items():
-        unified = unify(shared, kind)
+        unified = type_of_both(shared, kind)
         if unified is None:
             raise DataError(
                 f"{path}: column {name} is {kind}, but {shared} in {first}, which no one type holds exactly; "
@@ -81,29 +82,6 @@ def stored_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_string_view(kind):
         return pa.string()
     return pa.binary() if pa.types.is_binary_view(kind) else kind
-
-
-def unify(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """The type that holds every value of both exactly; None where there is none."""
-    if one == other:
-        return one
-    numbers = [kind for kind in (one, other) if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
-    if len(numbers) == 2:
-        exact = [kind for kind in (pa.int64(), pa.float64()) if all(holds(kind, part) for part in numbers)]
-        return exact[0] if exact else None
-    try:
-        schemas = [pa.schema([("column", kind)]) for kind in (one, other)]
-        return pa.unify_schemas(schemas, promote_options="permissive").field("column").type
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        return None
-
-
-def holds(kind: pa.DataType, part: pa.DataType) -> bool:
-    """Whether int64 or float64 holds every value of a type of numbers."""
-    if pa.types.is_floating(part):
-        return pa.types.is_floating(kind)
-    whole = part.bit_width - pa.types.is_signed_integer(part)
-    return whole <= (63 if pa.types.is_integer(kind) else 53)
 
 
 def kept_names(source: ParquetInput, keep: pa.Schema) -> list[str]:

@@ -21,6 +21,7 @@ from wsdm_ray.data.shards import write_shards
 from wsdm_ray.data.splitting import among, group_digests, prompt_digests
 from wsdm_ray.errors import DataError, RunMismatchError
 from wsdm_ray.inputs.conversion import ParquetInput
+from wsdm_ray.inputs.files import input_paths
 from wsdm_ray.runs import check_no_overlap, file_versions, hold_run, options
 from wsdm_ray.schema import CANONICAL_TYPES, MODEL_A, MODEL_B, TEXTS
 from wsdm_ray.scoring import pipeline
@@ -28,7 +29,7 @@ from wsdm_ray.scoring.check import NOT_OF_THE_OUTPUT, ScoreRun, describe
 from wsdm_ray.scoring.label_counts import REASONS, Tally, log_counts
 from wsdm_ray.scoring.plan import CARRIED, ScorePlan, WorkUnit, part_name, place_of, sources_of
 from wsdm_ray.scoring.unit_rows import read_unit
-from wsdm_ray.storage import check_writable, join, list_files, open_parquet
+from wsdm_ray.storage import check_writable, join, open_parquet
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.normalize import fix_text
 
@@ -88,7 +89,7 @@ def pseudolabel(config: PseudolabelConfig, scoring: Scoring = pipeline) -> dict[
     """
     given = [*config.input, *config.model, *config.base, *config.exclude]
     check_no_overlap(config.output, [*given, config.predictions] if config.predictions else given)
-    excluded_files = list_files(config.exclude) if config.exclude else []
+    excluded_files = input_paths(config.exclude)
     check_writable(config.output)
     score_run = scoring.check(score_config(config))
     if config.dry_run:
@@ -103,7 +104,9 @@ def pseudolabel(config: PseudolabelConfig, scoring: Scoring = pipeline) -> dict[
             if not config.predictions:
                 scoring.execute(run.score)
             tally = Tally()
-            write_shards(join(run.output, "train"), run.schema, label_units(run, tally), SHARD_ROWS)
+            write_shards(
+                join(run.output, "train"), run.schema, label_units(run, tally), SHARD_ROWS, held.check
+            )
             tally.check_some_kept(run.hard_threshold, run.score.output)
             written = held.finish({"config": run.config, **tally.summary()})
     log_counts(written)

@@ -7,7 +7,10 @@ its put. Not covered: what the bytes mean.
 
 from wsdm_ray.storage.cache import CachedFolder, cache_folder, cached_folders, clear_cache
 from wsdm_ray.storage.files import (
+    STREAM_BYTES,
+    WHOLE_BYTES,
     delete_file,
+    is_damage,
     is_leftover,
     open_parquet,
     open_read,
@@ -39,11 +42,9 @@ from wsdm_ray.storage.listing import (
     file_version,
     file_versions_now,
     find_files,
-    is_hidden,
-    is_partition,
     list_files,
-    looks_like_data,
 )
+from wsdm_ray.storage.names import is_hidden, is_partition, looks_like_data
 from wsdm_ray.storage.patience import STORE_TIMEOUT_SECONDS, retries, set_store_timeout
 from wsdm_ray.storage.stores import absolute, errors_for, filesystem, is_remote, join, reason
 
@@ -51,6 +52,8 @@ __all__ = [
     "HUB",
     "OFFLINE_BY_US",
     "STORE_TIMEOUT_SECONDS",
+    "STREAM_BYTES",
+    "WHOLE_BYTES",
     "CachedFolder",
     "FileVersion",
     "Found",
@@ -73,6 +76,7 @@ __all__ = [
     "find_files",
     "folder_identity",
     "hub_name",
+    "is_damage",
     "is_hidden",
     "is_leftover",
     "is_partition",

@@ -19,7 +19,10 @@ from wsdm_ray.errors import DataError
 from wsdm_ray.storage.stores import errors_for, filesystem, is_remote, reason
 
 __all__ = [
+    "STREAM_BYTES",
+    "WHOLE_BYTES",
     "delete_file",
+    "is_damage",
     "is_leftover",
     "open_parquet",
     "open_read",
@@ -28,6 +31,12 @@ __all__ = [
     "write_json",
     "write_parquet",
 ]
+
+WHOLE_BYTES = 32 << 20
+"""Parts of parquet files that are no larger than this on the disk are read at once."""
+
+STREAM_BYTES = 4 << 20
+"""How much of each column of larger ones is read at a time."""
 
 PRECONDITION_FAILED, CONFLICT, UNSUPPORTED = 412, 409, 501
 """How S3 answers a put with `If-None-Match: *` that it does not do."""
@@ -70,6 +79,8 @@ def open_parquet(path: str, *, buffer_bytes: int = 0) -> Iterator[pq.ParquetFile
                 # All columns by few requests: of use in a store, and where whole columns are wanted.
                 pre_buffer=is_remote(path) and not buffer_bytes,
                 page_checksum_verification=True,
+                # In nanoseconds, years before 1678 and after 2261 would become others, such as 9999.
+                coerce_int96_timestamp_unit="us",
             )
         except pa.ArrowNotImplementedError as error:
             raise DataError(
@@ -92,6 +103,12 @@ def open_parquet(path: str, *, buffer_bytes: int = 0) -> Iterator[pq.ParquetFile
             raise DataError(f"{path}: not a parquet file ({reason(error)}); {remedy}") from error
         with opened:
             yield opened
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error is of a file's content; those of a disk or store have a number or another class."""
+    of_arrow = isinstance(error, pa.ArrowException) and not isinstance(error, MemoryError)
+    return of_arrow or (type(error) is OSError and error.errno is None)
 
 
 def read_json(path: str) -> Any:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from wsdm_ray.errors import StorageError
 from wsdm_ray.storage.hub import HUB, Repository, commit_of, fetch, list_repository, parse_repository
+from wsdm_ray.storage.names import is_hidden
 
 __all__ = ["expand_hub", "resolve_dataset"]
 
@@ -29,6 +30,9 @@ SPLIT = re.compile(r":([^/:@]*)$")
 DATA = re.compile(
     r"\.(parquet|pq|arrow|feather|jsonl?|ndjson|csv|tsv)(\.(gz|bz2|xz|zst|zip))?$", re.IGNORECASE
 )
+
+NOT_OF_A_FOLDER = (re.compile(r"\.zip$|\.json(\.\w+)?$", re.IGNORECASE), re.compile(r"\.zip$", re.IGNORECASE))
+"""What of a folder is left out: archives, and `.json`, which describes data, unless there is nothing else."""
 
 
 def expand_hub(paths: Sequence[str]) -> list[str]:
@@ -57,7 +61,7 @@ def resolve_dataset(uri: str) -> list[str]:
         raise StorageError(f"{uri}: is a model; write hf://datasets/{given.id}")
     if split is not None and not re.fullmatch(r"[\w.-]+(\+[\w.-]+)*", split):
         raise StorageError(f"{uri}: {split or '(empty)'} is no split; write :train or :train+validation")
-    if given.is_pinned and split is None and DATA.search(given.path):
+    if given.is_pinned and split is None and DATA.search(given.path) and not re.search(r"[*?[]", given.path):
         return [given.uri()]  # as it comes from here
     repository = commit_of(given)
     files = files_of(repository, split)
@@ -148,7 +152,7 @@ def files_at(
 ) -> list[str]:
     """Files that a path names: itself, those of a folder, or matches of a glob."""
     found = [name for name in names if name == place]
-    found = found or [name for name in names if name.startswith(place + "/") and DATA.search(name)]
+    found = found or files_in(place + "/", names)
     found = found or [name for name in names if fnmatch.fnmatchcase(name, place) and DATA.search(name)]
     if not found:
         known = f"; its configurations are {', '.join(configs)}" if configs else ""
@@ -159,3 +163,18 @@ def files_at(
             "configuration"
         )
     return found
+
+
+def files_in(folder: str, names: Sequence[str]) -> list[str]:
+    """The data files of a folder, by the rules of folders elsewhere (`inputs.files`).
+
+    Args:
+        folder: ends with a slash.
+    """
+    shown = [
+        name
+        for name in names
+        if name.startswith(folder) and DATA.search(name) and not is_hidden(name.removeprefix(folder))
+    ]
+    tiers = ([name for name in shown if not left.search(name)] for left in NOT_OF_A_FOLDER)
+    return next(filter(None, tiers), [])

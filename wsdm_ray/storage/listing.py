@@ -20,7 +20,8 @@ from fsspec.utils import glob_translate
 from wsdm_ray.errors import StorageError
 from wsdm_ray.storage.hub import HUB, parse_repository
 from wsdm_ray.storage.hub_datasets import expand_hub
-from wsdm_ray.storage.stores import errors_for, filesystem, is_remote, join, with_scheme
+from wsdm_ray.storage.names import is_hidden, looks_like_data
+from wsdm_ray.storage.stores import errors_for, filesystem, is_remote, with_scheme
 
 __all__ = [
     "FileVersion",
@@ -31,22 +32,10 @@ __all__ = [
     "file_version",
     "file_versions_now",
     "find_files",
-    "is_hidden",
-    "is_partition",
     "list_files",
-    "looks_like_data",
 ]
 
 logger = logging.getLogger(__name__)
-
-LIKE_DATA = re.compile(
-    r"\.(parquet|pq|arrow|feather|ipc|jsonl?|ndjson|csv|tsv|xlsx?|orc|avro|pkl|pickle)"
-    r"(\.(gz|bz2|xz|zst|lz4|snappy|zip))?$|\.(zip|tar|tgz|tar\.\w+|7z|rar)$",
-    re.IGNORECASE,
-)
-"""Names that a user would want to be read."""
-
-OURS = re.compile(r"(^|/)(_?run|wsdm_ray)\.json$")
 
 
 def exists(path: str) -> bool:
@@ -86,6 +75,10 @@ class Found:
     is_file: bool = False
     hidden_too: bool = False
     versions: Mapping[str, FileVersion] = field(default_factory=dict)
+
+    def path_of(self, name: str) -> str:
+        """The path of one of the names; in a store it may begin with a slash, which is part of its key."""
+        return f"{self.root.rstrip('/')}/{name}"
 
 
 def find_files(path: str) -> Found:
@@ -182,7 +175,7 @@ def below(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, FileVersion |
     # A key that ends with "/" is what some consoles make for a folder.
     infos: Any = fs.find(folder, detail=True)
     return {
-        name.removeprefix(folder.rstrip("/")).lstrip("/"): version_of(info)
+        name.removeprefix(folder.rstrip("/") + "/"): version_of(info)
         for name, info in infos.items()
         if not name.endswith("/")
     }
@@ -255,7 +248,7 @@ def list_files(paths: Sequence[str] | str, suffixes: tuple[str, ...] = (".parque
     files: list[str] = []
     for path in expand_hub([paths] if isinstance(paths, str) else paths):
         found = find_files(path)
-        names = [join(found.root, name) for name in ending_with(found, suffixes)]
+        names = [found.path_of(name) for name in ending_with(found, suffixes)]
         if not names:
             raise StorageError(f"{path}: holds no file that ends with {' or '.join(suffixes)}")
         files += names
@@ -281,24 +274,6 @@ def warn_of_unread(folder: str, suffixes: tuple[str, ...], *names: str) -> None:
         )  # fmt: skip
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a name below a folder, or a folder in it, begins with `_` or `.`; `_key=value/` does not."""
-    *folders, last = name.split("/")
-    return last.startswith(("_", ".")) or any(
-        folder.startswith(("_", ".")) and not is_partition(folder) for folder in folders
-    )
-
-
-def is_partition(folder: str) -> bool:
-    """Whether a folder holds the rows with one value of a column, as Hive names it: `key=value`."""
-    return folder.find("=") > 0
-
-
-def looks_like_data(name: str) -> bool:
-    """Whether a file of this name may hold rows of a user; `run.json` and its like are ours."""
-    return LIKE_DATA.search(name) is not None and not OURS.search(name)
-
-
 def file_identity(path: str) -> dict[str, Any]:
     """The version of a file without reading it: its size, and its ETag or modification time."""
     version = file_version(path)
@@ -318,7 +293,8 @@ def file_version(path: str) -> FileVersion:
 def version_of(info: Mapping[str, Any]) -> FileVersion:
     """The version by what a file system says of a file, alone or in a listing."""
     stamp = next(
-        (info[key] for key in ("ETag", "etag", "md5Hash", "mtime", "created") if info.get(key)), None
+        (info[key] for key in ("ETag", "etag", "md5Hash", "mtime", "created") if info.get(key) is not None),
+        None,
     )
     return FileVersion(size=info["size"], stamp=str(stamp))
 

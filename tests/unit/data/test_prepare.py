@@ -3,6 +3,8 @@
 import collections
 import json
 import logging
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -182,11 +184,11 @@ def test_columns_of_types_that_do_not_go_together_are_text(tmp_path, caplog):
 
 def test_integers_and_fractions_are_fractions(tmp_path):
     inputs = [
-        write(tmp_path / "a.parquet", [vote(0, turns=2**60 + 1), vote(1, turns=7)]),
+        write(tmp_path / "a.parquet", [vote(0, turns=2**53), vote(1, turns=7)]),
         write(tmp_path / "b.parquet", [vote(2, turns=0.5)]),
     ]
     prepare(config(tmp_path, *inputs, valid_fraction=0))
-    assert [row["turns"] for row in both(tmp_path)] == [2.0**60, 7.0, 0.5]
+    assert [row["turns"] for row in both(tmp_path)] == [2.0**53, 7.0, 0.5]
 
 
 def test_ids_of_two_types_are_text(tmp_path):
@@ -341,3 +343,31 @@ def test_the_recipes_split_is_by_row_number(tmp_path):
     prepare(config(tmp_path, write(tmp_path / "x.parquet", rows), split="modulo", valid_fraction=0.25))
     ids = [row["id"] for row in read(tmp_path / "out/valid")]
     assert ids == [rows[number]["id"] for number in (0, 4, 8)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "kept"),
+    [
+        (([1], pa.int64(), [2], pa.uint64()), [1, 2]),
+        (([1], pa.int64(), [2**63 + 5], pa.uint64()), ["1", str(2**63 + 5)]),
+        (([3], pa.int64(), [0.5], pa.float64()), [3.0, 0.5]),
+        (([2**53 + 1], pa.int64(), [0.5], pa.float64()), [str(2**53 + 1), "0.5"]),
+        (([Decimal("0.123456789")], pa.decimal128(38, 9), [0.5], pa.float64()), ['"0.123456789"', "0.5"]),
+        (
+            ([datetime(9999, 1, 1)], pa.timestamp("us"), [None], pa.timestamp("ns")),
+            ["9999-01-01 00:00:00.000000", None],
+        ),
+    ],
+)
+def test_values_of_files_with_other_types_are_exact(tmp_path, columns, kept):
+    """Or text, with a warning: never another number."""
+    one, one_type, other, other_type = columns
+    for name, values, kind in (("a", one, one_type), ("b", other, other_type)):
+        table = pa.Table.from_pylist([vote(ord(name))])
+        pq.write_table(table.append_column("x", pa.array(values, kind)), tmp_path / f"{name}.parquet")
+    given = config(tmp_path, f"{tmp_path}/a.parquet", f"{tmp_path}/b.parquet", valid_fraction=0.0)
+    prepare(given)
+    found = [row["x"] for row in read(tmp_path / "out/train")]
+    assert [value.strip('"') if isinstance(value, str) else value for value in found] == [
+        value.strip('"') if isinstance(value, str) else value for value in kept
+    ]

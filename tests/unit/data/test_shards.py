@@ -2,11 +2,13 @@
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsdm_ray.data import shards
 from wsdm_ray.data.shards import row_groups, write_shards
+from wsdm_ray.errors import RunBusyError
 
 SCHEMA = pa.schema([("id", pa.int64()), ("text", pa.string())])
 
@@ -59,3 +61,13 @@ def test_row_groups_end_early_where_rows_are_large(monkeypatch):
     groups = list(row_groups(iter(tables_of([6] * 20, text="y" * 100)), 80))
     assert sum(map(len, groups)) == 120
     assert max(map(len, groups)) == 12, "two tables of 6 rows and 112 bytes a row bring it over"
+
+
+def test_a_folder_that_is_another_process_s_by_now_gets_no_shard(tmp_path):
+    def check() -> None:
+        if list(tmp_path.glob("part-*")):
+            raise RunBusyError("taken over")
+
+    with pytest.raises(RunBusyError):
+        write_shards(str(tmp_path), SCHEMA, tables_of([2_500, 2_500]), 3_000, check)
+    assert [path.name for path in tmp_path.iterdir()] == ["part-000000.parquet"]

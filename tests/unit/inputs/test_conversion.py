@@ -114,3 +114,20 @@ def test_the_same_file_is_converted_to_the_same_bytes(tmp_path):
     assert pq.read_table(first.file.path).equals(pq.read_table(second.file.path))
     with open(first.file.path, "rb") as one, open(second.file.path, "rb") as other:  # noqa: PTH123
         assert one.read() == other.read()
+
+
+def test_rows_that_are_read_twice_are_counted_once(tmp_path, monkeypatch, caplog):
+    """Those of a file whose ids become text on the way, the malformed ones after it too."""
+    monkeypatch.setattr(tables, "BATCH_ROWS", 1)
+    one = {"prompt": "p", "chosen": ["x"], "rejected": ["y"]}
+    several = {"prompt": "p", "chosen": ["x", "z"], "rejected": ["y"]}
+    rows = [{"id": 1, **one}, {"id": 2, **several}, {"id": 3, **one}, {"id": 4, **one, "chosen": []}]
+    path = write_lines(tmp_path / "x.jsonl", *rows)
+    parquet_inputs(list_inputs([path]), Reading(format="dpo", labels=False))
+    assert "1 of 5 rows are malformed" in caplog.text
+
+
+def test_columns_that_a_file_does_not_have_are_none_of_its_own(tmp_path):
+    [source] = parquet_inputs(list_inputs([write_lines(tmp_path / "x.jsonl", pair(1, mine="m"))]), UNLABELLED)
+    names = source.own_schema(pq.read_schema(source.file.path)).names
+    assert sorted(names) == ["id", "mine", "prompt", "response_a", "response_b"]

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from wsdm_ray import storage
 from wsdm_ray.errors import DataError, StorageError
 from wsdm_ray.inputs import parquet_rows
 from wsdm_ray.inputs.files import InputFile, list_inputs
@@ -39,7 +40,7 @@ def written(path, rows: int, **options) -> InputFile:
 )
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_rows_in_any_order(tmp_path, monkeypatch, group_rows, places, whole_bytes):
-    monkeypatch.setattr(parquet_rows, "WHOLE_BYTES", whole_bytes)
+    monkeypatch.setattr(storage, "WHOLE_BYTES", whole_bytes)
     monkeypatch.setattr(parquet_rows, "BATCH_ROWS", 7)
     file = written(tmp_path / "x.parquet", 100, row_group_size=group_rows)
     for start, rows in places:
@@ -77,8 +78,8 @@ def counted(monkeypatch):
 
 
 def test_neighbours_read_a_large_row_group_once_between_them(tmp_path, monkeypatch, counted):
-    monkeypatch.setattr(parquet_rows, "WHOLE_BYTES", 1_000)
-    monkeypatch.setattr(parquet_rows, "STREAM_BYTES", 4_096)
+    monkeypatch.setattr(storage, "WHOLE_BYTES", 1_000)
+    monkeypatch.setattr(storage, "STREAM_BYTES", 4_096)
     file = written(
         tmp_path / "x.parquet", 20_000, compression="none", use_dictionary=False, data_page_size=4_096
     )
@@ -174,7 +175,7 @@ def test_sizes_are_of_the_columns_that_are_read_also_where_names_have_dots(tmp_p
 
 @pytest.mark.parametrize("whole_bytes", [0, 1 << 20])
 def test_rows_of_which_no_column_is_read_are_those_of_the_footer(tmp_path, monkeypatch, whole_bytes):
-    monkeypatch.setattr(parquet_rows, "WHOLE_BYTES", whole_bytes)
+    monkeypatch.setattr(storage, "WHOLE_BYTES", whole_bytes)
     path = tmp_path / "x.parquet"
     written(path, 100, compression="none", use_dictionary=False, row_group_size=30, write_page_checksum=True)
     data = bytearray(path.read_bytes())

@@ -1,6 +1,8 @@
 """Published formats: each in its published columns, from each kind of file."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +41,14 @@ def test_wsdm(tmp_path):
     assert table.column_names == [
         "id", "prompt", "response_a", "response_b", "winner", "model_a", "model_b", "language", "source"
     ]  # fmt: skip
+
+
+def test_texts_that_are_stored_as_bytes(tmp_path):
+    """As Hive and older Spark write strings to parquet."""
+    stored = {name: pa.array([value.encode()], pa.binary()) for name, value in WSDM.items()}
+    pq.write_table(pa.table(stored), tmp_path / "x.parquet")
+    rows, _ = read(str(tmp_path / "x.parquet"), "wsdm")
+    assert rows == [{**WSDM, "source": "wsdm"}]
 
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv"])

@@ -13,6 +13,7 @@ from wsdm_ray.inputs import tables
 from wsdm_ray.inputs.faults import Fault
 from wsdm_ray.inputs.files import list_inputs
 from wsdm_ray.inputs.rows import Reading, read_rows
+from wsdm_ray.schema import TEXTS
 
 ROW = {"id": "1", "prompt": "p", "response_a": "a", "response_b": "b", "winner": "model_a"}
 
@@ -340,3 +341,38 @@ def test_other_columns_are_passed_on_where_they_are_asked_for(tmp_path, kind):
     assert read(path).column_names == [*names, "more", "left"]
     assert read(path, others=("more",)).column_names == [*names, "more"]
     assert read(path, others=()).column_names == names
+
+
+def test_lists_as_text_whose_bytes_are_not_utf8_are_a_fault_of_their_row(tmp_path):
+    texts = [b'["a"]', b'["\xff"]']
+    table = pa.table({"id": ["1", "2"]} | dict.fromkeys(TEXTS, texts) | {"winner": ["model_a"] * 2})
+    for name in TEXTS:
+        column = table[name].cast(pa.binary()).combine_chunks()
+        text = pa.Array.from_buffers(pa.string(), 2, column.buffers())
+        table = table.set_column(table.column_names.index(name), name, text)
+    pq.write_table(table, tmp_path / "x.parquet")
+    [rows] = read_rows(list_inputs([f"{tmp_path}/x.parquet"])[0], Reading())
+    assert rows.table["prompt"].to_pylist() == ["a", None]
+    assert {row: str(fault) for row, fault in rows.faults.items()} == {1: "prompt is not UTF-8"}
+
+
+def test_an_error_names_all_columns_of_a_file_that_is_read_for_some(tmp_path):
+    path = write_parquet(
+        tmp_path / "x.parquet", [{"question" if k == "prompt" else k: v for k, v in ROW.items()}]
+    )
+    with pytest.raises(DataError, match=r"no column 'prompt'.*there are: .*question"):
+        read(path, others=())
+
+
+def test_spaces_around_a_name_in_parquet_that_is_read_for_some_columns(tmp_path):
+    path = write_parquet(tmp_path / "x.parquet", [{f" {name}": value for name, value in ROW.items()}])
+    assert read(path, others=()).to_pylist() == [ROW]
+
+
+def test_labels_in_three_columns_in_capitals(tmp_path):
+    row = {name: value for name, value in ROW.items() if name != "winner"}
+    marks = {"WINNER_MODEL_A": 0, "WINNER_MODEL_B": 1, "WINNER_TIE": 0}
+    path = write_parquet(
+        tmp_path / "x.parquet", [{name.upper(): value for name, value in (row | marks).items()}]
+    )
+    assert read(path)["winner"].to_pylist() == ["model_b"]

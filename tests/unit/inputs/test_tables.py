@@ -1,9 +1,11 @@
 """Files of every kind to tables: one schema a file, and no column that nobody needs stops one."""
 
 import bz2
+import errno
 import gzip
 import json
 import lzma
+from datetime import datetime
 from decimal import Decimal
 
 import pyarrow as pa
@@ -12,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.inputs.table_files import NEEDED, read, warnings_of, write_lines
-from wsdm_ray.errors import DataError
+from wsdm_ray import storage
+from wsdm_ray.errors import DataError, StorageError
 from wsdm_ray.inputs import objects, tables
 from wsdm_ray.inputs.tables import read_tables
+from wsdm_ray.storage.patience import StoreAwayError
 
 MIXED = {
     "text and number": (["n/a", 1, None, 2.5, True], ['"n/a"', "1", None, "2.5", "true"]),
@@ -311,3 +315,54 @@ def test_only_the_columns_that_are_used_are_read(tmp_path, kind):
         "prompt",
     ]
     assert pa.concat_tables(read_tables(str(path), only=["gone"])).column_names == ["ID", "prompt", "more"]
+
+
+def test_a_large_parquet_file_is_read_a_part_at_a_time(tmp_path, monkeypatch):
+    pq.write_table(pa.table({"id": range(4_000)}), tmp_path / "x.parquet", row_group_size=500)
+    buffers, opened = [], storage.open_parquet
+    monkeypatch.setattr(
+        storage, "open_parquet", lambda path, buffer_bytes=0: (buffers.append(buffer_bytes), opened(path))[1]
+    )
+    assert read(tmp_path / "x.parquet")["id"].to_pylist() == list(range(4_000))
+    assert buffers == [0]
+    monkeypatch.setattr(storage, "WHOLE_BYTES", 1_000)
+    assert read(tmp_path / "x.parquet")["id"].to_pylist() == list(range(4_000))
+    assert buffers == [0, 0, storage.STREAM_BYTES]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    "error", [StoreAwayError("gone", has_answered=True), OSError(errno.EIO, "Input/output error")]
+)
+def test_a_store_or_disk_that_fails_makes_no_damaged_file(tmp_path, monkeypatch, kind, error):
+    """A file that is left out as damaged would be lost, where another try reads it."""
+    path = tmp_path / f"x.{kind}"
+    table = pa.table({"id": [1]})
+    (pq.write_table if kind == "parquet" else feather.write_feather)(table, str(path))
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(tables, "sound", fail)
+    with pytest.raises(StorageError):
+        list(read_tables(str(path)))
+
+
+def test_times_that_nanoseconds_do_not_hold(tmp_path):
+    """As Spark writes them: 9999-12-31 says that a row is valid for ever."""
+    times = pa.array([datetime(9999, 12, 31), datetime(1, 1, 1)], pa.timestamp("us"))
+    pq.write_table(pa.table({"t": times}), tmp_path / "x.parquet", use_deprecated_int96_timestamps=True)
+    assert read(tmp_path / "x.parquet")["t"].to_pylist() == times.to_pylist()
+
+
+def test_null_in_csv_as_databases_write_it(tmp_path):
+    (tmp_path / "x.csv").write_text('a,b\n\\N,"\\N is null"\n')
+    assert read(tmp_path / "x.csv").to_pylist() == [{"a": None, "b": "\\N is null"}]
+
+
+def test_two_columns_of_one_name_that_nobody_needs_stop_no_arrow_file(tmp_path, caplog):
+    table = pa.table([pa.array([1]), pa.array([2]), pa.array([3])], names=["id", "x", "x"])
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    found = pa.concat_tables(read_tables(str(tmp_path / "x.arrow"), {"id"}, {"id", "x"}))
+    assert found.to_pylist() == [{"id": 1, "x": 2, "x.1": 3}]
