@@ -21,7 +21,7 @@ from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling.attention import training_backend
 from wsdm_ray.modeling.families import head_dim_of, shape_of
 from wsdm_ray.modeling.head import make_head
-from wsdm_ray.modeling.quantization_config import bitsandbytes_config
+from wsdm_ray.modeling.quantization_config import NF4_BLOCK, bitsandbytes_config
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.storage import reason
 
@@ -42,10 +42,6 @@ __all__ = [
     "trainable_parameters",
     "unwrap_peft",
 ]
-
-
-NF4_BLOCK = 64
-"""Weights of 4 bit that share a scale, none of two rows."""
 
 
 def load_network(

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from wsdm_ray.config import HeadConfig
+from wsdm_ray.errors import ModelError
 from wsdm_ray.modeling.classifier import meta_model
 from wsdm_ray.modeling.head import make_head
 from wsdm_ray.modeling.merging import Merged, read_base
+from wsdm_ray.modeling.quantization_config import NF4_BLOCK
 from wsdm_ray.modeling.quantized_linear import LinearWeight, pack_weight
 from wsdm_ray.modeling.training_linear import (
-    NF4_BLOCK,
     AdaptedLinear,
     Adapter,
     FrozenWeight,
@@ -145,6 +146,11 @@ def frozen_weight(bases: Sequence[Any], dtype: torch.dtype) -> FrozenWeight:
         return nf4_weight(bases, shape)
     if all(hasattr(base, "state") for base in bases):
         return int8_weight(bases, shape)
+    if not all(base.weight.data.is_floating_point() for base in bases):
+        raise ModelError(
+            "the base: some linear layers with the same input are quantized, others are not "
+            "(llm_int8_skip_modules); take one whose layers are alike, or the unquantized model"
+        )
     values = torch.cat([base.weight.data.to(dtype) for base in bases])
     for base, part in zip(bases, values.split([base.out_features for base in bases]), strict=True):
         base.weight.data = part

@@ -159,7 +159,8 @@ def load_classifier(
         load_head(network, folder)
     if plan.merged and plan.activations != torch.float32:
         head, network.score = network.score, nn.Identity()  # the head stays float32
-        network.to(plan.activations)
+        for parameter in network.parameters():  # and so do buffers, such as the frequencies of positions
+            parameter.data = parameter.data.to(plan.activations)
         network.score = head
     return network.requires_grad_(False).eval(), manifest
 

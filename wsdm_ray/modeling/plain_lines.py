@@ -42,6 +42,7 @@ prompt, response_a, response_b = "What is 2 + 2?", "It is 4.", "I do not know."
 ids = {BOS if begins_with_bos else "[]"}
 for text in ({tags[0]}, prompt, {tags[1]}, response_a, {tags[2]}, response_b):
     ids += tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+model.config.pad_token_id = None  # else the last token is not read where it is the padding, too
 logits = model(torch.tensor([[*ids, tokenizer.eos_token_id]])).logits
 print(logits.softmax(-1)[0, 0].item())  # the probability that response_a wins, in this order
 """

@@ -23,7 +23,9 @@ from wsdm_ray.modeling.quantized_linear import HOPPER
 __all__ = [
     "BNB",
     "BY_CAPABILITY",
+    "LEAST_CAPABILITY",
     "W8A8",
+    "Capability",
     "ExecutionPlan",
     "activation_dtype",
     "choose_precision",

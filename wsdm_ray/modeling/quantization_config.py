@@ -25,11 +25,15 @@ __all__ = [
     "CALIBRATED_INT8_CONFIG",
     "FP8_CONFIG",
     "INT8_CONFIG",
+    "NF4_BLOCK",
     "bitsandbytes_config",
     "folder_quantization",
     "quantization_config",
     "stored_quantization",
 ]
+
+NF4_BLOCK = 64
+"""Weights of 4 bits that share a scale, on CPUs none of two rows."""
 
 INT8_CONFIG = {"quant_method": "int8_rows", "hadamard": HADAMARD_BLOCK}
 """The quantization_config of w8a8-int8."""
@@ -100,7 +104,10 @@ def folder_quantization(folder: str) -> Quantization:
         return "none"
     method = settings.get("quant_method", "bitsandbytes") if isinstance(settings, dict) else settings
     if method == "bitsandbytes":
-        return "bnb-int8" if settings.get("load_in_8bit") else "nf4"
+        if settings.get("load_in_8bit"):
+            return "bnb-int8"
+        check_nf4(folder, settings)
+        return "nf4"
     if method == "compressed-tensors" and is_w8a8_fp8(settings):
         return "w8a8-fp8"
     if settings in (INT8_CONFIG, CALIBRATED_INT8_CONFIG):
@@ -109,6 +116,17 @@ def folder_quantization(folder: str) -> Quantization:
         f"{folder}: is quantized by {method}, neither by bitsandbytes nor in rows of 8 bit; give an "
         "unquantized base"
     )
+
+
+def check_nf4(folder: str, settings: dict[str, Any]) -> None:
+    """Raise `ModelError` for 4-bit weights of bitsandbytes that are not nf4 in bytes."""
+    kind = settings.get("bnb_4bit_quant_type", "fp4")
+    stored = settings.get("bnb_4bit_quant_storage", "uint8")
+    if (kind, stored) != ("nf4", "uint8"):
+        raise ModelError(
+            f"{folder}: is stored by bitsandbytes as {kind} in {stored}; give one as nf4 in uint8, or the "
+            "unquantized model"
+        )
 
 
 def is_w8a8_fp8(settings: dict[str, Any]) -> bool:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from wsdm_ray.errors import ConfigError
+from wsdm_ray.modeling.memory_errors import is_oom
 
 __all__ = ["Gatherer", "LayerWeights", "ShardedLayers", "WholeLayers"]
 
@@ -186,8 +187,10 @@ class ShardedLayers:
         order = [*forward, *forward[-2::-1]] if backward else [*forward]
         try:
             yield
-        except torch.OutOfMemoryError as error:
-            if backward:  # the step is taken again in less memory; without a step, the run ends
+        except RuntimeError as error:
+            if backward and is_oom(
+                error
+            ):  # the step is taken again in less memory; without a step, the run ends
                 traceback.clear_frames(error.__traceback__)  # which hold what the pass kept
                 self.shadow(order * most)
             raise

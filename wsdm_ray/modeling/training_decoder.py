@@ -39,6 +39,10 @@ ROW_LENGTHS = 8
 """Numbers of tokens up to the token budget that rows are padded to, so that most have the budget's."""
 
 
+LEAST_INT8_ROWS = 32
+"""PyTorch's int8 GEMM on GPUs takes more than 16 rows."""
+
+
 class TrainingDecoder:
     """Runs the backbone and the head of a network that PEFT has wrapped.
 
@@ -62,6 +66,10 @@ class TrainingDecoder:
         self.norm_D = self.norm(backbone.norm)
         self.layers = [self.layer_of(layer) for layer in backbone.layers]
         self.weights: LayerWeights = WholeLayers()
+        weights = [linear.weight for linear in self.layers[-1][:4]]
+        by_torch = any(one.rows and not one.fused and one.values.dtype == torch.int8 for one in weights)
+        self.least_rows = LEAST_INT8_ROWS if by_torch and self.device.type == "cuda" else 1
+        """The end of the last layer is run for so many tokens: those at `last_S`, then the first of them."""
         self.recomputed = 0
         """Layers, the first ones, that keep their input alone for the backward pass."""
         self.before, self.after = (
@@ -130,10 +138,11 @@ class TrainingDecoder:
             x_TD = self.weights.leave(number, x_TD)
         x_TD = self.weights.enter(len(runs), x_TD)
         a = last(x_TD)
-        a_S = a[:, :, last_S] if attend.heads_first else a[last_S]
-        x_SD = self.after(dynamic(x_TD[last_S]), dynamic_tokens(a_S), self.layers[-1], self.shape, seeds[-1])
+        rows_S = at_least(last_S, self.least_rows)
+        a_S = a[:, :, rows_S] if attend.heads_first else a[rows_S]
+        x_SD = self.after(dynamic(x_TD[rows_S]), dynamic_tokens(a_S), self.layers[-1], self.shape, seeds[-1])
         x_SD = self.weights.leave(len(runs), x_SD)
-        return rms_norm(x_SD, self.norm_D, self.shape.norm_epsilon)
+        return rms_norm(x_SD[: len(last_S)], self.norm_D, self.shape.norm_epsilon)
 
     def dropout_seeds(self) -> Sequence[Tensor | None]:
         """For each layer the seeds of its linear layers, int32 [4], from the generator of the CPU; None where
@@ -173,6 +182,12 @@ class TrainingDecoder:
         """`run_layer`, which the backward pass calls again in a thread of its own."""
         with compiling():
             return self.run_layer(*given)
+
+
+def at_least(rows_S: Tensor, least: int) -> Tensor:
+    """Indices [S], with the first one again and again where they are fewer than `least`."""
+    more = least - len(rows_S)
+    return rows_S if more <= 0 else torch.cat([rows_S, rows_S[:1].expand(more)])
 
 
 def padded_tokens(tokens: int, token_budget: int) -> int:

@@ -22,6 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from wsdm_ray.modeling.kernel_launch import operator
+from wsdm_ray.modeling.quantization_config import NF4_BLOCK
 from wsdm_ray.modeling.quantized_linear import (
     LinearWeight,
     QuantizedTensor,
@@ -209,10 +210,6 @@ def dequantized(weight: FrozenWeight, dtype: torch.dtype, after: Tensor | None =
     if values.dtype == torch.int8:
         return (values.float() * scale[:, None]).to(dtype)
     return torch.ops.wsdm_ray.dequantize_nf4(values, scale, list(weight.shape), dtype, after)
-
-
-NF4_BLOCK = 64
-"""Weights of 4 bits that share a scale."""
 
 
 @operator()

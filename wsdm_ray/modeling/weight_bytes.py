@@ -13,6 +13,9 @@ __all__ = ["streamed_bytes", "weight_bytes"]
 STREAMED_BYTES = {"fp32": (4, 4), "bf16": (2, 2), "w8a8-int8": (1, 2), "w8a8-fp8": (1, 2)}
 """Bytes of a number of a linear layer's weight, and of an embedding, in a fused decoder on a GPU."""
 
+LEAST_COLUMNS = 512
+"""A weight that is packed does not say how many columns it has; fewer would be those of a toy."""
+
 
 def weight_bytes(files: Sequence[str], precision: str) -> int:
     """Memory that the weights in safetensors files take while a network of transformers loads them, in bytes.
@@ -24,6 +27,8 @@ def weight_bytes(files: Sequence[str], precision: str) -> int:
     for path in files:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  (not a dict)
+                if name.split(".")[0] in HEADS:
+                    continue
                 part = file.get_slice(name)
                 elements, kind = math.prod(part.get_shape()), part.get_dtype()
                 if precision not in BNB:
@@ -49,17 +54,19 @@ def streamed_bytes(files: Sequence[str], precision: str) -> int:
     for path in files:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  (not a dict)
-                if name.split(".")[0] in HEADS:
+                if name.split(".")[0] in HEADS or ".weight." in name:  # what nf4 keeps of its scales
                     continue
                 part = file.get_slice(name)
                 shape, kind = part.get_shape(), part.get_dtype()
-                elements = math.prod(shape) * (2 if kind == "U8" else 1)  # two weights of 4 bits in a byte
+                packed = kind == "U8"  # two weights of 4 bits in a byte, in one column
+                elements = math.prod(shape) * (2 if packed else 1)
+                rows = elements // LEAST_COLUMNS if packed else shape[0]
                 if len(shape) < 2:
                     total += 4 * elements
                 elif "embed" in name:
                     total += STREAMED_BYTES[precision][1] * elements
                     embedding = 4 * elements
                 else:
-                    total += STREAMED_BYTES[precision][0] * elements + 4 * shape[0]
+                    total += STREAMED_BYTES[precision][0] * elements + 4 * rows
                     largest = max(largest, elements)
     return max(total + 3 * 4 * largest, 2 * embedding)

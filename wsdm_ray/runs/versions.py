@@ -9,7 +9,7 @@ from wsdm_ray.errors import RunMismatchError
 
 __all__ = ["NUMERIC_VERSION", "check_same_numbers", "numeric_versions", "version_changes", "versions"]
 
-NUMERIC_VERSION = "2"
+NUMERIC_VERSION = "3"
 """Of this package's own arithmetic. It goes up with each change after which the same model, pair and options
 give other probabilities, also where only their last digits differ."""
 

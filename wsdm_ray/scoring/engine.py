@@ -22,6 +22,7 @@ from torch import Tensor
 
 from wsdm_ray.errors import WsdmRayError
 from wsdm_ray.modeling.classifier import preference_log_odds
+from wsdm_ray.modeling.memory_errors import is_oom
 from wsdm_ray.modeling.scorers import Scorer, in_one_row
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.plan import batch_tokens, pair_tokens
@@ -37,7 +38,6 @@ from wsdm_ray.scoring.recovery import (
     check_not_all_failed,
     describe_error,
     is_device_lost,
-    is_oom,
     over_budget_error,
     recover,
     row_error,

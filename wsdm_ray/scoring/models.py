@@ -18,15 +18,15 @@ from wsdm_ray.modeling.attention import BLOCK
 from wsdm_ray.modeling.gpu_memory import free_gpu_bytes
 from wsdm_ray.modeling.loading import load_scorer, local_base
 from wsdm_ray.modeling.manifest import Manifest
+from wsdm_ray.modeling.memory_errors import is_oom
 from wsdm_ray.modeling.precision import BNB, default_device, resolve_precision, uses_fused_decoder
 from wsdm_ray.modeling.scorers import BatchMemory, Scorer, TransformersScorer
 from wsdm_ray.modeling.weight_bytes import streamed_bytes, weight_bytes
 from wsdm_ray.modeling.weight_files import weight_files
 from wsdm_ray.scoring.model_spec import ModelSpec
-from wsdm_ray.scoring.recovery import is_oom
 from wsdm_ray.storage import local_copy, reason
 
-__all__ = ["Load", "Models", "budget_within", "bytes_of_models", "remedy", "streamed_bytes", "weight_bytes"]
+__all__ = ["Load", "Models", "budget_within", "bytes_of_models", "remedy"]
 
 MAX_GPU_TOKENS = 132 * 128
 """The highest token budget of `auto` on a GPU. Tiles of GEMMs have 128 rows and an H100 or H200 has 132 SMs,

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from wsdm_ray.errors import ModelError
+from wsdm_ray.modeling.memory_errors import OUT_OF_MEMORY, is_oom
 
 __all__ = [
     "Action",
@@ -24,18 +24,12 @@ __all__ = [
     "check_not_all_failed",
     "describe_error",
     "is_device_lost",
-    "is_oom",
     "over_budget_error",
     "recover",
     "row_error",
 ]
 
-OUT_OF_MEMORY = "out of memory"
-
 OVER_BUDGET = "over the token budget"
-
-OOM_MESSAGES = (OUT_OF_MEMORY, "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-"""Parts of the messages of CUDA, cuBLAS and PyTorch's CPU allocator when no memory is left."""
 
 DEVICE_LOST_MESSAGES = (
     "device-side assert",
@@ -134,18 +128,10 @@ def recover(failed: FailedBatch, token_budget: int, budget_step: int = 1) -> Rec
     return Recovery(action=Action.HALVE_BUDGET, token_budget=token_budget, halvings=halvings)
 
 
-def is_oom(error: BaseException) -> bool:
-    """Whether an error says that no memory is left."""
-    return has_any_of(OOM_MESSAGES, error) or isinstance(error, MemoryError | torch.OutOfMemoryError)
-
-
 def is_device_lost(error: BaseException) -> bool:
     """Whether an error says that the GPU of this process can do nothing more."""
-    return not is_oom(error) and has_any_of(DEVICE_LOST_MESSAGES, error)
-
-
-def has_any_of(messages: Sequence[str], error: BaseException) -> bool:
-    return any(message.lower() in str(error).lower() for message in messages)
+    said = str(error).lower()
+    return not is_oom(error) and any(message.lower() in said for message in DEVICE_LOST_MESSAGES)
 
 
 def describe_error(error: BaseException) -> str:

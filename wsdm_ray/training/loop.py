@@ -29,6 +29,7 @@ from wsdm_ray.modeling.classifier import model_config, preference_log_odds, trai
 from wsdm_ray.modeling.families import drops_attention, softcap_of
 from wsdm_ray.modeling.gpu_memory import peak_memory_bytes
 from wsdm_ray.modeling.manifest import Manifest
+from wsdm_ray.modeling.memory_errors import is_oom
 from wsdm_ray.modeling.precision import device_and_dtype
 from wsdm_ray.packing.layouts import Layout, lay_out
 from wsdm_ray.packing.plan import batch_tokens, pair_tokens, plan_batches_at_least
@@ -235,7 +236,9 @@ class Trainer:
         """Run this worker's micro-batches of a step; where memory runs out, their sums say that alone."""
         try:
             return self.accumulate_all(rows, batches)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_oom(error):
+                raise
             said = str(error).splitlines()[0]
         self.memory_ran_out += 1
         logger.warning("train: memory ran out on worker %d (%s)", self.group.rank, said)

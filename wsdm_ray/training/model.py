@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from wsdm_ray.config import TrainConfig
+from wsdm_ray.errors import ConfigError
 from wsdm_ray.modeling.adapter_io import load_adapter_weights
 from wsdm_ray.modeling.classifier import (
     add_lora,
@@ -25,7 +26,7 @@ from wsdm_ray.modeling.classifier import (
 from wsdm_ray.modeling.families import shape_of
 from wsdm_ray.modeling.frozen_weights import load_rows_network
 from wsdm_ray.modeling.gpu_memory import forget_peak_memory, free_gpu_bytes
-from wsdm_ray.modeling.precision import W8A8
+from wsdm_ray.modeling.precision import LEAST_CAPABILITY, W8A8, Capability, supports_capability
 from wsdm_ray.modeling.training_decoder import TrainingDecoder, padded_tokens
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.storage import local_copy
@@ -152,7 +153,14 @@ def prepare_model(
         base: local folder of the base model.
         dtype: of everything that is neither quantized nor trained.
         group: the workers that may share the base.
+
+    Raises:
+        ConfigError: the GPU lacks what the options ask for, or other workers make other things of them.
+        ModelError: the base cannot be used.
     """
+    if device == "cuda":
+        check_gpu(resolved.quantization, torch.cuda.get_device_capability())
+    check_alike(resolved, group)
     load: Any = load_rows_network if resolved.quantization in W8A8 else load_network
     network = load(
         base, config.head, seed=config.seed, device=device, dtype=dtype, quantization=resolved.quantization
@@ -170,6 +178,30 @@ def prepare_model(
     if compiled:
         compile_layers(network)
     return TransformersModel(network, config)
+
+
+def check_gpu(quantization: str, capability: Capability) -> None:
+    """Raise `ConfigError` where a GPU has no GEMMs in the precision of a base."""
+    if not supports_capability(quantization, capability):
+        least = LEAST_CAPABILITY[quantization]
+        raise ConfigError(
+            f"the base is held as {quantization}, for GPUs of compute capability {least[0]}.{least[1]} "
+            f"or later, and there is one of {capability[0]}.{capability[1]}; give another --quantization or "
+            "base"
+        )
+
+
+def check_alike(resolved: ResolvedOptions, group: WorkerGroup) -> None:
+    """Raise `ConfigError` where workers, on GPUs of several kinds, would cut their steps differently."""
+    found = dict.fromkeys(group.all_gather(resolved)) if group.can_exchange else {resolved: None}
+    if len(found) > 1:
+        shown = " and ".join(
+            ", ".join(f"{name} {value}" for name, value in vars(each).items()) for each in found
+        )
+        raise ConfigError(
+            f"the workers' GPUs are of several kinds, on which options mean different things ({shown}); give "
+            "GPUs of one kind, or these options"
+        )
 
 
 def recomputed_layers(

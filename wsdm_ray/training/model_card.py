@@ -12,7 +12,9 @@ from typing import Any
 from wsdm_ray.config import TrainConfig
 from wsdm_ray.modeling.manifest import Manifest, read_manifest
 from wsdm_ray.modeling.plain_lines import plain_lines
+from wsdm_ray.modeling.quantization_config import folder_quantization
 from wsdm_ray.plain_text import one_line
+from wsdm_ray.storage import local_copy
 from wsdm_ray.text.encoding import PairEncoder
 from wsdm_ray.training.check import CheckedTraining, TrainingCounts
 
@@ -27,7 +29,15 @@ def card_of(checkpoint: str, checked: CheckedTraining, metrics: Mapping[str, Any
     """The card of the classifier in a checkpoint folder of a run; `metrics` are those of the checkpoint."""
     manifest = read_manifest(checkpoint)
     begins_with_bos = bool(len(PairEncoder(checkpoint, manifest.text).bos))
-    return model_card(checked.config, manifest, checked.counts, metrics, begins_with_bos=begins_with_bos)
+    assert manifest.base is not None
+    return model_card(
+        checked.config,
+        manifest,
+        checked.counts,
+        metrics,
+        begins_with_bos=begins_with_bos,
+        base_is_ours=folder_quantization(local_copy(manifest.base)) == "w8a8-int8",
+    )
 
 
 def model_card(
@@ -37,12 +47,14 @@ def model_card(
     metrics: Mapping[str, Any],
     *,
     begins_with_bos: bool,
+    base_is_ours: bool = False,
 ) -> str:
     """The card of a classifier, in Markdown with a front matter in YAML.
 
     Args:
         manifest: of the published checkpoint. metrics: of that checkpoint, as run.json has them.
         begins_with_bos: whether the tokenizer begins every text with a token of its own.
+        base_is_ours: the base is stored in a way that transformers does not read.
     """
     assert manifest.head is not None
     base, name = name_of(config.base), name_of(config.output)
@@ -80,7 +92,12 @@ The data sets are not named here: say which votes they are, and whose.
 {metrics_text(metrics)}
 
 {usage_text(name, base, manifest)}
+{"" if base_is_ours else lines_text(lines)}"""
 
+
+def lines_text(lines: str) -> str:
+    """How to load the classifier without this package."""
+    return f"""
 ## With transformers and peft alone
 
 One order, without repair and truncation of texts, with the base as its folder stores it:

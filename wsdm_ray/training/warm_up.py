@@ -6,9 +6,9 @@ Within steps every worker would wait for one that meets a kind of row for the fi
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from wsdm_ray.modeling.classifier import preference_log_odds
+from wsdm_ray.modeling.memory_errors import is_oom
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.training.model import TrainingModel
 
@@ -32,7 +32,8 @@ def warm_up(model: TrainingModel, tokens_N: np.ndarray, lay_out: Callable[[np.nd
             for tokens in rows:
                 logits = model.logits(lay_out(shortest, max(tokens, least)))
                 preference_log_odds(logits).sum().backward()
-    except torch.OutOfMemoryError:
-        pass
+    except RuntimeError as error:
+        if not is_oom(error):
+            raise
     finally:
         model.network.zero_grad(set_to_none=True)

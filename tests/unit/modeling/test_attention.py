@@ -152,10 +152,8 @@ def test_what_scores_is_chosen_by_the_device_and_by_the_scores():
     ):
         backend = scoring_backend(shape, "cpu", tiling, row_tokens)
         assert type(backend) is expected
-        assert backend.supports_softcap
         assert backend.rotates_queries == rotates
         assert backend.alignment == alignment
-        assert backend.supports_backward == (row_tokens is None)
 
 
 KINDS = {"full_attention", "sliding_attention"}

@@ -173,6 +173,17 @@ def test_bfloat16_keeps_a_float32_head(folders):
     assert not network.training
 
 
+def test_bfloat16_keeps_the_frequencies_of_positions_in_float32(folders):
+    """Rounded, they would turn tokens that are a thousand positions apart by another angle."""
+    exact, rough = (
+        load_classifier(str(folders["full_bf16"]), precision=precision)[0] for precision in ("fp32", "bf16")
+    )
+    buffers = dict(exact.named_buffers())
+    assert any("inv_freq" in name for name in buffers)
+    for name, buffer in rough.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+
+
 # What stands in a folder
 
 

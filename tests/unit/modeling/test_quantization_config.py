@@ -15,7 +15,11 @@ from wsdm_ray.modeling.loading import load_classifier
 from wsdm_ray.modeling.manifest import read_manifest
 from wsdm_ray.modeling.precision import W8A8, resolve_precision
 from wsdm_ray.modeling.quantization import quantize
-from wsdm_ray.modeling.quantization_config import CALIBRATED_INT8_CONFIG, stored_quantization
+from wsdm_ray.modeling.quantization_config import (
+    CALIBRATED_INT8_CONFIG,
+    folder_quantization,
+    stored_quantization,
+)
 
 
 def test_no_folder():
@@ -129,3 +133,22 @@ def test_precisions(folders):
     plain = dataclasses.replace(manifest, quantization="none")
     assert resolve_precision("nf4", "cpu", plain) == "nf4"
     assert resolve_precision("bnb-int8", "cpu", plain) == "bnb-int8"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"bnb_4bit_quant_type": "fp4"}, "fp4 in uint8"),
+        ({}, "fp4 in uint8"),
+        ({"bnb_4bit_quant_type": "nf4", "bnb_4bit_quant_storage": "bfloat16"}, "nf4 in bfloat16"),
+        ({"bnb_4bit_quant_type": "nf4", "bnb_4bit_quant_storage": "uint8"}, None),
+    ],
+)
+def test_4_bits_of_another_kind_are_refused(tmp_path, settings, said):
+    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True, **settings}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": stored}))
+    if said is None:
+        assert folder_quantization(str(tmp_path)) == "nf4"
+    else:
+        with pytest.raises(ModelError, match=f"is stored by bitsandbytes as {said}; give one as nf4"):
+            folder_quantization(str(tmp_path))

@@ -11,6 +11,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from wsdm_ray.config import HeadConfig, LoraConfig
+from wsdm_ray.errors import ModelError
 from wsdm_ray.modeling import sharded_weights, training_decoder
 from wsdm_ray.modeling.attention.decoder_training import Attend, training_attention
 from wsdm_ray.modeling.classifier import (
@@ -23,7 +24,7 @@ from wsdm_ray.modeling.classifier import (
 from wsdm_ray.modeling.families import FAMILIES
 from wsdm_ray.modeling.frozen_weights import RowsLinear
 from wsdm_ray.modeling.quantized_linear import pack_weight
-from wsdm_ray.modeling.training_decoder import TrainingDecoder
+from wsdm_ray.modeling.training_decoder import TrainingDecoder, at_least
 from wsdm_ray.packing.layouts import Layout, lay_out
 from wsdm_ray.packing.ragged import Ragged
 
@@ -268,3 +269,31 @@ def test_weights_that_come_and_go_change_no_bit(held, recomputed, compiled, netw
     with torch.no_grad(), decoder.weights.passes(1, backward=False):
         torch.testing.assert_close(decoder.logits(layout), expected)
     assert not any(values.untyped_storage().nbytes() for values in weights)
+
+
+def test_tokens_that_only_fill_up_the_last_layer_change_nothing(network_of):
+    """PyTorch's int8 GEMM on GPUs takes no fewer rows than 17, and a micro-batch may have one ordering."""
+    network = network_of("gemma2")
+    to_rows(network, "w8a8-int8")
+    decoder = TrainingDecoder(network, torch.float32, compiled=False)
+    assert decoder.least_rows == 1, "on a CPU"
+    layout = layout_of("shared")
+    expected = decoder.logits(layout)
+    gradients = gradients_of(network, expected)
+    decoder.least_rows = 32
+    found = decoder.logits(layout)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    assert_near(gradients_of(network, found), gradients, 1e-5)
+    assert at_least(torch.tensor([5, 6]), 4).tolist() == [5, 6, 5, 5]
+
+
+@pytest.mark.parametrize("quantization", ["bnb-int8", "nf4"])
+def test_a_group_of_which_one_layer_is_not_quantized_is_refused(quantization, network_of):
+    """As `llm_int8_skip_modules` leaves it: its numbers have no scale."""
+    network = network_of("qwen2", quantization=quantization)
+    layer = network.get_base_model().get_submodule("model.layers.0.self_attn.q_proj")
+    layer.base_layer = plain_linear(layer.base_layer)
+    with pytest.raises(
+        ModelError, match="some linear layers with the same input are quantized, others are not"
+    ):
+        TrainingDecoder(network, torch.float32, compiled=False)

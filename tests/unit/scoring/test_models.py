@@ -21,10 +21,11 @@ from wsdm_ray.modeling.classifier import add_lora, load_network, trainable_param
 from wsdm_ray.modeling.loading import load_fused_classifier, load_scorer
 from wsdm_ray.modeling.manifest import Manifest, folder_digest
 from wsdm_ray.modeling.scorers import BatchMemory, Scorer
+from wsdm_ray.modeling.weight_bytes import streamed_bytes, weight_bytes
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.scoring import models
 from wsdm_ray.scoring.model_spec import ModelSpec
-from wsdm_ray.scoring.models import Models, budget_within, streamed_bytes, weight_bytes
+from wsdm_ray.scoring.models import Models, budget_within
 from wsdm_ray.text.encoding import PairEncoder
 
 TEXT = TextConfig(max_tokens=64)
@@ -140,7 +141,17 @@ def test_bytes_of_weights_that_stream_into_a_stack(tmp_path):
         "fp32": 4 * 76 + 32 + 288, "bf16": 2 * 72 + 16 + 32 + 288, "w8a8-int8": 80 + 16 + 32 + 32 + 288,
         "w8a8-fp8": 80 + 16 + 32 + 32 + 288,
     }  # fmt: skip
+    packed = {
+        name: torch.zeros(tensor.numel() // 2, 1, dtype=torch.uint8) if "_proj" in name else tensor
+        for name, tensor in tensors.items()
+    }
+    scales = {f"{name}.absmax": torch.zeros(1_000, dtype=torch.uint8) for name in packed if "_proj" in name}
+    save_file(packed | scales, tmp_path / "nf4")
+    assert streamed_bytes([f"{tmp_path}/nf4"], "w8a8-fp8") == found["w8a8-fp8"] - 4 * 8, (
+        "its rows are unknown"
+    )
     save_file(tensors | {"lm_head.weight": torch.zeros(1_000, 4)}, tmp_path / "headed")
+    assert weight_bytes([f"{tmp_path}/headed"], "fp32") == weight_bytes([f"{tmp_path}/plain"], "fp32")
     assert streamed_bytes([f"{tmp_path}/headed"], "w8a8-fp8") == found["w8a8-fp8"]
     save_file(tensors | {"model.embed_tokens.weight": torch.zeros(1_000, 4)}, tmp_path / "wide")
     assert streamed_bytes([f"{tmp_path}/wide"], "w8a8-fp8") == 2 * 4 * 4_000

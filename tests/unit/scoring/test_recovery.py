@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.scoring.fakes import OOM_ERRORS
 from wsdm_ray.errors import ModelError
 from wsdm_ray.modeling.attention import BLOCK
+from wsdm_ray.modeling.memory_errors import is_oom
 from wsdm_ray.scoring.recovery import (
     Action,
     FailedBatch,
@@ -19,7 +20,6 @@ from wsdm_ray.scoring.recovery import (
     check_not_all_failed,
     describe_error,
     is_device_lost,
-    is_oom,
     over_budget_error,
     recover,
     row_error,

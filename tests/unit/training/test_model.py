@@ -1,5 +1,6 @@
 """The network of a run: gradient checkpointing saves memory; int8 weights meet activations as they are."""
 
+import dataclasses
 import threading
 import weakref
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from wsdm_ray.schema import Ordering
 from wsdm_ray.scoring.engine import log_odds
 from wsdm_ray.training.distributed import WorkerGroup
 from wsdm_ray.training.loop import Trainer
+from wsdm_ray.training.model import check_alike, check_gpu
+from wsdm_ray.training.policy import ResolvedOptions
 
 
 def test_gradient_checkpointing_changes_nothing(trainer_of):
@@ -133,7 +136,11 @@ def test_an_adapter_trained_beside_8_bit_gemms_is_merged_into_the_same_weights(
     assert np.abs(own - rounded).max() < limit
 
 
-def test_running_out_of_memory_recomputes_then_halves_the_budget(trainer_of, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")],
+)
+def test_running_out_of_memory_recomputes_then_halves_the_budget(trainer_of, monkeypatch, error):
     plain = list(trainer_of(quantization="w8a8-int8", max_steps=2).steps())
     trainer = trainer_of(quantization="w8a8-int8", max_steps=2)
     decoder = trainer.model.decoder
@@ -141,7 +148,7 @@ def test_running_out_of_memory_recomputes_then_halves_the_budget(trainer_of, mon
 
     def short_of_memory(layout: Layout) -> torch.Tensor:
         if layout.num_tokens > most or decoder.recomputed == 0:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise error
         return logits(layout)
 
     monkeypatch.setattr(decoder, "logits", short_of_memory)
@@ -256,3 +263,37 @@ def test_one_worker_alone_holds_the_whole_base(trainer_of, monkeypatch):
     [row] = trainer.steps()
     [plain] = trainer_of(quantization="w8a8-int8", max_steps=1).steps()
     assert row.loss == plain.loss
+
+
+@dataclass(frozen=True)
+class GroupOfTwoKinds(WorkerGroup):
+    """Two workers, the other of which makes other things of the options."""
+
+    size: int = 2
+    other: Any = None
+
+    @property
+    def can_exchange(self) -> bool:
+        return True
+
+    def all_gather(self, value: Any) -> list[Any]:
+        return [value, self.other]
+
+
+def test_workers_on_gpus_of_several_kinds_are_refused():
+    """Each would cut the steps in its own way: pairs would run twice, or never."""
+    here = ResolvedOptions(
+        layout="shared", precision="bf16", quantization="bnb-int8", compile="no", decoder=True
+    )
+    there = dataclasses.replace(here, layout="padded", precision="fp32", decoder=False)
+    check_alike(here, WorkerGroup())
+    check_alike(here, GroupOfTwoKinds(other=here))
+    with pytest.raises(ConfigError, match=r"GPUs are of several kinds.*layout shared.* and layout padded"):
+        check_alike(here, GroupOfTwoKinds(other=there))
+
+
+def test_a_gpu_without_gemms_in_the_precision_of_the_base_is_refused():
+    check_gpu("bnb-int8", (7, 5))
+    check_gpu("w8a8-int8", (8, 0))
+    with pytest.raises(ConfigError, match=r"held as w8a8-fp8, for GPUs of compute capability 8\.9 or later"):
+        check_gpu("w8a8-fp8", (8, 6))

@@ -66,13 +66,20 @@ def test_the_card_says_what_was_trained_on_what_and_how_well():
         assert line in text.splitlines(), line
     assert "divide log-odds by the temperature 1.5." in text
     assert "Fill in: the licence" in text
-    assert "None" not in text
+    assert "None" not in text.partition("## With transformers")[0]
     assert "someone" not in text, "no path of this machine"
     assert (
         plain_lines(HeadConfig(), CONFIG.text, base="gemma-tiny", folder="my-judge", begins_with_bos=True)
         in text
     )
     assert len(re.findall("^```", text, re.MULTILINE)) == 6
+
+
+def test_no_lines_are_shown_that_cannot_run():
+    """Transformers reads no base in int8 rows."""
+    text = model_card(CONFIG, MANIFEST, COUNTS, METRICS, begins_with_bos=True, base_is_ours=True)
+    assert "from transformers" not in text
+    assert len(re.findall("^```", text, re.MULTILINE)) == 4
 
 
 def test_without_a_valid_set_nothing_is_claimed():

@@ -41,8 +41,6 @@ class BlockSparseAttention:
         tiling: the blocks of the masks.
     """
 
-    supports_softcap = True
-    supports_backward = False
     rotates_queries = False
 
     def __init__(

@@ -23,8 +23,6 @@ class DenseAttention:
     The T tokens of `Heads` are those of all B rows, end to end.
     """
 
-    supports_softcap = True
-    supports_backward = True
     rotates_queries = False
     alignment = 1
 

@@ -34,10 +34,6 @@ class Heads(NamedTuple):
 class AttentionBackend(Protocol):
     """Attention of the fused decoder, for one batch after another."""
 
-    supports_softcap: bool
-    """It computes soft-capped scores."""
-    supports_backward: bool
-    """Gradients pass through `attend`."""
     rotates_queries: bool
     """`attend` rotates the queries, and so is given the rotation."""
 
@@ -66,8 +62,6 @@ class TrainingBackend(Protocol):
     """It drops attention weights in training, for every layout."""
     supports_varlen: bool
     """A packed row goes by `cu_seqlens`, without a mask of T * T."""
-    supports_shared_prefix: bool
-    """The `shared` layout, whose orderings attend to one prompt, goes without a mask of T * T."""
 
     def __init__(self, config: Any): ...
 

@@ -42,7 +42,6 @@ class EagerAttention:
     supports_softcap = True
     supports_dropout = True
     supports_varlen = False
-    supports_shared_prefix = False
 
     def __init__(self, config: Any):
         self.config = config
@@ -58,7 +57,6 @@ class VarlenAttention:
     supports_softcap = False
     supports_dropout = False
     supports_varlen = True
-    supports_shared_prefix = False
 
     def __init__(self, config: Any):
         register_varlen()
