@@ -143,9 +143,10 @@ def prepare_splits(config: QuickstartConfig, at: Folders) -> None:
 def train_classifier(config: QuickstartConfig, at: Folders) -> None:
     """The classifier of the checkpoint with the lowest log loss on valid, and its curves."""
     preset = presets.tiny(base=at.quantized, train=(at.train,), output=at.model, valid=(at.valid,))
-    train(
-        dataclasses.replace(preset, num_workers=config.num_workers, seed=config.seed, restart=config.restart)
-    )
+    own = {
+        name: getattr(config, name) for name in ("num_workers", "seed", "restart", "store_timeout_seconds")
+    }
+    train(dataclasses.replace(preset, **own))
     write_curves(at.model)
 
 
@@ -158,6 +159,7 @@ def score_test(config: QuickstartConfig, at: Folders) -> None:
             token_budget=4_096,
             unit_rows=200,
             restart=config.restart,
+            store_timeout_seconds=config.store_timeout_seconds,
         )
     )
 

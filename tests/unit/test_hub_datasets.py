@@ -99,6 +99,7 @@ def test_a_folder_is_read_as_one_on_a_disk_is(hub):
     names = ("data/x.parquet", "data/stats.json", "data/_old.parquet", "data/more.csv.zip", "json/x.json")
     hub.push("datasets/acme/mixed", dict.fromkeys(names, b"PAR1"))
     assert files("hf://datasets/acme/mixed/data") == ["data/x.parquet"]
+    assert files("hf://datasets/acme/mixed/data/*") == ["data/x.parquet"]
     assert files("hf://datasets/acme/mixed/json") == ["json/x.json"]
 
 

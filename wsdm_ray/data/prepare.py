@@ -80,8 +80,10 @@ def check(config: PrepareConfig) -> tuple[list[InputFile], dict[str, Any]]:
     }
 
 
-def write_splits(files: list[InputFile], config: PrepareConfig, check: Callable[[], None]) -> dict[str, Any]:
-    """Write DIR/train and DIR/valid; returns the counts of run.json. check: of `write_shards`."""
+def write_splits(
+    files: list[InputFile], config: PrepareConfig, check_held: Callable[[], None]
+) -> dict[str, Any]:
+    """Write DIR/train and DIR/valid; returns the counts of run.json. check_held: of `write_shards`."""
     with tempfile.TemporaryDirectory(prefix="wsdm_ray_prepare_") as folder:
         spill = Spill(Path(folder) / "rows.arrow")
         survey = first_pass(files, config, spill)
@@ -97,8 +99,8 @@ def write_splits(files: list[InputFile], config: PrepareConfig, check: Callable[
         for split, mask in (("train", kept & ~valid), ("valid", valid)):
             if mask.any():
                 tables = spill.rows(mask)
-                folder = storage.join(config.output, split)
-                write_shards(folder, spill.schema, tables, config.shard_rows, check)
+                place = storage.join(config.output, split)
+                write_shards(place, spill.schema, tables, config.shard_rows, check_held)
         return count(survey, kept, valid)
 
 

@@ -13,7 +13,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from wsdm_ray import storage
-from wsdm_ray.inputs.values import common_id_type, plain, plain_type
+from wsdm_ray.inputs.values import common_id_type, plain, plain_type, type_of_both
 from wsdm_ray.telemetry import logger
 
 __all__ = ["Spill"]
@@ -28,9 +28,8 @@ class Spill:
         self.path = path
         self.places: list[tuple[int, int]] = []  # where each table begins, and its rows
         self.schemas: dict[pa.Schema, str] = {}  # and the first file that has it
-        self.extremes: dict[
-            tuple[str, pa.DataType], pa.Array
-        ] = {}  # by name and type, where values have an order
+        # By name and type (`has_order`):
+        self.extremes: dict[tuple[str, pa.DataType], pa.Array] = {}
         self.path.touch()
 
     def add(self, table: pa.Table, source: str) -> None:
@@ -84,7 +83,29 @@ class Spill:
 
 def has_order(kind: pa.DataType) -> bool:
     """Whether the extremes of a column tell if another type holds its values exactly."""
-    return pa.types.is_integer(kind) or pa.types.is_timestamp(kind)
+    return pa.types.is_integer(kind) or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
+
+
+def may_be_rounded(kind: pa.DataType) -> bool:
+    """Whether another type may hold other values than this one, in silence."""
+    others = (pa.types.is_floating, pa.types.is_decimal, pa.types.is_duration)
+    return has_order(kind) or any(is_kind(kind) for is_kind in others)
+
+
+def leaves(kind: pa.DataType) -> list[pa.DataType]:
+    """The types of the values within lists and objects."""
+    if not pa.types.is_nested(kind):
+        return [kind]
+    return [leaf for number in range(kind.num_fields) for leaf in leaves(kind.field(number).type)]
+
+
+def is_exact(kind: pa.DataType, part: pa.DataType) -> bool:
+    """Whether a nested type has a leaf for each leaf of another that is a number or a time, and holds it."""
+    wholes = leaves(kind)
+    numbers = filter(may_be_rounded, leaves(part))
+    return all(
+        any(leaf == whole or type_of_both(leaf, whole) == whole for whole in wholes) for leaf in numbers
+    )
 
 
 def common_type(types: Collection[pa.DataType], extremes: Iterable[pa.Array] = ()) -> pa.DataType | None:
@@ -95,13 +116,16 @@ def common_type(types: Collection[pa.DataType], extremes: Iterable[pa.Array] = (
     """
     if any(map(pa.types.is_floating, types)) and any(map(pa.types.is_decimal, types)):
         return None
+    if len(types) > 1 and any(map(pa.types.is_duration, types)):  # they have no extremes in pyarrow
+        return None
     try:
         schemas = [pa.schema([("column", plain_type(kind))]) for kind in types]
         kind = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
         pq.write_table(pa.table({"column": pa.nulls(0, kind)}), io.BytesIO())
         for values in extremes:
             values.cast(kind)
-        return kind
+        nested = [part for part in types if pa.types.is_nested(part)]
+        return kind if all(is_exact(kind, part) for part in nested) else None
     except pa.ArrowException:
         return None
 
@@ -119,8 +143,8 @@ def column_of(table: pa.Table, field: pa.Field) -> pa.Array | pa.ChunkedArray:
     try:
         return column.cast(field.type)
     except pa.ArrowException:
-        if field.type != pa.string():  # integers beyond 2**53 among fractions, within lists or objects
-            return column.cast(field.type, safe=False)
+        if field.type != pa.string():
+            raise
     return pa.array(map(json_text, column.to_pylist()), pa.string())
 
 

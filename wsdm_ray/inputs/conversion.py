@@ -25,7 +25,7 @@ from wsdm_ray.schema import CANONICAL_TYPES
 from wsdm_ray.storage import errors_for
 from wsdm_ray.telemetry import logger
 
-__all__ = ["FAULT", "ParquetInput", "faults_in", "parquet_inputs"]
+__all__ = ["FAULT", "ParquetInput", "faults_in", "is_added", "parquet_inputs"]
 
 FAULT = "_wsdm_ray_fault"
 """Column of converted files: why a row cannot be scored, or null."""
@@ -139,6 +139,9 @@ def convert(file: InputFile, reading: Reading, target: str, counts: FaultCounts)
     before = copy.deepcopy(vars(counts))
     try:
         write(with_faults(read_rows(file, reading), file.path, counts), target)
+    except DataError:  # the file may be left out, and its rows with it
+        vars(counts).update(before)
+        raise
     except IdsChangeError:
         vars(counts).update(before)
         as_text = (

@@ -34,9 +34,6 @@ TOOLS_OWN = re.compile(r"(^|/)(_delta_log|_checkpoints|\.hoodie|__MACOSX|\.ipynb
 MARKERS = re.compile(
     r"(^|/)(_SUCCESS|_metadata|_common_metadata|(_committed|_started)_[^/]*|\._[^/]*|\.DS_Store|[^/]*\.crc)$"
 )
-DESCRIPTIONS = re.compile(r"(^|/)(_?run|wsdm_ray|dataset_infos?|dataset_dict|dataset-metadata)\.json$")
-"""What jobs, `datasets` and Kaggle write of their data."""
-
 WITHOUT_ENDING = re.compile(r"(^|/)(?!Makefile$|Dockerfile$)[^/.]*[a-z\d][^/.]*$")
 """Unlike LICENSE."""
 
@@ -154,7 +151,7 @@ def describes_data(name: str, found: storage.Found) -> bool:
     `datasets` saves a set with a state.json, beside which `map` and `filter` leave the files of their cache.
     """
     folder, file = posixpath.split(name)
-    if TOOLS_OWN.search(name) or DESCRIPTIONS.search(name):
+    if TOOLS_OWN.search(name) or storage.is_description(name):
         return True
     of_saved = file == "state.json" or file.startswith("cache-")
     return of_saved and posixpath.join(folder, "dataset_info.json") in found.names

@@ -28,7 +28,7 @@ from wsdm_ray.inputs.messages import count_media, looks_like_lists, text_of
 from wsdm_ray.inputs.published import published_rows, warn_of_media
 from wsdm_ray.inputs.streams import warn_once
 from wsdm_ray.inputs.tables import read_tables
-from wsdm_ray.inputs.values import Unreadable, ids_of, is_text, plain, plain_type, texts_of, typed
+from wsdm_ray.inputs.values import Unreadable, ids_of, is_bytes, is_text, plain, plain_type, texts_of, typed
 from wsdm_ray.schema import CANONICAL_TYPES, PAIR_COLUMNS, TEXTS
 from wsdm_ray.telemetry import logger
 
@@ -232,7 +232,7 @@ def lists_in(parts: Iterable[pa.ChunkedArray], name: str) -> bool:
         kind = plain_type(part.type)
         if pa.types.is_nested(kind):
             return True
-        if not is_text(kind):
+        if not (is_text(kind) or is_bytes(kind)):
             return False
         new = texts_of(part, name, "")[0].to_pylist()
         if any(new) and not looks_like_lists([*texts, *new]):

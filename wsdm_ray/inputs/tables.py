@@ -125,7 +125,9 @@ def read_parquet(
                 yield sound(batch, needed, path, done)
                 done += len(batch)
         except (pa.ArrowException, OSError) as error:
-            raise damage(error, path, done) from error
+            if not storage.is_damage(error):
+                raise
+            raise damaged(error, path, done) from error
 
 
 def starts_as_arrow(path: str) -> bool:
@@ -148,13 +150,13 @@ def read_arrow(path: str, needed: Collection[str] | None, only: Collection[str] 
                     yield sound(batch, needed, path, done)
                     done += len(batch)
         except (pa.ArrowException, OSError) as error:
-            raise damage(error, path, done) from error
+            if not storage.is_damage(error):
+                raise
+            raise damaged(error, path, done) from error
 
 
-def damage(error: Exception, path: str, done: int) -> Exception:
-    """What to raise of an error after so many rows of a file: that of a disk or store is no damage."""
-    if not storage.is_damage(error):
-        return error
+def damaged(error: Exception, path: str, done: int) -> DataError:
+    """What to raise of damage after so many rows of a file."""
     return DataError(
         f"{path}: cannot be read after row {done} ({storage.reason(error)}); "
         "it is damaged or another kind of file: copy or make it anew"

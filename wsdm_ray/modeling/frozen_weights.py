@@ -104,11 +104,12 @@ def to_rows(backbone: nn.Module, precision: str, dtype: torch.dtype) -> None:
             put(backbone, name, RowsLinear(packed, dtype))
 
 
-def adapted_linear_of(modules: Sequence[nn.Module], dtype: torch.dtype) -> AdaptedLinear:
+def adapted_linear_of(modules: Sequence[nn.Module], dtype: torch.dtype, names: str) -> AdaptedLinear:
     """Linear layers with the same input, wrapped by PEFT or not, as one.
 
     Args:
         dtype: of activations.
+        names: of the layers, for messages.
     """
     bases: list[Any] = [getattr(module, "base_layer", module) for module in modules]
     biases = [base.bias.detach().to(dtype) for base in bases if base.bias is not None]
@@ -119,7 +120,7 @@ def adapted_linear_of(modules: Sequence[nn.Module], dtype: torch.dtype) -> Adapt
             adapters.append(Adapter(A, B, scale, start))
         start += base.out_features
     return AdaptedLinear(
-        weight=frozen_weight(bases, dtype),
+        weight=frozen_weight(bases, dtype, names),
         bias=torch.cat(biases) if biases else None,
         adapters=tuple(adapters),
         dropout=dropout,
@@ -135,8 +136,12 @@ def lora_factors(module: Any) -> tuple[Tensor, Tensor, float, float] | None:
     return module.lora_A[name].weight, module.lora_B[name].weight, float(module.scaling[name]), dropout
 
 
-def frozen_weight(bases: Sequence[Any], dtype: torch.dtype) -> FrozenWeight:
-    """The weights of linear layers with the same input as one, of which the layers keep views."""
+def frozen_weight(bases: Sequence[Any], dtype: torch.dtype, names: str) -> FrozenWeight:
+    """The weights of linear layers with the same input as one, of which the layers keep views.
+
+    Raises:
+        ModelError: some are quantized and others are not.
+    """
     rows = sum(base.out_features for base in bases)
     shape = (rows, bases[0].in_features)
     if all(isinstance(base, RowsLinear) for base in bases):
@@ -148,8 +153,8 @@ def frozen_weight(bases: Sequence[Any], dtype: torch.dtype) -> FrozenWeight:
         return int8_weight(bases, shape)
     if not all(base.weight.data.is_floating_point() for base in bases):
         raise ModelError(
-            "the base: some linear layers with the same input are quantized, others are not "
-            "(llm_int8_skip_modules); take one whose layers are alike, or the unquantized model"
+            f"--base: of {names}, which training runs as one, some are quantized and others are not "
+            "(llm_int8_skip_modules); take a base whose layers are alike, or the unquantized model"
         )
     values = torch.cat([base.weight.data.to(dtype) for base in bases])
     for base, part in zip(bases, values.split([base.out_features for base in bases]), strict=True):

@@ -188,9 +188,8 @@ class ShardedLayers:
         try:
             yield
         except RuntimeError as error:
-            if backward and is_oom(
-                error
-            ):  # the step is taken again in less memory; without a step, the run ends
+            # The step is taken again in less memory; without a step, the run ends.
+            if backward and is_oom(error):
                 traceback.clear_frames(error.__traceback__)  # which hold what the pass kept
                 self.shadow(order * most)
             raise

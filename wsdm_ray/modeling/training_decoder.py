@@ -86,7 +86,9 @@ class TrainingDecoder:
     def layer_of(self, layer: nn.Module) -> TrainingLayer:
         """The weights of one layer."""
         linears = {
-            name: adapted_linear_of([layer.get_submodule(path) for path in paths], self.dtype)
+            name: adapted_linear_of(
+                [layer.get_submodule(path) for path in paths], self.dtype, ", ".join(paths)
+            )
             for name, paths in FUSED_LINEARS.items()
         }
         norms = norms_of(self.shape.family)

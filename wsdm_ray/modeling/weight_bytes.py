@@ -60,13 +60,13 @@ def streamed_bytes(files: Sequence[str], precision: str) -> int:
                 shape, kind = part.get_shape(), part.get_dtype()
                 packed = kind == "U8"  # two weights of 4 bits in a byte, in one column
                 elements = math.prod(shape) * (2 if packed else 1)
-                rows = elements // LEAST_COLUMNS if packed else shape[0]
                 if len(shape) < 2:
                     total += 4 * elements
                 elif "embed" in name:
                     total += STREAMED_BYTES[precision][1] * elements
                     embedding = 4 * elements
                 else:
+                    rows = elements // LEAST_COLUMNS if packed else shape[0]
                     total += STREAMED_BYTES[precision][0] * elements + 4 * rows
                     largest = max(largest, elements)
     return max(total + 3 * 4 * largest, 2 * embedding)

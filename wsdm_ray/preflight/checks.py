@@ -7,12 +7,16 @@ from wsdm_ray.preflight.node import NodeFacts
 from wsdm_ray.preflight.table import Check, Outcome
 from wsdm_ray.storage import is_remote
 
-__all__ = ["GpuNeed", "gpu_name", "node_checks"]
+__all__ = ["CUDA_REMEDY", "GpuNeed", "gpu_name", "node_checks"]
 
 SHOWN_NODES = 3
 FULL_SHARE = 0.95
 """Ray starts no task that spills where its disk is fuller than this (`local_fs_capacity_threshold`)."""
 GB = 1e9
+CUDA_REMEDY = (
+    "install its build with CUDA, or start Ray without GPUs (`ray start --num-gpus 0`; on one machine, "
+    "CUDA_VISIBLE_DEVICES= before the job)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,11 +147,7 @@ def check_disk(facts: Sequence[NodeFacts]) -> Check:
 def check_cuda(facts: Sequence[NodeFacts]) -> Check:
     """Whether PyTorch can use the GPUs that Ray found."""
     faults = {each.node: "it is a build without CUDA" for each in facts if each.gpus and not each.cuda}
-    remedy = (
-        "install the build with CUDA, or start Ray without GPUs (`ray start --num-gpus 0`; on one machine, "
-        "CUDA_VISIBLE_DEVICES= before the job)"
-    )
-    return settled("PyTorch", faults, "a build with CUDA", remedy)
+    return settled("PyTorch", faults, "a build with CUDA", CUDA_REMEDY)
 
 
 def check_gpu(facts: Sequence[NodeFacts], need: GpuNeed) -> Check:

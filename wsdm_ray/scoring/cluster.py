@@ -11,6 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wsdm_ray.errors import ClusterError
 from wsdm_ray.modeling.precision import BY_CAPABILITY
+from wsdm_ray.preflight.checks import CUDA_REMEDY
 from wsdm_ray.scoring.check import Cluster
 from wsdm_ray.session import connect
 from wsdm_ray.waiting import autoscaler_limits, poll_or_wait, wait_limit
@@ -236,10 +237,31 @@ def least_capability() -> tuple[int, int]:
     """The least compute capability of the cluster's GPUs, so that every replica has what it takes.
 
     A task on each node asks: a driver that was submitted as a job sees no GPU, and may be on a node without.
+
+    Raises:
+        ClusterError: PyTorch finds no GPU where Ray has one.
     """
-    ask = ray.remote(num_gpus=0.01, num_cpus=0)(torch.cuda.get_device_capability)
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    ask = ray.remote(num_gpus=0.01, num_cpus=0)(capability_here)
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if has_gpu(node)}
     if len(nodes) == 1 and torch.cuda.is_available():  # its own
         return torch.cuda.get_device_capability()
     there = (NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes)
-    return min(ray.get([ask.options(scheduling_strategy=strategy).remote() for strategy in there]))
+    found = ray.get([ask.options(scheduling_strategy=strategy).remote() for strategy in there])
+    return least_of(dict(zip(nodes.values(), found, strict=True)))
+
+
+def has_gpu(node: Mapping[str, Any]) -> bool:
+    return bool(node["Alive"] and node["Resources"].get("GPU"))
+
+
+def capability_here() -> tuple[int, int] | None:
+    """The compute capability of this process's GPU; None where PyTorch finds none."""
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+
+
+def least_of(found: Mapping[str, tuple[int, int] | None]) -> tuple[int, int]:
+    """The least capability, by node. Raises `ClusterError` where PyTorch found no GPU on one."""
+    blind = [node for node, capability in found.items() if capability is None]
+    if blind:
+        raise ClusterError(f"PyTorch: {', '.join(blind)}: it finds none of the GPUs; {CUDA_REMEDY}")
+    return min(capability for capability in found.values() if capability)

@@ -20,7 +20,7 @@ from wsdm_ray.data import cleaning
 from wsdm_ray.data.shards import write_shards
 from wsdm_ray.data.splitting import among, group_digests, prompt_digests
 from wsdm_ray.errors import DataError, RunMismatchError
-from wsdm_ray.inputs.conversion import ParquetInput
+from wsdm_ray.inputs.conversion import ParquetInput, is_added
 from wsdm_ray.inputs.files import input_paths
 from wsdm_ray.runs import check_no_overlap, file_versions, hold_run, options
 from wsdm_ray.schema import CANONICAL_TYPES, MODEL_A, MODEL_B, TEXTS
@@ -194,7 +194,8 @@ def carried(plan: ScorePlan, columns: Columns) -> list[str]:
 
 def column_names(source: ParquetInput) -> list[str]:
     with open_parquet(source.file.path) as file:
-        return [*file.schema_arrow.names, *(name for name, _ in source.file.partitions)]
+        own = [field.name for field in file.schema_arrow if not (source.converted and is_added(field))]
+    return [*own, *(name for name, _ in source.file.partitions)]
 
 
 def shards_schema(id_type: pa.DataType, extra: Sequence[str], hard: bool) -> pa.Schema:

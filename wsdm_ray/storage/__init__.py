@@ -44,7 +44,7 @@ from wsdm_ray.storage.listing import (
     find_files,
     list_files,
 )
-from wsdm_ray.storage.names import is_hidden, is_partition, looks_like_data
+from wsdm_ray.storage.names import is_description, is_hidden, is_partition, looks_like_data
 from wsdm_ray.storage.patience import STORE_TIMEOUT_SECONDS, retries, set_store_timeout
 from wsdm_ray.storage.stores import absolute, errors_for, filesystem, is_remote, join, reason
 
@@ -77,6 +77,7 @@ __all__ = [
     "folder_identity",
     "hub_name",
     "is_damage",
+    "is_description",
     "is_hidden",
     "is_leftover",
     "is_partition",

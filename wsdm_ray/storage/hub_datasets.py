@@ -17,7 +17,7 @@ from pathlib import Path
 
 from wsdm_ray.errors import StorageError
 from wsdm_ray.storage.hub import HUB, Repository, commit_of, fetch, list_repository, parse_repository
-from wsdm_ray.storage.names import is_hidden
+from wsdm_ray.storage.names import is_description, is_hidden
 
 __all__ = ["expand_hub", "resolve_dataset"]
 
@@ -152,8 +152,9 @@ def files_at(
 ) -> list[str]:
     """Files that a path names: itself, those of a folder, or matches of a glob."""
     found = [name for name in names if name == place]
-    found = found or files_in(place + "/", names)
-    found = found or [name for name in names if fnmatch.fnmatchcase(name, place) and DATA.search(name)]
+    found = found or data_among([name for name in names if name.startswith(place + "/")], place + "/")
+    fixed = re.split(r"[*?[]", place)[0].rpartition("/")[0]
+    found = found or data_among([name for name in names if fnmatch.fnmatchcase(name, place)], fixed)
     if not found:
         known = f"; its configurations are {', '.join(configs)}" if configs else ""
         raise StorageError(f"{repository.given}: no configuration and no data file {place}{known}")
@@ -165,16 +166,13 @@ def files_at(
     return found
 
 
-def files_in(folder: str, names: Sequence[str]) -> list[str]:
-    """The data files of a folder, by the rules of folders elsewhere (`inputs.files`).
-
-    Args:
-        folder: ends with a slash.
-    """
+def data_among(names: Sequence[str], folder: str) -> list[str]:
+    """The data files among names below a folder, by the rules of folders elsewhere (`inputs.files`)."""
+    below = {name: name.removeprefix(folder).lstrip("/") for name in names}
     shown = [
         name
-        for name in names
-        if name.startswith(folder) and DATA.search(name) and not is_hidden(name.removeprefix(folder))
+        for name, rest in below.items()
+        if DATA.search(name) and not is_hidden(rest) and not is_description(name)
     ]
     tiers = ([name for name in shown if not left.search(name)] for left in NOT_OF_A_FOLDER)
     return next(filter(None, tiers), [])

@@ -127,9 +127,10 @@ def find_matches(fs: fsspec.AbstractFileSystem, pattern: str, path: str) -> Foun
     itself: dict[str, FileVersion | None] = {}
     inside: dict[str, FileVersion | None] = {}
     for match, version in matches(fs, pattern).items():
-        name = match.removeprefix(root).strip("/")
+        name = match.rstrip("/").removeprefix(root).removeprefix("/")
         if version is FOLDER:
-            inside |= {f"{name}/{file}".lstrip("/"): each for file, each in below(fs, match).items()}
+            within = f"{name}/" if name else ""
+            inside |= {within + file: each for file, each in below(fs, match).items()}
         else:
             itself[name] = version
     return Found(
@@ -303,10 +304,11 @@ def file_versions_now(paths: Sequence[str]) -> dict[str, FileVersion | None]:
     """The version that each file has now, None for one that is gone; of many in a folder by one listing."""
     folders: dict[str, list[str]] = defaultdict(list)
     for path in paths:
-        folders[posixpath.dirname(path)].append(path)
+        folders[path.rpartition("/")[0]].append(path)
     found: dict[str, FileVersion | None] = {}
     for folder, files in folders.items():
         listed = is_remote(folder) and not folder.startswith(HUB) and len(files) >= LISTED_FROM
+        listed = listed and not folder.endswith("/")  # no folder, but an empty segment of keys
         found |= versions_in(folder, files) if listed else {path: version_now(path) for path in files}
     return found
 

@@ -2,7 +2,7 @@
 
 import re
 
-__all__ = ["is_hidden", "is_partition", "looks_like_data"]
+__all__ = ["is_description", "is_hidden", "is_partition", "looks_like_data"]
 
 LIKE_DATA = re.compile(
     r"\.(parquet|pq|arrow|feather|ipc|jsonl?|ndjson|csv|tsv|xlsx?|orc|avro|pkl|pickle)"
@@ -30,3 +30,12 @@ def is_partition(folder: str) -> bool:
 def looks_like_data(name: str) -> bool:
     """Whether a file of this name may hold rows of a user; `run.json` and its like are ours."""
     return LIKE_DATA.search(name) is not None and not OURS.search(name)
+
+
+DESCRIPTIONS = re.compile(r"(^|/)(_?run|wsdm_ray|dataset_infos?|dataset_dict|dataset-metadata)\.json$")
+"""What jobs, `datasets` and Kaggle write of their data."""
+
+
+def is_description(name: str) -> bool:
+    """Whether a file of this name describes data, and holds none."""
+    return DESCRIPTIONS.search(name) is not None

@@ -16,6 +16,7 @@ import ray.train
 import ray.train.torch
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, TrainingFailedError, UserCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RunningState
 
@@ -90,7 +91,7 @@ class SayWhatIsWaitedFor(ControllerCallback):
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         if isinstance(current_state, RunningState):
             self.since = None
-        if not isinstance(current_state, ReschedulingState):  # a start that found no place
+        if not (isinstance(current_state, ReschedulingState) and found_no_place(current_state)):
             return
         now = self.clock()
         self.since = now if self.since is None else self.since
@@ -104,6 +105,12 @@ class SayWhatIsWaitedFor(ControllerCallback):
             self.said = now
             set_up_logging()
             logger.warning("train: waits for %s; the nodes that are there have no place for them", self.what)
+
+
+def found_no_place(state: ReschedulingState) -> bool:
+    """Whether workers could not be started for want of nodes, and of nothing else."""
+    failure = getattr(state.training_failed_error, "controller_failure", None)
+    return isinstance(failure, WorkerGroupStartupTimeoutError)
 
 
 def cluster_resources(config: TrainConfig) -> ClusterResources:

@@ -61,11 +61,10 @@ def train(config: TrainConfig, on_failure: Callable[[str], None] = lambda output
         if config.restart:
             forget(checked.worker_config.output)
         try:
-            result = execute(checked)
+            return report(run, checked, execute(checked))
         except WsdmRayError:
             on_failure(config.output)
             raise
-        return report(run, checked, result)
 
 
 def report(run: HeldRun, checked: CheckedTraining, result: Any) -> dict[str, Any]:

@@ -177,7 +177,10 @@ class WandbSink:
         self.run = start_wandb(config, self.temporary or config.output)
 
     def log(self, row: Row) -> None:
-        self.run.log(scalars(row), step=row["step"])
+        if "loss" in row:
+            self.run.log(scalars(row), step=row["step"])
+        else:  # of a step that the service has already, which takes no more of it
+            self.run.summary.update(scalars(row))
 
     def flush(self) -> None:
         pass

@@ -3,7 +3,7 @@
 import collections
 import json
 import logging
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -352,6 +352,13 @@ def test_the_recipes_split_is_by_row_number(tmp_path):
         (([1], pa.int64(), [2**63 + 5], pa.uint64()), ["1", str(2**63 + 5)]),
         (([3], pa.int64(), [0.5], pa.float64()), [3.0, 0.5]),
         (([2**53 + 1], pa.int64(), [0.5], pa.float64()), [str(2**53 + 1), "0.5"]),
+        (([[1]], pa.list_(pa.int32()), [[2]], pa.list_(pa.int64())), [[1], [2]]),
+        (([[]], pa.list_(pa.null()), [["x"]], pa.list_(pa.string())), [[], ["x"]]),
+        (([[1]], pa.list_(pa.int64()), [[2**63 + 5]], pa.list_(pa.uint64())), ["[1]", f"[{2**63 + 5}]"]),
+        (
+            ([timedelta(days=400_000)], pa.duration("s"), [None], pa.duration("ns")),
+            [str(400_000 * 86_400), None],
+        ),
         (([Decimal("0.123456789")], pa.decimal128(38, 9), [0.5], pa.float64()), ['"0.123456789"', "0.5"]),
         (
             ([datetime(9999, 1, 1)], pa.timestamp("us"), [None], pa.timestamp("ns")),

@@ -11,6 +11,7 @@ from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
 from wsdm_ray.inputs import tables
 from wsdm_ray.inputs.conversion import FAULT, ParquetInput, faults_in, parquet_inputs
+from wsdm_ray.inputs.faults import BadFiles
 from wsdm_ray.inputs.files import list_inputs
 from wsdm_ray.inputs.rows import Reading
 
@@ -131,3 +132,17 @@ def test_columns_that_a_file_does_not_have_are_none_of_its_own(tmp_path):
     [source] = parquet_inputs(list_inputs([write_lines(tmp_path / "x.jsonl", pair(1, mine="m"))]), UNLABELLED)
     names = source.own_schema(pq.read_schema(source.file.path)).names
     assert sorted(names) == ["id", "mine", "prompt", "response_a", "response_b"]
+
+
+def test_rows_of_a_file_that_is_left_out_are_not_counted(tmp_path, monkeypatch):
+    """Malformed ones of it are no reason to refuse the others."""
+    monkeypatch.setattr(tables, "BATCH_ROWS", 1)
+    completions = [{"response": name, "overall_score": 1.0} for name in "xy"]
+    good = write_lines(tmp_path / "a.jsonl", {"instruction": "q", "completions": completions})
+    bad = tmp_path / "b.csv"
+    bad.write_text("instruction,completions\n" + "q,no list\n" * 9 + "a line of one field\n")
+    reading = Reading(format="ultrafeedback-raw", labels=False, make_ids=True)
+    files = BadFiles(skip=True)
+    [source] = parquet_inputs(list_inputs([good, str(bad)]), reading, files)
+    assert source.given == good
+    assert [file.file for file in files.skipped] == [str(bad)]

@@ -376,3 +376,11 @@ def test_labels_in_three_columns_in_capitals(tmp_path):
         tmp_path / "x.parquet", [{name.upper(): value for name, value in (row | marks).items()}]
     )
     assert read(path)["winner"].to_pylist() == ["model_b"]
+
+
+def test_lists_as_text_that_are_stored_as_bytes_are_joined(tmp_path, caplog):
+    """As Hive writes LMSYS's votes."""
+    table = pa.table({"id": ["1"], "winner": ["model_a"]} | dict.fromkeys(TEXTS, pa.array([b'["a", "b"]'])))
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert read(tmp_path / "x.parquet")["response_a"].to_pylist() == ["[turn 1]\na\n\n[turn 2]\nb"]
+    assert "prompt and responses hold lists" in caplog.text

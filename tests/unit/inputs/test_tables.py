@@ -344,8 +344,10 @@ def test_a_store_or_disk_that_fails_makes_no_damaged_file(tmp_path, monkeypatch,
         raise error
 
     monkeypatch.setattr(tables, "sound", fail)
-    with pytest.raises(StorageError):
+    with pytest.raises(StorageError) as caught:
         list(read_tables(str(path)))
+    assert caught.value.__cause__ is error
+    assert error.__cause__ is None, "whose own cause says what to do"
 
 
 def test_times_that_nanoseconds_do_not_hold(tmp_path):

@@ -22,10 +22,12 @@ def test_curves_are_drawn_of_a_run_and_not_of_a_dry_one(monkeypatch, dry_run):
 
 
 def test_what_never_began_leaves_no_curves(tmp_path):
-    output = tmp_path / "out"
+    output = tmp_path / "out"  # of another run, which is under way
+    output.mkdir()
+    (output / "_run.json").write_text("{}")
     with pytest.raises(StorageError, match="no-such-votes"):
         _train.train_and_draw(TrainConfig(base="b", train=(f"{tmp_path}/no-such-votes",), output=str(output)))
-    assert not output.exists()
+    assert [path.name for path in output.iterdir()] == ["_run.json"]
 
 
 def test_curves_are_drawn_of_a_run_that_began_and_failed(monkeypatch, tmp_path):

@@ -294,6 +294,6 @@ def test_a_group_of_which_one_layer_is_not_quantized_is_refused(quantization, ne
     layer = network.get_base_model().get_submodule("model.layers.0.self_attn.q_proj")
     layer.base_layer = plain_linear(layer.base_layer)
     with pytest.raises(
-        ModelError, match="some linear layers with the same input are quantized, others are not"
+        ModelError, match=r"of self_attn.q_proj, .*, which training runs as one, some are quantized"
     ):
         TrainingDecoder(network, torch.float32, compiled=False)

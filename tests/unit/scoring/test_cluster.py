@@ -9,6 +9,7 @@ from wsdm_ray.scoring.cluster import (
     begin_with,
     fit_readers,
     fit_replicas,
+    least_of,
     replicas_at_most,
     replicas_that_fit,
     waits_for_gpu,
@@ -111,3 +112,11 @@ def test_how_far_a_cluster_scales():
     assert replicas_at_most(limits, None, on_gpu=False) == 0
     assert replicas_at_most(limits, 3, on_gpu=False) == 42
     assert replicas_at_most({}, 3, on_gpu=True) == 0
+
+
+def test_a_node_whose_pytorch_finds_no_gpu_is_named():
+    assert least_of({"10.0.0.1": (9, 0), "10.0.0.2": (8, 6)}) == (8, 6)
+    with pytest.raises(
+        ClusterError, match=r"PyTorch: 10\.0\.0\.2: it finds none of the GPUs; install its build"
+    ):
+        least_of({"10.0.0.1": (9, 0), "10.0.0.2": None})

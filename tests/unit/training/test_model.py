@@ -18,6 +18,7 @@ from wsdm_ray.errors import ConfigError
 from wsdm_ray.modeling import sharded_weights
 from wsdm_ray.modeling.classifier import unwrap_peft
 from wsdm_ray.modeling.loading import load_scorer
+from wsdm_ray.modeling.memory_errors import is_oom
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.schema import Ordering
 from wsdm_ray.scoring.engine import log_odds
@@ -263,6 +264,12 @@ def test_one_worker_alone_holds_the_whole_base(trainer_of, monkeypatch):
     [row] = trainer.steps()
     [plain] = trainer_of(quantization="w8a8-int8", max_steps=1).steps()
     assert row.loss == plain.loss
+
+
+def test_a_message_between_gpus_that_fails_is_no_step_to_take_again():
+    """Its other ends would wait for ever."""
+    assert is_oom(RuntimeError("Triton Error [CUDA]: out of memory"))
+    assert not is_oom(torch.distributed.DistBackendError("NCCL: Cuda failure 'out of memory'"))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from ray.train import ControllerError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.controller.state import (
     InitializingState,
     ReschedulingState,
@@ -193,7 +194,7 @@ def test_the_controller_says_what_it_waits_for_and_gives_up(monkeypatch, caplog)
     now = iter([0.0, 30.0, 61.0, 90.0, 150.0, 560.0])
     says = SayWhatIsWaitedFor("2 workers of 1 GPU each", 100.0, lambda: next(now))
     says.after_controller_state_update(None, InitializingState())
-    waits: Any = ReschedulingState(training_failed_error=None)  # pyright: ignore[reportArgumentType]
+    waits = ReschedulingState(ControllerError(WorkerGroupStartupTimeoutError(2)))
     for _ in range(3):
         says.after_controller_state_update(None, waits)
     lines = [record.message for record in caplog.records]
@@ -212,10 +213,14 @@ def test_the_controller_says_what_it_waits_for_and_gives_up(monkeypatch, caplog)
 
 def test_the_controller_waits_without_end_or_not_at_all(monkeypatch):
     monkeypatch.setattr(ray_train, "set_up_logging", lambda: None)
-    waits: Any = ReschedulingState(training_failed_error=None)  # pyright: ignore[reportArgumentType]
+    waits = ReschedulingState(ControllerError(WorkerGroupStartupTimeoutError(2)))
     now = iter([0.0, 1e9])
     patient = SayWhatIsWaitedFor("a worker", None, lambda: next(now))
     for _ in range(2):
         patient.after_controller_state_update(None, waits)
+    hasty = SayWhatIsWaitedFor("a worker", 0.0)
+    hasty.after_controller_state_update(
+        None, ReschedulingState(ControllerError(RuntimeError("a worker died")))
+    )
     with pytest.raises(ControllerError):
-        SayWhatIsWaitedFor("a worker", 0.0).after_controller_state_update(None, waits)
+        hasty.after_controller_state_update(None, waits)
