@@ -34,6 +34,7 @@ TOOLS_OWN = re.compile(r"(^|/)(_delta_log|_checkpoints|\.hoodie|__MACOSX|\.ipynb
 MARKERS = re.compile(
     r"(^|/)(_SUCCESS|_metadata|_common_metadata|(_committed|_started)_[^/]*|\._[^/]*|\.DS_Store|[^/]*\.crc)$"
 )
+
 WITHOUT_ENDING = re.compile(r"(^|/)(?!Makefile$|Dockerfile$)[^/.]*[a-z\d][^/.]*$")
 """Unlike LICENSE."""
 

@@ -97,7 +97,7 @@ def type_of_both(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     try:
         schemas = [pa.schema([("column", kind)]) for kind in (one, other)]
         return pa.unify_schemas(schemas, promote_options="permissive").field("column").type
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+    except pa.ArrowException:
         return None
 
 
