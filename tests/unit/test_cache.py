@@ -1,5 +1,6 @@
 """The cache of remote models is its user's own: where it is, who may write into it, what is in it."""
 
+import errno
 import os
 import stat
 import tempfile
@@ -11,6 +12,7 @@ import pytest
 from wsdm_ray import storage
 from wsdm_ray.errors import StorageError
 from wsdm_ray.storage import cache as module
+from wsdm_ray.storage import folders
 
 
 @pytest.fixture
@@ -128,3 +130,58 @@ def test_a_models_identity_changes_with_its_files_and_fetches_none(home, tmp_pat
     fs.pipe_file(f"{inner}/a", b"12")
     assert storage.folder_identity(folder) != before
     assert not list(Path(home).rglob("*-*")), "nothing is cached"
+
+
+@pytest.fixture
+def model():
+    """A model folder in a store, of three files and a folder."""
+    fs = fsspec.filesystem("memory")
+    for name in ("config.json", "tokenizer.json", "model.safetensors", "checkpoints/tokenizer.json"):
+        fs.pipe_file(f"/files-of-models/gemma/{name}", name.encode())
+    yield "memory://files-of-models/gemma"
+    fs.rm("/files-of-models", recursive=True)
+
+
+NAMES = ("tokenizer.json", "config.json", "other.json")
+
+
+def test_some_files_are_fetched_alone_and_for_a_while(home, model):
+    with storage.copy_of_files(model, NAMES) as folder:
+        assert sorted(os.listdir(folder)) == ["config.json", "tokenizer.json"]
+        assert Path(folder, "tokenizer.json").read_text() == "tokenizer.json"
+        assert Path(folder).parent == Path(tempfile.gettempdir())
+    assert os.listdir(tempfile.gettempdir()) == []
+    assert storage.cached_folders() == []
+    whole = storage.local_copy(model)
+    with storage.copy_of_files(model, NAMES) as folder:
+        assert folder == whole
+    with storage.copy_of_files(whole, NAMES) as folder:
+        assert folder == whole
+    assert "model.safetensors" in os.listdir(whole)
+
+
+def test_some_files_fit_into_memory_where_the_disk_is_full(home, model, tmp_path, monkeypatch):
+    fs, fetched = fsspec.filesystem("memory"), type(fsspec.filesystem("memory")).get_file
+    full = [home, tmp_path / "temporary"]
+
+    def get_file(self, path, target, **options):
+        if any(Path(target).is_relative_to(folder) for folder in full):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fetched(self, path, target, **options)
+
+    monkeypatch.setattr(type(fs), "get_file", get_file)
+    monkeypatch.setattr(folders, "IN_MEMORY", (str(tmp_path),))
+    with storage.copy_of_files(model, NAMES) as folder:
+        assert Path(folder).parent == tmp_path
+        assert sorted(os.listdir(folder)) == ["config.json", "tokenizer.json"]
+    assert sorted(os.listdir(tmp_path)) == ["home", "temporary"]
+    full.append(tmp_path)
+    with (
+        pytest.raises(StorageError, match=r"gemma: .*No space left on device; free space on its disk"),
+        storage.copy_of_files(model, NAMES),
+    ):
+        pass
+    assert sorted(os.listdir(tmp_path)) == ["home", "temporary"]
+    monkeypatch.setattr(folders, "IN_MEMORY", ())
+    with pytest.raises(StorageError, match="No space left"), storage.copy_of_files(model, NAMES):
+        pass

@@ -1,21 +1,23 @@
 """Files that are not canonical parquet, converted to it: rows can then be read from anywhere in a file."""
 
 import atexit
-import copy
 import dataclasses
+import functools
 import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
-from wsdm_ray.inputs.faults import MALFORMED, BadFiles, Fault, FaultCounts
+from wsdm_ray.inputs.each_file import EachFile, each_here
+from wsdm_ray.inputs.faults import MALFORMED, BadFiles, Fault, FaultCounts, ends_the_process
 from wsdm_ray.inputs.files import InputFile
 from wsdm_ray.inputs.formats import FORMATS
 from wsdm_ray.inputs.parquet_rows import unchanged
@@ -71,48 +73,88 @@ class ParquetInput:
 
 
 def parquet_inputs(
-    files: Sequence[InputFile], reading: Reading, bad: BadFiles | None = None
+    files: Sequence[InputFile],
+    reading: Reading,
+    bad: BadFiles | None = None,
+    each_file: EachFile = each_here,
 ) -> list[ParquetInput]:
     """Each file as canonical parquet: itself, or a temporary copy that lives as long as this process.
 
     Args:
         bad: takes files that cannot be converted, which are left out here. None: they are raised.
+        each_file: calls what converts a file.
 
     Raises:
         DataError: a file cannot be read, or most rows of all files are malformed.
     """
     skip = bad is not None and bad.skip
+    others = [file for file in files if reading.format != "canonical" or not is_parquet(file.path)]
+    copies = conversions(others, reading, each_file) if others else {}
     counts = FaultCounts()
     inputs = []
-    folder = ""
-    for number, file in enumerate(files):
-        if reading.format == "canonical" and is_parquet(file.path):
+    for file in files:
+        made = copies.get(file)
+        if made is None:
+            as_it_is = ParquetInput(
+                file=file, columns=reading.columns, make_ids=reading.make_ids, errors_in_rows=skip
+            )
+            inputs.append(as_it_is)
+        elif isinstance(made, Converted):
+            counts.include(made.counts)
             inputs.append(
                 ParquetInput(
-                    file=file, columns=reading.columns, make_ids=reading.make_ids, errors_in_rows=skip
+                    file=dataclasses.replace(file, path=made.path, partitions=(), version=None),
+                    columns=Columns(),
+                    converted=True,
+                    given=file.path,
+                    renamed=renamed(reading),
                 )
             )
-            continue
-        folder = folder or scratch_folder()
-        target = os.path.join(folder, f"{number:06d}.parquet")
-        with unchanged(file), errors_for(folder):
-            try:
-                convert(file, reading, target, counts)
-            except DataError as error:
-                if bad is None:
-                    raise
-                bad.add(file.path, error)
-                continue
-        copy = dataclasses.replace(file, path=target, partitions=(), version=None)
-        inputs.append(
-            ParquetInput(
-                file=copy, columns=Columns(), converted=True, given=file.path, renamed=renamed(reading)
-            )
-        )
+        elif bad is None:
+            raise made
+        else:
+            bad.add(file.path, made)
     if counts.rows:
         logger.info("%d rows converted to parquet", counts.rows)
     counts.check()
     return inputs
+
+
+class Converted(NamedTuple):
+    """The copy of a file, and what is wrong with its rows."""
+
+    path: str
+    counts: FaultCounts
+
+
+def conversions(
+    files: Sequence[InputFile], reading: Reading, each_file: EachFile
+) -> dict[InputFile, Converted | DataError]:
+    """The copy of each file, or why there is none."""
+    folder = scratch_folder()
+    targets = [os.path.join(folder, f"{number:06d}.parquet") for number in range(len(files))]
+    found: dict[InputFile, Converted | DataError] = {}
+
+    def take(place: int, made: FaultCounts | DataError) -> None:
+        found[files[place]] = made if isinstance(made, DataError) else Converted(targets[place], made)
+
+    each_file(
+        functools.partial(converted, reading),
+        list(zip(files, targets, strict=True)),
+        take,
+        lambda given, reason: ends_the_process(given[0].path, reason),
+    )
+    return found
+
+
+def converted(reading: Reading, given: tuple[InputFile, str]) -> FaultCounts | DataError:
+    """Convert a file to one at the path `given` with it; gives what is wrong with its rows, or with it."""
+    file, target = given
+    with unchanged(file), errors_for(os.path.dirname(target)):
+        try:
+            return convert(file, reading, target)
+        except DataError as error:
+            return error
 
 
 def renamed(reading: Reading) -> tuple[tuple[str, str], ...]:
@@ -134,21 +176,19 @@ def scratch_folder() -> str:
     return folder
 
 
-def convert(file: InputFile, reading: Reading, target: str, counts: FaultCounts) -> None:
-    """Write the rows of one file as parquet; malformed rows are counted."""
-    before = copy.deepcopy(vars(counts))
+def convert(file: InputFile, reading: Reading, target: str) -> FaultCounts:
+    """Write the rows of one file as parquet; gives the counts of malformed rows."""
     try:
+        counts = FaultCounts()
         write(with_faults(read_rows(file, reading), file.path, counts), target)
-    except DataError:  # the file may be left out, and its rows with it
-        vars(counts).update(before)
-        raise
     except IdsChangeError:
-        vars(counts).update(before)
+        counts = FaultCounts()
         as_text = (
             (table.set_column(0, "id", table["id"].cast(pa.string())), faults)
             for table, faults in read_rows(file, reading)
         )
         write(with_faults(as_text, file.path, counts), target)
+    return counts
 
 
 class IdsChangeError(Exception):

@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 from wsdm_ray.errors import DataError
 from wsdm_ray.telemetry import counted, logger
 
-__all__ = ["DIFFERENT_PROMPTS", "MALFORMED", "BadFile", "BadFiles", "Fault", "FaultCounts"]
+__all__ = [
+    "DIFFERENT_PROMPTS",
+    "MALFORMED",
+    "BadFile",
+    "BadFiles",
+    "Fault",
+    "FaultCounts",
+    "ends_the_process",
+]
 
 NAMED_FILES = 20
 """Bad files whose errors a message has; of others, it says how many there are."""
@@ -60,6 +68,13 @@ class FaultCounts:
         self.malformed += len(bad)
         self.kinds.update(faults[row].kind or "malformed" for row in bad)
 
+    def include(self, counts: "FaultCounts") -> None:
+        """Count the rows of a further file, or files."""
+        self.first = self.first or counts.first
+        self.rows += counts.rows
+        self.malformed += counts.malformed
+        self.kinds += counts.kinds
+
     def check(self) -> None:
         """Warn of malformed rows. Raises `DataError` where most rows are malformed."""
         if self.malformed > self.rows / 2:
@@ -69,6 +84,11 @@ class FaultCounts:
             logger.warning(
                 "%d of %d rows are malformed (%s), first %s", self.malformed, self.rows, kinds, self.first
             )
+
+
+def ends_the_process(path: str, reason: str) -> DataError:
+    """What is wrong with a file that ends the processes which read it. reason: how they end."""
+    return DataError(f"{path}: reading it ends the process ({reason}); it is damaged: copy or make it anew")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from wsdm_ray.inputs.files import list_inputs, listed_versions
 from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.modeling.folder_names import check_manifest_there
 from wsdm_ray.runs import check_no_overlap, options, run_folder
+from wsdm_ray.scoring.each_apart import each_apart
 from wsdm_ray.scoring.kept_columns import NO_COLUMNS, kept_schema
 from wsdm_ray.scoring.plan import (
     ScorePlan,
@@ -158,8 +159,9 @@ def check_inputs(config: ScoreConfig) -> CheckedInputs:
     for folder in config.model:
         check_manifest_there(folder, "--model")
     plan = make_plan(
-        parquet_inputs(inputs, reading, bad), config.unit_rows,
+        parquet_inputs(inputs, reading, bad, each_apart), config.unit_rows,
         models=len(config.model), files=inputs, bad=bad, keep_duplicates=config.duplicate_ids == "keep",
+        each_file=each_apart,
     )  # fmt: skip
     keep = kept_schema(plan, config.keep_columns)
     ties = check_submission(config, config.output, given)

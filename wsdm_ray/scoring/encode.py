@@ -20,8 +20,8 @@ from wsdm_ray.scoring.kept_columns import NO_COLUMNS, encoded_kept
 from wsdm_ray.scoring.model_spec import ModelSpec
 from wsdm_ray.scoring.plan import WorkUnit
 from wsdm_ray.scoring.unit_rows import read_ids, read_with_kept
-from wsdm_ray.storage import local_copy
-from wsdm_ray.text.encoding import EncodedPairs, PairEncoder, ba_first
+from wsdm_ray.storage import copy_of_files
+from wsdm_ray.text.encoding import TOKENIZER_FILES, EncodedPairs, PairEncoder, ba_first
 from wsdm_ray.text.normalize import fix_text
 
 __all__ = [
@@ -41,7 +41,8 @@ SLICE_CHARACTERS = 1_000_000
 @functools.lru_cache(maxsize=4)
 def encoder_of(folder: str, text: TextConfig) -> PairEncoder:
     """The encoder of a model: one in each process, kept for the units that follow."""
-    return PairEncoder(local_copy(folder), text)
+    with copy_of_files(folder, TOKENIZER_FILES) as files:
+        return PairEncoder(files, text)
 
 
 def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec], keep: pa.Schema = NO_COLUMNS) -> pa.Table:

@@ -6,7 +6,6 @@ Not covered: how the rows are cut into units (`plan`), and the texts, which are 
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +16,8 @@ from wsdm_ray.config import Columns
 from wsdm_ray.data.splitting import among
 from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.conversion import ParquetInput
-from wsdm_ray.inputs.faults import BadFiles
+from wsdm_ray.inputs.each_file import EachFile, each_here
+from wsdm_ray.inputs.faults import BadFiles, ends_the_process
 from wsdm_ray.inputs.files import with_partitions
 from wsdm_ray.inputs.parquet_rows import damage_named, unchanged
 from wsdm_ray.inputs.rows import (
@@ -59,47 +59,83 @@ class FileFacts(NamedTuple):
     id_type: pa.DataType | None
 
 
-def read_files(sources: Sequence[ParquetInput], hashes: IdHashes, bad: BadFiles) -> list[FileFacts]:
-    """What the plan knows of each file, in order, but of those that cannot be read, which go to `bad`."""
+class Unreadable(NamedTuple):
+    """What is wrong with a file, and its rows where they are known."""
 
-    known: dict[tuple, Columns] = {}
+    error: DataError
+    rows: int | None = None
 
-    def read(source: ParquetInput) -> FileFacts | tuple[DataError, int | None]:
+
+def read_files(
+    sources: Sequence[ParquetInput], hashes: IdHashes, bad: BadFiles, each_file: EachFile = each_here
+) -> list[FileFacts]:
+    """What the plan knows of each file, in order, but of those that cannot be read, which go to `bad`.
+
+    Args:
+        hashes: takes those of all ids.
+        each_file: calls what reads a file.
+    """
+    found: dict[int, FileFacts | Unreadable] = {}
+
+    def take(place: int, read: tuple[FileFacts, list[np.ndarray]] | Unreadable) -> None:
+        if isinstance(read, Unreadable):
+            found[place] = read
+            return
+        found[place], parts = read
+        for part in parts:
+            hashes.add(part)
+
+    readers = READERS if any(is_remote(source.file.path) for source in sources) else LOCAL_READERS
+    each_file(
+        FactsReader(),
+        sources,
+        take,
+        lambda source, reason: Unreadable(ends_the_process(source.shown, reason)),
+        readers,
+    )
+    facts = []
+    for place, source in enumerate(sources):
+        match found[place]:
+            case FileFacts() as read:
+                facts.append(read)
+            case Unreadable(error, rows):
+                bad.add(source.shown, error, rows)
+    pa.default_memory_pool().release_unused()  # PyArrow keeps what each of the threads decoded its pages in
+    return facts
+
+
+class FactsReader:
+    """Reads what the plan knows of a file, and the hashes of its ids. Threads may share it."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple, Columns] = {}
+        """Columns by schema, of files that were checked: most files of an input have one schema."""
+
+    def __call__(self, source: ParquetInput) -> tuple[FileFacts, list[np.ndarray]] | Unreadable:
         rows: list[int] = []
         with unchanged(source.file):  # a file that changes is refused, never left out
             try:
-                return read_file(source, hashes, rows, known)
+                return read_file(source, rows, self.known)
             except DataError as error:
-                return error, rows[0] if rows else None
-
-    found = []
-    readers = READERS if any(is_remote(source.file.path) for source in sources) else LOCAL_READERS
-    with ThreadPoolExecutor(readers) as pool:
-        for source, facts in zip(sources, pool.map(read, sources), strict=True):
-            if isinstance(facts, FileFacts):
-                found.append(facts)
-            else:
-                bad.add(source.shown, *facts)
-    pa.default_memory_pool().release_unused()  # PyArrow keeps what each of the threads decoded its pages in
-    return found
+                return Unreadable(error, rows[0] if rows else None)
 
 
 def read_file(
-    source: ParquetInput, hashes: IdHashes, rows: list[int], known: dict[tuple, Columns]
-) -> FileFacts:
-    """The file with the names of its columns as it spells them, which are checked; its ids go to `hashes`.
+    source: ParquetInput, rows: list[int], known: dict[tuple, Columns]
+) -> tuple[FileFacts, list[np.ndarray]]:
+    """The file with the names of its columns as it spells them, which are checked, and its ids' hashes.
 
     A file without rows may have any columns.
 
     Args:
         rows: is given the number of rows once it is known.
-        known: columns by schema, of files that were checked: most files of an input have one schema.
+        known: of `FactsReader`.
     """
     with open_parquet(source.file.path, buffer_bytes=READ_BYTES) as file:
         total = file.metadata.num_rows
         rows.append(total)
         if not total:
-            return FileFacts(source, 0, 0, None)
+            return FileFacts(source, 0, 0, None), []
         key = (
             file.schema_arrow,
             source.columns,
@@ -111,10 +147,8 @@ def read_file(
         columns = known[key]
         lists = begins_with_lists(source, columns, file)
         source = dataclasses.replace(source, columns=columns, lists=lists)
-        id_parts = list(own_hashes(source, file))
-        for _, found in id_parts:
-            hashes.add(found)
-        return FileFacts(source, total, stored_bytes(file.metadata), id_parts[0][0])
+        kinds, hashes = zip(*own_hashes(source, file), strict=True)
+        return FileFacts(source, total, stored_bytes(file.metadata), kinds[0]), list(hashes)
 
 
 def own_hashes(source: ParquetInput, file: pq.ParquetFile) -> Iterator[tuple[pa.DataType, np.ndarray]]:

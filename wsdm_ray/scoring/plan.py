@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.conversion import ParquetInput
+from wsdm_ray.inputs.each_file import EachFile, each_here
 from wsdm_ray.inputs.faults import BadFile, BadFiles
 from wsdm_ray.inputs.files import InputFile
 from wsdm_ray.inputs.parquet_rows import compare_versions
@@ -152,6 +153,7 @@ def make_plan(
     files: Sequence[InputFile] = (),
     bad: BadFiles | None = None,
     keep_duplicates: bool = False,
+    each_file: EachFile = each_here,
 ) -> ScorePlan:
     """The units of `sources`; reads footers and ids.
 
@@ -161,6 +163,7 @@ def make_plan(
         files: all files of the input, those among them that were found bad before, too.
         bad: takes what is wrong with files; by default it is raised.
         keep_duplicates: warn of ids that are there twice, where else they are an error.
+        each_file: calls what reads a file.
 
     Raises:
         DataError: a file is not parquet, lacks a column, or has none of the right type; an id is null or
@@ -168,7 +171,7 @@ def make_plan(
     """
     bad = bad or BadFiles()
     with IdHashes() as hashes:
-        found = read_files(sources, hashes, bad)
+        found = read_files(sources, hashes, bad, each_file)
         bad.check(len(files) or len(sources))
         filled = [file for file in found if file.id_type]
         if not filled:

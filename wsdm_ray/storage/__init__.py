@@ -22,6 +22,7 @@ from wsdm_ray.storage.files import (
 from wsdm_ray.storage.folders import (
     bytes_to_fetch,
     check_writable,
+    copy_of_files,
     delete_folder,
     folder_identity,
     local_copy,
@@ -45,7 +46,13 @@ from wsdm_ray.storage.listing import (
     list_files,
 )
 from wsdm_ray.storage.names import is_description, is_hidden, is_partition, looks_like_data
-from wsdm_ray.storage.patience import STORE_TIMEOUT_SECONDS, retries, set_store_timeout
+from wsdm_ray.storage.patience import (
+    STORE_TIMEOUT_SECONDS,
+    count_retry,
+    retries,
+    set_store_timeout,
+    store_timeout,
+)
 from wsdm_ray.storage.stores import absolute, errors_for, filesystem, is_remote, join, reason
 
 __all__ = [
@@ -63,6 +70,8 @@ __all__ = [
     "cached_folders",
     "check_writable",
     "clear_cache",
+    "copy_of_files",
+    "count_retry",
     "delete_file",
     "delete_folder",
     "each_once",
@@ -96,6 +105,7 @@ __all__ = [
     "retries",
     "set_store_timeout",
     "sha256_of_files",
+    "store_timeout",
     "upload_file",
     "upload_folder",
     "write_atomic",

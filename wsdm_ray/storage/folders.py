@@ -1,13 +1,14 @@
 """Whole folders: upload, fetch, delete, and a digest of their files."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from wsdm_ray.errors import StorageError
@@ -20,6 +21,7 @@ from wsdm_ray.storage.stores import absolute, errors_for, filesystem, is_remote,
 __all__ = [
     "bytes_to_fetch",
     "check_writable",
+    "copy_of_files",
     "delete_folder",
     "folder_identity",
     "local_copy",
@@ -29,6 +31,11 @@ __all__ = [
     "upload_file",
     "upload_folder",
 ]
+
+IN_MEMORY = ("/dev/shm",) if os.path.isdir("/dev/shm") else ()
+"""Folders that take no disk."""
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def check_writable(folder: str) -> None:
@@ -155,6 +162,54 @@ def local_copy(folder: str, *, only_cached: bool = False) -> str:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+@contextlib.contextmanager
+def copy_of_files(folder: str, names: Sequence[str]) -> Iterator[str]:
+    """A local folder with those of the files `names` that `folder` has, for as long as the context lasts.
+
+    Of a folder in a store they alone are fetched, unless the cache has it: into a temporary folder, or into
+    memory where the disk is full.
+
+    Raises:
+        StorageError: there is no such folder, or the files cannot be fetched.
+    """
+    model = hub_model(folder)
+    if model is not None:
+        yield fetch(commit_of(model), names)
+    elif not is_remote(folder):
+        yield local_copy(folder)
+    else:
+        there, cached = remote_files(folder), ""
+        with contextlib.suppress(StorageError):  # no cache can be made where the disk is full
+            cached = cached_at(folder, there)
+        if os.path.isdir(cached):
+            mark_used(cached)
+            yield cached
+            return
+        with contextlib.ExitStack() as stack:
+            yield fetch_some(folder, [path for path in there if os.path.basename(path) in names], stack)
+
+
+def fetch_some(folder: str, paths: Sequence[str], stack: contextlib.ExitStack) -> str:
+    """A new folder with the files at `paths` of a store, which `stack` deletes.
+
+    Args:
+        folder: that they are in, for messages.
+    """
+    fs, _ = filesystem(folder)
+    places = (None, *IN_MEMORY)
+    for place in places:
+        with errors_for(folder):
+            try:
+                work = stack.enter_context(tempfile.TemporaryDirectory(dir=place, prefix="wsdm_ray_files_"))
+                for path in paths:
+                    fs.get_file(path, os.path.join(work, os.path.basename(path)))
+                return work
+            except OSError as error:
+                if error.errno not in DISK_IS_FULL or place == places[-1]:
+                    raise
+    raise AssertionError
 
 
 def cached_at(folder: str, names: Sequence[str]) -> str:

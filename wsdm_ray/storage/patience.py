@@ -123,10 +123,15 @@ def retries() -> dict[str, int]:
     return dict(PATIENCE.failures)
 
 
-def count_retry(scheme: str) -> None:
-    """Add one to `retries`; from any thread."""
+def store_timeout() -> float:
+    """Seconds for which operations of this process that fail are tried again."""
+    return PATIENCE.seconds
+
+
+def count_retry(scheme: str, times: int = 1) -> None:
+    """Add to `retries`; from any thread."""
     with PATIENCE.lock:
-        PATIENCE.failures[scheme] += 1
+        PATIENCE.failures[scheme] += times
 
 
 def count_retries_of_client(fs: Any, scheme: str) -> None:

@@ -21,7 +21,7 @@ from wsdm_ray.text.normalize import fix_text
 from wsdm_ray.text.truncation import balanced_budgets, truncate_middle
 from wsdm_ray.text.words import WordEncoder, words_are_independent
 
-__all__ = ["EncodedPairs", "PairEncoder", "ba_first", "read_settings"]
+__all__ = ["TOKENIZER_FILES", "EncodedPairs", "PairEncoder", "ba_first", "read_settings"]
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,15 @@ class EncodedPairs:
         return self.prefix.lengths + self.suffix_ab.lengths
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
+"""What a `PairEncoder` reads of a model folder, when it is made."""
+
+
 class PairEncoder:
     """Encodes pairs with the tokenizer of a model folder.
 
-    Only `tokenizer.json`, `tokenizer_config.json` and `config.json` are read, so a process without a model
-    and without torch can encode. Strings of special tokens inside a text are encoded as text.
+    Only the files `TOKENIZER_FILES` are read, so a process without a model and without torch can encode.
+    Strings of special tokens inside a text are encoded as text.
     """
 
     def __init__(self, folder: str, config: TextConfig):
