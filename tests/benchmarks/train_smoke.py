@@ -68,7 +68,8 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     if not (work / "base").exists():
         write_base(work / "base", config_of(given.shape), "cuda" if torch.cuda.is_available() else "cpu")
         seconds["base"] = round(time.monotonic() - started, 1)
-    random_parquet(work / "votes.parquet", given.rows, max_tokens=given.max_tokens, votes=True)
+    if not (work / "votes.parquet").exists():  # another version of them would be another input
+        random_parquet(work / "votes.parquet", given.rows, max_tokens=given.max_tokens, votes=True)
     job("prepare", input=work / "votes.parquet", output=work / "data", valid_fraction=0.1)
     base = work / "base"
     if given.precision != "none":
