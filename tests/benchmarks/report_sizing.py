@@ -125,12 +125,8 @@ def beside_hours() -> list[str]:
         read(f"train_scaling_gemma2-9b_{name}_h200.json")["results"]["runs"][-1] for name in ("two", "four")
     )
     start = {row["compile_cache"]: row["second_pass"] for row in two["start"]}
-    training = [
-        read(f"train_gpu_gemma2-9b_{name}.json")["results"]["speed"] for name in ("h200", "h200_stock")
-    ]
-    first = [
-        row["first_step_seconds"] for rows in training for row in rows if row["way"] == "w8a8-int8 shared"
-    ]
+    training = read("train_gpu_gemma2-9b_h200.json")["results"]["speed"]
+    [first] = [row["first_step_seconds"] for row in training if row["way"] == "w8a8-int8 shared"]
     lines = [
         machines(),
         f"- Four replicas on four GPUs scored {four['times_one']:.2f} times what one does. Training on two GPUs is "
@@ -138,7 +134,7 @@ def beside_hours() -> list[str]:
         "More were not timed.",
         f"- A replica of gemma2-9b starts in {start['empty']:.0f} s, and in {start['full']:.0f} s where its kernels are "
         f"compiled already, with weights on a local disk. The first step of training gemma2-9b as "
-        f"`w8a8-int8` on an H200 takes {min(first):.0f} to {max(first):.0f} s, with compilation.",
+        f"`w8a8-int8` on an H200 takes {first:.0f} s, with compilation.",
         "- Validation during training comes on top: a forward pass over the valid set at each checkpoint.",
     ]
     for job, name, precision in (("score", "Scoring", "w8a8-fp8"), ("train", "Training", "w8a8-int8")):
@@ -210,8 +206,8 @@ def least_memory() -> list[str]:
     """What training takes where every layer recomputes, by the arithmetic that chooses how many do."""
     lines = [
         f"What training takes at least, where every layer recomputes, in micro-batches of {LEAST_TOKENS:,} tokens. "
-        "Activations are by the arithmetic that `--gradient-checkpointing auto` uses. Peaks above other than those of "
-        "gemma2-9b at 8,192 tokens are of earlier code, which kept more. A 32B model was not timed.",
+        "Activations are by the arithmetic that `--gradient-checkpointing auto` uses. A 32B "
+        "model was not timed.",
         "",
         "| model | base as `w8a8-int8` | adapter, trained | activations | in all |",
         "|---|---|---|---|---|",

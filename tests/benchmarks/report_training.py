@@ -88,12 +88,19 @@ def idle_gpu(report: dict[str, Any]) -> list[str]:
     speed = next(row for row in results["speed"] if row["way"] == timeline["way"])
     step = 1e3 * report["settings"]["pairs"] / speed["pairs_per_second"]["median"]
     busy = timeline["milliseconds"] * (1 - timeline["idle_share"])
-    return [
+    lines = [
         "",
-        f"`{timeline['way']}`: kernels run for {busy:,.0f} ms of a step of {step:,.0f} ms, so the GPU is idle for "
-        f"{1 - busy / step:.1%}; under the profiler, whose step took {timeline['milliseconds']:,.0f} ms, for "
-        f"{timeline['idle_share']:.1%}.",
+        f"`{timeline['way']}`: kernels run for {busy:,.0f} ms under the profiler, whose step took "
+        f"{timeline['milliseconds']:,.0f} ms, so the GPU is idle for {timeline['idle_share']:.1%} there. Other "
+        f"steps take {step:,.0f} ms, which leaves {max(1 - busy / step, 0):.1%}.",
     ]
+    if rows := results.get("ceiling"):
+        speeds = ", ".join(f"{row['pass_tokens_per_second']:,.0f} of `{row['held']}`" for row in rows)
+        lines += [
+            "",
+            f"The GEMMs of all layers alone, forward and of the input's gradient: {speeds} tokens/s.",
+        ]
+    return lines
 
 
 def train_scaling(results: dict[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,14 @@ def main() -> None:
     parser.add_argument("--override", nargs="*", default=[], help="options for train, without their dashes")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    results = run(given)
     settings = {name: value for name, value in vars(given).items() if name not in ("json", "work")}
     path = given.json or HERE / "results" / f"train_smoke_{given.shape}.json"
-    write_result(path, str(__doc__).splitlines()[0], settings, results)
+    for results in run(given):
+        write_result(path, str(__doc__).splitlines()[0], settings, results)
 
 
-def run(given: argparse.Namespace) -> dict[str, Any]:
-    """The seconds of each job, and what each preset's training and scoring were like."""
+def run(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The seconds of each job, and what each preset's training and scoring were like, after each preset."""
     work, seconds = given.work, {}
     work.mkdir(parents=True, exist_ok=True)
     environment = os.environ | limited(given.memory_gib)
@@ -86,13 +87,13 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         presets[preset] = of_training(at / "model")
         print(preset, json.dumps(presets[preset]), flush=True)
-        if given.only_train:
-            continue
-        job("score", f"score {preset}", model=at / "model", input=work / "data/valid", output=at / "scored")
-        job("evaluate", f"evaluate {preset}", predictions=at / "scored", votes=work / "data/valid",
-            output=at / "report")  # fmt: skip
-        presets[preset]["scoring"] = json.loads((at / "scored.run/run.json").read_text())["throughput"]
-    return {"seconds": seconds, "all_seconds": round(time.monotonic() - started, 1), "presets": presets}
+        if not given.only_train:
+            job("score", f"score {preset}", model=at / "model", input=work / "data/valid",
+                output=at / "scored")  # fmt: skip
+            job("evaluate", f"evaluate {preset}", predictions=at / "scored", votes=work / "data/valid",
+                output=at / "report")  # fmt: skip
+            presets[preset]["scoring"] = json.loads((at / "scored.run/run.json").read_text())["throughput"]
+        yield {"seconds": seconds, "all_seconds": round(time.monotonic() - started, 1), "presets": presets}
 
 
 def words_of(option: str, value: Any) -> list[str]:

@@ -131,7 +131,7 @@ class TrainConfig(StoreConfig):
     """auto: on a GPU one row without padding, packed, or shared where the family soft-caps its attention
     scores; else padded."""
     token_budget: int = 16_384
-    """The most tokens of one micro-batch."""
+    """The most tokens of one micro-batch. A GPU with too little memory for it takes half, or half of that."""
     micro_batches: int | None = None
     """The fewest micro-batches of a step over all workers; by default --num-workers. Fix it to get the same
     numbers from another --num-workers."""

@@ -97,35 +97,35 @@ MEASURED: tuple[Measured, ...] = (
         source="score_gpu_qwen25-14b_h200.json", way="bf16 shared",
     ),
     Measured(
-        job="train", gpu=H200, model="gemma2-9b", precision="w8a8-int8", tokens_per_second=16_530,
+        job="train", gpu=H200, model="gemma2-9b", precision="w8a8-int8", tokens_per_second=16_714,
         source="train_gpu_gemma2-9b_h200.json", way="w8a8-int8 shared", memory_gib=79,
     ),
     Measured(
-        job="train", gpu=H200, model="gemma2-9b", precision="w8a8-fp8", tokens_per_second=15_860,
+        job="train", gpu=H200, model="gemma2-9b", precision="w8a8-fp8", tokens_per_second=16_239,
         source="train_gpu_gemma2-9b_h200.json", way="w8a8-fp8 shared", memory_gib=79,
     ),
     Measured(
-        job="train", gpu=H200, model="gemma2-9b", precision="none", tokens_per_second=12_370,
+        job="train", gpu=H200, model="gemma2-9b", precision="none", tokens_per_second=12_380,
         source="train_gpu_gemma2-9b_h200.json", way="none shared", memory_gib=79,
     ),
     Measured(
-        job="train", gpu=H200, model="gemma2-9b", precision="bnb-int8", tokens_per_second=12_129,
+        job="train", gpu=H200, model="gemma2-9b", precision="bnb-int8", tokens_per_second=12_084,
         source="train_gpu_gemma2-9b_h200.json", way="bnb-int8 shared", memory_gib=79,
     ),
     Measured(
-        job="train", gpu=H200, model="gemma2-9b", precision="nf4", tokens_per_second=8_347,
+        job="train", gpu=H200, model="gemma2-9b", precision="nf4", tokens_per_second=8_459,
         source="train_gpu_gemma2-9b_24gb_h200.json", way="nf4 shared", memory_gib=23,
     ),
     Measured(
-        job="train", gpu=H200, model="llama3-8b", precision="w8a8-int8", tokens_per_second=22_199,
+        job="train", gpu=H200, model="llama3-8b", precision="w8a8-int8", tokens_per_second=22_176,
         source="train_gpu_llama3-8b_h200.json", way="w8a8-int8 packed", memory_gib=79,
     ),
     Measured(
-        job="train", gpu=H200, model="llama3-8b", precision="none", tokens_per_second=15_680,
+        job="train", gpu=H200, model="llama3-8b", precision="none", tokens_per_second=15_691,
         source="train_gpu_llama3-8b_h200.json", way="none packed", memory_gib=79,
     ),
     Measured(
-        job="train", gpu=H200, model="qwen25-14b", precision="w8a8-int8", tokens_per_second=10_350,
+        job="train", gpu=H200, model="qwen25-14b", precision="w8a8-int8", tokens_per_second=11_497,
         source="train_gpu_qwen25-14b_h200.json", way="w8a8-int8 packed", memory_gib=79,
     ),
 )  # fmt: skip

@@ -25,6 +25,7 @@ from wsdm_ray.training.encode import encode_rows
 from wsdm_ray.training.policy import (
     compile_pays_off,
     least_activation_bytes,
+    least_token_budget,
     optimizer_bytes,
     runs_decoder_on_gpu,
 )
@@ -38,7 +39,7 @@ LINEAR_BYTES = {"fp32": 4, "bf16": 2, "w8a8-int8": 1, "w8a8-fp8": 1, "bnb-int8":
 
 
 def gpu_need(config: TrainConfig, manifest: Manifest, steps: int) -> GpuNeed:
-    """What a worker takes of its GPU: the base, all that trains, and a micro-batch whose layers recompute.
+    """What a worker takes of its GPU: the base, all that trains, and the smallest micro-batch, recomputed.
 
     Args:
         manifest: what the checkpoints will say of themselves. steps: of the run.
@@ -58,8 +59,9 @@ def gpu_need(config: TrainConfig, manifest: Manifest, steps: int) -> GpuNeed:
     compiled = config.compile == "yes" or (
         config.compile == "auto" and compile_pays_off(decoder, "cuda", steps)
     )
+    tokens = least_token_budget(config)
     batch = least_activation_bytes(
-        config.token_budget, shape_of(network), network.intermediate_size, config.lora.r, compiled=compiled
+        tokens, shape_of(network), network.intermediate_size, config.lora.r, compiled=compiled
     )
     held = whole if quantization == "none" else quantization
     others = bytes_of_others(config, parameters_of(settings).linear * LINEAR_BYTES[held], network)
@@ -67,7 +69,7 @@ def gpu_need(config: TrainConfig, manifest: Manifest, steps: int) -> GpuNeed:
         fixed_bytes=weights + bytes_each * trained - others,
         batch_bytes=max(batch, others),  # a base is whole while it is loaded
         what=f"weights as {held}, adapter and AdamW's state",
-        remedy="choose a --quantization that takes less, a lower --token-budget, or a larger GPU",
+        remedy="choose a --quantization that takes less, a lower --text.max-tokens, or a larger GPU",
     )
 
 

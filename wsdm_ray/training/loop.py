@@ -110,8 +110,8 @@ class Trainer:
         self.layout = self.resolved.layout
         self.model = prepare_model(config, base, self.resolved, self.device, dtype, self.group)
         self.network = self.model.network
-        self.token_budget = config.token_budget
-        """Of a micro-batch; less than was asked for where memory ran out."""
+        self.token_budget = self.model.token_budget
+        """Of a micro-batch; less than was asked for where memory is short, or ran out."""
         self.memory_ran_out = 0
         """How many times it did so far, in this process."""
         self.parameters = trainable_parameters(self.network)
@@ -395,6 +395,6 @@ class Trainer:
         """Continue from a checkpoint of `save`."""
         load_adapter_weights(self.network, folder)
         self.step, budget = load_state(self.optimizer, folder)
-        self.token_budget = budget or self.config.token_budget
+        self.token_budget = min(budget or self.token_budget, self.token_budget)
         lines = (Path(folder) / METRICS_FILE).read_text().splitlines()
         self.metrics = [StepMetrics.from_row(json.loads(line)) for line in lines]

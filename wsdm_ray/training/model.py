@@ -32,7 +32,14 @@ from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.storage import local_copy
 from wsdm_ray.telemetry import logger
 from wsdm_ray.training.distributed import WorkerGroup
-from wsdm_ray.training.policy import ResolvedOptions, layers_to_recompute, optimizer_bytes
+from wsdm_ray.training.policy import (
+    ResolvedOptions,
+    budget_that_fits,
+    layers_to_recompute,
+    least_activation_bytes,
+    least_token_budget,
+    optimizer_bytes,
+)
 
 __all__ = ["DecoderModel", "TrainingModel", "TransformersModel", "prepare_model"]
 
@@ -41,6 +48,8 @@ class TrainingModel(Protocol):
     """What a training run does with its network."""
 
     network: nn.Module
+    token_budget: int
+    """Of a micro-batch: as the options have it, or less where memory does not allow that."""
 
     def logits(self, layout: Layout) -> torch.Tensor:
         """Logits of each ordering of a micro-batch: float32 [S, 2]."""
@@ -66,11 +75,14 @@ class TrainingModel(Protocol):
 class TransformersModel:
     """The network's own forward pass. Args: as of `prepare_model`."""
 
-    def __init__(self, network: nn.Module, config: TrainConfig):
+    def __init__(self, network: nn.Module, config: TrainConfig, group: WorkerGroup):
         self.network, self.config = network, config
         self.recomputes = False
-        if recomputed_layers(network, config, config.token_budget, compiled=False):
+        memory = ActivationMemory(network, config, compiled=False)
+        self.token_budget = memory.token_budget(group)
+        if memory.recomputed_layers(self.token_budget):
             self.save_memory()
+            logger.info("train: all layers recompute their activations")
 
     def logits(self, layout: Layout) -> torch.Tensor:
         return ordering_logits(self.network, layout)
@@ -105,28 +117,29 @@ class DecoderModel:
     ):
         self.network, self.config = network, config
         self.on_gpu = next(network.parameters()).device.type == "cuda"
-        self.full_row = self.row_tokens(config.token_budget)
-        self.decoder = TrainingDecoder(network, dtype, compiled=compiled, usual_tokens=self.full_row)
+        self.decoder = TrainingDecoder(network, dtype, compiled=compiled)
         if config.shard_base and group.size > 1:
             self.decoder.shard_weights(group)
             if self.on_gpu:
                 forget_peak_memory()
-        self.decoder.recomputed = recomputed_layers(
-            network,
-            config,
-            self.full_row,
-            compiled=compiled,
-            reserved_bytes=self.decoder.weights.gathered_bytes,
-        )
+        reserved = self.decoder.weights.gathered_bytes
+        memory = ActivationMemory(network, config, compiled=compiled, reserved_bytes=reserved)
+        self.token_budget = memory.token_budget(group)
+        self.full_row = self.row_tokens(self.token_budget)
+        self.decoder.usual_tokens = self.full_row
+        self.decoder.recomputed = memory.recomputed_layers(self.full_row)
+        if self.decoder.recomputed:
+            layers = self.decoder.recomputed, len(self.decoder.layers)
+            logger.info("train: %d of %d layers recompute their activations", *layers)
 
     def logits(self, layout: Layout) -> torch.Tensor:
         return self.decoder.logits(layout)
 
     def row_tokens(self, tokens: int) -> int:
-        return padded_tokens(tokens, self.config.token_budget) if self.on_gpu else tokens
+        return padded_tokens(tokens, self.token_budget) if self.on_gpu else tokens
 
     def compiled_rows(self) -> tuple[int, ...]:
-        return (self.full_row, self.row_tokens(self.config.token_budget // 2)) if self.on_gpu else ()
+        return (self.full_row, self.row_tokens(self.token_budget // 2)) if self.on_gpu else ()
 
     def passes(self, most: int, *, backward: bool) -> AbstractContextManager[None]:
         return self.decoder.weights.passes(most, backward=backward)
@@ -177,7 +190,7 @@ def prepare_model(
         return DecoderModel(network, config, compiled, dtype, group)
     if compiled:
         compile_layers(network)
-    return TransformersModel(network, config)
+    return TransformersModel(network, config, group)
 
 
 def check_gpu(quantization: str, capability: Capability) -> None:
@@ -204,28 +217,54 @@ def check_alike(resolved: ResolvedOptions, group: WorkerGroup) -> None:
         )
 
 
-def recomputed_layers(
-    network: nn.Module, config: TrainConfig, tokens: int, *, compiled: bool, reserved_bytes: int = 0
-) -> int:
-    """Layers of a network of `add_lora` that compute their activations again in the backward pass.
+class ActivationMemory:
+    """What is free of a GPU for micro-batches, beside weights, gradients and the optimizer's state.
 
     Args:
-        tokens: of the largest micro-batch.
+        network: of `add_lora`.
         reserved_bytes: of free memory, for others.
     """
-    model: Any = unwrap_peft(network)
-    shape, option = shape_of(model.config), config.gradient_checkpointing
-    layers = len(shape.layer_types)
-    if option != "auto" or model.get_input_embeddings().weight.device.type == "cpu":
-        return layers if option == "yes" else 0
-    trained = sum(parameter.numel() for parameter in trainable_parameters(network).values())
-    free = 0.95 * free_gpu_bytes() - optimizer_bytes(config.optimizer.kind) * trained - reserved_bytes
-    needed = layers_to_recompute(
-        free, tokens, shape, model.config.intermediate_size, config.lora.r, compiled=compiled
-    )
-    if needed:
-        logger.info("train: %d of %d layers recompute their activations, for memory", needed, layers)
-    return needed
+
+    def __init__(self, network: nn.Module, config: TrainConfig, *, compiled: bool, reserved_bytes: int = 0):
+        model: Any = unwrap_peft(network)
+        self.config, self.shape = config, shape_of(model.config)
+        self.sizes = self.shape, model.config.intermediate_size, config.lora.r
+        self.compiled = compiled
+        self.device = model.get_input_embeddings().weight.device.type
+        if self.device != "cpu":
+            trained = sum(parameter.numel() for parameter in trainable_parameters(network).values())
+            taken = optimizer_bytes(config.optimizer.kind) * trained + reserved_bytes
+            self.free_bytes = 0.95 * free_gpu_bytes() - taken
+
+    def token_budget(self, group: WorkerGroup) -> int:
+        """The token budget that fits on the GPU of every worker, at most that of the options."""
+        if self.device == "cpu":
+            return self.config.token_budget
+        recomputes = self.config.gradient_checkpointing != "no"
+        asked, least = self.config.token_budget, least_token_budget(self.config)
+        fits = budget_that_fits(
+            asked,
+            least,
+            self.free_bytes,
+            lambda tokens: least_activation_bytes(
+                tokens, *self.sizes, compiled=self.compiled, recomputes=recomputes
+            ),
+        )
+        fits = asked - group.largest(asked - fits, self.device)  # the smallest of all workers
+        if fits < asked:
+            logger.info("train: --token-budget is %d, for memory", fits)
+        return fits
+
+    def recomputed_layers(self, tokens: int) -> int:
+        """Layers that compute their activations again in the backward pass.
+
+        Args:
+            tokens: of the largest micro-batch.
+        """
+        option, layers = self.config.gradient_checkpointing, len(self.shape.layer_types)
+        if option != "auto" or self.device == "cpu":
+            return layers if option == "yes" else 0
+        return layers_to_recompute(self.free_bytes, tokens, *self.sizes, compiled=self.compiled)
 
 
 def enable_gradient_checkpointing(network: nn.Module, *, reentrant: bool) -> None:

@@ -1,5 +1,6 @@
 """What the options of `train` mean whose value is `auto`: pure functions of the options, device and model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,14 @@ from wsdm_ray.modeling.precision import W8A8
 
 __all__ = [
     "ResolvedOptions",
+    "budget_that_fits",
     "check_shard_base",
     "compile_pays_off",
     "fastest_layout",
     "fastest_quantization",
     "layers_to_recompute",
     "least_activation_bytes",
+    "least_token_budget",
     "optimizer_bytes",
     "resolve_options",
     "runs_decoder",
@@ -181,11 +184,39 @@ def layers_to_recompute(
 
 
 def least_activation_bytes(
-    tokens: int, shape: Shape, intermediate_size: int, lora_rank: int, *, compiled: bool
+    tokens: int,
+    shape: Shape,
+    intermediate_size: int,
+    lora_rank: int,
+    *,
+    compiled: bool,
+    recomputes: bool = True,
 ) -> int:
-    """Bytes of a micro-batch where all layers compute again; the arguments are of `layers_to_recompute`."""
+    """Bytes of a micro-batch where all layers compute again, or, without `recomputes`, none.
+
+    The other arguments are of `layers_to_recompute`.
+    """
     kept, inputs = layer_bytes(tokens, shape, intermediate_size, lora_rank, compiled=compiled)
-    return len(shape.layer_types) * inputs + BACKWARD_LAYERS * kept
+    return len(shape.layer_types) * (inputs if recomputes else kept) + BACKWARD_LAYERS * kept
+
+
+def least_token_budget(config: TrainConfig) -> int:
+    """Tokens that a micro-batch must be able to hold: those of the longest pair in both orders."""
+    return 2 * config.text.max_tokens
+
+
+def budget_that_fits(
+    token_budget: int, least: int, free_bytes: float, bytes_of: Callable[[int], float]
+) -> int:
+    """The largest of `token_budget`, its half, the half of that and so on whose micro-batch fits into memory.
+
+    Args:
+        least: tokens that a micro-batch must be able to hold, which are the answer where none fits.
+        bytes_of: what a micro-batch of so many tokens takes.
+    """
+    while token_budget > least and bytes_of(token_budget) > free_bytes:
+        token_budget = max(token_budget // 2, least)
+    return token_budget
 
 
 def optimizer_bytes(kind: str) -> int:

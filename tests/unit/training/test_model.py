@@ -1,11 +1,13 @@
 """The network of a run: gradient checkpointing saves memory; int8 weights meet activations as they are."""
 
 import dataclasses
+import itertools
 import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,15 +19,19 @@ from tests.unit.training.conftest import learnable_votes
 from wsdm_ray.errors import ConfigError
 from wsdm_ray.modeling import sharded_weights
 from wsdm_ray.modeling.classifier import unwrap_peft
+from wsdm_ray.modeling.families import shape_of
 from wsdm_ray.modeling.loading import load_scorer
 from wsdm_ray.modeling.memory_errors import is_oom
 from wsdm_ray.packing.layouts import Layout
 from wsdm_ray.schema import Ordering
 from wsdm_ray.scoring.engine import log_odds
+from wsdm_ray.training import model
 from wsdm_ray.training.distributed import WorkerGroup
 from wsdm_ray.training.loop import Trainer
-from wsdm_ray.training.model import check_alike, check_gpu
-from wsdm_ray.training.policy import ResolvedOptions
+from wsdm_ray.training.model import ActivationMemory, check_alike, check_gpu
+from wsdm_ray.training.policy import ResolvedOptions, least_activation_bytes
+
+ALONE = WorkerGroup()
 
 
 def test_gradient_checkpointing_changes_nothing(trainer_of):
@@ -78,6 +84,50 @@ def test_gradient_checkpointing_lets_go_of_the_inputs_of_llm_int8(trainer_of):
         logits.sum().backward()
     assert alive["no"] > 5
     assert alive["yes"] <= 1
+
+
+def test_the_token_budget_is_what_the_gpus_of_all_workers_allow(trainer_of, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="wsdm_ray")
+    trainer = trainer_of()
+    network, config = trainer.network, trainer.config
+
+    def budget(free: float, group: Any = ALONE, **options: Any) -> int:
+        monkeypatch.setattr(model, "free_gpu_bytes", lambda: free)
+        asked = dataclasses.replace(config, **options)
+        return ActivationMemory(network, asked, compiled=True).token_budget(group)
+
+    assert budget(0.0) == 400, "on a CPU, whose memory is not asked"
+    network.to("meta")  # as little a CPU as a GPU is
+    trained = sum(parameter.numel() for parameter in trainer.parameters.values())
+    sizes = shape_of(unwrap_peft(network).config), unwrap_peft(network).config.intermediate_size, 4
+    needed = {
+        tokens: (least_activation_bytes(tokens, *sizes, compiled=True) + 12 * trained + 1) / 0.95
+        for tokens in (192, 200, 400)
+    }
+    assert budget(needed[400]) == 400
+    assert not caplog.messages
+    assert budget(needed[200]) == 200
+    assert caplog.messages == ["train: --token-budget is 200, for memory"]
+    assert budget(needed[192]) == budget(0.0) == 192, "two texts of --text.max-tokens"
+    assert budget(needed[400], gradient_checkpointing="no") < 400
+    other: Any = SimpleNamespace(largest=lambda number, device: max(number, 200))
+    assert budget(needed[400], other) == 200
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_a_run_keeps_within_what_the_gpus_allow(trainer_of, monkeypatch, tmp_path, layout):
+    quantization = {"padded": "none", "packed": "w8a8-int8"}[
+        layout
+    ]  # the decoder runs the second on CPUs, too
+    whole = trainer_of(layout=layout, quantization=quantization)
+    list(itertools.islice(whole.steps(), 1))
+    whole.save(str(tmp_path))
+    monkeypatch.setattr(ActivationMemory, "token_budget", lambda *given: 200)
+    trainer = trainer_of(layout=layout, quantization=quantization)
+    batches = trainer.prepare_step(0)[1]
+    assert (batches.token_budget, max(batches.costs) <= 200) == (200, True)
+    trainer.restore(str(tmp_path))
+    assert trainer.token_budget == 200, "what the checkpoint's GPU had room for is too much here"
 
 
 def test_less_memory_can_be_taken_once(trainer_of):

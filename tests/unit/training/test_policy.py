@@ -11,6 +11,7 @@ from wsdm_ray.errors import ConfigError
 from wsdm_ray.modeling.families import FAMILIES, Shape
 from wsdm_ray.training.policy import (
     ResolvedOptions,
+    budget_that_fits,
     compile_pays_off,
     fastest_layout,
     fastest_quantization,
@@ -125,3 +126,14 @@ def test_as_many_layers_recompute_as_memory_asks_for():
     assert layers(65, 16_384) < 20 < layers(65, 16_384, compiled=False) <= 42
     least = least_activation_bytes(16_384, GEMMA2_9B, 14_336, 64, compiled=True) / 1e9
     assert (layers(least, 16_384), layers(least + 2, 16_384)) == (42, 41), "with less, no number is enough"
+
+
+def test_the_token_budget_is_halved_until_a_micro_batch_fits():
+    for free, expected in ((1e9, 1_000), (1000.0, 1_000), (999.0, 500), (499.0, 250), (249.0, 200), (0, 200)):
+        assert budget_that_fits(1_000, 200, free, float) == expected
+    assert budget_that_fits(200, 200, 0.0, float) == 200
+    none, all_layers = (
+        least_activation_bytes(8_192, GEMMA2_9B, 14_336, 64, compiled=True, recomputes=recomputes)
+        for recomputes in (False, True)
+    )
+    assert none == pytest.approx(all_layers * (42 + 3) / (3 + 42 * 7_168 / 119_680), rel=0.01)

@@ -116,7 +116,10 @@ def test_what_a_worker_takes(given):
     )
     less = gpu_need(dataclasses.replace(given, optimizer=optimizer), manifest, 1_000)
     assert found.fixed_bytes - less.fixed_bytes == 6 * trained > 0
-    twice = dataclasses.replace(given, token_budget=2 * given.token_budget)
+    large = dataclasses.replace(given, token_budget=2 * given.token_budget)
+    assert gpu_need(large, manifest, 1_000) == found, "of which a GPU may take less"
+    text = dataclasses.replace(given.text, max_tokens=2 * given.text.max_tokens)
+    twice = dataclasses.replace(large, text=text)
     assert gpu_need(twice, manifest, 1_000).batch_bytes == 2 * found.batch_bytes
     assert gpu_need(given, manifest, 10).batch_bytes > found.batch_bytes, "so few steps are not compiled"
 
