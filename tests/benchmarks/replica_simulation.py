@@ -79,6 +79,7 @@ def simulate(folder: Path, replicas: int, given: argparse.Namespace) -> dict[str
         address="local", num_cpus=2 * processes, num_gpus=0, include_dashboard=False,
         object_store_memory=replicas * OBJECT_STORE_BYTES, logging_level=logging.WARNING,
     )  # fmt: skip
+    memory = PeakMemory()
     run = check(
         ScoreConfig(
             model=(str(folder / "model"),),
@@ -100,6 +101,7 @@ def simulate(folder: Path, replicas: int, given: argparse.Namespace) -> dict[str
     started = time.monotonic()
     reports = ray_data.score_units(run, run.plan.units).reports
     wall, used = time.monotonic() - started, sum(driver.cpu_times()[:2]) - used
+    peak = memory.stop()
     ray.shutdown()
     assert sum(report.rows for report in reports) == given.rows
     times = [np.loadtxt(path, ndmin=2) for path in (folder / "times").iterdir()]
@@ -114,8 +116,33 @@ def simulate(folder: Path, replicas: int, given: argparse.Namespace) -> dict[str
         "idle_share": {"mean": float(np.mean(idle)), "max": float(np.max(idle))},
         "idle_share_at_the_end": {"mean": float(np.mean(at_the_end)), "max": float(np.max(at_the_end))},
         "driver_cpu_seconds": round(used, 1),
-        "driver_memory_mib": round(driver.memory_info().rss / 2**20),
+        "driver_peak_mib": peak,
     }
+
+
+class PeakMemory:
+    """The most memory that this process takes until `stop`, looked at every second."""
+
+    def __init__(self) -> None:
+        self.peak = {"own": 0, "with_object_store": 0}
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+
+    def watch(self) -> None:
+        while not self.stopping.wait(1.0):
+            lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            own, shared, files = (
+                int(lines[f"Rss{kind}"].split()[0]) // 1024 for kind in ("Anon", "Shmem", "File")
+            )
+            for name, taken in (("own", own + files), ("with_object_store", own + files + shared)):
+                self.peak[name] = max(self.peak[name], taken)
+
+    def stop(self) -> dict[str, int]:
+        """In MiB: memory of its own, libraries included, and with the object store's pages that it has seen."""
+        self.stopping.set()
+        self.thread.join()
+        return self.peak
 
 
 def make_rows(path: Path, rows: int) -> None:
