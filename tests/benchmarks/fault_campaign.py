@@ -1,6 +1,7 @@
 """Is the output of `score` the same whatever strikes the run?
 
     PYTHONPATH=. python tests/benchmarks/fault_campaign.py [--runs 100] [--seed 0] [--rows 20000]
+    PYTHONPATH=. python tests/benchmarks/fault_campaign.py --join FIRST.json SECOND.json
 
 Each run scores the same pairs from S3 to S3 on a Ray cluster of two nodes of this machine, with a function
 of the tokens in place of a network. The seed decides what strikes it, and when: a kill -9 of a replica, a
@@ -8,12 +9,14 @@ reader, the driver or a node; requests that fail, or a store that is away; a row
 process which has it; a disk that is full over a unit, or whenever a replica starts; two drivers at once; a
 clock that jumps. It is resumed until it is done, and compared with a run that nothing struck: the same ids in
 the same order, identical probabilities, no other file; and no traceback is shown. Writes
-results/fault_campaign.json, or --json; exits with 1 where a run is wrong.
+results/fault_campaign.json, or --json; exits with 1 where a run is wrong. --join writes campaigns of other
+seeds, which may run at the same time, as one.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import json
 import os
 import sys
 import tempfile
@@ -21,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from common import HERE, write_result
 
@@ -43,6 +47,9 @@ from wsdm_ray.storage import filesystem
 
 def main() -> None:
     given = arguments()
+    if given.join:
+        join(given)
+        return
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder, campaign_in(Path(folder), given) as made:
         started = time.monotonic()
         calm_output = f"{made.bucket}/calm"
@@ -78,6 +85,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--away-seconds", type=float, default=60.0, help="of the store")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), help="draw from these")
     parser.add_argument("--keep", type=Path, help="a folder for the logs of runs that are wrong")
+    parser.add_argument("--join", nargs="+", type=Path, help="JSON files of campaigns; none is run")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "fault_campaign.json")
     given = parser.parse_args()
     given.rows -= given.rows % given.files
@@ -122,6 +130,21 @@ def cut(nodes: Nodes) -> None:
     nodes.nodes[1] = nodes.add(2)
 
 
+def join(given: argparse.Namespace) -> None:
+    """Write the runs of campaigns of the same code, versions, hardware and settings as those of one."""
+    reports = [json.loads(path.read_text()) for path in given.join]
+    first, results = reports[0], [report.pop("results") for report in reports]
+    seed = min(report["settings"].pop("seed") for report in reports)
+    if any(report != first for report in reports):
+        sys.exit("error: --join: campaigns of different commits, versions, hardware or settings")
+    runs = sorted((Outcome(**run) for result in results for run in result["each"]), key=lambda run: run.seed)
+    if len({run.seed for run in runs}) < len(runs):
+        sys.exit("error: --join: a seed is there twice")
+    first["settings"] = {"seed": seed} | first["settings"]
+    report = first | {"results": summary(runs)}
+    given.json.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+
+
 def line(outcome: Outcome) -> str:
     """A run as one line."""
     found = "WRONG " + "; ".join(outcome.wrong) if outcome.wrong else "right"
@@ -129,13 +152,13 @@ def line(outcome: Outcome) -> str:
     return f"{outcome.seed:5} {struck:32} drivers {outcome.statuses} {outcome.seconds:5.0f} s  {found}"
 
 
-def write(given: argparse.Namespace, outcomes: list[Outcome]) -> None:
-    """Write what is known so far."""
+def summary(outcomes: list[Outcome]) -> dict[str, Any]:
+    """What is known of runs."""
     struck = Counter(kind for outcome in outcomes for kind in outcome.struck)
     requests = Counter[str]()
     for outcome in outcomes:
         requests.update(outcome.faults)
-    results = {
+    return {
         "runs": len(outcomes),
         "right": sum(not outcome.wrong for outcome in outcomes),
         "struck": {kind: struck[kind] for kind in KINDS},
@@ -144,13 +167,17 @@ def write(given: argparse.Namespace, outcomes: list[Outcome]) -> None:
         "seconds": round(sum(outcome.seconds for outcome in outcomes)),
         "each": [dataclasses.asdict(outcome) for outcome in outcomes],
     }
+
+
+def write(given: argparse.Namespace, outcomes: list[Outcome]) -> None:
+    """Write what is known so far."""
     settings = {
         "seed": given.seed,
         "rows": given.rows,
         "files": given.files,
         "kinds": given.kinds or list(KINDS),
     }
-    write_result(given.json, str(__doc__).splitlines()[0], settings, results)
+    write_result(given.json, str(__doc__).splitlines()[0], settings, summary(outcomes))
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ class PeakMemory:
                 self.peak[name] = max(self.peak[name], taken)
 
     def stop(self) -> dict[str, int]:
-        """In MiB: memory of its own, libraries included, and with the object store's pages that it has seen."""
+        """In MiB: memory of its own, with libraries, and with the object store's pages that it has seen."""
         self.stopping.set()
         self.thread.join()
         return self.peak

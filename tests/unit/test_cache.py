@@ -185,3 +185,15 @@ def test_some_files_fit_into_memory_where_the_disk_is_full(home, model, tmp_path
     monkeypatch.setattr(folders, "IN_MEMORY", ())
     with pytest.raises(StorageError, match="No space left"), storage.copy_of_files(model, NAMES):
         pass
+
+
+def test_some_files_fit_into_memory_where_no_disk_takes_a_file(home, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+    monkeypatch.setattr(folders, "IN_MEMORY", (str(tmp_path),))
+    with storage.copy_of_files(model, NAMES) as folder:
+        assert Path(folder).parent == tmp_path
+    monkeypatch.setattr(folders, "IN_MEMORY", ())
+    said = "gemma: no folder takes temporary files; free space on the disk, or set TMPDIR"
+    with pytest.raises(StorageError, match=said), storage.copy_of_files(model, NAMES):
+        pass

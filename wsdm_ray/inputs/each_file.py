@@ -1,4 +1,4 @@
-"""A function of each of many files, here in threads of this process; `score` has a way that outlives them."""
+"""A function of each of many files, here in threads of this process; `score` has one for files that crash."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -88,7 +88,8 @@ class FaultCounts:
 
 def ends_the_process(path: str, reason: str) -> DataError:
     """What is wrong with a file that ends the processes which read it. reason: how they end."""
-    return DataError(f"{path}: reading it ends the process ({reason}); it is damaged: copy or make it anew")
+    cause = "it is damaged, or takes more memory than there is" if "signal 9" in reason else "it is damaged"
+    return DataError(f"{path}: reading it ends the process ({reason}); {cause}: copy or make it anew")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,10 +59,19 @@ class ChildProcess:
             answers calls. It is called once in each process.
         name: shown in the command line of the process.
         on_message: takes what the target sends.
+        own_session: the process is not of the parent's terminal, whose Ctrl-C would reach it while it starts.
     """
 
-    def __init__(self, target: bytes, name: str, on_message: Callable[[Any], None] = lambda message: None):
+    def __init__(
+        self,
+        target: bytes,
+        name: str,
+        on_message: Callable[[Any], None] = lambda message: None,
+        *,
+        own_session: bool = False,
+    ):
         self.target, self.name, self.on_message = target, name, on_message
+        self.own_session = own_session
         self.process: subprocess.Popen[bytes] | None = None
         self.noticed = False
         """Whether the process has said that it was asked to end."""
@@ -73,14 +82,22 @@ class ChildProcess:
         self.connection, theirs = Pipe()
         parent_is_gone, self.lifeline = os.pipe()
         command = [sys.executable, "-c", COMMAND, str(theirs.fileno()), str(parent_is_gone), self.name]
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(), parent_is_gone),
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1"},
-        )
-        theirs.close()
-        os.close(parent_is_gone)
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), parent_is_gone),
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1"},
+                start_new_session=self.own_session,
+            )
+        except OSError:
+            self.connection.close()
+            os.close(self.lifeline)
+            raise
+        finally:
+            theirs.close()
+            os.close(parent_is_gone)
         started = self.ask(lambda: self.connection.send_bytes(self.target), START_SECONDS)
         return started if isinstance(started, Death) else None
 
@@ -99,24 +116,31 @@ class ChildProcess:
     def ask(self, send: Callable[[], None], timeout_seconds: float | None) -> Any:
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         process = self.process.pid if self.process else None
-        try:
-            send()
-            while self.connection.poll(None if deadline is None else max(deadline - time.monotonic(), 0)):
-                kind, value = self.connection.recv()
-                if kind == "answer":
-                    return value
-                if kind == "failed":
+        sent = False
+        while True:
+            # Of the connection alone: what the parent does with a message may fail for reasons of its own.
+            try:
+                if not sent:
+                    send()
+                    sent = True
+                left = None if deadline is None else max(deadline - time.monotonic(), 0)
+                if not self.connection.poll(left):
                     self.close()
-                    return Death(value, process=process)
-                if kind == "noticed":
-                    self.noticed = True
-                else:
-                    self.on_message(value)
-        except (EOFError, OSError):
-            status = self.close(ends_itself=True)
-            return Death(f"process died: {as_words(status)}", died_of_notice(status, self.noticed), process)
-        self.close()
-        return Death(f"timed out after {timeout_seconds:g} s", process=process)
+                    return Death(f"timed out after {timeout_seconds:g} s", process=process)
+                kind, value = self.connection.recv()
+            except (EOFError, OSError):
+                status = self.close(ends_itself=True)
+                reason = f"process died: {as_words(status)}"
+                return Death(reason, died_of_notice(status, self.noticed), process)
+            if kind == "answer":
+                return value
+            if kind == "failed":
+                self.close()
+                return Death(value, process=process)
+            if kind == "noticed":
+                self.noticed = True
+            else:
+                self.on_message(value)
 
     def close(self, *, ends_itself: bool = False) -> int:
         """End the process, if there is one; returns its status, the negative signal where one ended it.

@@ -15,6 +15,7 @@ from typing import Any
 
 from wsdm_ray.errors import ClusterError
 from wsdm_ray.failures import pack_error, unpack_error
+from wsdm_ray.noise import quiet_libraries
 from wsdm_ray.scoring.child_process import ChildProcess, Death
 from wsdm_ray.storage import count_retry, retries, set_store_timeout, store_timeout
 from wsdm_ray.telemetry import logger
@@ -26,6 +27,9 @@ MAX_STARTS = 3
 
 MAX_ALONE = 2
 """So many processes a file may end alone. The first may have been by chance: memory is scarce, say."""
+
+MAX_PREEMPTED = 10
+"""So many processes in a row may be asked to end over a file before it is the file's doing."""
 
 Numbered = list[tuple[int, Any]]
 
@@ -48,92 +52,116 @@ def each_apart(
         kind, value = message
         if kind == "result":
             place, result = value
-            if left.pop(place, None) is not None:  # one that was read before its process died may come again
+            if place in left:  # one that was read before its process died may come again
                 take(place, result)
+                del left[place]
         elif kind == "retries":
             count_retry(*value)
         else:
             logger.log(*value)
 
-    target = pickle.dumps(functools.partial(answering, function, threads, store_timeout()))
-    child = ChildProcess(target, "files", on_message)
+    target = functools.partial(answering, function, threads, store_timeout(), logger.getEffectiveLevel())
+    child = ChildProcess(pickle.dumps(target), "files", on_message, own_session=True)
     try:
         while left:
             if not called(child, list(left.items())):
                 continue
             for place, file in list(left.items())[:threads]:
-                reason = called_alone(child, place, file)
-                if left.pop(place, None) is not None:
-                    take(place, died(file, reason))
+                death = called_alone(child, place, file)
+                if death and place in left:
+                    take(place, died(file, death.reason))
+                    del left[place]
     finally:
         child.close()
 
 
-def called(child: ChildProcess, files: Numbered) -> str:
-    """Have the child read files; how it ended, or ""."""
+def called(child: ChildProcess, files: Numbered) -> Death | None:
+    """Have the child read files; its death, if it dies."""
     if not child.alive:
         start(child)
     outcome = child.call(files)
     if isinstance(outcome, Death):
-        return outcome.reason
+        return outcome
     if outcome:
         raise unpack_error(outcome)
-    return ""
+    return None
 
 
-def called_alone(child: ChildProcess, place: int, file: Any) -> str:
-    """Have the child read one file; how it ended each time, or ""."""
-    reason = ""
-    for _ in range(MAX_ALONE):
-        reason = called(child, [(place, file)])
-        if not reason:
-            break
-    return reason
+def called_alone(child: ChildProcess, place: int, file: Any) -> Death | None:
+    """Have the child read one file; its death, if it dies each time."""
+    deaths, preempted = 0, 0
+    while death := called(child, [(place, file)]):
+        deaths, preempted = deaths + (not death.preempted), preempted + death.preempted
+        if deaths == MAX_ALONE or preempted == MAX_PREEMPTED:
+            return death
+    return None
 
 
 def start(child: ChildProcess) -> None:
     reason = ""
     for _ in range(MAX_STARTS):
-        death = child.start()
-        if death is None:
-            return
-        reason = death.reason
-    raise ClusterError(f"no process can be started to read the input: {reason}")
+        try:
+            death = child.start()
+        except OSError as error:
+            reason = str(error)
+        else:
+            if death is None:
+                return
+            reason = death.reason
+    raise ClusterError(f"no process can be started to read the input ({reason}); free memory on this machine")
 
 
 class Sender(logging.Handler):
-    """Sends to the parent what threads of the child tell, log lines among it."""
+    """Sends to the parent what threads of the child tell: results, retries of requests, log lines."""
 
     def __init__(self, notify: Callable[[Any], None]):
         super().__init__()
         self.notify, self.turn = notify, threading.Lock()
+        self.told = retries()
 
     def send(self, kind: str, value: Any) -> None:
         with self.turn:
             self.notify((kind, value))
+
+    def send_retries(self) -> None:
+        with self.turn:
+            now = retries()
+            for scheme, count in now.items():
+                if again := count - self.told.get(scheme, 0):
+                    self.notify(("retries", (scheme, again)))
+            self.told = now
 
     def emit(self, record: logging.LogRecord) -> None:
         self.send("log", (record.levelno, "%s", record.getMessage()))
 
 
 def answering(
-    function: Callable[[Any], Any], threads: int, timeout: float, notify: Callable[[Any], None]
+    function: Callable[[Any], Any],
+    threads: int,
+    timeout: float,
+    level: int,
+    notify: Callable[[Any], None],
 ) -> Callable[[Numbered], str]:
-    """What the child answers calls with: an error that ends all, packed, or "". Results are sent before."""
+    """What the child answers calls with: an error that ends all, packed, or "". Results are sent before.
+
+    Args:
+        timeout: of `set_store_timeout`, in seconds. level: of the parent's logger.
+    """
     faulthandler.disable()  # the parent tells what a user needs to know of a crash
+    quiet_libraries()
     set_store_timeout(timeout, reached=True)
     sender = Sender(notify)
     logger.addHandler(sender)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(level)
     logger.propagate = False
 
+    def one(numbered: tuple[int, Any]) -> None:
+        place, file = numbered
+        result = function(file)
+        sender.send_retries()
+        sender.send("result", (place, result))
+
     def answer(files: Numbered) -> str:
-        before = retries()
-
-        def one(numbered: tuple[int, Any]) -> None:
-            place, file = numbered
-            sender.send("result", (place, function(file)))
-
         pool = ThreadPoolExecutor(threads)
         try:
             for done in [pool.submit(one, numbered) for numbered in files]:
@@ -142,8 +170,7 @@ def answering(
             return pack_error(error)
         finally:
             pool.shutdown(cancel_futures=True)
-            for scheme, count in retries().items():
-                sender.send("retries", (scheme, count - before.get(scheme, 0)))
+            sender.send_retries()
         return ""
 
     return answer

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from wsdm_ray.config import TextConfig
+from wsdm_ray.errors import ModelError
 from wsdm_ray.packing.ragged import Ragged
 from wsdm_ray.schema import TEXTS
 from wsdm_ray.scoring.kept_columns import NO_COLUMNS, encoded_kept
@@ -42,7 +43,10 @@ SLICE_CHARACTERS = 1_000_000
 def encoder_of(folder: str, text: TextConfig) -> PairEncoder:
     """The encoder of a model: one in each process, kept for the units that follow."""
     with copy_of_files(folder, TOKENIZER_FILES) as files:
-        return PairEncoder(files, text)
+        try:
+            return PairEncoder(files, text)
+        except ModelError as error:
+            raise ModelError(str(error).replace(files, folder)) from error
 
 
 def encode_unit(unit: WorkUnit, models: Sequence[ModelSpec], keep: pa.Schema = NO_COLUMNS) -> pa.Table:

@@ -76,12 +76,16 @@ def read_files(
         each_file: calls what reads a file.
     """
     found: dict[int, FileFacts | Unreadable] = {}
+    known: dict[Columns, Columns] = {}
 
     def take(place: int, read: tuple[FileFacts, list[np.ndarray]] | Unreadable) -> None:
         if isinstance(read, Unreadable):
             found[place] = read
             return
-        found[place], parts = read
+        facts, parts = read
+        columns = known.setdefault(facts.source.columns, facts.source.columns)
+        source = dataclasses.replace(sources[place], columns=columns, lists=facts.source.lists)
+        found[place] = facts._replace(source=source)  # a copy from another process would not share its parts
         for part in parts:
             hashes.add(part)
 
@@ -93,15 +97,14 @@ def read_files(
         lambda source, reason: Unreadable(ends_the_process(source.shown, reason)),
         readers,
     )
-    facts = []
+    readable = []
     for place, source in enumerate(sources):
         match found[place]:
             case FileFacts() as read:
-                facts.append(read)
+                readable.append(read)
             case Unreadable(error, rows):
                 bad.add(source.shown, error, rows)
-    pa.default_memory_pool().release_unused()  # PyArrow keeps what each of the threads decoded its pages in
-    return facts
+    return readable
 
 
 class FactsReader:

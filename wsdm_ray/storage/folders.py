@@ -181,7 +181,7 @@ def copy_of_files(folder: str, names: Sequence[str]) -> Iterator[str]:
         yield local_copy(folder)
     else:
         there, cached = remote_files(folder), ""
-        with contextlib.suppress(StorageError):  # no cache can be made where the disk is full
+        with contextlib.suppress(StorageError, FileNotFoundError):  # a full disk takes no cache
             cached = cached_at(folder, there)
         if os.path.isdir(cached):
             mark_used(cached)
@@ -198,7 +198,7 @@ def fetch_some(folder: str, paths: Sequence[str], stack: contextlib.ExitStack) -
         folder: that they are in, for messages.
     """
     fs, _ = filesystem(folder)
-    places = (None, *IN_MEMORY)
+    places = [*folders_for_temporary_files(), *IN_MEMORY]
     for place in places:
         with errors_for(folder):
             try:
@@ -209,7 +209,15 @@ def fetch_some(folder: str, paths: Sequence[str], stack: contextlib.ExitStack) -
             except OSError as error:
                 if error.errno not in DISK_IS_FULL or place == places[-1]:
                     raise
-    raise AssertionError
+    raise StorageError(f"{folder}: no folder takes temporary files; free space on the disk, or set TMPDIR")
+
+
+def folders_for_temporary_files() -> list[str]:
+    """The system's, or none where no disk takes a file."""
+    try:
+        return [tempfile.gettempdir()]
+    except FileNotFoundError:
+        return []
 
 
 def cached_at(folder: str, names: Sequence[str]) -> str:

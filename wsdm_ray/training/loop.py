@@ -110,8 +110,6 @@ class Trainer:
         self.layout = self.resolved.layout
         self.model = prepare_model(config, base, self.resolved, self.device, dtype, self.group)
         self.network = self.model.network
-        self.token_budget = self.model.token_budget
-        """Of a micro-batch; less than was asked for where memory is short, or ran out."""
         self.memory_ran_out = 0
         """How many times it did so far, in this process."""
         self.parameters = trainable_parameters(self.network)
@@ -155,7 +153,7 @@ class Trainer:
             at_least: the fewest micro-batches, if there are so many pairs.
         """
         tokens = self.tokens_of(pairs)
-        budget = self.token_budget  # another thread may lower it
+        budget = self.model.token_budget  # another thread may lower it
         plan = plan_batches_at_least(self.layout, tokens, budget, at_least)
         costs = [self.model.row_tokens(batch_tokens(self.layout, tokens[places])) for places in plan]
         return Batches(pairs, plan, costs, budget)
@@ -200,7 +198,7 @@ class Trainer:
         """
         max_norm = self.config.optimizer.max_grad_norm
         while True:
-            if batches.token_budget > self.token_budget:  # planned before memory ran out
+            if batches.token_budget > self.model.token_budget:  # planned before memory ran out
                 batches = self.plan_step(batches.pairs)
             sums = self.accumulate(rows, batches)
             self.reducer.finish()
@@ -221,13 +219,13 @@ class Trainer:
         most, saved = int(self.tokens_of(batches.pairs).max()), self.model.save_memory()
         if self.group.any(saved, self.device):
             logger.warning("train: all layers recompute their activations now")
-        elif self.token_budget > most:
-            self.token_budget = max(self.token_budget // 2, most)
-            logger.warning("train: --token-budget is %d now", self.token_budget)
+        elif self.model.token_budget > most:
+            self.model.set_token_budget(max(self.model.token_budget // 2, most))
+            logger.warning("train: --token-budget is %d now", self.model.token_budget)
         else:
             raise ConfigError(  # another try would meet the same rows
-                f"train: memory ran out; lower --token-budget ({self.token_budget}) or --text.max-tokens, or "
-                "hold the base in fewer bits (--quantization nf4)"
+                f"train: memory ran out; lower --token-budget ({self.model.token_budget}) or "
+                "--text.max-tokens, or hold the base in fewer bits (--quantization nf4)"
             )
         if self.device == "cuda":
             torch.cuda.empty_cache()
@@ -387,7 +385,7 @@ class Trainer:
     def snapshot(self) -> Snapshot:
         """What `save` writes, as it is now."""
         return take_snapshot(
-            self.network, self.parameters, self.optimizer, self.step, self.token_budget, self.metrics,
+            self.network, self.parameters, self.optimizer, self.step, self.model.token_budget, self.metrics,
             self.manifest, self.base,
         )  # fmt: skip
 
@@ -395,6 +393,6 @@ class Trainer:
         """Continue from a checkpoint of `save`."""
         load_adapter_weights(self.network, folder)
         self.step, budget = load_state(self.optimizer, folder)
-        self.token_budget = min(budget or self.token_budget, self.token_budget)
+        self.model.set_token_budget(budget or self.model.token_budget)  # the same micro-batches as before
         lines = (Path(folder) / METRICS_FILE).read_text().splitlines()
         self.metrics = [StepMetrics.from_row(json.loads(line)) for line in lines]

@@ -51,6 +51,10 @@ class TrainingModel(Protocol):
     token_budget: int
     """Of a micro-batch: as the options have it, or less where memory does not allow that."""
 
+    def set_token_budget(self, tokens: int) -> None:
+        """Lay out what follows in rows for micro-batches of so many tokens at most."""
+        ...
+
     def logits(self, layout: Layout) -> torch.Tensor:
         """Logits of each ordering of a micro-batch: float32 [S, 2]."""
         ...
@@ -75,13 +79,15 @@ class TrainingModel(Protocol):
 class TransformersModel:
     """The network's own forward pass. Args: as of `prepare_model`."""
 
-    def __init__(self, network: nn.Module, config: TrainConfig, group: WorkerGroup):
+    def __init__(self, network: nn.Module, config: TrainConfig, compiled: bool, group: WorkerGroup):
         self.network, self.config = network, config
         self.recomputes = False
-        memory = ActivationMemory(network, config, compiled=False)
-        self.token_budget = memory.token_budget(group)
-        if memory.recomputed_layers(self.token_budget):
-            self.save_memory()
+        self.memory = ActivationMemory(network, config, compiled=compiled)
+        self.set_token_budget(self.memory.token_budget(group))
+
+    def set_token_budget(self, tokens: int) -> None:
+        self.token_budget = tokens
+        if self.memory.recomputed_layers(tokens) and self.save_memory():
             logger.info("train: all layers recompute their activations")
 
     def logits(self, layout: Layout) -> torch.Tensor:
@@ -123,14 +129,17 @@ class DecoderModel:
             if self.on_gpu:
                 forget_peak_memory()
         reserved = self.decoder.weights.gathered_bytes
-        memory = ActivationMemory(network, config, compiled=compiled, reserved_bytes=reserved)
-        self.token_budget = memory.token_budget(group)
-        self.full_row = self.row_tokens(self.token_budget)
+        self.memory = ActivationMemory(network, config, compiled=compiled, reserved_bytes=reserved)
+        self.set_token_budget(self.memory.token_budget(group))
+
+    def set_token_budget(self, tokens: int) -> None:
+        self.token_budget = tokens
+        self.full_row = self.row_tokens(tokens)
         self.decoder.usual_tokens = self.full_row
-        self.decoder.recomputed = memory.recomputed_layers(self.full_row)
-        if self.decoder.recomputed:
-            layers = self.decoder.recomputed, len(self.decoder.layers)
-            logger.info("train: %d of %d layers recompute their activations", *layers)
+        needed, layers = self.memory.recomputed_layers(self.full_row), len(self.decoder.layers)
+        if needed > self.decoder.recomputed:
+            self.decoder.recomputed = needed
+            logger.info("train: %d of %d layers recompute their activations", needed, layers)
 
     def logits(self, layout: Layout) -> torch.Tensor:
         return self.decoder.logits(layout)
@@ -190,7 +199,7 @@ def prepare_model(
         return DecoderModel(network, config, compiled, dtype, group)
     if compiled:
         compile_layers(network)
-    return TransformersModel(network, config, group)
+    return TransformersModel(network, config, compiled, group)
 
 
 def check_gpu(quantization: str, capability: Capability) -> None:
@@ -240,19 +249,16 @@ class ActivationMemory:
         """The token budget that fits on the GPU of every worker, at most that of the options."""
         if self.device == "cpu":
             return self.config.token_budget
-        recomputes = self.config.gradient_checkpointing != "no"
         asked, least = self.config.token_budget, least_token_budget(self.config)
         fits = budget_that_fits(
             asked,
             least,
             self.free_bytes,
-            lambda tokens: least_activation_bytes(
-                tokens, *self.sizes, compiled=self.compiled, recomputes=recomputes
-            ),
+            lambda tokens: least_activation_bytes(tokens, *self.sizes, compiled=self.compiled),
         )
         fits = asked - group.largest(asked - fits, self.device)  # the smallest of all workers
         if fits < asked:
-            logger.info("train: --token-budget is %d, for memory", fits)
+            logger.warning("train: --token-budget is %d, which is what memory has room for", fits)
         return fits
 
     def recomputed_layers(self, tokens: int) -> int:

@@ -184,20 +184,11 @@ def layers_to_recompute(
 
 
 def least_activation_bytes(
-    tokens: int,
-    shape: Shape,
-    intermediate_size: int,
-    lora_rank: int,
-    *,
-    compiled: bool,
-    recomputes: bool = True,
+    tokens: int, shape: Shape, intermediate_size: int, lora_rank: int, *, compiled: bool
 ) -> int:
-    """Bytes of a micro-batch where all layers compute again, or, without `recomputes`, none.
-
-    The other arguments are of `layers_to_recompute`.
-    """
+    """Bytes of a micro-batch where all layers compute again; the arguments are of `layers_to_recompute`."""
     kept, inputs = layer_bytes(tokens, shape, intermediate_size, lora_rank, compiled=compiled)
-    return len(shape.layer_types) * (inputs if recomputes else kept) + BACKWARD_LAYERS * kept
+    return len(shape.layer_types) * inputs + BACKWARD_LAYERS * kept
 
 
 def least_token_budget(config: TrainConfig) -> int:

@@ -228,7 +228,7 @@ def event_teller(trainer: Trainer, progress: Any) -> Callable[[], None]:
     def tell() -> None:
         nonlocal told
         new, told = trainer.memory_ran_out - told, trainer.memory_ran_out
-        budget = f"the token budget is {trainer.token_budget} now"
+        budget = f"the token budget is {trainer.model.token_budget} now"
         memory = [Event(kind="memory_ran_out", count=new, reason=budget)] if new else []
         for event in (*memory, *retry_events()):
             if progress:

@@ -2,7 +2,9 @@
 
 import contextlib
 import ctypes
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +21,7 @@ from wsdm_ray.inputs.faults import BadFiles
 from wsdm_ray.inputs.files import list_inputs
 from wsdm_ray.inputs.rows import Reading
 from wsdm_ray.scoring import check, child_process, each_apart, input_facts
+from wsdm_ray.scoring.child_process import Death
 from wsdm_ray.scoring.plan import ScorePlan, make_plan
 from wsdm_ray.storage import count_retry, retries, store_timeout
 from wsdm_ray.telemetry import logger
@@ -114,12 +117,41 @@ def test_an_error_ends_all_and_is_the_same_here():
         called(defect, [1])
 
 
+@pytest.mark.parametrize("error", [StorageError("disk: full"), OSError(28, "No space left on device")])
+def test_an_error_of_who_takes_the_results_is_no_death(error):
+    """Such as of a disk that is full of ids' hashes: the results that came before it must not be lost."""
+    taken = []
+
+    def take(place: int, result: int) -> None:
+        if place == 1:
+            raise error
+        taken.append(result)
+
+    with pytest.raises(type(error)) as caught:
+        each_apart.each_apart(double, [1, 2, 3], take, lambda file, reason: -1)
+    assert caught.value is error
+    assert taken == [2]
+
+
+def test_a_process_that_is_asked_to_end_says_nothing_of_the_file():
+    asked, died = Death("process died: signal 15", preempted=True), Death("process died: signal 9")
+    for outcomes, expected in (
+        ([asked, asked, died, asked, ""], None),
+        ([asked, died, asked, died], died),
+        ([asked] * each_apart.MAX_PREEMPTED, asked),
+    ):
+        answers = iter(outcomes)
+        child: Any = SimpleNamespace(alive=True, call=lambda files, answers=answers: next(answers))
+        assert each_apart.called_alone(child, 0, "file") == expected
+        assert not list(answers)
+
+
 def test_no_process_stays_and_one_that_cannot_start_is_an_error(monkeypatch):
     made: list[Any] = []
 
     class Child(child_process.ChildProcess):
-        def __init__(self, *given: Any):
-            super().__init__(*given)
+        def __init__(self, *given: Any, **options: Any):
+            super().__init__(*given, **options)
             made.append(self)
 
     monkeypatch.setattr(each_apart, "ChildProcess", Child)
@@ -128,8 +160,18 @@ def test_no_process_stays_and_one_that_cannot_start_is_an_error(monkeypatch):
         called(refuse, [2])
     assert [child.alive for child in made] == [False, False]
     monkeypatch.setattr(child_process, "COMMAND", "raise SystemExit(7)")
-    with pytest.raises(ClusterError, match=r"no process can be started to read the input: .*exit status 7"):
+    said = r"no process can be started to read the input \(.*{}\); free memory on this machine"
+    with pytest.raises(ClusterError, match=said.format("exit status 7")):
         called(double, [1])
+
+    def no_memory(*given: Any, **options: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(child_process.subprocess, "Popen", no_memory)
+    open_before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ClusterError, match=said.format("Cannot allocate memory")):
+        called(double, [1])
+    assert len(os.listdir("/proc/self/fd")) == open_before
 
 
 class CrashingReader(input_facts.FactsReader):

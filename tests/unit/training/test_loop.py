@@ -213,7 +213,7 @@ def test_a_plan_says_which_budget_it_was_cut_by(trainer_of, monkeypatch):
     cut = loop.plan_batches_at_least
 
     def lowered_meanwhile(*given):
-        trainer.token_budget = 400
+        trainer.model.set_token_budget(400)
         return cut(*given)
 
     monkeypatch.setattr(loop, "plan_batches_at_least", lowered_meanwhile)

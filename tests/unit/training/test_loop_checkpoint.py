@@ -83,7 +83,7 @@ def test_a_lowered_token_budget_goes_on(trainer_of, tmp_path):
     whole = trainer_of(**options)
     steps = whole.steps()
     next(steps)
-    while whole.token_budget == 400:
+    while whole.model.token_budget == 400:
         whole.save_memory(whole.prepare_step(1)[1])
     next(steps)
     whole.snapshot().write(str(tmp_path / "after-2"))
@@ -93,7 +93,7 @@ def test_a_lowered_token_budget_goes_on(trainer_of, tmp_path):
     again = trainer_of(**options)
     before = again.prepare_step(2)[1]
     again.restore(str(tmp_path / "after-2"))
-    assert (again.step, again.token_budget) == (2, whole.token_budget)
+    assert (again.step, again.model.token_budget) == (2, whole.model.token_budget)
     assert again.prepare_step(2)[1].costs == whole.prepare_step(2)[1].costs != before.costs
     assert saved_after(again, tmp_path / "again") == expected
 
@@ -108,5 +108,5 @@ def test_a_checkpoint_without_a_token_budget_has_the_configured_one(trainer_of, 
     file.write_text(json.dumps(state))
     again = trainer_of(max_steps=2)
     again.restore(str(tmp_path))
-    assert (again.step, again.token_budget) == (1, 400)
+    assert (again.step, again.model.token_budget) == (1, 400)
     assert saved_after(again, tmp_path / "again") == saved_after(trainer, tmp_path / "trainer")

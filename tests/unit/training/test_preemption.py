@@ -115,7 +115,7 @@ class FakeTrainer:
     """Takes steps that do nothing; another worker of the group is asked to end after step `asked`."""
 
     device, resolved, valid, total_steps = "cpu", None, [1], 8
-    memory_ran_out, token_budget = 0, 64
+    memory_ran_out, model = 0, SimpleNamespace(token_budget=64)
 
     def __init__(self, step: int = 0, asked: int = 99, metrics: list[StepMetrics] | None = None):
         self.step, self.asked, self.metrics = step, asked, metrics or []

@@ -94,7 +94,8 @@ def test_every_worker_tells_of_memory_and_of_stores_once(monkeypatch):
     monkeypatch.setattr("wsdm_ray.events.TOLD", {"retries": 0})
     monkeypatch.setattr(worker.os, "getpid", lambda: 17)
     monkeypatch.setattr(worker.os, "uname", lambda: SimpleNamespace(nodename="n1"))
-    trainer: Any = SimpleNamespace(group=SimpleNamespace(rank=1), memory_ran_out=0, token_budget=64)
+    trainer: Any = SimpleNamespace(group=SimpleNamespace(rank=1), memory_ran_out=0)
+    trainer.model = SimpleNamespace(token_budget=64)
     tell = event_teller(trainer, progress)
     tell()
     assert not told
