@@ -69,8 +69,12 @@ def run(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if not (work / "base").exists():
         write_base(work / "base", config_of(given.shape), "cuda" if torch.cuda.is_available() else "cpu")
         seconds["base"] = round(time.monotonic() - started, 1)
+    of_votes = f"{given.rows} rows of {given.max_tokens} tokens"
     if not (work / "votes.parquet").exists():  # another version of them would be another input
+        (work / "votes.txt").write_text(of_votes)
         random_parquet(work / "votes.parquet", given.rows, max_tokens=given.max_tokens, votes=True)
+    if (work / "votes.txt").read_text() != of_votes:
+        sys.exit(f"error: {work}: its votes are {(work / 'votes.txt').read_text()}, not {of_votes}")
     job("prepare", input=work / "votes.parquet", output=work / "data", valid_fraction=0.1)
     base = work / "base"
     if given.precision != "none":
