@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from wsdm_ray.config import Columns
 from wsdm_ray.errors import DataError
-from wsdm_ray.inputs.each_file import EachFile, each_here
+from wsdm_ray.inputs.each_file import EachFile, FileWork, each_here
 from wsdm_ray.inputs.faults import MALFORMED, BadFiles, Fault, FaultCounts, ends_the_process
 from wsdm_ray.inputs.files import InputFile
 from wsdm_ray.inputs.formats import FORMATS
@@ -138,12 +138,11 @@ def conversions(
     def take(place: int, made: FaultCounts | DataError) -> None:
         found[files[place]] = made if isinstance(made, DataError) else Converted(targets[place], made)
 
-    each_file(
-        functools.partial(converted, reading),
-        list(zip(files, targets, strict=True)),
-        take,
-        lambda given, reason: ends_the_process(given[0].path, reason),
+    work = FileWork(
+        function=functools.partial(converted, reading),
+        died=lambda given, reason: ends_the_process(given[0].path, reason),
     )
+    each_file(work, list(zip(files, targets, strict=True)), take)
     return found
 
 

@@ -2,43 +2,34 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
-__all__ = ["EachFile", "each_here"]
+__all__ = ["EachFile", "FileWork", "Take", "each_here"]
 
 
-class EachFile(Protocol):
-    """Calls a function of one file for each of `files`.
+class FileWork(NamedTuple):
+    """What is done with each file.
 
-    An error that it raises ends all, and is raised here.
+    function: is pickled where another process calls it, as are files and results. An error that it raises
+    ends all, and is raised where it was asked for.
+    died: the result of a file over which processes end, and how they end.
+    threads: files that are at hand at the same time.
     """
 
-    def __call__(
-        self,
-        function: Callable[[Any], Any],
-        files: Sequence[Any],
-        take: Callable[[int, Any], None],
-        died: Callable[[Any, str], Any],
-        threads: int = 1,
-    ) -> None:
-        """
-        Args:
-            function: is pickled where another process calls it, as are files and results.
-            take: takes the place of a file and its result, in any order.
-            died: the result of a file over which processes end, and how they end.
-            threads: files that are at hand at the same time.
-        """
-        ...
+    function: Callable[[Any], Any]
+    died: Callable[[Any, str], Any]
+    threads: int = 1
 
 
-def each_here(
-    function: Callable[[Any], Any],
-    files: Sequence[Any],
-    take: Callable[[int, Any], None],
-    died: Callable[[Any, str], Any],
-    threads: int = 1,
-) -> None:
+Take = Callable[[int, Any], None]
+"""Takes the place of a file and its result, in any order."""
+
+EachFile = Callable[[FileWork, Sequence[Any], Take], None]
+"""Does the work with each file, and has each result taken."""
+
+
+def each_here(work: FileWork, files: Sequence[Any], take: Take) -> None:
     """In this process: a file that ends it ends it."""
-    with ThreadPoolExecutor(threads) as pool:
-        for place, result in enumerate(pool.map(function, files)):
+    with ThreadPoolExecutor(work.threads) as pool:
+        for place, result in enumerate(pool.map(work.function, files)):
             take(place, result)

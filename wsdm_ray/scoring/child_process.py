@@ -24,7 +24,7 @@ from wsdm_ray.errors import WsdmRayError
 from wsdm_ray.plain_text import one_line, redact
 from wsdm_ray.scoring.preemption import died_of_notice
 
-__all__ = ["ChildProcess", "Death"]
+__all__ = ["MAX_PREEMPTED", "MAX_STARTS", "ChildProcess", "Death", "StartError", "start_ready"]
 
 COMMAND = "from wsdm_ray.scoring.child_process import main; main()"
 
@@ -36,6 +36,18 @@ END_SECONDS = 10.0
 
 START_SECONDS = 3_600.0
 """A process has so long to make its target: a large model may come from a slow store."""
+
+
+MAX_STARTS = 3
+"""So many times in a row a process is started that ends before it is ready."""
+
+MAX_PREEMPTED = 10
+"""So many processes in a row may be asked to end over one call, or while they start. Then it is the rows'
+doing: some guards of a machine's memory ask first, too."""
+
+
+class StartError(Exception):
+    """A process ends each time before it is ready; the text says how."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +174,19 @@ class ChildProcess:
 
     def __del__(self) -> None:
         self.close()
+
+
+def start_ready(child: ChildProcess, leaving: Callable[[], bool] = lambda: False) -> None:
+    """Start the child. Raises `StartError` where it ended too often.
+
+    Args:
+        leaving: whether no other is to be started.
+    """
+    deaths, preempted = 0, 0
+    while death := child.start():
+        deaths, preempted = deaths + (not death.preempted), preempted + death.preempted
+        if deaths == MAX_STARTS or preempted == MAX_PREEMPTED or leaving():
+            raise StartError(death.reason)
 
 
 def as_words(status: int) -> str:

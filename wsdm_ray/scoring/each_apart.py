@@ -9,38 +9,28 @@ import functools
 import logging
 import pickle
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from wsdm_ray.errors import ClusterError
 from wsdm_ray.failures import pack_error, unpack_error
+from wsdm_ray.inputs.each_file import FileWork, Take
 from wsdm_ray.noise import quiet_libraries
-from wsdm_ray.scoring.child_process import ChildProcess, Death
+from wsdm_ray.scoring.child_process import MAX_PREEMPTED, ChildProcess, Death, StartError, start_ready
 from wsdm_ray.storage import count_retry, retries, set_store_timeout, store_timeout
 from wsdm_ray.telemetry import logger
 
 __all__ = ["each_apart"]
 
-MAX_STARTS = 3
-"""So many times in a row a process is started that ends before it is ready."""
-
 MAX_ALONE = 2
 """So many processes a file may end alone. The first may have been by chance: memory is scarce, say."""
-
-MAX_PREEMPTED = 10
-"""So many processes in a row may be asked to end over a file before it is the file's doing."""
 
 Numbered = list[tuple[int, Any]]
 
 
-def each_apart(
-    function: Callable[[Any], Any],
-    files: Sequence[Any],
-    take: Callable[[int, Any], None],
-    died: Callable[[Any, str], Any],
-    threads: int = 1,
-) -> None:
+def each_apart(work: FileWork, files: Sequence[Any], take: Take) -> None:
     """An `EachFile`.
 
     Raises:
@@ -60,16 +50,18 @@ def each_apart(
         else:
             logger.log(*value)
 
-    target = functools.partial(answering, function, threads, store_timeout(), logger.getEffectiveLevel())
+    target = functools.partial(
+        answering, work.function, work.threads, store_timeout(), logger.getEffectiveLevel()
+    )
     child = ChildProcess(pickle.dumps(target), "files", on_message, own_session=True)
     try:
         while left:
             if not called(child, list(left.items())):
                 continue
-            for place, file in list(left.items())[:threads]:
+            for place, file in list(left.items())[: work.threads]:
                 death = called_alone(child, place, file)
                 if death and place in left:
-                    take(place, died(file, death.reason))
+                    take(place, work.died(file, death.reason))
                     del left[place]
     finally:
         child.close()
@@ -78,7 +70,12 @@ def each_apart(
 def called(child: ChildProcess, files: Numbered) -> Death | None:
     """Have the child read files; its death, if it dies."""
     if not child.alive:
-        start(child)
+        try:
+            start_ready(child)
+        except (StartError, OSError) as error:
+            raise ClusterError(
+                f"no process can be started to read the input ({error}); free memory on this machine"
+            ) from error
     outcome = child.call(files)
     if isinstance(outcome, Death):
         return outcome
@@ -97,27 +94,13 @@ def called_alone(child: ChildProcess, place: int, file: Any) -> Death | None:
     return None
 
 
-def start(child: ChildProcess) -> None:
-    reason = ""
-    for _ in range(MAX_STARTS):
-        try:
-            death = child.start()
-        except OSError as error:
-            reason = str(error)
-        else:
-            if death is None:
-                return
-            reason = death.reason
-    raise ClusterError(f"no process can be started to read the input ({reason}); free memory on this machine")
-
-
 class Sender(logging.Handler):
     """Sends to the parent what threads of the child tell: results, retries of requests, log lines."""
 
     def __init__(self, notify: Callable[[Any], None]):
         super().__init__()
         self.notify, self.turn = notify, threading.Lock()
-        self.told = retries()
+        self.told = Counter(retries())
 
     def send(self, kind: str, value: Any) -> None:
         with self.turn:
@@ -125,10 +108,9 @@ class Sender(logging.Handler):
 
     def send_retries(self) -> None:
         with self.turn:
-            now = retries()
-            for scheme, count in now.items():
-                if again := count - self.told.get(scheme, 0):
-                    self.notify(("retries", (scheme, again)))
+            now = Counter(retries())
+            for scheme, count in (now - self.told).items():
+                self.notify(("retries", (scheme, count)))
             self.told = now
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -16,7 +16,7 @@ from wsdm_ray.config import Columns
 from wsdm_ray.data.splitting import among
 from wsdm_ray.errors import DataError
 from wsdm_ray.inputs.conversion import ParquetInput
-from wsdm_ray.inputs.each_file import EachFile, each_here
+from wsdm_ray.inputs.each_file import EachFile, FileWork, each_here
 from wsdm_ray.inputs.faults import BadFiles, ends_the_process
 from wsdm_ray.inputs.files import with_partitions
 from wsdm_ray.inputs.parquet_rows import damage_named, unchanged
@@ -90,13 +90,12 @@ def read_files(
             hashes.add(part)
 
     readers = READERS if any(is_remote(source.file.path) for source in sources) else LOCAL_READERS
-    each_file(
-        FactsReader(),
-        sources,
-        take,
-        lambda source, reason: Unreadable(ends_the_process(source.shown, reason)),
-        readers,
+    work = FileWork(
+        function=FactsReader(),
+        died=lambda source, reason: Unreadable(ends_the_process(source.shown, reason)),
+        threads=readers,
     )
+    each_file(work, sources, take)
     readable = []
     for place, source in enumerate(sources):
         match found[place]:

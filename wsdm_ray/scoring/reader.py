@@ -11,12 +11,12 @@ from wsdm_ray.errors import ClusterError, DataError
 from wsdm_ray.failures import FinalError, pack_error
 from wsdm_ray.inputs.values import with_common_ids
 from wsdm_ray.runs import check_same_numbers
-from wsdm_ray.scoring.child_process import Death
+from wsdm_ray.scoring.child_process import Death, StartError
 from wsdm_ray.scoring.encode import encode_without_texts, table_from_bytes, table_to_bytes
 from wsdm_ray.scoring.isolation import Part
 from wsdm_ray.scoring.model_spec import ModelSpec
 from wsdm_ray.scoring.plan import WorkUnit, narrowed, place_of
-from wsdm_ray.scoring.supervision import Answer, StartError, Supervision, Supervisor, answering
+from wsdm_ray.scoring.supervision import Answer, Supervision, Supervisor, answering
 from wsdm_ray.storage import set_store_timeout
 
 __all__ = ["Encode", "Reader", "reader_of_process", "reading"]

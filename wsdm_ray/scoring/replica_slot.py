@@ -17,12 +17,12 @@ import pyarrow as pa
 from wsdm_ray.errors import ClusterError
 from wsdm_ray.events import Event
 from wsdm_ray.failures import FinalError, pack_error
-from wsdm_ray.scoring.child_process import Death
+from wsdm_ray.scoring.child_process import MAX_STARTS, Death, StartError
 from wsdm_ray.scoring.crash_records import DEVICE_LOST_STATUS
 from wsdm_ray.scoring.encode import table_from_bytes, table_to_bytes
 from wsdm_ray.scoring.isolation import Done, Part
 from wsdm_ray.scoring.parts import UnitReport, joined_reports
-from wsdm_ray.scoring.supervision import MAX_STARTS, Answer, StartError, Supervision, Supervisor, answering
+from wsdm_ray.scoring.supervision import Answer, Supervision, Supervisor, answering
 
 if TYPE_CHECKING:
     from wsdm_ray.scoring.replica import Replica, ReplicaOptions

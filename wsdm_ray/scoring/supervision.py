@@ -13,20 +13,13 @@ from typing import Any, Protocol
 
 from wsdm_ray.events import Event, retry_events
 from wsdm_ray.failures import FinalError, pack_final
-from wsdm_ray.scoring.child_process import ChildProcess, Death
+from wsdm_ray.scoring.child_process import MAX_PREEMPTED, ChildProcess, Death, StartError, start_ready
 from wsdm_ray.scoring.crash_records import UnitStage, write_deaths
 from wsdm_ray.scoring.isolation import Done, Part, PartDeath, isolate, parts_of
 from wsdm_ray.scoring.plan import WorkUnit
 from wsdm_ray.storage import STORE_TIMEOUT_SECONDS, set_store_timeout
 
-__all__ = ["Answer", "Coordination", "StartError", "Supervision", "Supervisor", "answering"]
-
-MAX_STARTS = 3
-"""So many times in a row a process is started that ends before it is ready."""
-
-MAX_PREEMPTED = 10
-"""So many processes in a row may be asked to end over one call, or while they start. Then it is the rows'
-doing: some guards of a machine's memory ask first, too."""
+__all__ = ["Answer", "Coordination", "Supervision", "Supervisor", "answering"]
 
 Answer = Callable[[tuple[Any, ...]], tuple[Any, str]]
 """What a child answers calls with: takes the name of a function and its arguments, gives what the function
@@ -73,10 +66,6 @@ class Coordination(Protocol):
     def on_notice(self, leave: Callable[[], None]) -> None:
         """Has `leave` called when this process itself is asked to end."""
         ...
-
-
-class StartError(Exception):
-    """A process ends each time before it is ready; the text says how."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +115,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Start the child. Raises `StartError` where it ended too often."""
-        deaths, preempted = 0, 0
-        while death := self.child.start():
-            deaths, preempted = deaths + (not death.preempted), preempted + death.preempted
-            if deaths == MAX_STARTS or preempted == MAX_PREEMPTED or self.leaving:
-                raise StartError(death.reason)
+        start_ready(self.child, lambda: self.leaving)
 
     def call(self, function: str, *arguments: Any) -> Any:
         """What a function of the child's returns; a `Death` where the process ends before.

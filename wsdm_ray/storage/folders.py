@@ -145,13 +145,11 @@ def local_copy(folder: str, *, only_cached: bool = False) -> str:
     if os.path.isdir(target):
         mark_used(target)
         return target
-    fs, _ = filesystem(folder)
     with errors_for(cache):
         work = tempfile.mkdtemp(dir=cache, prefix=UNFINISHED)
     try:
         with errors_for(folder):
-            for name in names:
-                fs.get_file(name, os.path.join(work, os.path.basename(name)))
+            get_files(folder, names, work)
         with errors_for(target):
             try:
                 os.rename(work, target)
@@ -197,19 +195,24 @@ def fetch_some(folder: str, paths: Sequence[str], stack: contextlib.ExitStack) -
     Args:
         folder: that they are in, for messages.
     """
-    fs, _ = filesystem(folder)
     places = [*folders_for_temporary_files(), *IN_MEMORY]
     for place in places:
         with errors_for(folder):
             try:
                 work = stack.enter_context(tempfile.TemporaryDirectory(dir=place, prefix="wsdm_ray_files_"))
-                for path in paths:
-                    fs.get_file(path, os.path.join(work, os.path.basename(path)))
+                get_files(folder, paths, work)
                 return work
             except OSError as error:
                 if error.errno not in DISK_IS_FULL or place == places[-1]:
                     raise
     raise StorageError(f"{folder}: no folder takes temporary files; free space on the disk, or set TMPDIR")
+
+
+def get_files(folder: str, paths: Sequence[str], target: str) -> None:
+    """Fetch the files at `paths`, of `remote_files`, of the folder of a store into a folder here."""
+    fs, _ = filesystem(folder)
+    for path in paths:
+        fs.get_file(path, os.path.join(target, os.path.basename(path)))
 
 
 def folders_for_temporary_files() -> list[str]:

@@ -16,7 +16,7 @@ from wsdm_ray.config import ScoreConfig
 from wsdm_ray.errors import ClusterError, StorageError
 from wsdm_ray.inputs import conversion
 from wsdm_ray.inputs.conversion import parquet_inputs
-from wsdm_ray.inputs.each_file import each_here
+from wsdm_ray.inputs.each_file import FileWork, each_here
 from wsdm_ray.inputs.faults import BadFiles
 from wsdm_ray.inputs.files import list_inputs
 from wsdm_ray.inputs.rows import Reading
@@ -72,9 +72,8 @@ def defect(number: int) -> int:
 
 def called(function: Any, files: list[Any], threads: int = 1) -> dict[int, Any]:
     found: dict[int, Any] = {}
-    each_apart.each_apart(
-        function, files, found.__setitem__, lambda file, reason: f"{file}: {reason}", threads
-    )
+    work = FileWork(function, lambda file, reason: f"{file}: {reason}", threads)
+    each_apart.each_apart(work, files, found.__setitem__)
     return found
 
 
@@ -128,7 +127,7 @@ def test_an_error_of_who_takes_the_results_is_no_death(error):
         taken.append(result)
 
     with pytest.raises(type(error)) as caught:
-        each_apart.each_apart(double, [1, 2, 3], take, lambda file, reason: -1)
+        each_apart.each_apart(FileWork(double, lambda file, reason: -1), [1, 2, 3], take)
     assert caught.value is error
     assert taken == [2]
 
@@ -218,9 +217,9 @@ def test_files_that_crash_their_library_are_bad_files(tmp_path, monkeypatch):
 def test_score_reads_its_input_so(tmp_path, monkeypatch):
     asked: list[str] = []
 
-    def noted(function: Any, *given: Any) -> None:
-        asked.append(repr(function))
-        each_here(function, *given)
+    def noted(work: FileWork, *given: Any) -> None:
+        asked.append(repr(work.function))
+        each_here(work, *given)
 
     monkeypatch.setattr(check, "each_apart", noted)
     monkeypatch.setattr(check, "check_manifest_there", lambda *given: None)
