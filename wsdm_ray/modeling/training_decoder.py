@@ -99,12 +99,14 @@ class TrainingDecoder:
         return TrainingLayer(**linears, norms=norms)
 
     def shard_weights(self, workers: Gatherer) -> None:
-        """Shard the layers' frozen weights over workers, which all run the same network."""
+        """Shard embeddings and the layers' frozen weights over workers, which all run the same network."""
         layers = [
             [tensor for linear in layer[:4] for tensor in linear.weight[:2] if tensor is not None]
             for layer in self.layers
         ]
-        self.weights = ShardedLayers(layers, workers)
+        if not self.embedding.untyped_storage().resizable():  # on CPUs it is a file's
+            self.embedding.data = self.embedding.data.clone()
+        self.weights = ShardedLayers(self.embedding.detach(), layers, workers)
 
     def logits(self, layout: Layout) -> Tensor:
         """Logits of each ordering of a micro-batch of one row: float32 [S, 2]."""
@@ -157,7 +159,8 @@ class TrainingDecoder:
 
     def embed(self, tokens_T: Tensor) -> Tensor:
         """The input of the first layer, [T, D]; with a gradient, so that all layers are compiled alike."""
-        x_TD = scaled_embedding(tokens_T, self.embedding, self.shape)
+        with self.weights.embedding():
+            x_TD = scaled_embedding(tokens_T, self.embedding, self.shape)
         return x_TD.requires_grad_(torch.is_grad_enabled())
 
     def attention(

@@ -5,10 +5,14 @@ have seen, on any number of workers.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
+from wsdm_ray.text.encoding import EncodedPairs
+
 __all__ = [
+    "Batches",
     "assign_batches",
     "dropout_seed",
     "num_steps",
@@ -16,6 +20,19 @@ __all__ = [
     "step_rows",
     "steps_per_epoch",
 ]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Encoded pairs cut into micro-batches."""
+
+    pairs: EncodedPairs
+    micro_batches: list[np.ndarray]
+    """Places in `pairs`, int64 each."""
+    costs: list[int]
+    """Tokens of each micro-batch, padding included."""
+    token_budget: int
+    """The budget that they were cut by."""
 
 
 def steps_per_epoch(rows: int, pairs_per_step: int) -> int:

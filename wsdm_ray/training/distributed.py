@@ -76,13 +76,26 @@ class WorkerGroup:
 
     def all_gather(self, value: Value) -> list[Value]:
         """The value of each worker, by rank; workers must make their calls in the same order."""
+        return self.gather_objects(value, self.exchange)
+
+    def all_gather_in_step(self, value: Value) -> list[Value]:
+        """The same among the messages of the thread that takes steps, while another may call `all_gather`."""
+        return self.gather_objects(value, None)
+
+    def gather_objects(self, value: Value, through: dist.ProcessGroup | None) -> list[Value]:
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.exchange)
+        dist.all_gather_object(values, value, group=through)
         return values
 
     def start_all_reduce(self, tensor: torch.Tensor) -> Callable[[], object]:
         """Begin to sum `tensor` over all workers in place; what is returned waits until it is summed."""
         work = dist.all_reduce(tensor, async_op=True)
+        assert work is not None
+        return work.wait
+
+    def start_broadcast(self, tensor: torch.Tensor, rank: int) -> Callable[[], object]:
+        """Begin to fill `tensor` with that of the worker of `rank`; what is returned waits for it."""
+        work = dist.broadcast(tensor, rank, async_op=True)
         assert work is not None
         return work.wait
 

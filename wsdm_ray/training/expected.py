@@ -26,6 +26,7 @@ from wsdm_ray.training.policy import (
     compile_pays_off,
     least_activation_bytes,
     least_token_budget,
+    num_shards,
     optimizer_bytes,
     runs_decoder_on_gpu,
 )
@@ -53,7 +54,8 @@ def gpu_need(config: TrainConfig, manifest: Manifest, steps: int) -> GpuNeed:
         weights = streamed_bytes(files, whole if quantization == "none" else quantization)
     settings = read_settings(Path(folder, "config.json"))
     trained = trained_parameters(settings, config.lora.r, config.lora.targets)
-    bytes_each = 4 + optimizer_bytes(config.optimizer.kind)
+    parts = num_shards(config, config.min_workers or config.num_workers)
+    bytes_each = 4 + optimizer_bytes(config.optimizer.kind, parts)
     network: Any = model_config(folder)
     decoder = runs_decoder_on_gpu(config, quantization, network)
     compiled = config.compile == "yes" or (
@@ -64,21 +66,25 @@ def gpu_need(config: TrainConfig, manifest: Manifest, steps: int) -> GpuNeed:
         tokens, shape_of(network), network.intermediate_size, config.lora.r, compiled=compiled
     )
     held = whole if quantization == "none" else quantization
-    others = bytes_of_others(config, parameters_of(settings).linear * LINEAR_BYTES[held], network)
+    parameters = parameters_of(settings)
+    layer_bytes = parameters.linear * LINEAR_BYTES[held]
+    embedding_bytes = parameters.embedding * LINEAR_BYTES[whole]
+    others = bytes_of_others(parts, layer_bytes, embedding_bytes, network)
     return GpuNeed(
-        fixed_bytes=weights + bytes_each * trained - others,
+        fixed_bytes=int(weights + bytes_each * trained) - others,
         batch_bytes=max(batch, others),  # a base is whole while it is loaded
         what=f"weights as {held}, adapter and AdamW's state",
         remedy="choose a --quantization that takes less, a lower --text.max-tokens, or a larger GPU",
     )
 
 
-def bytes_of_others(config: TrainConfig, layer_bytes: float, network: Any) -> int:
-    """What a worker need not hold of the layers in a step, where they are sharded and it gathers two."""
-    if not config.shard_base:
+def bytes_of_others(shards: int, layer_bytes: float, embedding_bytes: float, network: Any) -> int:
+    """What a worker need not hold of a sharded base in a step, in which it gathers two layers at a time."""
+    if shards == 1:
         return 0
-    own = 1 / (config.min_workers or config.num_workers) + 2 / len(shape_of(network).layer_types)
-    return int(layer_bytes * max(1 - own, 0))
+    own = 1 / shards
+    own_layers = own + 2 / len(shape_of(network).layer_types)
+    return int(layer_bytes * max(1 - own_layers, 0) + embedding_bytes * (1 - own))
 
 
 def describe(checked: CheckedTraining, gpu: str | None) -> dict[str, Any]:

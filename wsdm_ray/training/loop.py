@@ -36,7 +36,7 @@ from wsdm_ray.packing.plan import batch_tokens, pair_tokens, plan_batches_at_lea
 from wsdm_ray.schema import orderings_of
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
-from wsdm_ray.training.batches import dropout_seed, num_steps, step_rows
+from wsdm_ray.training.batches import Batches, dropout_seed, num_steps, step_rows
 from wsdm_ray.training.distributed import WorkerGroup, clip_gradients, current_group
 from wsdm_ray.training.encode import encode_rows, encode_together, valid_share
 from wsdm_ray.training.gradients import GradientReducer
@@ -44,25 +44,13 @@ from wsdm_ray.training.health import evaluation_error, is_spike, step_error, usu
 from wsdm_ray.training.metrics import METRICS_FILE, StepMetrics, ValidMetrics
 from wsdm_ray.training.model import prepare_model
 from wsdm_ray.training.objective import agreement, learning_rate_factor, row_loss, targets_of, valid_metrics
-from wsdm_ray.training.optimizer import load_state, make_optimizer, set_learning_rates
+from wsdm_ray.training.optimizer import make_optimizer, set_learning_rates
+from wsdm_ray.training.optimizer_state import load_state
 from wsdm_ray.training.policy import resolve_options
 from wsdm_ray.training.snapshot import Snapshot, take_snapshot
 from wsdm_ray.training.warm_up import warm_up
 
-__all__ = ["BatchSums", "Batches", "Trainer"]
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Encoded pairs cut into micro-batches."""
-
-    pairs: EncodedPairs
-    micro_batches: list[np.ndarray]
-    """Places in `pairs`, int64 each."""
-    costs: list[int]
-    """Tokens of each micro-batch, padding included."""
-    token_budget: int
-    """The budget that they were cut by."""
+__all__ = ["BatchSums", "Trainer"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +102,8 @@ class Trainer:
         """How many times it did so far, in this process."""
         self.parameters = trainable_parameters(self.network)
         self.reducer = GradientReducer(self.group, self.parameters.values())
-        self.optimizer = make_optimizer(config.optimizer, self.parameters)
+        shared_by = self.group if config.shard_base else None
+        self.optimizer = make_optimizer(config.optimizer, self.parameters, shared_by)
         self.step = 0
         """Steps taken."""
         self.metrics: list[StepMetrics] = []
@@ -173,7 +162,7 @@ class Trainer:
         factor = learning_rate_factor(self.step, self.total_steps, options.warmup_fraction, options.schedule)
         set_learning_rates(self.optimizer, options, factor)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad()
         self.step += 1
         return StepMetrics(
             step=self.step,
@@ -205,7 +194,7 @@ class Trainer:
             norm = clip_gradients(self.parameters.values(), max_norm)
             if not self.group.all_reduce(sums.totals)[3]:  # the one place of a step where the host waits
                 return batches, sums, norm
-            self.optimizer.zero_grad(set_to_none=True)
+            self.network.zero_grad()
             self.save_memory(batches)
 
     def save_memory(self, batches: Batches) -> None:
@@ -240,7 +229,7 @@ class Trainer:
             said = str(error).splitlines()[0]
         self.memory_ran_out += 1
         logger.warning("train: memory ran out on worker %d (%s)", self.group.rank, said)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad()
         return BatchSums(torch.tensor([0, 0, 0, 1], dtype=torch.float64, device=self.device), [])
 
     def accumulate_all(self, rows: np.ndarray, batches: Batches) -> BatchSums:
@@ -379,13 +368,19 @@ class Trainer:
         return self.valid_pairs
 
     def save(self, folder: str) -> None:
-        """Write a checkpoint from which `restore` continues exactly, and which `score` can load."""
-        self.snapshot().write(folder)
+        """Write a checkpoint from which `restore` continues exactly, and which `score` can load, on the first
+        worker. Every worker must call it.
+        """
+        if snapshot := self.snapshot():
+            snapshot.write(folder)
 
-    def snapshot(self) -> Snapshot:
-        """What `save` writes, as it is now."""
+    def snapshot(self) -> Snapshot | None:
+        """What `save` writes, as it is now, on the first worker. Every worker must call it."""
+        state = self.optimizer.state_dict()
+        if not self.group.is_first:
+            return None
         return take_snapshot(
-            self.network, self.parameters, self.optimizer, self.step, self.model.token_budget, self.metrics,
+            self.network, self.parameters, state, self.step, self.model.token_budget, self.metrics,
             self.manifest, self.base,
         )  # fmt: skip
 

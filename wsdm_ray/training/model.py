@@ -38,6 +38,7 @@ from wsdm_ray.training.policy import (
     layers_to_recompute,
     least_activation_bytes,
     least_token_budget,
+    num_shards,
     optimizer_bytes,
 )
 
@@ -124,12 +125,15 @@ class DecoderModel:
         self.network, self.config = network, config
         self.on_gpu = next(network.parameters()).device.type == "cuda"
         self.decoder = TrainingDecoder(network, dtype, compiled=compiled)
-        if config.shard_base and group.size > 1:
+        parts = num_shards(config, group.size)
+        if parts > 1:
             self.decoder.shard_weights(group)
             if self.on_gpu:
                 forget_peak_memory()
         reserved = self.decoder.weights.gathered_bytes
-        self.memory = ActivationMemory(network, config, compiled=compiled, reserved_bytes=reserved)
+        self.memory = ActivationMemory(
+            network, config, compiled=compiled, reserved_bytes=reserved, shards=parts
+        )
         self.set_token_budget(self.memory.token_budget(group))
 
     def set_token_budget(self, tokens: int) -> None:
@@ -232,9 +236,18 @@ class ActivationMemory:
     Args:
         network: of `add_lora`.
         reserved_bytes: of free memory, for others.
+        shards: of the optimizer's state.
     """
 
-    def __init__(self, network: nn.Module, config: TrainConfig, *, compiled: bool, reserved_bytes: int = 0):
+    def __init__(
+        self,
+        network: nn.Module,
+        config: TrainConfig,
+        *,
+        compiled: bool,
+        reserved_bytes: int = 0,
+        shards: int = 1,
+    ):
         model: Any = unwrap_peft(network)
         self.config, self.shape = config, shape_of(model.config)
         self.sizes = self.shape, model.config.intermediate_size, config.lora.r
@@ -242,7 +255,7 @@ class ActivationMemory:
         self.device = model.get_input_embeddings().weight.device.type
         if self.device != "cpu":
             trained = sum(parameter.numel() for parameter in trainable_parameters(network).values())
-            taken = optimizer_bytes(config.optimizer.kind) * trained + reserved_bytes
+            taken = optimizer_bytes(config.optimizer.kind, shards) * trained + reserved_bytes
             self.free_bytes = 0.95 * free_gpu_bytes() - taken
 
     def token_budget(self, group: WorkerGroup) -> int:

@@ -20,6 +20,7 @@ __all__ = [
     "layers_to_recompute",
     "least_activation_bytes",
     "least_token_budget",
+    "num_shards",
     "optimizer_bytes",
     "resolve_options",
     "runs_decoder",
@@ -210,9 +211,18 @@ def budget_that_fits(
     return token_budget
 
 
-def optimizer_bytes(kind: str) -> int:
-    """Bytes of the gradient and of AdamW's state of one trained number. Args: kind: of `OptimizerConfig`."""
-    return 4 + (2 if kind == "adamw_8bit" else 8)
+def num_shards(config: TrainConfig, workers: int) -> int:
+    """Over how many workers the base and the optimizer's state are sharded, of so many."""
+    return workers if config.shard_base else 1
+
+
+def optimizer_bytes(kind: str, shards: int) -> float:
+    """Bytes of the gradient and, of AdamW's state, of this worker's part, of one trained number.
+
+    Args:
+        kind: of `OptimizerConfig`.
+    """
+    return 4 + (2 if kind == "adamw_8bit" else 8) / shards
 
 
 def layer_bytes(

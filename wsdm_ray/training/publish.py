@@ -13,7 +13,7 @@ from wsdm_ray.runs import names_in
 from wsdm_ray.storage import file_identity, is_leftover, join, upload_folder
 from wsdm_ray.training.metrics import METRICS_FILE
 from wsdm_ray.training.model_card import CARD_FILE
-from wsdm_ray.training.optimizer import STATE_FILE, STATE_TENSORS_FILE
+from wsdm_ray.training.optimizer_state import STATE_FILE, STATE_TENSORS_FILE
 
 __all__ = ["PublishedFiles", "best_checkpoint", "check_published", "publish", "published_files"]
 

@@ -13,7 +13,7 @@ from torch import nn
 from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.manifest import Manifest
 from wsdm_ray.training.metrics import METRICS_FILE, StepMetrics
-from wsdm_ray.training.optimizer import flatten_state, write_state
+from wsdm_ray.training.optimizer_state import flatten_state, write_state
 
 __all__ = ["Snapshot", "take_snapshot"]
 
@@ -46,14 +46,14 @@ class Snapshot:
 
 
 def take_snapshot(
-    network: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int,
+    network: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer_state: dict[str, Any], step: int,
     token_budget: int, metrics: Sequence[StepMetrics], manifest: Manifest, tokenizer_folder: str,
 ) -> Snapshot:  # fmt: skip
     """A copy of what trains, of the optimizer's state, of where the run is and of the metrics so far."""
     return Snapshot(
         network=network,
         weights={name: value.detach().to("cpu", copy=True) for name, value in parameters.items()},
-        optimizer=flatten_state(optimizer.state_dict()),
+        optimizer=flatten_state(optimizer_state),
         step=step,
         token_budget=token_budget,
         metrics=tuple(metrics),

@@ -264,12 +264,13 @@ class CheckpointSaver:
         self.send(metrics.summary() | {"valid_log_loss": NOT_VALIDATED}, left_name(self.trainer.step))
 
     def send(self, summary: dict[str, Any], name: str) -> None:
-        if not self.trainer.group.is_first:
+        if self.trainer.group.is_first:
+            logger.info("checkpoint at step %d%s", self.trainer.step, format_metrics(summary))
+            self.idle.wait()
+        snapshot = self.trainer.snapshot()
+        if snapshot is None:
             ray.train.report(summary, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
             return
-        logger.info("checkpoint at step %d%s", self.trainer.step, format_metrics(summary))
-        self.idle.wait()
-        snapshot = self.trainer.snapshot()
         self.idle.clear()
         ray.train.report(
             summary,

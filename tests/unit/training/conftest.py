@@ -1,13 +1,17 @@
 """What tests of training share: votes that can be learned, and trainers of a tiny Llama on the CPU."""
 
+import pickle
 import random
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from wsdm_ray.config import HeadConfig, LoraConfig, OptimizerConfig, TextConfig, TrainConfig
 from wsdm_ray.data.votes import Votes
@@ -36,6 +40,46 @@ def learnable_votes(rows: int, seed: int) -> Votes:
         columns["response_b"].append(bad if a_wins else f"42 {good}")
         labels.append(float(a_wins))
     return Votes(pa.table(columns), np.asarray(labels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupOfThreads(WorkerGroup):
+    """Workers that are threads of this process."""
+
+    meet: threading.Barrier
+    sent: dict[int, Any]
+
+    def exchanged(self, value: Any) -> list[Any]:
+        """The value of each worker, by rank."""
+        self.sent[self.rank] = value
+        self.meet.wait()
+        values = [self.sent[rank] for rank in range(self.size)]
+        self.meet.wait()
+        return values
+
+    def all_gather_in_step(self, value: Any) -> list[Any]:
+        return self.exchanged(pickle.loads(pickle.dumps(value)))
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.copy_(sum(self.exchanged(tensor.detach().clone())))
+
+    def start_all_reduce(self, tensor: torch.Tensor) -> Callable[[], object]:
+        self.all_reduce(tensor)
+        return lambda: None
+
+    def start_all_gather(self, whole: torch.Tensor, part: torch.Tensor) -> Callable[[], object]:
+        whole.copy_(torch.cat(self.exchanged(part.clone())))
+        return lambda: None
+
+    def start_broadcast(self, tensor: torch.Tensor, rank: int) -> Callable[[], object]:
+        tensor.copy_(self.exchanged(tensor.clone())[rank])
+        return lambda: None
+
+
+def groups_of_threads(size: int) -> list[GroupOfThreads]:
+    """The group as each of its workers sees it."""
+    meet, sent = threading.Barrier(size, timeout=60), dict[int, Any]()
+    return [GroupOfThreads(rank=rank, size=size, meet=meet, sent=sent) for rank in range(size)]
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
 """The network of a run: gradient checkpointing saves memory; int8 weights meet activations as they are."""
 
 import dataclasses
+import functools
 import itertools
-import threading
 import weakref
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Linear8bitLt
 
-from tests.unit.training.conftest import learnable_votes
+from tests.unit.training.conftest import groups_of_threads, learnable_votes
 from wsdm_ray.errors import ConfigError
 from wsdm_ray.modeling import sharded_weights
 from wsdm_ray.modeling.classifier import unwrap_peft
@@ -30,6 +29,7 @@ from wsdm_ray.training.distributed import WorkerGroup
 from wsdm_ray.training.loop import Trainer
 from wsdm_ray.training.model import ActivationMemory, check_alike, check_gpu
 from wsdm_ray.training.policy import ResolvedOptions, least_activation_bytes
+from wsdm_ray.training.sharded_optimizer import ShardedOptimizer
 
 ALONE = WorkerGroup()
 
@@ -216,33 +216,6 @@ def test_running_out_of_memory_recomputes_then_halves_the_budget(trainer_of, mon
         trainer.train_step(*trainer.prepare_step(0))
 
 
-@dataclass(frozen=True)
-class GroupOfThreads(WorkerGroup):
-    """Workers that are threads of this process."""
-
-    size: int = 2
-    meet: threading.Barrier = field(default_factory=lambda: threading.Barrier(2, timeout=60))
-    sent: dict[int, torch.Tensor] = field(default_factory=dict)
-
-    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        self.sent[self.rank] = tensor.detach().clone()
-        self.meet.wait()
-        tensor.copy_(self.sent[0] + self.sent[1])
-        self.meet.wait()
-        return tensor
-
-    def start_all_reduce(self, tensor: torch.Tensor) -> Callable[[], object]:
-        self.all_reduce(tensor)
-        return lambda: None
-
-    def start_all_gather(self, whole: torch.Tensor, part: torch.Tensor) -> Callable[[], object]:
-        self.sent[self.rank] = part
-        self.meet.wait()
-        whole.copy_(torch.cat([self.sent[0], self.sent[1]]))
-        self.meet.wait()
-        return lambda: None
-
-
 @pytest.mark.parametrize("shard_base", [False, True])
 @pytest.mark.parametrize("short_at", ["forward", "backward"])
 def test_all_workers_take_less_memory_where_it_runs_out_on_one(trainer_of, monkeypatch, short_at, shard_base):
@@ -251,8 +224,7 @@ def test_all_workers_take_less_memory_where_it_runs_out_on_one(trainer_of, monke
         "max_steps": 2, "micro_batches": 2, "quantization": "w8a8-int8", "shard_base": shard_base,
     }  # fmt: skip
     plain = list(trainer_of(**options).steps())
-    meet, sent = threading.Barrier(2, timeout=60), dict[int, torch.Tensor]()
-    workers = [trainer_of(**options, group=GroupOfThreads(rank, 2, None, meet, sent)) for rank in (0, 1)]
+    workers = [trainer_of(**options, group=group) for group in groups_of_threads(2)]
     decoder = workers[1].model.decoder
     logits = decoder.logits
 
@@ -284,13 +256,12 @@ def test_workers_that_share_the_base_take_the_steps_of_others(trainer_of, monkey
     monkeypatch.setattr(sharded_weights, "LEAST_BYTES", 1)
     valid, found = learnable_votes(9, 1), []
     for shard_base in (False, True):
-        meet, sent = threading.Barrier(2, timeout=60), dict[int, torch.Tensor]()
         workers = [
             trainer_of(
                 valid=valid, max_steps=2, micro_batches=3, quantization="w8a8-int8", shard_base=shard_base,
-                group=GroupOfThreads(rank, 2, None, meet, sent),
+                group=group,
             )
-            for rank in (0, 1)
+            for group in groups_of_threads(2)
         ]  # fmt: skip
         layers = workers[0].model.decoder.layers
         with ThreadPoolExecutor(2) as pool:
@@ -298,14 +269,19 @@ def test_workers_that_share_the_base_take_the_steps_of_others(trainer_of, monkey
             workers[1].model.set_token_budget(200)
             assert len(workers[1].plan(workers[1].encode_valid(valid)[1]).costs) > 1
             valids = list(pool.map(lambda worker: worker.evaluate(), workers))
-            workers[0].save(str(tmp_path / str(shard_base)))
+            folder = tmp_path / str(shard_base)
+            list(pool.map(functools.partial(Trainer.save, folder=str(folder)), workers))
             for worker in workers:
-                worker.restore(str(tmp_path / str(shard_base)))
+                worker.restore(str(folder))
             workers[1].model.set_token_budget(200)  # the first one's checkpoint has another
             assert list(pool.map(lambda worker: worker.evaluate(), workers)) == valids
         assert valids[0] == valids[1]
-        weights = (tmp_path / str(shard_base) / "adapter_model.safetensors").read_bytes()
-        found.append(([(row.loss, row.grad_norm) for row in steps[0]], valids[0], weights))
+        written = [
+            (folder / name).read_bytes()
+            for name in ("adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json")
+        ]
+        found.append(([(row.loss, row.grad_norm) for row in steps[0]], valids[0], written))
+        assert isinstance(workers[0].optimizer, ShardedOptimizer) == shard_base
         assert bool(layers[0].qkv.weight.values.untyped_storage().nbytes()) == (not shard_base)
     assert found[0] == found[1], "to the last bit"
 

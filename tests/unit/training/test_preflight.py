@@ -127,13 +127,16 @@ def test_what_a_worker_takes(given):
 def test_what_a_worker_takes_that_shares_the_base(given, monkeypatch):
     deep = transformers.Qwen2Config(num_hidden_layers=20)
     shared = dataclasses.replace(given, shard_base=True, num_workers=4)
-    assert expected.bytes_of_others(shared, 1_000, deep) == 650, "a quarter of it, and two of 20 layers"
-    fewer = dataclasses.replace(shared, min_workers=2)
-    assert expected.bytes_of_others(fewer, 1_000, deep) == 400, "by the fewest that the run goes on with"
-    assert expected.bytes_of_others(dataclasses.replace(shared, num_workers=1), 1_000, deep) == 0
-    assert expected.bytes_of_others(given, 1_000, deep) == 0
+    assert expected.bytes_of_others(4, 1_000, 0, deep) == 650, "a quarter of it, and two of 20 layers"
+    assert expected.bytes_of_others(2, 1_000, 0, deep) == 400
+    assert expected.bytes_of_others(4, 1_000, 100, deep) == 725, "of embeddings a quarter"
+    assert expected.bytes_of_others(1, 1_000, 100, deep) == 0
     manifest = Manifest(kind="adapter", quantization="none")
     whole = gpu_need(given, manifest, 1_000)
     monkeypatch.setattr(expected, "bytes_of_others", lambda *_: 10 * whole.batch_bytes)
-    found = gpu_need(shared, manifest, 1_000)
-    assert found.fixed_bytes + found.batch_bytes == whole.fixed_bytes, "it is loaded whole"
+    settings = read_settings(Path(given.base, "config.json"))
+    state = 8 * trained_parameters(settings, given.lora.r, given.lora.targets)
+    for config, parts in ((shared, 4), (dataclasses.replace(shared, min_workers=2), 2)):
+        found = gpu_need(config, manifest, 1_000)
+        most = whole.fixed_bytes - state * (parts - 1) // parts
+        assert found.fixed_bytes + found.batch_bytes == most, "a base is loaded whole"
