@@ -19,8 +19,12 @@ class FakeTrainer:
         self.group = SimpleNamespace(is_first=is_first)
         self.config = SimpleNamespace(output="/output")
         self.step = 0
+        self.snapshots = 0
 
     def snapshot(self) -> Any:
+        self.snapshots += 1
+        if not self.group.is_first:
+            return None
         step = self.step
         return SimpleNamespace(write=lambda folder: Path(folder, "step").write_text(str(step)))
 
@@ -39,7 +43,9 @@ METRICS: Any = SimpleNamespace(summary=lambda: {"step": 1})
 
 
 def test_other_workers_report_their_metrics_alone(reports):
-    CheckpointSaver(FakeTrainer(is_first=False)).report(METRICS)  # pyright: ignore[reportArgumentType]
+    trainer = FakeTrainer(is_first=False)
+    CheckpointSaver(trainer).report(METRICS)  # pyright: ignore[reportArgumentType]
+    assert trainer.snapshots == 1, "which all workers take together"
     assert reports == [{"metrics": {"step": 1}, "checkpoint_upload_mode": CheckpointUploadMode.ASYNC}]
 
 
