@@ -1,8 +1,8 @@
 """Frozen weights that are sharded over the workers of a run: each keeps a part of every layer (FSDP, ZeRO-3).
 
 A layer is gathered from all workers before it runs, forward or backward, while the one before it runs, and
-goes after it; embeddings are gathered for the lookup alone. All are the same bytes as whole ones, so results
-are the same bits. Only the storage of a tensor is emptied and filled: modules and autograd may keep it.
+goes after it. Its weights are the same bytes as whole ones, so results are the same bits. Only the storage
+of a tensor is emptied and filled: modules and autograd may keep the tensor.
 
 Workers gather the same layers in the same order. One that has no micro-batch left while others have, or
 whose memory ran out within one, shadows what the others gather (`ShardedLayers.passes`).
@@ -25,9 +25,6 @@ __all__ = ["Gatherer", "LayerWeights", "ShardedLayers", "WholeLayers"]
 
 LEAST_BYTES = 1 << 17
 """Smaller tensors stay whole: each is a message of its own."""
-
-EMBEDDING = -1
-"""Its number among the layers, of which it is the first; it runs forward alone."""
 
 ALIGNMENT = 128
 """Parts begin at multiples of so many bytes, which messages are fastest from."""
@@ -53,10 +50,6 @@ class LayerWeights(Protocol):
     gathered_bytes: int
     """Of the layers that are whole at a time, beside what each worker keeps."""
 
-    def embedding(self) -> AbstractContextManager[None]:
-        """Where embeddings are looked up."""
-        ...
-
     def enter(self, layer: int, x: Tensor) -> Tensor:
         """`x`, the input of a layer, whose weights are there from now on."""
         ...
@@ -78,9 +71,6 @@ class WholeLayers:
     """`LayerWeights` that are always there."""
 
     gathered_bytes = 0
-
-    def embedding(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()
 
     def enter(self, layer: int, x: Tensor) -> Tensor:
         return x
@@ -122,34 +112,24 @@ class ShardedLayers:
     """`LayerWeights` of which each worker keeps a part, and gathers one layer ahead.
 
     Args:
-        embedding: of all tokens.
         layers: the tensors of each layer, in order; those of `LEAST_BYTES` or more are sharded.
     """
 
-    def __init__(self, embedding: Tensor, layers: Sequence[Iterable[Tensor]], workers: Gatherer):
+    def __init__(self, layers: Sequence[Iterable[Tensor]], workers: Gatherer):
         self.workers = workers
-        self.layers = {
-            number: [
+        self.layers = [
+            [
                 ShardedTensor(tensor, workers.rank, workers.size)
                 for tensor in layer
                 if tensor.nbytes >= LEAST_BYTES
             ]
-            for number, layer in enumerate([[embedding], *layers], EMBEDDING)
-        }
-        self.last = len(layers) - 1
-        self.gathered_bytes = 2 * max(  # embeddings come and go before a micro-batch takes memory
-            sum(tensor.bytes for tensor in self.layers[number]) for number in range(len(layers))
-        )
+            for layer in layers
+        ]
+        self.gathered_bytes = 2 * max(sum(tensor.bytes for tensor in layer) for layer in self.layers)
         self.waits: dict[int, list[Callable[[], object]]] = {}
         """Of the layers that are whole, or on their way."""
         self.gathered = 0
         """Layers that were gathered since `passes` began."""
-
-    @contextlib.contextmanager
-    def embedding(self) -> Iterator[None]:
-        self.unshard(EMBEDDING)
-        yield
-        self.reshard(EMBEDDING)
 
     def enter(self, layer: int, x: Tensor) -> Tensor:
         self.unshard(layer)
@@ -157,7 +137,7 @@ class ShardedLayers:
         return on_gradient(x, functools.partial(self.reshard, layer))
 
     def leave(self, layer: int, x: Tensor) -> Tensor:
-        if layer < self.last or not torch.is_grad_enabled():
+        if layer + 1 < len(self.layers) or not torch.is_grad_enabled():
             self.reshard(layer)  # the backward pass begins with the last one
         return on_gradient(x, functools.partial(self.enter_backward, layer))
 
@@ -167,7 +147,7 @@ class ShardedLayers:
 
     def prefetch(self, layer: int) -> None:
         """Begin to gather a layer, if there is one of that number, and memory."""
-        if 0 <= layer <= self.last:
+        if 0 <= layer < len(self.layers):
             with contextlib.suppress(torch.OutOfMemoryError):  # `unshard` tries again
                 self.start(layer)
 
@@ -203,8 +183,8 @@ class ShardedLayers:
     @contextlib.contextmanager
     def passes(self, most: int, *, backward: bool) -> Iterator[None]:
         self.gathered = 0
-        forward = range(self.last + 1)
-        order = [EMBEDDING, *forward, *(forward[-2::-1] if backward else ())]
+        forward = range(len(self.layers))
+        order = [*forward, *forward[-2::-1]] if backward else [*forward]
         try:
             yield
         except RuntimeError as error:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch_config
@@ -60,7 +61,9 @@ class TrainingDecoder:
         self.model: Any = unwrap_peft(network)
         backbone = self.model.model
         self.shape = shape_of(self.model.config)
-        self.embedding = backbone.get_input_embeddings().weight
+        self.embedding: Tensor = backbone.get_input_embeddings().weight
+        self.embedding_apart = False
+        """Whether it is in memory of the CPU, from which each micro-batch gets the rows of its tokens."""
         self.device: torch.device = self.embedding.device
         self.rotary = backbone.rotary_emb
         self.norm_D = self.norm(backbone.norm)
@@ -99,14 +102,17 @@ class TrainingDecoder:
         return TrainingLayer(**linears, norms=norms)
 
     def shard_weights(self, workers: Gatherer) -> None:
-        """Shard embeddings and the layers' frozen weights over workers, which all run the same network."""
+        """Shard the layers' frozen weights over workers, which all run the same network, and leave embeddings
+        in memory of the CPU.
+        """
         layers = [
             [tensor for linear in layer[:4] for tensor in linear.weight[:2] if tensor is not None]
             for layer in self.layers
         ]
-        if not self.embedding.untyped_storage().resizable():  # on CPUs it is a file's
-            self.embedding.data = self.embedding.data.clone()
-        self.weights = ShardedLayers(self.embedding.detach(), layers, workers)
+        self.weights = ShardedLayers(layers, workers)
+        module = self.model.model.get_input_embeddings()
+        module.weight = nn.Parameter(module.weight.detach().cpu(), requires_grad=False)
+        self.embedding, self.embedding_apart = module.weight, True
 
     def logits(self, layout: Layout) -> Tensor:
         """Logits of each ordering of a micro-batch of one row: float32 [S, 2]."""
@@ -118,11 +124,9 @@ class TrainingDecoder:
 
     def hidden(self, layout: Layout, last_S: Tensor) -> Tensor:
         """Normed hidden states of the tokens at `last_S`: [S, D]."""
-        tokens_T, positions_T = (
-            to_device(array[0], self.device) for array in (layout.tokens_BT, layout.positions_BT)
-        )
+        positions_T = to_device(layout.positions_BT[0], self.device)
         attend = training_attention(layout, self.shape, self.device, self.usual_tokens)
-        x_TD = self.embed(tokens_T)
+        x_TD = self.embed(layout.tokens_BT[0])
         rotations = {
             name: rotation_of(self.rotary, x_TD.detach(), positions_T, name)
             for name in set(self.shape.layer_types)
@@ -157,10 +161,14 @@ class TrainingDecoder:
         seeds = torch.randint(2**31, (len(self.layers), 4), dtype=torch.int32)
         return to_device(seeds.numpy(), self.device).unbind()
 
-    def embed(self, tokens_T: Tensor) -> Tensor:
+    def embed(self, tokens_T: np.ndarray) -> Tensor:
         """The input of the first layer, [T, D]; with a gradient, so that all layers are compiled alike."""
-        with self.weights.embedding():
-            x_TD = scaled_embedding(tokens_T, self.embedding, self.shape)
+        embedding_VD = self.embedding
+        if self.embedding_apart:
+            tokens_V, places_T = np.unique(tokens_T, return_inverse=True)
+            embedding_VD = to_device(self.embedding[torch.from_numpy(tokens_V)], self.device)
+            tokens_T = places_T.astype(tokens_T.dtype)
+        x_TD = scaled_embedding(to_device(tokens_T, self.device), embedding_VD, self.shape)
         return x_TD.requires_grad_(torch.is_grad_enabled())
 
     def attention(

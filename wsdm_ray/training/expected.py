@@ -79,12 +79,13 @@ def gpu_need(config: TrainConfig, manifest: Manifest, steps: int) -> GpuNeed:
 
 
 def bytes_of_others(shards: int, layer_bytes: float, embedding_bytes: float, network: Any) -> int:
-    """What a worker need not hold of a sharded base in a step, in which it gathers two layers at a time."""
+    """What a GPU need not hold of a sharded base in a step: it gathers two layers at a time, and of embeddings
+    gets what it looks up.
+    """
     if shards == 1:
         return 0
-    own = 1 / shards
-    own_layers = own + 2 / len(shape_of(network).layer_types)
-    return int(layer_bytes * max(1 - own_layers, 0) + embedding_bytes * (1 - own))
+    own = 1 / shards + 2 / len(shape_of(network).layer_types)
+    return int(layer_bytes * max(1 - own, 0) + embedding_bytes)
 
 
 def describe(checked: CheckedTraining, gpu: str | None) -> dict[str, Any]:

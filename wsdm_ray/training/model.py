@@ -252,7 +252,7 @@ class ActivationMemory:
         self.config, self.shape = config, shape_of(model.config)
         self.sizes = self.shape, model.config.intermediate_size, config.lora.r
         self.compiled = compiled
-        self.device = model.get_input_embeddings().weight.device.type
+        self.device = next(iter(trainable_parameters(network).values())).device.type
         if self.device != "cpu":
             trained = sum(parameter.numel() for parameter in trainable_parameters(network).values())
             taken = optimizer_bytes(config.optimizer.kind, shards) * trained + reserved_bytes

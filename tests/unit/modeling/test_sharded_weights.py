@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wsdm_ray.errors import ConfigError
 from wsdm_ray.modeling import sharded_weights
-from wsdm_ray.modeling.sharded_weights import EMBEDDING, ShardedLayers, ShardedTensor
+from wsdm_ray.modeling.sharded_weights import ShardedLayers, ShardedTensor
 
 SECONDS = 60
 """After which a worker that waits for others in vain fails."""
@@ -77,21 +77,7 @@ def small_tensors_are_shared(monkeypatch):
     monkeypatch.setattr(sharded_weights, "LEAST_BYTES", 1)
 
 
-def sharded(matrices: list[Tensor], worker: Worker) -> ShardedLayers:
-    """Layers of one matrix each, and embeddings of ones."""
-    return ShardedLayers(torch.ones(3, 7), [[matrix] for matrix in matrices], worker)
-
-
-def look_up(layers: ShardedLayers) -> None:
-    [embedding] = layers.layers[EMBEDDING]
-    with layers.embedding():
-        values = embedding.whole.view(torch.float32)[:21]
-        assert torch.equal(values, torch.ones(21))
-    assert not embedding.storage.nbytes()
-
-
 def run(layers: ShardedLayers, matrices: list[Tensor], x: Tensor) -> Tensor:
-    look_up(layers)
     for number, matrix in enumerate(matrices):
         x = layers.enter(number, x)
         x = torch.tanh(x @ matrix)
@@ -118,7 +104,7 @@ def plain(x: Tensor) -> tuple[Tensor, Tensor]:
 def test_forward_and_backward_are_those_of_whole_layers(size):
     def work(worker: Worker) -> None:
         matrices = weights()
-        layers = sharded(matrices, worker)
+        layers = ShardedLayers([[matrix] for matrix in matrices], worker)
         assert not any(held(matrices))
         x = torch.randn(2, 7, generator=torch.Generator().manual_seed(worker.rank)).requires_grad_()
         expected, gradient = plain(x.detach())
@@ -135,7 +121,7 @@ def test_forward_and_backward_are_those_of_whole_layers(size):
         with torch.no_grad(), layers.passes(1, backward=False):
             assert torch.equal(run(layers, matrices, x), expected)
             assert not any(held(matrices))
-        assert len(worker.sent) == 2 * (1 + 3 + 2) + 1 + 3, "forward and backward; the last layer once"
+        assert len(worker.sent) == 2 * (3 + 2) + 3, "of a layer forward and backward; of the last one once"
 
     together(size, work)
 
@@ -145,7 +131,7 @@ def test_one_layer_is_gathered_ahead_and_no_more():
 
     def work(worker: Worker) -> None:
         matrices = [matrix for _ in range(3) for matrix in weights()]
-        layers = sharded(matrices, worker)
+        layers = ShardedLayers([[matrix] for matrix in matrices], worker)
 
         class Watch(torch.autograd.Function):
             @staticmethod
@@ -163,7 +149,6 @@ def test_one_layer_is_gathered_ahead_and_no_more():
 
         x = torch.ones(1, 7, requires_grad=True)
         with layers.passes(1, backward=True):
-            look_up(layers)
             for number, matrix in enumerate(matrices):
                 x = Watch.apply(layers.enter(number, x), number)
                 x = layers.leave(number, x @ matrix)
@@ -176,7 +161,7 @@ def test_one_layer_is_gathered_ahead_and_no_more():
 def test_a_worker_with_fewer_passes_gathers_what_the_others_do():
     def work(worker: Worker) -> list[int]:
         matrices = weights()
-        layers = sharded(matrices, worker)
+        layers = ShardedLayers([[matrix] for matrix in matrices], worker)
         for backward in (True, False):
             with layers.passes(2, backward=backward), torch.set_grad_enabled(backward):
                 for _ in range(worker.rank):  # 0, 1, 2
@@ -187,7 +172,7 @@ def test_a_worker_with_fewer_passes_gathers_what_the_others_do():
         return worker.sent
 
     sent = together(3, work)
-    assert len(sent[0]) == 2 * (1 + 5) + 2 * (1 + 3)
+    assert len(sent[0]) == 2 * 5 + 2 * 3
     assert sent[0] == sent[1] == sent[2]
 
 
@@ -222,14 +207,13 @@ def fail(tensor: ShardedTensor, times: int) -> None:
 def test_a_worker_whose_memory_runs_out_gathers_what_the_others_do(where):
     def work(worker: Worker) -> int:
         matrices = weights()
-        layers = ShardedLayers(torch.ones(3, 7), [[matrix, matrix.clone()] for matrix in matrices], worker)
+        layers = ShardedLayers([[matrix, matrix.clone()] for matrix in matrices], worker)
         strikes = worker.rank == 1
         if strikes and where in ("prefetch", "unshard"):  # half of a layer is allocated by then
             fail(layers.layers[2][1], times={"prefetch": 1, "unshard": 2}[where])
         try:
             with layers.passes(2, backward=True):
                 for _ in range(2):
-                    look_up(layers)
                     x = torch.ones(1, 7, requires_grad=True)
                     for number, matrix in enumerate(matrices):
                         x = layers.enter(number, x)
@@ -245,12 +229,12 @@ def test_a_worker_whose_memory_runs_out_gathers_what_the_others_do(where):
         assert not any(held(matrices))
         return len(worker.sent)
 
-    assert together(2, work) == [2 * (1 + 2 * 5)] * 2
+    assert together(2, work) == [2 * 2 * 5] * 2
 
 
 def test_a_worker_without_memory_for_a_layer_ends_the_run():
     """The others wait for it until Ray Train ends them."""
-    layers = sharded(weights(), Worker(0, Post(1)))
+    layers = ShardedLayers([[matrix] for matrix in weights()], Worker(0, Post(1)))
     fail(layers.layers[1][0], times=100)
     with pytest.raises(ConfigError, match="beside one layer of the base"), layers.passes(1, backward=True):
         run(layers, weights(), torch.ones(1, 7, requires_grad=True))
@@ -266,7 +250,7 @@ def test_what_a_pass_kept_is_gone_before_others_are_joined():
         kept.append(weakref.ref(x))
         out_of_memory()
 
-    layers = sharded(weights(), Worker(0, Post(1)))
+    layers = ShardedLayers([[matrix] for matrix in weights()], Worker(0, Post(1)))
     start = layers.start
     layers.start = lambda layer: start(layer) if kept[0]() is None else pytest.fail("it is alive")
     with pytest.raises(torch.OutOfMemoryError), layers.passes(1, backward=True):
@@ -276,7 +260,7 @@ def test_what_a_pass_kept_is_gone_before_others_are_joined():
 def test_another_error_leaves_at_once():
     """The run ends with it; to wait for others would hide it."""
     worker = Worker(0, Post(2))
-    layers = sharded(weights(), worker)
+    layers = ShardedLayers([[matrix] for matrix in weights()], worker)
     with pytest.raises(ZeroDivisionError), layers.passes(2, backward=True):
         raise ZeroDivisionError
     assert not worker.sent
@@ -285,7 +269,7 @@ def test_another_error_leaves_at_once():
 def test_small_tensors_stay_whole(monkeypatch):
     monkeypatch.setattr(sharded_weights, "LEAST_BYTES", 100)
     large, small = torch.ones(5, 5), torch.ones(5)
-    ShardedLayers(torch.ones(3, 7), [[large, small]], Worker(0, Post(2)))
+    ShardedLayers([[large, small]], Worker(0, Post(2)))
     assert held([large, small]) == [False, True]
 
 
@@ -295,7 +279,7 @@ def test_views_are_filled_with_their_tensor():
     def work(worker: Worker) -> None:
         joined = torch.arange(12, dtype=torch.int8).view(4, 3)
         parts = joined.split([1, 3])
-        layers = ShardedLayers(torch.ones(3, 7), [[joined]], worker)
+        layers = ShardedLayers([[joined]], worker)
         layers.unshard(0)
         assert torch.equal(parts[1], torch.arange(3, 12, dtype=torch.int8).view(3, 3))
         layers.reshard(0)
