@@ -1,7 +1,7 @@
-"""Sharded weights and optimizers on GPUs: what NCCL gathers beside the kernels of a step changes nothing in it.
+"""Sharded weights and optimizers on GPUs: what NCCL gathers beside the kernels of a step changes nothing.
 
-One process, which is its own group: NCCL copies on a stream of its own, as with others. Where there are two GPUs
-two processes do the same.
+One process, which is its own group: NCCL copies on a stream of its own, as with others. Where there are two
+GPUs, two processes do the same.
 """
 
 import functools

@@ -133,8 +133,8 @@ class TrainConfig(StoreConfig):
     token_budget: int = 16_384
     """The most tokens of one micro-batch. A GPU with too little memory for it takes half, or half of that."""
     micro_batches: int | None = None
-    """The fewest micro-batches of a step over all workers; by default --num-workers. Fix it to get the same
-    numbers from another --num-workers."""
+    """For how many workers the micro-batches of a step are cut: each gets as many full ones, and what is left
+    is spread over all; by default --num-workers. Fix it for the same numbers from another --num-workers."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of activations. auto: bf16 if the GPU supports it, else fp32."""
     quantization: Literal["auto", "bnb-int8", "nf4", "w8a8-int8", "w8a8-fp8", "none"] = "auto"
@@ -148,9 +148,9 @@ class TrainConfig(StoreConfig):
     """Compute activations again in the backward pass: slower, with less memory. auto: on a GPU, in as many
     layers as its memory asks for."""
     shard_base: bool = False
-    """Shard the base's layers over the workers, which gather a layer from each other before it runs (FSDP):
-    less memory, for much traffic between GPUs. For several workers on GPUs with bf16, or on CPUs with
-    w8a8-int8 or w8a8-fp8."""
+    """Shard the base's layers and AdamW's state over the workers, which gather a layer from each other before
+    it runs (FSDP), and keep embeddings in memory of the CPU: less memory of the GPU, for much traffic between
+    GPUs. For several workers on GPUs with bf16, or on CPUs with w8a8-int8 or w8a8-fp8."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Compile the model's layers at the start of every worker, which takes from 20 s to over a minute. auto:
     on a GPU, in the layouts packed and shared, for 100 steps or more."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from wsdm_ray.packing.layouts import round_up
 
-__all__ = ["batch_tokens", "pair_tokens", "plan_batches", "plan_batches_at_least"]
+__all__ = ["batch_tokens", "pair_tokens", "plan_batches", "plan_for_workers"]
 
 
 def pair_tokens(
@@ -89,20 +89,33 @@ def plan_best_fit(tokens_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
     return [np.asarray(pairs, np.int64) for pairs in batches]
 
 
-def plan_batches_at_least(
-    layout: str, tokens_N: np.ndarray, token_budget: int, min_batches: int
-) -> list[np.ndarray]:
-    """A plan within `token_budget` of `min_batches` or more, so that each of several workers has one.
+def plan_for_workers(layout: str, tokens_N: np.ndarray, token_budget: int, workers: int) -> list[np.ndarray]:
+    """A plan within `token_budget` that so many workers can share evenly.
 
-    There are fewer where there are fewer pairs. The budget is lowered by tenths until the count is reached.
+    Each gets as many of the fullest micro-batches as the others, and what is left is spread over all. There
+    is one for each worker at least, if there are so many pairs.
     """
-    budget, longest = token_budget, int(tokens_N.max(initial=1))
-    plan = plan_batches(layout, tokens_N, budget)
-    while len(plan) < min(min_batches, len(tokens_N)) and budget > longest:
-        budget = max(int(budget * 0.9), longest)
-        plan = plan_batches(layout, tokens_N, budget)
-    while len(plan) < min(min_batches, len(tokens_N)):  # pairs of one length
+    plan = plan_batches(layout, tokens_N, token_budget)
+    if left := len(plan) % workers:
+        plan.sort(key=lambda pairs: -batch_tokens(layout, tokens_N[pairs]))
+        rest = np.concatenate(plan[-left:])
+        plan[-left:] = [rest[pairs] for pairs in plan_evenly(layout, tokens_N[rest], token_budget, workers)]
+    while len(plan) < min(workers, len(tokens_N)):  # pairs of one length
         largest = max(range(len(plan)), key=lambda index: len(plan[index]))
         half = len(plan[largest]) // 2
         plan[largest : largest + 1] = [plan[largest][:half], plan[largest][half:]]
     return plan
+
+
+def plan_evenly(layout: str, tokens_N: np.ndarray, token_budget: int, most: int) -> list[np.ndarray]:
+    """A plan by the lowest budget that needs `most` micro-batches at most (MULTIFIT: Coffman, Garey and
+    Johnson, 1978); by `token_budget` where that needs more.
+    """
+    low, high = int(tokens_N.max(initial=1)), token_budget
+    while low < high:
+        middle = (low + high) // 2
+        if len(plan_batches(layout, tokens_N, middle)) <= most:
+            high = middle
+        else:
+            low = middle + 1
+    return plan_batches(layout, tokens_N, high)

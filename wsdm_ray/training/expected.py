@@ -79,8 +79,8 @@ def gpu_need(config: TrainConfig, manifest: Manifest, steps: int) -> GpuNeed:
 
 
 def bytes_of_others(shards: int, layer_bytes: float, embedding_bytes: float, network: Any) -> int:
-    """What a GPU need not hold of a sharded base in a step: it gathers two layers at a time, and of embeddings
-    gets what it looks up.
+    """What a GPU need not hold of a sharded base in a step: it gathers two layers at a time, and gets the
+    rows of embeddings that it looks up.
     """
     if shards == 1:
         return 0

@@ -32,7 +32,7 @@ from wsdm_ray.modeling.manifest import Manifest
 from wsdm_ray.modeling.memory_errors import is_oom
 from wsdm_ray.modeling.precision import device_and_dtype
 from wsdm_ray.packing.layouts import Layout, lay_out
-from wsdm_ray.packing.plan import batch_tokens, pair_tokens, plan_batches_at_least
+from wsdm_ray.packing.plan import batch_tokens, pair_tokens, plan_for_workers
 from wsdm_ray.schema import orderings_of
 from wsdm_ray.telemetry import logger
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
@@ -132,18 +132,18 @@ class Trainer:
         return rows, self.plan_step(pairs)
 
     def plan_step(self, pairs: EncodedPairs) -> Batches:
-        """The micro-batches of a step, one for each worker at least."""
+        """The micro-batches of a step, which the workers share evenly."""
         return self.plan(pairs, self.config.micro_batches or max(self.config.num_workers, self.group.size))
 
-    def plan(self, pairs: EncodedPairs, at_least: int = 1) -> Batches:
+    def plan(self, pairs: EncodedPairs, workers: int = 1) -> Batches:
         """The micro-batches of `pairs`, within the token budget.
 
         Args:
-            at_least: the fewest micro-batches, if there are so many pairs.
+            workers: which share them.
         """
         tokens = self.tokens_of(pairs)
         budget = self.model.token_budget  # another thread may lower it
-        plan = plan_batches_at_least(self.layout, tokens, budget, at_least)
+        plan = plan_for_workers(self.layout, tokens, budget, workers)
         costs = [self.model.row_tokens(batch_tokens(self.layout, tokens[places])) for places in plan]
         return Batches(pairs, plan, costs, budget)
 

@@ -46,7 +46,9 @@ class ShardedOptimizer:
                 for part in param_groups
             ]
         )
-        self.sizes = [len(part["params"]) for part in param_groups]
+        count = itertools.count()
+        self.places = [[next(count) for _ in part["params"]] for part in param_groups]
+        """Of the parameters of each group."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -69,9 +71,9 @@ class ShardedOptimizer:
         held = self.local.state_dict()
         own = by_path({self.own[index]: values for index, values in held["state"].items()})
         whole = self.gather(own)
-        ends = torch.tensor([0, *self.sizes]).cumsum(0).tolist()
-        places = [[*range(*each)] for each in itertools.pairwise(ends)]
-        groups = [part | {"params": mine} for part, mine in zip(held["param_groups"], places, strict=True)]
+        groups = [
+            part | {"params": places} for part, places in zip(held["param_groups"], self.places, strict=True)
+        ]
         return {"state": dict(sorted(from_paths(whole).items())), "param_groups": groups}
 
     def gather(self, own: dict[str, Any]) -> dict[str, Any]:

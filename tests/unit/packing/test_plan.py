@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsdm_ray.packing.plan import batch_tokens, pair_tokens, plan_batches, plan_batches_at_least
+from wsdm_ray.packing.plan import batch_tokens, pair_tokens, plan_batches, plan_for_workers
+from wsdm_ray.training.batches import assign_batches
 
 LAYOUTS = ("padded", "packed", "shared")
 layouts = st.sampled_from(LAYOUTS)
@@ -71,17 +73,49 @@ def test_padded_batches_waste_no_place(lengths, budget):
 
 
 @given(layouts, tokens_lists, st.integers(200, 1_000), st.integers(1, 80))
-def test_at_least(layout, lengths, budget, min_batches):
+def test_each_of_several_workers_has_a_micro_batch(layout, lengths, budget, workers):
     tokens = np.asarray(lengths, np.int64)
-    plan = plan_batches_at_least(layout, tokens, budget, min_batches)
+    plan = plan_for_workers(layout, tokens, budget, workers)
     assert_valid(plan, layout, tokens, budget)
-    assert len(plan) >= min(min_batches, len(tokens))
+    assert len(plan) >= min(workers, len(tokens))
 
 
-def test_at_least_of_equal_lengths():
-    plan = plan_batches_at_least("packed", np.full(7, 100), 1_000, 3)
-    assert len(plan) >= 3
-    assert max(len(each) for each in plan) <= 4
+def test_pairs_of_one_length_are_cut_for_workers():
+    plan = plan_for_workers("packed", np.full(7, 100), 1_000, 3)
+    assert sorted(map(len, plan)) == [1, 3, 3]
+    assert [*map(len, plan_for_workers("packed", np.full(4, 100), 1_000, 3))] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_worker_has_the_fewest_micro_batches(layout):
+    tokens = pair_tokens(layout, *real_lengths(128, 0), 2)
+    for one, other in zip(
+        plan_for_workers(layout, tokens, 8_192, 1), plan_batches(layout, tokens, 8_192), strict=True
+    ):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("workers", [2, 4, 8])
+def test_workers_share_a_step_evenly(workers):
+    """Of ten steps of 128 pairs of real lengths, by tokens."""
+
+    def times_one(plan_of: Callable[..., list[np.ndarray]]) -> float:
+        """How many times as fast so many workers are as one."""
+        alone = together = 0
+        for seed in range(10):
+            tokens = pair_tokens("shared", *real_lengths(128, seed), 2)
+            plan = plan_of("shared", tokens, 8_192, workers)
+            assert_valid(plan, "shared", tokens, 8_192)
+            costs = [batch_tokens("shared", tokens[each]) for each in plan]
+            alone += sum(costs)
+            together += max(
+                sum(costs[number] for number in share) for share in assign_batches(costs, workers)
+            )
+        return alone / together
+
+    even = times_one(plan_for_workers)
+    assert even > 0.97 * workers
+    assert even > times_one(lambda layout, tokens, budget, _: plan_batches(layout, tokens, budget)) + 0.01
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -210,13 +210,13 @@ def test_micro_batches_are_as_many_as_asked_for_on_any_number_of_workers(trainer
 def test_a_plan_says_which_budget_it_was_cut_by(trainer_of, monkeypatch):
     """Another thread lowers it meanwhile: so the step is planned anew."""
     trainer = trainer_of(token_budget=4_000)
-    cut = loop.plan_batches_at_least
+    cut = loop.plan_for_workers
 
     def lowered_meanwhile(*given):
         trainer.model.set_token_budget(400)
         return cut(*given)
 
-    monkeypatch.setattr(loop, "plan_batches_at_least", lowered_meanwhile)
+    monkeypatch.setattr(loop, "plan_for_workers", lowered_meanwhile)
     assert trainer.prepare_step(0)[1].token_budget == 4_000
 
 
