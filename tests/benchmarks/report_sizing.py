@@ -121,7 +121,7 @@ def beside_hours() -> list[str]:
     """What comes on top of the hours, and how far other sizes may be estimated."""
     two = read("score_gpu_gemma2-9b_two_h200.json")["results"]
     four = read("score_gpu_gemma2-9b_four_h200.json")["results"]["scaling"][-1]
-    _, step, other = read("train_scaling_gemma2-9b_four_h200.json")["results"]["runs"]
+    step, other = read("train_scaling_gemma2-9b_four_h200.json")["results"]["runs"][-2:]
     start = {row["compile_cache"]: row["second_pass"] for row in two["start"]}
     training = read("train_gpu_gemma2-9b_h200.json")["results"]["speed"]
     [first] = [row["first_step_seconds"] for row in training if row["way"] == "w8a8-int8 shared"]

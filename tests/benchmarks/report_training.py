@@ -111,13 +111,16 @@ def train_scaling(results: dict[str, Any]) -> list[str]:
     )  # fmt: skip
     rows = []
     for run in results["runs"]:
+        name = f"{run['workers']}{', one killed' if run['killed'] else ''}"
+        if run["workers"] < run.get("micro_batches", 0):
+            name += f", micro-batches for {run['micro_batches']}"
         steps = ", ".join(f"{seconds:.1f}" for seconds in run["all_step_seconds"])
         off = run.get("largest_relative_difference_of_8")
         names = ("speedup", "speedup_of_same_steps", "speedup_of_fastest_steps")
         times = "; ".join(f"{run[name]:.2f}" for name in names if name in run)
         rows.append(
             (
-                f"{run['workers']}{', one killed' if run['killed'] else ''}", steps,
+                name, steps,
                 f"{run['tokens_per_second']['max']:,.0f}", f"{run['pairs_per_second']['max']:.2f}",
                 times, "" if off is None else f"{off:.2%}", f"{run['memory_gb']:.1f}",
             )

@@ -5,9 +5,11 @@
 A base of random weights, trained by the job `train` through Ray Train on each number of workers: the same
 rows, the same micro-batches and so the same steps. Compared are the seconds of the steps after the first
 three: their medians, the fastest, and each step with itself; and the losses, which differ by rounding alone.
+One worker runs once more with the micro-batches that it cuts when it is alone; speeds are compared with that.
 With --beside, runs that follow each other and fit on the GPUs together are done at once, each on GPUs of its
-own. With --kill the run on most workers is done once more, and one of its workers is ended by SIGKILL while
-its first checkpoint is written: it is replaced, and the run must end with the same losses. Writes
+own. With --compile-first a run of one step comes before them all, so that all find the same kernels compiled.
+With --kill the run on most workers is done once more, and one of its workers is ended by SIGKILL while its
+first checkpoint is written: it is replaced, and the run must end with the same losses. Writes
 results/train_scaling_SHAPE.json, or --json, anew after every run; exits with 1 where a job fails.
 """
 
@@ -22,7 +24,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -51,33 +53,47 @@ def main() -> None:
     parser.add_argument("--memory-gib", type=float, help="take a GPU for one with so much memory")
     parser.add_argument("--shard-base", action="store_true", help="several workers share the base")
     parser.add_argument("--beside", action="store_true")
+    parser.add_argument("--compile-first", action="store_true")
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     base, votes = inputs(given)
-    runs: list[dict[str, Any]] = []
-    for together in rounds_of(given.workers, torch.cuda.device_count() if given.beside else 0):
+    most = max(given.workers)
+    runs = [Run(workers, most) for workers in given.workers]
+    if 1 in given.workers and most > 1:
+        runs.append(Run(1, 1))
+    results: list[dict[str, Any]] = []
+    if given.compile_first:
+        train(Run(1, most), None, base, votes, argparse.Namespace(**vars(given) | {"steps": 1}))
+    for together in rounds_of(runs, torch.cuda.device_count() if given.beside else 0):
         with ThreadPoolExecutor(len(together)) as pool:
-            started = [
-                pool.submit(one_run, workers, False, gpus, base, votes, given) for workers, gpus in together
-            ]
-        runs += [run.result() for run in started]
-        write(runs, given)
+            started = [pool.submit(one_run, run, gpus, base, votes, given) for run, gpus in together]
+        results += [result.result() for result in started]
+        write(results, given)
     if given.kill:
-        runs.append(one_run(max(given.workers), True, None, base, votes, given))
-        write(runs, given)
+        results.append(one_run(Run(most, most, killed=True), None, base, votes, given))
+        write(results, given)
 
 
-def rounds_of(workers: list[int], gpus: int) -> list[list[tuple[int, range | None]]]:
-    """Runs, by number of workers and GPUs (None: all), in groups that are done at once on `gpus`."""
-    rounds: list[list[tuple[int, range | None]]] = []
+class Run(NamedTuple):
+    """A run to be made."""
+
+    workers: int
+    micro_batches: int
+    """For how many workers a step is cut."""
+    killed: bool = False
+
+
+def rounds_of(runs: list[Run], gpus: int) -> list[list[tuple[Run, range | None]]]:
+    """Runs and their GPUs (None: all), in groups that are done at once on `gpus`."""
+    rounds: list[list[tuple[Run, range | None]]] = []
     first = gpus
-    for number in workers:
-        if first + number > gpus:
+    for run in runs:
+        if first + run.workers > gpus:
             rounds.append([])
             first = 0
-        rounds[-1].append((number, range(first, first + number) if number <= gpus else None))
-        first += number
+        rounds[-1].append((run, range(first, first + run.workers) if run.workers <= gpus else None))
+        first += run.workers
     return rounds
 
 
@@ -92,29 +108,33 @@ def inputs(given: argparse.Namespace) -> tuple[Path, Path]:
     return work / "base", votes
 
 
-def one_run(
-    workers: int, kill: bool, gpus: range | None, base: Path, votes: Path, given: argparse.Namespace
-) -> dict[str, Any]:
-    output = given.work / f"{workers}{'-killed' if kill else ''}"
+def train(
+    run: Run, gpus: range | None, base: Path, votes: Path, given: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Run the job; the metrics of its steps."""
+    output = given.work / f"{run.workers}-{run.micro_batches}{'-killed' if run.killed else ''}"
     shutil.rmtree(output, ignore_errors=True)
-    started = time.monotonic()
     visible = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
     process = start_job(
         limited(given.memory_gib) | visible, preset=given.preset, base=base, train=votes, output=output,
-        num_workers=workers, max_steps=given.steps, pairs_per_step=given.pairs_per_step,
-        micro_batches=max(given.workers), token_budget=given.token_budget,
-        checkpoint_steps=CHECKPOINT_STEPS if kill else given.steps,
+        num_workers=run.workers, max_steps=given.steps, pairs_per_step=given.pairs_per_step,
+        micro_batches=run.micro_batches, token_budget=given.token_budget,
+        checkpoint_steps=CHECKPOINT_STEPS if run.killed else given.steps,
         compile="yes" if torch.cuda.is_available() else "no", quantization=given.precision,
         **({"shard_base": ""} if given.shard_base else {}),
     )  # fmt: skip
-    if kill:
+    if run.killed:
         kill_a_worker(process, output)
     if status := process.wait():
-        sys.exit(f"error: train on {workers} workers ended with {status}")
-    steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return {
-        "workers": workers,
-        "killed": kill,
+        sys.exit(f"error: train on {run.workers} workers ended with {status}")
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def one_run(run: Run, *given: Any) -> dict[str, Any]:
+    """What a run of `train` was like."""
+    started = time.monotonic()
+    steps = train(run, *given)
+    return run._asdict() | {
         "losses": [step["loss"] for step in steps],
         "all_step_seconds": [round(step["seconds"], 3) for step in steps],
         "step_seconds": spread([step["seconds"] for step in steps[WARM_UP:]]),
@@ -147,22 +167,27 @@ def start_job(environment: dict[str, str], **options: Any) -> subprocess.Popen:
 
 
 def write(runs: list[dict[str, Any]], given: argparse.Namespace) -> None:
-    """The JSON: each run, how many times as fast as the first it is, and how far its losses are from its."""
+    """The JSON: each run, how many times as fast as the first it is, and how far its losses are from those of
+    the first with the same micro-batches.
+    """
     last = runs[-1]
-    runs.sort(key=lambda run: (run["workers"], run["killed"]))
-    first = runs[0]
+    runs.sort(key=lambda run: (run["workers"], run["micro_batches"], run["killed"]))
+    alone = runs[0]
+    first = next(run for run in runs if run["micro_batches"] == max(given.workers))
     for run in runs[1:]:
-        pairs = list(zip(run["losses"], first["losses"], strict=True))
-        run["speedup"] = first["step_seconds"]["median"] / run["step_seconds"]["median"]
-        run["speedup_of_fastest_steps"] = first["step_seconds"]["min"] / run["step_seconds"]["min"]
-        seconds = zip(first["all_step_seconds"], run["all_step_seconds"], strict=True)
+        run["speedup"] = alone["step_seconds"]["median"] / run["step_seconds"]["median"]
+        run["speedup_of_fastest_steps"] = alone["step_seconds"]["min"] / run["step_seconds"]["min"]
+        seconds = zip(alone["all_step_seconds"], run["all_step_seconds"], strict=True)
         run["speedup_of_same_steps"] = median([one / more for one, more in seconds][WARM_UP:])
+        if run is first:
+            continue
+        pairs = list(zip(run["losses"], first["losses"], strict=True))
         run["loss_differences"] = [ours - theirs for ours, theirs in pairs]
         run["largest_relative_difference_of_8"] = max(abs(a - b) / b for a, b in pairs[:8])
         if run["killed"]:
             calm = next(each for each in runs if each["workers"] == run["workers"])
             run["same_losses_as_calm"] = run["losses"] == calm["losses"]
-    shown = ("workers", "killed", "step_seconds", "tokens_per_second", "speedup", "losses")
+    shown = ("workers", "micro_batches", "killed", "step_seconds", "tokens_per_second", "speedup", "losses")
     print(json.dumps({name: last.get(name) for name in shown}), flush=True)
     path = given.json or HERE / "results" / f"train_scaling_{given.shape}.json"
     settings = {name: value for name, value in vars(given).items() if name not in ("json", "work")}

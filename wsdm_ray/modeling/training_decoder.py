@@ -166,7 +166,7 @@ class TrainingDecoder:
         embedding_VD = self.embedding
         if self.embedding_apart:
             tokens_V, places_T = np.unique(tokens_T, return_inverse=True)
-            embedding_VD = to_device(self.embedding[torch.from_numpy(tokens_V)], self.device)
+            embedding_VD = rows_on(self.device, self.embedding, torch.from_numpy(tokens_V))
             tokens_T = places_T.astype(tokens_T.dtype)
         x_TD = scaled_embedding(to_device(tokens_T, self.device), embedding_VD, self.shape)
         return x_TD.requires_grad_(torch.is_grad_enabled())
@@ -195,6 +195,13 @@ class TrainingDecoder:
         """`run_layer`, which the backward pass calls again in a thread of its own."""
         with compiling():
             return self.run_layer(*given)
+
+
+def rows_on(device: torch.device, table: Tensor, rows_N: Tensor) -> Tensor:
+    """Rows of a table in memory of the CPU: [N, D]. The host does not wait until a GPU has them."""
+    found_ND = table.new_empty(len(rows_N), table.shape[1], pin_memory=device.type == "cuda")
+    torch.index_select(table, 0, rows_N, out=found_ND)
+    return found_ND.to(device, non_blocking=True)
 
 
 def at_least(rows_S: Tensor, least: int) -> Tensor:

@@ -92,12 +92,12 @@ def plan_best_fit(tokens_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
 def plan_for_workers(layout: str, tokens_N: np.ndarray, token_budget: int, workers: int) -> list[np.ndarray]:
     """A plan within `token_budget` that so many workers can share evenly.
 
-    Each gets as many of the fullest micro-batches as the others, and what is left is spread over all. There
-    is one for each worker at least, if there are so many pairs.
+    Each gets as many of the first micro-batches as the others. The last ones, which are less full, are cut
+    again: one for each worker. There is one for each at least, if there are so many pairs.
     """
     plan = plan_batches(layout, tokens_N, token_budget)
-    if left := len(plan) % workers:
-        plan.sort(key=lambda pairs: -batch_tokens(layout, tokens_N[pairs]))
+    if workers > 1 and plan:
+        left = len(plan) % workers or workers
         rest = np.concatenate(plan[-left:])
         plan[-left:] = [rest[pairs] for pairs in plan_evenly(layout, tokens_N[rest], token_budget, workers)]
     while len(plan) < min(workers, len(tokens_N)):  # pairs of one length

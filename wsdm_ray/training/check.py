@@ -278,6 +278,11 @@ def with_absolute_paths(config: TrainConfig, files: TrainingFiles, manifest: Man
     )
 
 
+def passes_of(workers: int) -> int | str:
+    """How micro-batches are cut for so many workers, as they decide dropout: evenly, if there are several."""
+    return workers if workers == 1 else f"{workers}, even"
+
+
 def fingerprint_of(
     config: TrainConfig, files: TrainingFiles, manifest: Manifest, on_gpu: bool
 ) -> dict[str, Any]:
@@ -290,7 +295,7 @@ def fingerprint_of(
     return start | {
         "options": decisive,
         "base": manifest.base_digest,
-        "passes": config.micro_batches or config.num_workers,  # micro-batches decide dropout
+        "passes": passes_of(config.micro_batches or config.num_workers),
         "gpu": on_gpu,
         "inputs": {name: file_versions(paths) for name, paths in vars(files).items()},
         "teachers": [file_versions(list_files(folder)) for folder in config.objective.teachers],

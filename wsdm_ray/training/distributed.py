@@ -74,17 +74,14 @@ class WorkerGroup:
         numbers[self.rank] = number
         return int(self.all_reduce(numbers).max().item())
 
-    def all_gather(self, value: Value) -> list[Value]:
-        """The value of each worker, by rank; workers must make their calls in the same order."""
-        return self.gather_objects(value, self.exchange)
+    def all_gather(self, value: Value, *, in_step: bool = False) -> list[Value]:
+        """The value of each worker, by rank; workers must make their calls in the same order.
 
-    def all_gather_in_step(self, value: Value) -> list[Value]:
-        """The same among the messages of the thread that takes steps, while another may call `all_gather`."""
-        return self.gather_objects(value, None)
-
-    def gather_objects(self, value: Value, through: dist.ProcessGroup | None) -> list[Value]:
+        Args:
+            in_step: among the messages of the thread that takes steps, while another may gather, too.
+        """
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=through)
+        dist.all_gather_object(values, value, group=None if in_step else self.exchange)
         return values
 
     def start_all_reduce(self, tensor: torch.Tensor) -> Callable[[], object]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,8 +46,9 @@ from wsdm_ray.training.metrics import METRICS_FILE, StepMetrics, ValidMetrics
 from wsdm_ray.training.model import prepare_model
 from wsdm_ray.training.objective import agreement, learning_rate_factor, row_loss, targets_of, valid_metrics
 from wsdm_ray.training.optimizer import make_optimizer, set_learning_rates
-from wsdm_ray.training.optimizer_state import load_state
+from wsdm_ray.training.optimizer_state import flatten_state, load_state
 from wsdm_ray.training.policy import resolve_options
+from wsdm_ray.training.sharded_optimizer import ShardedOptimizer
 from wsdm_ray.training.snapshot import Snapshot, take_snapshot
 from wsdm_ray.training.warm_up import warm_up
 
@@ -371,14 +373,17 @@ class Trainer:
         """Write a checkpoint from which `restore` continues exactly, and which `score` can load, on the first
         worker. Every worker must call it.
         """
-        if snapshot := self.snapshot():
-            snapshot.write(folder)
+        state = self.optimizer_state()
+        if self.group.is_first:
+            self.snapshot(state).write(folder)
 
-    def snapshot(self) -> Snapshot | None:
-        """What `save` writes, as it is now, on the first worker. Every worker must call it."""
-        state = self.optimizer.state_dict()
-        if not self.group.is_first:
-            return None
+    def optimizer_state(self) -> dict[str, Any]:
+        """The optimizer's state on the first worker, as it is now. Every worker must call it."""
+        return self.optimizer.state_dict()
+
+    def snapshot(self, optimizer_state: dict[str, Any]) -> Snapshot:
+        """What `save` writes, as it is now."""
+        state = flatten_state(optimizer_state, copy=not isinstance(self.optimizer, ShardedOptimizer))
         return take_snapshot(
             self.network, self.parameters, state, self.step, self.model.token_budget, self.metrics,
             self.manifest, self.base,

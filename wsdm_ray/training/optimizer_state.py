@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 __all__ = [
     "STATE_FILE",
     "STATE_TENSORS_FILE",
+    "FlatState",
     "by_path",
     "flatten_state",
     "from_paths",
@@ -21,6 +22,9 @@ __all__ = [
 STATE_FILE = "trainer_state.json"
 STATE_TENSORS_FILE = "optimizer.safetensors"
 
+FlatState = tuple[dict[str, torch.Tensor], dict[str, Any]]
+"""Of `flatten_state`."""
+
 
 class HasState(Protocol):
     """What of an optimizer is loaded."""
@@ -31,9 +35,7 @@ class HasState(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
-def write_state(
-    state: tuple[dict[str, torch.Tensor], dict[str, Any]], step: int, token_budget: int, folder: str
-) -> None:
+def write_state(state: FlatState, step: int, token_budget: int, folder: str) -> None:
     """Write the state of an optimizer, of `flatten_state`, and where the run is into `folder`.
 
     Args:
@@ -62,13 +64,17 @@ def load_state(optimizer: HasState, folder: str) -> tuple[int, int | None]:
     return state["step"], state.get("token_budget")
 
 
-def flatten_state(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors by path, and the rest as JSON values: safetensors holds no others."""
+def flatten_state(state: dict[str, Any], *, copy: bool = True) -> FlatState:
+    """An optimizer's state as tensors by path, and the rest as JSON values: safetensors holds no others.
+
+    Args:
+        copy: the state is still in use; else its tensors are nobody else's, in memory of the CPU.
+    """
     tensors: dict[str, torch.Tensor] = {}
     numbers: dict[str, Any] = {}
     for path, value in by_path(state["state"]).items():
         if isinstance(value, torch.Tensor):
-            tensors[path] = value.detach().to("cpu", copy=True).contiguous()
+            tensors[path] = value.detach().to("cpu", copy=copy).contiguous()
         else:
             numbers[path] = value
     return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}

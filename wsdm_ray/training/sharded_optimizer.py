@@ -84,7 +84,7 @@ class ShardedOptimizer:
             for path, value in own.items()
         }
         whole: dict[str, Any] = {}
-        for rank, theirs in enumerate(self.group.all_gather_in_step(described)):
+        for rank, theirs in enumerate(self.group.all_gather(described, in_step=True)):
             mine = own if rank == self.group.rank else {}
             for path, value in theirs.items():
                 whole[path] = value

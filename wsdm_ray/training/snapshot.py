@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +12,7 @@ from torch import nn
 from wsdm_ray.modeling.checkpoint import save_classifier
 from wsdm_ray.modeling.manifest import Manifest
 from wsdm_ray.training.metrics import METRICS_FILE, StepMetrics
-from wsdm_ray.training.optimizer_state import flatten_state, write_state
+from wsdm_ray.training.optimizer_state import FlatState, write_state
 
 __all__ = ["Snapshot", "take_snapshot"]
 
@@ -26,8 +25,7 @@ class Snapshot:
     """Says how the weights are saved; its own are not read."""
     weights: dict[str, torch.Tensor]
     """What trains, by its name in the network."""
-    optimizer: tuple[dict[str, torch.Tensor], dict[str, Any]]
-    """Of `flatten_state`."""
+    optimizer: FlatState
     step: int
     token_budget: int
     """Of the next step; less than was asked for where memory ran out."""
@@ -46,14 +44,18 @@ class Snapshot:
 
 
 def take_snapshot(
-    network: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer_state: dict[str, Any], step: int,
+    network: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: FlatState, step: int,
     token_budget: int, metrics: Sequence[StepMetrics], manifest: Manifest, tokenizer_folder: str,
 ) -> Snapshot:  # fmt: skip
-    """A copy of what trains, of the optimizer's state, of where the run is and of the metrics so far."""
+    """A copy of what trains, of where the run is and of the metrics so far.
+
+    Args:
+        optimizer: a copy of its state.
+    """
     return Snapshot(
         network=network,
         weights={name: value.detach().to("cpu", copy=True) for name, value in parameters.items()},
-        optimizer=flatten_state(optimizer_state),
+        optimizer=optimizer,
         step=step,
         token_budget=token_budget,
         metrics=tuple(metrics),

@@ -264,13 +264,13 @@ class CheckpointSaver:
         self.send(metrics.summary() | {"valid_log_loss": NOT_VALIDATED}, left_name(self.trainer.step))
 
     def send(self, summary: dict[str, Any], name: str) -> None:
-        if self.trainer.group.is_first:
-            logger.info("checkpoint at step %d%s", self.trainer.step, format_metrics(summary))
-            self.idle.wait()
-        snapshot = self.trainer.snapshot()
-        if snapshot is None:
+        state = self.trainer.optimizer_state()  # before the wait: others would time out in it
+        if not self.trainer.group.is_first:
             ray.train.report(summary, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
             return
+        logger.info("checkpoint at step %d%s", self.trainer.step, format_metrics(summary))
+        self.idle.wait()
+        snapshot = self.trainer.snapshot(state)
         self.idle.clear()
         ray.train.report(
             summary,

@@ -1,5 +1,6 @@
 """The training decoder against the network of transformers that it runs, for every family and layout."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -258,8 +259,10 @@ def test_weights_that_come_and_go_change_no_bit(held, recomputed, compiled, netw
     decoder.recomputed = recomputed
     expected = decoder.logits(layout)
     gradients = gradients_of(network, expected)
+    on_device = weakref.ref(decoder.embedding)
     decoder.shard_weights(Alone())
     assert decoder.embedding_apart
+    assert on_device() is None, "embeddings are in memory of the CPU alone"
     weights = [linear.weight.values for layer in decoder.layers for linear in layer[:4]]
     with decoder.weights.passes(1, backward=True):
         found = decoder.logits(layout)

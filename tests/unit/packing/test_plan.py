@@ -95,6 +95,20 @@ def test_one_worker_has_the_fewest_micro_batches(layout):
         assert np.array_equal(one, other)
 
 
+def test_the_last_micro_batches_are_evened_out():
+    def loads(layout: str, tokens: list[int], budget: int, workers: int) -> list[int]:
+        tokens_N = np.array(tokens)
+        return sorted(
+            batch_tokens(layout, tokens_N[each])
+            for each in plan_for_workers(layout, tokens_N, budget, workers)
+        )
+
+    assert loads("packed", [3_000, 3_000, 2_000, 500], 8_192, 2) == [3_500, 5_000], "as many as workers"
+    assert loads("packed", [1_000] * 9, 8_000, 2) == [4_000, 5_000]
+    assert loads("packed", [8_000, 8_000, 3_000, 2_000, 500], 8_192, 2) == [2_500, 3_000, 8_000, 8_000]
+    assert loads("padded", [400, 400, 300, 300, *[100] * 8], 800, 2) == [400, 400, 600, 800]
+
+
 @pytest.mark.parametrize("workers", [2, 4, 8])
 def test_workers_share_a_step_evenly(workers):
     """Of ten steps of 128 pairs of real lengths, by tokens."""

@@ -57,7 +57,8 @@ class GroupOfThreads(WorkerGroup):
         self.meet.wait()
         return values
 
-    def all_gather_in_step(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any, *, in_step: bool = False) -> list[Any]:
+        assert in_step, "as it is for tensors of a step"
         return self.exchanged(pickle.loads(pickle.dumps(value)))
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:

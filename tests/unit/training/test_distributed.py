@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,19 @@ def test_a_process_of_its_own_is_the_first_of_one():
     assert not WorkerGroup(1, 2).is_first
     assert group.all_reduce(torch.tensor([3.0])).tolist() == [3.0]
     assert group.own_batches([5, 9, 7]) == [0, 1, 2]
+
+
+def test_what_is_gathered_in_a_step_keeps_out_of_the_way_of_other_threads(monkeypatch):
+    """Whose messages would come in an order of each worker's own."""
+    through: list[object] = []
+    monkeypatch.setattr(
+        "torch.distributed.all_gather_object", lambda values, value, group: through.append(group)
+    )
+    exchange: Any = object()
+    group = WorkerGroup(0, 2, exchange)
+    group.all_gather("ids of the next step")
+    group.all_gather("the optimizer's state", in_step=True)
+    assert through == [exchange, None]
 
 
 def test_every_micro_batch_has_one_worker():

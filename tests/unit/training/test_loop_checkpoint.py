@@ -61,7 +61,7 @@ def test_a_snapshot_is_not_changed_by_the_steps_that_follow(trainer_of, tmp_path
         trainer = trainer_of(**options)
         steps = trainer.steps()
         next(steps)
-        snapshot = trainer.snapshot()
+        snapshot = trainer.snapshot(trainer.optimizer_state())
         trainer.network.save_pretrained(tmp_path / name / "by-peft", save_embedding_layers=False)
         trainer.save(str(tmp_path / name / "then"))
         list(steps)
@@ -86,7 +86,7 @@ def test_a_lowered_token_budget_goes_on(trainer_of, tmp_path):
     while whole.model.token_budget == 400:
         whole.save_memory(whole.prepare_step(1)[1])
     next(steps)
-    whole.snapshot().write(str(tmp_path / "after-2"))
+    whole.save(str(tmp_path / "after-2"))
     list(steps)
     expected = saved(whole, tmp_path / "whole")
 

@@ -97,7 +97,8 @@ def test_the_token_budget_is_what_the_gpus_of_all_workers_allow(trainer_of, monk
         return ActivationMemory(network, asked, compiled=True).token_budget(group)
 
     assert budget(0.0) == 400, "on a CPU, whose memory is not asked"
-    network.to("meta")  # as little a CPU as a GPU is
+    network.to("meta")  # as little a CPU as a GPU is; embeddings may be on one
+    unwrap_peft(network).get_input_embeddings().to_empty(device="cpu")
     trained = sum(parameter.numel() for parameter in trainer.parameters.values())
     sizes = shape_of(unwrap_peft(network).config), unwrap_peft(network).config.intermediate_size, 4
     needed = {
@@ -112,6 +113,8 @@ def test_the_token_budget_is_what_the_gpus_of_all_workers_allow(trainer_of, monk
     assert budget(needed[400], gradient_checkpointing="no") == 400, "if memory runs out, layers recompute"
     other: Any = SimpleNamespace(largest=lambda number, device: max(number, 200))
     assert budget(needed[400], other) == 200
+    monkeypatch.setattr(model, "free_gpu_bytes", lambda: 0)
+    assert ActivationMemory(network, config, compiled=True, shards=4).free_bytes == -6 * trained
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])

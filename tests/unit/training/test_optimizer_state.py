@@ -35,3 +35,12 @@ def test_a_state_is_continued_by_the_optimizer_of_this_device(tmp_path):
     assert found.param_groups[0]["fused"] is True
     found.step()
     assert [float(state["step"]) for state in found.state.values()] == [2.0]
+
+
+def test_a_state_in_use_is_copied_and_another_is_not():
+    """Memory holds a large model's state once."""
+    state = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}
+    held = state["state"][0]["exp_avg"]
+    for copy in (True, False):
+        tensors, _ = flatten_state(state, copy=copy)
+        assert (tensors["0/exp_avg"].data_ptr() == held.data_ptr()) == (not copy)

@@ -14,7 +14,7 @@ from wsdm_ray.errors import ClusterError, StorageError
 from wsdm_ray.modeling.manifest import Manifest
 from wsdm_ray.preflight import job
 from wsdm_ray.preflight.estimate import Speed
-from wsdm_ray.preflight.model_size import trained_parameters
+from wsdm_ray.preflight.model_size import parameters_of, trained_parameters
 from wsdm_ray.preflight.node import Gpu, NodeFacts, Probe, versions_here
 from wsdm_ray.presets import tiny
 from wsdm_ray.storage import list_files
@@ -133,7 +133,13 @@ def test_what_a_worker_takes_that_shares_the_base(given, monkeypatch):
     assert expected.bytes_of_others(1, 1_000, 100, deep) == 0
     manifest = Manifest(kind="adapter", quantization="none")
     whole = gpu_need(given, manifest, 1_000)
-    monkeypatch.setattr(expected, "bytes_of_others", lambda *_: 10 * whole.batch_bytes)
+    parameters = parameters_of(read_settings(Path(given.base, "config.json")))
+
+    def much(shards: int, layer_bytes: float, embedding_bytes: float, network: object) -> int:
+        assert (layer_bytes, embedding_bytes) == (2 * parameters.linear, 2 * parameters.embedding)
+        return 10 * whole.batch_bytes
+
+    monkeypatch.setattr(expected, "bytes_of_others", much)
     settings = read_settings(Path(given.base, "config.json"))
     state = 8 * trained_parameters(settings, given.lora.r, given.lora.targets)
     for config, parts in ((shared, 4), (dataclasses.replace(shared, min_workers=2), 2)):

@@ -19,13 +19,14 @@ class FakeTrainer:
         self.group = SimpleNamespace(is_first=is_first)
         self.config = SimpleNamespace(output="/output")
         self.step = 0
-        self.snapshots = 0
+        self.gathered = 0
 
-    def snapshot(self) -> Any:
-        self.snapshots += 1
-        if not self.group.is_first:
-            return None
-        step = self.step
+    def optimizer_state(self) -> int:
+        self.gathered += 1
+        return self.step
+
+    def snapshot(self, step: int) -> Any:
+        assert self.group.is_first
         return SimpleNamespace(write=lambda folder: Path(folder, "step").write_text(str(step)))
 
 
@@ -45,7 +46,7 @@ METRICS: Any = SimpleNamespace(summary=lambda: {"step": 1})
 def test_other_workers_report_their_metrics_alone(reports):
     trainer = FakeTrainer(is_first=False)
     CheckpointSaver(trainer).report(METRICS)  # pyright: ignore[reportArgumentType]
-    assert trainer.snapshots == 1, "which all workers take together"
+    assert trainer.gathered == 1, "by all workers together"
     assert reports == [{"metrics": {"step": 1}, "checkpoint_upload_mode": CheckpointUploadMode.ASYNC}]
 
 
@@ -81,6 +82,7 @@ def test_steps_go_on_while_one_checkpoint_is_written(reports, monkeypatch):
     assert not saver.idle.is_set()
 
     def finish_first() -> None:
+        assert trainer.gathered == 2, "others would wait for this worker"
         first["checkpoint_upload_fn"](first["checkpoint"], first["checkpoint_dir_name"])
         assert saver.idle.is_set()
 

@@ -100,9 +100,9 @@ def layer_window(layer_type: str, sliding_window: int | None) -> int | None:
     return sliding_window if layer_type == "sliding_attention" else None
 
 
-def to_device(values: np.ndarray | Tensor, device: torch.device | str) -> Tensor:
-    """A tensor on the device, of values on the CPU; the host does not wait until a GPU has it."""
-    tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
+def to_device(array: np.ndarray, device: torch.device | str) -> Tensor:
+    """A tensor on the device; the host does not wait until a GPU has it."""
+    tensor = torch.from_numpy(array)
     if torch.device(device).type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
