@@ -106,6 +106,7 @@ def test_the_last_micro_batches_are_evened_out():
     assert loads("packed", [3_000, 3_000, 2_000, 500], 8_192, 2) == [3_500, 5_000], "as many as workers"
     assert loads("packed", [1_000] * 9, 8_000, 2) == [4_000, 5_000]
     assert loads("packed", [8_000, 8_000, 3_000, 2_000, 500], 8_192, 2) == [2_500, 3_000, 8_000, 8_000]
+    assert loads("packed", [4_000, 4_000, 2_000, 2_000, 1_000, 100], 4_000, 2) == [2_100, 3_000, 4_000, 4_000]
     assert loads("padded", [400, 400, 300, 300, *[100] * 8], 800, 2) == [400, 400, 600, 800]
 
 

@@ -73,8 +73,9 @@ class GroupOfThreads(WorkerGroup):
         return lambda: None
 
     def start_broadcast(self, tensor: torch.Tensor, rank: int) -> Callable[[], object]:
-        tensor.copy_(self.exchanged(tensor.clone())[rank])
-        return lambda: None
+        """It is there when it is waited for, not before."""
+        sent = tensor.clone()
+        return lambda: tensor.copy_(self.exchanged(sent)[rank])
 
 
 def groups_of_threads(size: int) -> list[GroupOfThreads]:

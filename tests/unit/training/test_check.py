@@ -81,6 +81,7 @@ def test_workers_get_paths_that_mean_the_same_everywhere(config, monkeypatch):
 def test_the_fingerprint_has_what_decides_the_classifier_and_no_more(config):
     fingerprint = check(config, TWO_CPUS).fingerprint
     assert fingerprint.keys() == {"options", "base", "passes", "gpu", "inputs", "teachers"}
+    assert [changed(config, num_workers=number).fingerprint["passes"] for number in (1, 2)] == [1, "2, even"]
     assert fingerprint["options"].keys() == {
         "seed", "epochs", "max_steps", "pairs_per_step", "orders", "layout", "token_budget", "precision",
         "quantization", "int8_activations", "compile", "text", "head", "lora",

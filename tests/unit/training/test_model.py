@@ -28,6 +28,7 @@ from wsdm_ray.training import model
 from wsdm_ray.training.distributed import WorkerGroup
 from wsdm_ray.training.loop import Trainer
 from wsdm_ray.training.model import ActivationMemory, check_alike, check_gpu
+from wsdm_ray.training.optimizer_state import by_path
 from wsdm_ray.training.policy import ResolvedOptions, least_activation_bytes
 from wsdm_ray.training.sharded_optimizer import ShardedOptimizer
 
@@ -258,7 +259,15 @@ def test_workers_that_share_the_base_take_the_steps_of_others(trainer_of, monkey
     """Three micro-batches on two workers, so that one gathers along; of the valid set, one has more."""
     monkeypatch.setattr(sharded_weights, "LEAST_BYTES", 1)
     valid, found = learnable_votes(9, 1), []
+    plan_memory = ActivationMemory.__init__
     for shard_base in (False, True):
+        shards: list[int] = []
+
+        def noted(*given: Any, shards_of: list[int] = shards, **options: Any) -> None:
+            shards_of.append(options["shards"])
+            plan_memory(*given, **options)
+
+        monkeypatch.setattr(ActivationMemory, "__init__", noted)
         workers = [
             trainer_of(
                 valid=valid, max_steps=2, micro_batches=3, quantization="w8a8-int8", shard_base=shard_base,
@@ -272,6 +281,9 @@ def test_workers_that_share_the_base_take_the_steps_of_others(trainer_of, monkey
             workers[1].model.set_token_budget(200)
             assert len(workers[1].plan(workers[1].encode_valid(valid)[1]).costs) > 1
             valids = list(pool.map(lambda worker: worker.evaluate(), workers))
+            states = list(pool.map(Trainer.optimizer_state, workers))
+            tensors, held = workers[0].snapshot(states[0]).optimizer[0], by_path(states[0]["state"])
+            assert {tensors[path].data_ptr() == held[path].data_ptr() for path in tensors} == {shard_base}
             folder = tmp_path / str(shard_base)
             list(pool.map(functools.partial(Trainer.save, folder=str(folder)), workers))
             for worker in workers:
@@ -285,6 +297,7 @@ def test_workers_that_share_the_base_take_the_steps_of_others(trainer_of, monkey
         ]
         found.append(([(row.loss, row.grad_norm) for row in steps[0]], valids[0], written))
         assert isinstance(workers[0].optimizer, ShardedOptimizer) == shard_base
+        assert shards == ([2, 2] if shard_base else [1, 1])
         assert bool(layers[0].qkv.weight.values.untyped_storage().nbytes()) == (not shard_base)
     assert found[0] == found[1], "to the last bit"
 
