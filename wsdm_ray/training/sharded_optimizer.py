@@ -39,16 +39,15 @@ class ShardedOptimizer:
         self.owners = {place: rank for rank, share in enumerate(shares) for place in share}
         self.own = shares[group.rank]
         """Places of the parameters that this worker updates."""
-        mine = {id(self.parameters[place]) for place in self.own}
-        self.local = make(
-            [
-                part | {"params": [each for each in part["params"] if id(each) in mine]}
-                for part in param_groups
-            ]
-        )
         count = itertools.count()
         self.places = [[next(count) for _ in part["params"]] for part in param_groups]
         """Of the parameters of each group."""
+        self.local = make(
+            [
+                part | {"params": [self.parameters[place] for place in places if place in self.own]}
+                for part, places in zip(param_groups, self.places, strict=True)
+            ]
+        )
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
