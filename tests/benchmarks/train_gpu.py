@@ -52,6 +52,8 @@ from wsdm_ray.modeling.training_decoder import TrainingDecoder, padded_tokens
 from wsdm_ray.modeling.training_linear import FrozenWeight, frozen_gemm, input_gradient
 from wsdm_ray.packing.layouts import lay_out
 from wsdm_ray.packing.plan import pair_tokens, plan_batches
+from wsdm_ray.training.distributed import WorkerGroup
+from wsdm_ray.training.gradients import GradientReducer
 from wsdm_ray.training.optimizer import make_optimizer
 
 OURS = tuple(
@@ -128,9 +130,13 @@ class Bench:
         else:
             batches = self.rows(wrapped) if held == "transformers_row" else self.padded(wrapped)
 
+        reducer = GradientReducer(WorkerGroup(), parameters.values() if layout else [])
+
         def step() -> None:
             for log_odds in batches():
-                (nn.functional.softplus(-log_odds).sum() / (2 * len(self.pairs))).backward()
+                with reducer.backward_pass(last=False):
+                    (nn.functional.softplus(-log_odds).sum() / (2 * len(self.pairs))).backward()
+            reducer.finish()
             nn.utils.clip_grad_norm_(parameters.values(), 1.0, foreach=True)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

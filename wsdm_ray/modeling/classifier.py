@@ -19,6 +19,7 @@ from torch import nn
 from wsdm_ray.config import HeadConfig, LoraConfig
 from wsdm_ray.errors import ConfigError, ModelError
 from wsdm_ray.modeling.attention import training_backend
+from wsdm_ray.modeling.compilation import compile_deterministic
 from wsdm_ray.modeling.families import head_dim_of, shape_of
 from wsdm_ray.modeling.head import make_head
 from wsdm_ray.modeling.quantization_config import NF4_BLOCK, bitsandbytes_config
@@ -188,7 +189,7 @@ def compile_layers(network: nn.Module, backend: Any = "inductor") -> None:
     model = unwrap_peft(network)
     model.enable_input_require_grads()  # else the first layer, whose input has no gradient, is compiled apart
     plain = type(model.model.layers[0]).forward
-    compiled = torch.compile(plain, dynamic=True, backend=backend)
+    compiled = compile_deterministic(plain, dynamic=True, backend=backend)
 
     def forward(self: nn.Module, *args: Any, **options: Any) -> Any:
         return (compiled if self.training else plain)(self, *args, **options)

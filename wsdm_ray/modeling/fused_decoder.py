@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from wsdm_ray.modeling.attention import AttentionBackend, Heads, tiling_of
+from wsdm_ray.modeling.compilation import compile_deterministic
 from wsdm_ray.modeling.families import Shape, shape_of
 from wsdm_ray.modeling.fused_layer import (
     FUSED_LINEARS,
@@ -231,4 +232,4 @@ class FusedDecoder(nn.Module):
 def compiled(function: Callable[..., Any], backend: Any) -> Callable[..., Any]:
     """`function`, compiled for each set of shapes; one for all decoders of a process."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
-    return torch.compile(function, backend=backend, dynamic=False, fullgraph=True)
+    return compile_deterministic(function, backend=backend, dynamic=False, fullgraph=True)

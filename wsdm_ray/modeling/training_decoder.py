@@ -23,6 +23,7 @@ from wsdm_ray.modeling.attention.decoder_training import Attend, training_attent
 from wsdm_ray.modeling.attention.mask_rule import to_device
 from wsdm_ray.modeling.attention.tiling import BLOCK
 from wsdm_ray.modeling.classifier import unwrap_peft
+from wsdm_ray.modeling.compilation import compile_deterministic
 from wsdm_ray.modeling.families import shape_of
 from wsdm_ray.modeling.frozen_weights import adapted_linear_of
 from wsdm_ray.modeling.fused_layer import FUSED_LINEARS, norms_of, rotation_of, scaled_embedding
@@ -250,4 +251,4 @@ def compiling() -> Iterator[None]:
 @functools.cache
 def compiled_part(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, compiled once for all layers and all numbers of tokens."""
-    return torch.compile(function, fullgraph=True)
+    return compile_deterministic(function, fullgraph=True)

@@ -15,7 +15,7 @@ from wsdm_ray.schema import TEXTS
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 from wsdm_ray.training.distributed import WorkerGroup
 
-__all__ = ["encode_rows", "encode_together", "interleave", "valid_share"]
+__all__ = ["encode_rows", "encode_together", "interleave", "valid_shares"]
 
 CHUNK = 1_024
 """Rows that are tokenized at once: a tokenizer holds tens of bytes for each token until all are done."""
@@ -38,15 +38,14 @@ def encode_together(encoder: PairEncoder, votes: Votes, rows: np.ndarray, group:
     return interleave(group.all_gather(encode_rows(encoder, votes, rows[group.rank :: group.size])))
 
 
-def valid_share(votes: Votes, group: WorkerGroup) -> np.ndarray:
-    """The rows that this worker scores: int64 [about N / workers], ascending, with about the same text.
+def valid_shares(votes: Votes, shares: int) -> list[np.ndarray]:
+    """The rows of each share of the valid set: int64 [about N / shares], ascending, with about the same text.
 
-    The shares of all workers have each row once. Votes are dealt out by the length of their texts, so that
-    nothing is tokenized to know who scores what.
+    Votes are dealt out by the length of their texts, so that nothing is tokenized to know who scores what.
     """
     characters_N = sum(pc.utf8_length(votes.table[name]).to_numpy().astype(np.int64) for name in TEXTS)
     longest_first = np.argsort(-np.asarray(characters_N), kind="stable")
-    return np.sort(longest_first[group.rank :: group.size])
+    return [np.sort(longest_first[share::shares]) for share in range(shares)]
 
 
 def interleave(parts: list[EncodedPairs]) -> EncodedPairs:

@@ -1,19 +1,27 @@
-"""Gradients summed over the workers of a run while the backward pass still runs.
+"""Gradients summed over the micro-batches and the workers of a step, exactly, while backward passes run.
 
-Parameters are in buckets, the last ones first, as the backward pass reaches them. A bucket is sent when all
-of its gradients are there and all buckets before it were sent, so every worker sends them in the same order.
-The sum of a gradient does not depend on its bucket: two workers get the bits that one message would give.
+They are rounded to multiples of `UNIT` and added up in float64, which is exact. So a sum is the same bits in
+any order, and a step the same on any number of workers (after Demmel and Nguyen, 2013: pre-rounding).
+
+Parameters are in buckets, the last ones first, as a backward pass reaches them. In the last pass of a worker,
+a bucket is sent when all of its gradients are there and all buckets before it were sent, so every worker
+sends them in the same order.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wsdm_ray.training.distributed import WorkerGroup
 
 __all__ = ["GradientReducer"]
+
+UNIT = 2.0**-42
+"""What gradients are multiples of: 2.3e-13, next to AdamW's epsilon of 1e-8. Sums below 2,048 are exact, and
+so are gradients over 4e-6 themselves, where float32 is as coarse; larger sums are rounded like any other."""
 
 BUCKET_BYTES = 32 * 2**20
 """Small messages are slow, and a single one would wait for the end of the backward pass."""
@@ -24,17 +32,36 @@ class Bucket:
     """Parameters whose gradients travel in one message."""
 
     parameters: list[nn.Parameter]
+    total: Tensor | None = None
+    """The message: float64 [gradients of the bucket], in units; None before the first pass of a step."""
     missing: set[int] = field(default_factory=set)
-    """Of the parameters that the backward pass has not reached yet: their `id`."""
-    total: torch.Tensor | None = None
-    """The message, once it is sent: float32 [gradients of the bucket]."""
+    """Of the parameters that this backward pass has not reached yet: their `id`."""
     wait: Callable[[], object] | None = None
+    """Once it is sent."""
+
+    def collect(self) -> Tensor:
+        """Add the gradients to the total, which is returned; the parameters have none then."""
+        gradients = torch.cat([gradient_of(parameter).flatten() for parameter in self.parameters]).float()
+        units = gradients.div_(UNIT).round_()  # of a bfloat16 head beside float32 adapters, too
+        self.total = units.double() if self.total is None else self.total.add_(units)
+        for parameter in self.parameters:
+            parameter.grad = None
+        return self.total
+
+    def spread(self) -> None:
+        """Give each parameter its gradient of the total, which is forgotten."""
+        total = self.collect() if self.total is None else self.total
+        sizes = [parameter.numel() for parameter in self.parameters]
+        gradients = total.mul_(UNIT).float().split(sizes)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
+        self.total = self.wait = None
 
 
 class GradientReducer:
-    """Sums the gradient of each parameter over all workers.
+    """Sums the gradient of each parameter over all micro-batches of all workers.
 
-    A step calls `overlap` before the last backward pass of this worker, if it has one, and `finish` after it.
+    Every backward pass of a step is within `backward_pass`; `finish` comes after the last.
     """
 
     def __init__(
@@ -42,68 +69,74 @@ class GradientReducer:
     ):
         self.group = group
         self.buckets = make_buckets(list(parameters), bucket_bytes)
-        self.overlapping = False
+        self.running = self.sending = False
         self.sent = 0
         """Buckets of this step that were sent."""
-        if group.size > 1:
-            for bucket in self.buckets:
-                for parameter in bucket.parameters:
-                    parameter.register_post_accumulate_grad_hook(self.reached(bucket))
+        for bucket in self.buckets:
+            for parameter in bucket.parameters:
+                parameter.register_post_accumulate_grad_hook(self.reached(bucket))
 
-    def overlap(self) -> None:
-        """Send each bucket as soon as the backward pass that comes now has all of its gradients."""
-        self.overlapping = self.group.size > 1
+    @contextmanager
+    def backward_pass(self, *, last: bool) -> Iterator[None]:
+        """A context of the backward pass of a micro-batch.
+
+        Args:
+            last: no other of this worker follows, so each bucket is sent as soon as it is complete.
+        """
         for bucket in self.buckets:
             bucket.missing = set(map(id, bucket.parameters))
+        self.running, self.sending = True, last and self.group.size > 1
+        try:
+            yield
+        finally:
+            self.running = self.sending = False
+        for bucket in self.buckets:
+            if bucket.missing:  # what the loss does not depend on
+                bucket.collect()
 
-    def reached(self, bucket: Bucket) -> Callable[[torch.Tensor], None]:
+    def reached(self, bucket: Bucket) -> Callable[[Tensor], None]:
         """What autograd calls once a gradient of `bucket` is complete."""
 
-        def hook(parameter: torch.Tensor) -> None:
-            if not self.overlapping:
+        def hook(parameter: Tensor) -> None:
+            if not self.running:
                 return
             bucket.missing.discard(id(parameter))
-            while self.sent < len(self.buckets) and not self.buckets[self.sent].missing:
+            if bucket.missing:
+                return
+            bucket.collect()
+            while self.sending and self.sent < len(self.buckets) and not self.buckets[self.sent].missing:
                 self.send(self.buckets[self.sent])
 
         return hook
 
     def send(self, bucket: Bucket) -> None:
-        """Begin to add up a bucket's gradients. Where this worker had no micro-batch, they are zeros."""
-        gradients = [gradient_of(parameter).flatten() for parameter in bucket.parameters]
-        bucket.total = torch.cat(gradients).float()  # a bfloat16 head beside float32 adapters
-        bucket.wait = self.group.start_all_reduce(bucket.total)
+        """Begin to add up a bucket's totals. Where this worker had no micro-batch, they are zeros."""
+        total = bucket.collect() if bucket.total is None else bucket.total
+        bucket.wait = self.group.start_all_reduce(total)
         self.sent += 1
 
     def finish(self) -> None:
-        """Put the sum over all workers in the place of each gradient."""
-        self.overlapping = False
+        """Give each parameter the sum over all micro-batches of all workers as its gradient."""
         if self.group.size > 1:
             for bucket in self.buckets[self.sent :]:
                 self.send(bucket)
         self.sent = 0
         for bucket in self.buckets:
-            if bucket.total is None or bucket.wait is None:  # one worker alone
-                for parameter in bucket.parameters:
-                    parameter.grad = gradient_of(parameter)
-                continue
-            bucket.wait()
-            parts = bucket.total.split([parameter.numel() for parameter in bucket.parameters])
-            for parameter, part in zip(bucket.parameters, parts, strict=True):
-                parameter.grad = part.view_as(parameter).to(parameter.dtype)
-            bucket.total = bucket.wait = None
+            if bucket.wait is not None:
+                bucket.wait()
+            bucket.spread()
 
 
-def gradient_of(parameter: nn.Parameter) -> torch.Tensor:
+def gradient_of(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def make_buckets(parameters: list[nn.Parameter], bucket_bytes: int) -> list[Bucket]:
-    """The parameters in buckets of at most `bucket_bytes` of float32, or of one parameter; the last first."""
+    """The parameters in buckets of at most `bucket_bytes` of float64, or of one parameter; the last first."""
     buckets: list[Bucket] = []
     free = 0
     for parameter in reversed(parameters):
-        size = 4 * parameter.numel()
+        size = 8 * parameter.numel()
         if not buckets or size > free:
             buckets.append(Bucket([]))
             free = bucket_bytes

@@ -2,8 +2,8 @@
 
 A step: encode its rows, cut them into micro-batches, run this worker's share of them, add up all workers'
 gradients, update the weights. Every worker holds the same weights and takes the same step. Dropout is seeded
-by (seed, step, micro-batch). So neither a restart nor, with the same `--micro-batches`, another number of
-workers changes it.
+by (seed, step, micro-batch), and sums are exact. So neither a restart nor, with the same `--micro-batches`,
+another number of workers changes a bit of it.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ from wsdm_ray.telemetry import logger
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 from wsdm_ray.training.batches import Batches, dropout_seed, num_steps, step_rows
 from wsdm_ray.training.distributed import WorkerGroup, clip_gradients, current_group
-from wsdm_ray.training.encode import encode_rows, encode_together, valid_share
+from wsdm_ray.training.encode import encode_rows, encode_together, valid_shares
 from wsdm_ray.training.gradients import GradientReducer
 from wsdm_ray.training.health import evaluation_error, is_spike, step_error, usual_loss, worst_rows
 from wsdm_ray.training.metrics import METRICS_FILE, StepMetrics, ValidMetrics
@@ -60,7 +60,7 @@ class BatchSums:
     """What micro-batches of one step add up to, on the device."""
 
     totals: torch.Tensor
-    """float64 [4]: loss, right orderings, tokens, and 1 where memory ran out."""
+    """float64 [4]: losses of orderings, right ones, tokens, and 1 where memory ran out."""
     row_losses: list[tuple[np.ndarray, torch.Tensor]]
     """Of each micro-batch: its places in the step, and the loss of each."""
 
@@ -109,7 +109,9 @@ class Trainer:
         self.step = 0
         """Steps taken."""
         self.metrics: list[StepMetrics] = []
-        self.valid_pairs: tuple[np.ndarray, EncodedPairs] | None = None
+        self.shares = config.micro_batches or max(config.num_workers, self.group.size)
+        """How many workers can share a step, and the valid set, evenly; no number depends on how many do."""
+        self.valid_pairs: list[tuple[np.ndarray, EncodedPairs]] | None = None
         """Of `encode_valid`, once it was asked."""
 
     def steps(self) -> Iterator[StepMetrics]:
@@ -131,11 +133,7 @@ class Trainer:
         """The rows of step `step` (from 0), int64 [n], and their micro-batches."""
         rows = step_rows(self.config.seed, step, len(self.train), self.config.pairs_per_step)
         pairs = encode_together(self.encoder, self.train, rows, self.group)
-        return rows, self.plan_step(pairs)
-
-    def plan_step(self, pairs: EncodedPairs) -> Batches:
-        """The micro-batches of a step, which the workers share evenly."""
-        return self.plan(pairs, self.config.micro_batches or max(self.config.num_workers, self.group.size))
+        return rows, self.plan(pairs, self.shares)
 
     def plan(self, pairs: EncodedPairs, workers: int = 1) -> Batches:
         """The micro-batches of `pairs`, within the token budget.
@@ -158,6 +156,7 @@ class Trainer:
         started = time.monotonic()
         batches, sums, norm = self.forward_backward(rows, batches)
         loss, right, tokens, _ = sums.totals.tolist()
+        loss /= self.num_sequences(rows)
         grad_norm, options = float(norm), self.config.optimizer
         weight = float(self.weights_N[rows].mean())
         self.check_step(loss, weight, grad_norm, rows, sums)
@@ -190,7 +189,7 @@ class Trainer:
         max_norm = self.config.optimizer.max_grad_norm
         while True:
             if batches.token_budget > self.model.token_budget:  # planned before memory ran out
-                batches = self.plan_step(batches.pairs)
+                batches = self.plan(batches.pairs, self.shares)
             sums = self.accumulate(rows, batches)
             self.reducer.finish()
             norm = clip_gradients(self.parameters.values(), max_norm)
@@ -237,17 +236,16 @@ class Trainer:
     def accumulate_all(self, rows: np.ndarray, batches: Batches) -> BatchSums:
         """Run this worker's micro-batches of a step; their gradients add up in the parameters."""
         self.network.train()
-        count = self.num_sequences(rows)
         row_losses: list[tuple[np.ndarray, torch.Tensor]] = []
         own = self.group.own_batches(batches.costs)
         with self.model.passes(self.group.most_batches(batches.costs), backward=True):
             totals = torch.zeros(4, dtype=torch.float64, device=self.device)
             for number in own:
                 # Beside weights that are gathered, messages would be in an order of each worker's own.
-                if number == own[-1] and not self.config.shard_base:
-                    self.reducer.overlap()
-                loss_S, right, tokens = self.run_micro_batch(rows, batches, number)
-                totals[0] += loss_S.sum() / count  # no wait for the GPU
+                last = number == own[-1] and not self.config.shard_base
+                with self.reducer.backward_pass(last=last):
+                    loss_S, right, tokens = self.run_micro_batch(rows, batches, number)
+                totals[0] += loss_S.sum()  # no wait for the GPU
                 totals[1] += right
                 totals[2] += tokens
                 losses = loss_S.view(-1, len(self.orderings)).sum(-1)
@@ -345,25 +343,26 @@ class Trainer:
     def valid_log_odds(self, valid: Votes) -> torch.Tensor:
         """Log-odds of each ordering of each row that the given response_a wins: float64 [N, orderings].
 
-        Each worker scores its share, which it encodes once in a run.
+        Each worker scores its shares, which it encodes once in a run.
         """
         self.network.eval()
-        rows, pairs = self.encode_valid(valid)
-        batches = self.plan(pairs)
+        plans = [(rows, self.plan(pairs)) for rows, pairs in self.encode_valid(valid)]
+        passes = sum(len(plan.costs) for _, plan in plans)
         log_odds_NO = torch.zeros(len(valid), len(self.orderings), dtype=torch.float64)
         sign_O = torch.tensor([1.0 if ordering == 0 else -1.0 for ordering in self.orderings])
-        with self.model.passes(self.group.largest(len(batches.costs), self.device), backward=False):
-            for places, tokens in zip(batches.micro_batches, batches.costs, strict=True):
-                logits = self.model.logits(self.lay_out(pairs, places, tokens))
-                log_odds = preference_log_odds(logits).view(-1, len(self.orderings)).cpu()
-                log_odds_NO[torch.from_numpy(rows[places])] = (log_odds * sign_O).double()
+        with self.model.passes(self.group.largest(passes, self.device), backward=False):
+            for rows, plan in plans:
+                for places, tokens in zip(plan.micro_batches, plan.costs, strict=True):
+                    logits = self.model.logits(self.lay_out(plan.pairs, places, tokens))
+                    log_odds = preference_log_odds(logits).view(-1, len(self.orderings)).cpu()
+                    log_odds_NO[torch.from_numpy(rows[places])] = (log_odds * sign_O).double()
         return self.group.all_reduce(log_odds_NO.to(self.device)).cpu()
 
-    def encode_valid(self, valid: Votes) -> tuple[np.ndarray, EncodedPairs]:
-        """This worker's rows of `valid`, int64 [n], and their pairs; those of the run's set are kept."""
+    def encode_valid(self, valid: Votes) -> list[tuple[np.ndarray, EncodedPairs]]:
+        """This worker's shares of `valid`: rows, int64 [n], and their pairs; those of the run's are kept."""
         if valid is not self.valid or self.valid_pairs is None:
-            rows = valid_share(valid, self.group)
-            encoded = rows, encode_rows(self.encoder, valid, rows)
+            own = valid_shares(valid, self.shares)[self.group.rank :: self.group.size]
+            encoded = [(rows, encode_rows(self.encoder, valid, rows)) for rows in own if len(rows)]
             if valid is not self.valid:
                 return encoded
             self.valid_pairs = encoded

@@ -217,12 +217,12 @@ def num_shards(config: TrainConfig, workers: int) -> int:
 
 
 def optimizer_bytes(kind: str, shards: int) -> float:
-    """Bytes of the gradient and, of AdamW's state, of this worker's part, of one trained number.
+    """Bytes of the gradient's sum and, of AdamW's state, of this worker's part, of one trained number.
 
     Args:
         kind: of `OptimizerConfig`.
     """
-    return 4 + (2 if kind == "adamw_8bit" else 8) / shards
+    return 8 + (2 if kind == "adamw_8bit" else 8) / shards
 
 
 def layer_bytes(

@@ -11,7 +11,7 @@ from wsdm_ray.config import TextConfig
 from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 from wsdm_ray.training import encode
 from wsdm_ray.training.distributed import WorkerGroup
-from wsdm_ray.training.encode import encode_rows, encode_together, interleave, valid_share
+from wsdm_ray.training.encode import encode_rows, encode_together, interleave, valid_shares
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def test_chunks_leave_no_seam(encoder, monkeypatch):
 @pytest.mark.parametrize("size", [1, 3, 50])
 def test_shares_of_the_valid_set_have_each_row_once_and_like_lengths(size):
     votes = learnable_votes(40, 0)
-    shares = [valid_share(votes, WorkerGroup(rank, size)) for rank in range(size)]
+    shares = valid_shares(votes, size)
     assert np.sort(np.concatenate(shares)).tolist() == list(range(40))
     if size == 3:
         length_N = np.array([sum(map(len, texts)) for texts in zip(*votes.texts(np.arange(40)), strict=True)])

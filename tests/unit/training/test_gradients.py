@@ -1,14 +1,19 @@
 """Gradients in buckets: sent during the backward pass, in one order on every worker, summed exactly."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from wsdm_ray.training.distributed import WorkerGroup
-from wsdm_ray.training.gradients import GradientReducer, make_buckets
+from wsdm_ray.training.gradients import UNIT, GradientReducer, make_buckets
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ def run(parameters: list[nn.Parameter], seed: int) -> torch.Tensor:
 
 def test_buckets_hold_the_last_parameters_first_and_no_more_than_fits():
     sizes = [10, 10, 30, 1, 2, 50]
-    buckets = make_buckets([nn.Parameter(torch.zeros(size)) for size in sizes], bucket_bytes=4 * 31)
+    buckets = make_buckets([nn.Parameter(torch.zeros(size)) for size in sizes], bucket_bytes=8 * 31)
     found = [[parameter.numel() for parameter in bucket.parameters] for bucket in buckets]
     assert found == [[50], [2, 1], [30], [10, 10]]
     assert make_buckets([], 4) == []
@@ -47,73 +52,147 @@ def test_buckets_hold_the_last_parameters_first_and_no_more_than_fits():
 
 def test_they_are_sent_while_the_last_backward_pass_runs():
     parameters, group = layers(), GroupWithPost()
-    reducer = GradientReducer(group, parameters, bucket_bytes=4 * 32)
-    run(parameters, 0).backward()
+    reducer = GradientReducer(group, parameters, bucket_bytes=8 * 32)
+    with reducer.backward_pass(last=False):
+        run(parameters, 0).backward()
     assert not group.sent, "more micro-batches follow"
     seen: list[int] = []
     parameters[0].register_hook(lambda gradient: seen.append(len(group.sent)))
-    reducer.overlap()
-    run(parameters, 1).backward()
+    with reducer.backward_pass(last=True):
+        run(parameters, 1).backward()
     assert seen == [2], "four of five layers were sent before the first one's gradient was there"
     assert len(group.sent) == 3
     reducer.finish()
     assert len(group.sent) == 3
-    run(parameters, 2).backward()
+    with reducer.backward_pass(last=False):
+        run(parameters, 2).backward()
     assert len(group.sent) == 3, "of the next step, nothing yet"
 
 
-@pytest.mark.parametrize("bucket_bytes", [1, 4 * 32, 2**20])
-def test_two_workers_get_the_bits_of_one_message(bucket_bytes):
-    """One has two micro-batches, the other one, or none."""
-    for other_seeds in ([2], []):
-        workers = [layers(), layers()]
-        gradients = []
-        for seeds in ([0, 1], other_seeds):
-            alone = layers()
-            for seed in seeds:
-                run(alone, seed).backward()
-            gradients.append([torch.zeros(4, 4) if p.grad is None else p.grad for p in alone])
-        posts: list[list[torch.Tensor]] = [[], []]
-        for _ in range(2):  # what each sends is known when both have run once
-            sent = []
-            for rank, seeds in enumerate(([0, 1], other_seeds)):
-                for parameter in workers[rank]:
-                    parameter.grad = None
-                group = GroupWithPost(rank, post=posts[1 - rank])
-                reducer = GradientReducer(group, workers[rank], bucket_bytes)
-                for seed in seeds:
-                    if seed == seeds[-1]:
-                        reducer.overlap()
-                    run(workers[rank], seed).backward()
-                reducer.finish()
-                sent.append(group.sent)
-            posts = sent
-        for place in range(5):
-            total = gradients[0][place] + gradients[1][place]
-            for parameters in workers:
-                found = parameters[place].grad
-                assert found is not None
-                assert torch.equal(found, total)
+def step(reducer: GradientReducer, parameters: list[nn.Parameter], seeds: Sequence[int]) -> None:
+    for seed in seeds:
+        with reducer.backward_pass(last=seed == seeds[-1]):
+            run(parameters, seed).backward()
+    reducer.finish()
+
+
+def gradients_of(parameters: list[nn.Parameter]) -> list[torch.Tensor]:
+    found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    assert len(found) == len(parameters)
+    return found
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 8 * 32, 2**20])
+@pytest.mark.parametrize("shares", [([0, 1], [2]), ([2], [1, 0]), ([1, 2, 0], [])])
+def test_two_workers_get_the_bits_of_one(bucket_bytes, shares):
+    """Whoever runs which micro-batch, in which order, and of all of them or none."""
+    alone = layers()
+    step(GradientReducer(WorkerGroup(), alone), alone, [0, 1, 2])
+    posts: list[list[torch.Tensor]] = [[], []]
+    for _ in range(2):  # what each sends is known when both have run once
+        sent, workers = [], [layers(), layers()]
+        for rank, seeds in enumerate(shares):
+            group = GroupWithPost(rank, post=posts[1 - rank])
+            step(GradientReducer(group, workers[rank], bucket_bytes), workers[rank], seeds)
+            sent.append(group.sent)
+        posts = sent
+    for parameters in workers:
+        assert all(map(torch.equal, gradients_of(parameters), gradients_of(alone)))
+
+
+def exact_sum(gradients: Sequence[float]) -> float:
+    """In integers, rounded to float32 once."""
+    units = sum(round(Fraction(gradient) / Fraction(UNIT)) for gradient in gradients)
+    return float(np.float32(units * UNIT))
+
+
+@given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=8), st.randoms(use_true_random=False))
+def test_sums_are_exact_in_any_order(gradients, shuffler):
+    expected = exact_sum(gradients)
+    assert expected == pytest.approx(sum(gradients), rel=1e-6, abs=len(gradients) * UNIT)
+    for _ in range(2):
+        parameter = nn.Parameter(torch.zeros(1))
+        reducer = GradientReducer(WorkerGroup(), [parameter])
+        for gradient in gradients:
+            with reducer.backward_pass(last=False):
+                (gradient * parameter).sum().backward()
+        reducer.finish()
+        assert float(gradients_of([parameter])[0]) == expected
+        shuffler.shuffle(gradients)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_what_is_not_finite_stays_so(value):
+    parameter = nn.Parameter(torch.zeros(1))
+    reducer = GradientReducer(WorkerGroup(), [parameter])
+    for gradient in (1.0, value, 1.0):
+        with reducer.backward_pass(last=False):
+            (gradient * parameter).sum().backward()
+    reducer.finish()
+    assert not gradients_of([parameter])[0].isfinite()
+
+
+def test_each_gradient_has_the_type_of_its_parameter():
+    adapter, head = nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))
+    reducer = GradientReducer(WorkerGroup(), [adapter, head])
+    for scale in (1.0, 2**-9):
+        with reducer.backward_pass(last=False):
+            ((scale * adapter).sum() + (scale * head).sum()).backward()
+    reducer.finish()
+    assert torch.equal(gradients_of([adapter])[0], torch.full((2, 3), 1 + 2**-9))
+    assert torch.equal(gradients_of([head])[0], torch.ones(4, dtype=torch.bfloat16)), (
+        "rounded once, at the end"
+    )
 
 
 def test_the_order_is_that_of_the_buckets_whatever_comes_first():
     parameters, group = [nn.Parameter(torch.full((1,), float(k))) for k in range(3)], GroupWithPost()
     reducer = GradientReducer(group, parameters, bucket_bytes=1)
-    reducer.overlap()
-    parameters[0].sum().backward()  # the last bucket
-    parameters[2].sum().backward()
-    assert [len(group.sent), reducer.sent] == [1, 1]
-    (3 * parameters[1]).sum().backward()
-    assert [float(message) for message in group.sent] == [1, 3, 1]
+    with reducer.backward_pass(last=True):
+        parameters[0].sum().backward()  # the last bucket
+        parameters[2].sum().backward()
+        assert [len(group.sent), reducer.sent] == [1, 1]
+        (3 * parameters[1]).sum().backward()
+    assert [float(message) * UNIT for message in group.sent] == [1, 3, 1]
     reducer.finish()
 
 
 def test_one_worker_alone_sends_nothing(monkeypatch):
     monkeypatch.delattr(WorkerGroup, "start_all_reduce")
     parameters = layers()
-    reducer = GradientReducer(WorkerGroup(), parameters)
-    reducer.overlap()
-    run(parameters[:4], 0).backward()
-    reducer.finish()
+    step(GradientReducer(WorkerGroup(), parameters), parameters[:4], [0])
     assert parameters[4].grad is not None
     assert not parameters[4].grad.any()
+
+
+def test_what_no_pass_of_a_step_reached_is_left_to_autograd():
+    """As the pass does that only compiles."""
+    parameters = layers()
+    reducer = GradientReducer(WorkerGroup(), parameters)
+    run(parameters, 3).backward()
+    assert all(gradient.any() for gradient in gradients_of(parameters))
+    for parameter in parameters:
+        parameter.grad = None
+    step(reducer, parameters, [0])
+    alone = layers()
+    step(GradientReducer(WorkerGroup(), alone), alone, [0])
+    assert all(map(torch.equal, gradients_of(parameters), gradients_of(alone)))
+
+
+def test_a_pass_that_ends_in_an_error_spoils_no_later_step():
+    parameters, alone = layers(), layers()
+    reducer = GradientReducer(WorkerGroup(), parameters, bucket_bytes=1)
+
+    def fail() -> None:
+        with reducer.backward_pass(last=True):
+            run(parameters[:2], 1).backward()
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="memory"):
+        fail()
+    reducer.finish()
+    for parameter in parameters:
+        parameter.grad = None
+    step(reducer, parameters, [0])
+    step(GradientReducer(WorkerGroup(), alone), alone, [0])
+    assert all(map(torch.equal, gradients_of(parameters), gradients_of(alone)))

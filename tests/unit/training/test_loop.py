@@ -2,13 +2,14 @@
 
 import dataclasses
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.unit.training.conftest import learnable_votes
+from tests.unit.training.conftest import groups_of_threads, learnable_votes
 from wsdm_ray.config import HeadConfig, LoraConfig, OptimizerConfig
 from wsdm_ray.training import loop
 from wsdm_ray.training.batches import dropout_seed, step_rows
@@ -188,7 +189,7 @@ def test_the_loss_of_each_row(trainer_of):
     for places, row_losses in sums.row_losses:
         losses[places] = row_losses
     assert len(sums.row_losses) > 1
-    assert float(losses.sum()) / 2 / 16 == pytest.approx(float(sums.totals[0]), rel=1e-6)
+    assert float(losses.sum()) == pytest.approx(float(sums.totals[0]), rel=1e-6)
     _, one, _ = trainer_of(max_steps=1).forward_backward(
         rows[3:4], trainer.plan(trainer.encoder.encode(*trainer.train.texts(rows[3:4])))
     )
@@ -205,6 +206,27 @@ def test_micro_batches_are_as_many_as_asked_for_on_any_number_of_workers(trainer
         assert [len(batches.micro_batches) for batches in prepared] == [least] * num_workers
         own = [group.own_batches(prepared[0].costs) for group in groups]
         assert sorted(number for numbers in own for number in numbers) == list(range(least))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"layout": "padded", "orders": "ab", "head": HeadConfig(precision="bf16", dropout=0.0)}]
+)
+def test_any_number_of_workers_takes_the_same_steps_to_the_bit(trainer_of, tmp_path, options):
+    valid = learnable_votes(30, 3)
+    runs = []
+    for size in (1, 2, 3):
+        workers = [
+            trainer_of(valid=valid, max_steps=3, micro_batches=6, group=group, **options)
+            for group in groups_of_threads(size)
+        ]
+        with ThreadPoolExecutor(size) as pool:
+            steps = [without_times(rows) for rows in pool.map(lambda worker: list(worker.steps()), workers)]
+            valids = list(pool.map(Trainer.evaluate, workers))
+        assert steps == [steps[0]] * size
+        assert valids == [valids[0]] * size
+        runs.append((steps[0], valids[0], saved(workers[0], tmp_path / str(size))))
+    assert len(runs[0][0]) == 3
+    assert runs == [runs[0]] * 3
 
 
 def test_a_plan_says_which_budget_it_was_cut_by(trainer_of, monkeypatch):

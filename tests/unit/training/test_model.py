@@ -103,7 +103,7 @@ def test_the_token_budget_is_what_the_gpus_of_all_workers_allow(trainer_of, monk
     trained = sum(parameter.numel() for parameter in trainer.parameters.values())
     sizes = shape_of(unwrap_peft(network).config), unwrap_peft(network).config.intermediate_size, 4
     needed = {
-        tokens: (least_activation_bytes(tokens, *sizes, compiled=True) + 12 * trained + 1) / 0.95
+        tokens: (least_activation_bytes(tokens, *sizes, compiled=True) + 16 * trained + 1) / 0.95
         for tokens in (192, 200, 400)
     }
     assert budget(needed[400]) == 400
@@ -115,7 +115,7 @@ def test_the_token_budget_is_what_the_gpus_of_all_workers_allow(trainer_of, monk
     other: Any = SimpleNamespace(largest=lambda number, device: max(number, 200))
     assert budget(needed[400], other) == 200
     monkeypatch.setattr(model, "free_gpu_bytes", lambda: 0)
-    assert ActivationMemory(network, config, compiled=True, shards=4).free_bytes == -6 * trained
+    assert ActivationMemory(network, config, compiled=True, shards=4).free_bytes == -10 * trained
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
@@ -279,7 +279,7 @@ def test_workers_that_share_the_base_take_the_steps_of_others(trainer_of, monkey
         with ThreadPoolExecutor(2) as pool:
             steps = list(pool.map(lambda worker: list(worker.steps()), workers))
             workers[1].model.set_token_budget(200)
-            assert len(workers[1].plan(workers[1].encode_valid(valid)[1]).costs) > 1
+            assert any(len(workers[1].plan(pairs).costs) > 1 for _, pairs in workers[1].encode_valid(valid))
             valids = list(pool.map(lambda worker: worker.evaluate(), workers))
             states = list(pool.map(Trainer.optimizer_state, workers))
             tensors, held = workers[0].snapshot(states[0]).optimizer[0], by_path(states[0]["state"])

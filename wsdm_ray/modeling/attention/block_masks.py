@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wsdm_ray.modeling.attention.mask_rule import mask_mod, mask_terms
+from wsdm_ray.modeling.compilation import compile_deterministic
 from wsdm_ray.packing.layouts import Layout
 
 __all__ = ["block_terms", "find_key_blocks", "narrowing_window", "softcap_mod", "token_rule"]
@@ -97,7 +98,7 @@ def block_flags(
 @functools.cache
 def compiled_block_flags() -> Callable[..., Any]:
     """Uncompiled, a batch of 16,384 tokens writes out gigabytes of intermediate results."""
-    return torch.compile(block_flags, dynamic=False)
+    return compile_deterministic(block_flags, dynamic=False)
 
 
 def counts_and_indices(flags: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from wsdm_ray.modeling.attention.fast_tanh import fast_tanh
 from wsdm_ray.modeling.attention.mask_rule import MAX_BRANCHES, layer_window, to_device
 from wsdm_ray.modeling.attention.protocol import Heads
 from wsdm_ray.modeling.attention.tiling import BLOCK, Tiling
+from wsdm_ray.modeling.compilation import compile_deterministic
 from wsdm_ray.modeling.quantized_linear import QuantizedTensor
 from wsdm_ray.packing.layouts import Layout
 
@@ -162,4 +163,4 @@ def key_blocks(block_mask: BlockMask) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @functools.cache
 def compiled_flex() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=False)
+    return compile_deterministic(flex_attention, dynamic=False)

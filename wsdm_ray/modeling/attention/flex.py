@@ -24,6 +24,7 @@ from wsdm_ray.modeling.attention.block_masks import (
 from wsdm_ray.modeling.attention.fast_tanh import fast_tanh
 from wsdm_ray.modeling.attention.mask_rule import to_device
 from wsdm_ray.modeling.attention.tiling import BLOCK, SMALL
+from wsdm_ray.modeling.compilation import compile_deterministic
 from wsdm_ray.modeling.quantized_linear import on_hopper
 from wsdm_ray.packing.layouts import Layout
 
@@ -123,7 +124,7 @@ def flex_of_usual_rows() -> Callable[..., Any]:
     def usual_rows(*given: Any, **options: Any) -> Any:
         return flex_attention(*given, **options)
 
-    return torch.compile(usual_rows, dynamic=False)
+    return compile_deterministic(usual_rows, dynamic=False)
 
 
 @functools.cache
@@ -133,4 +134,4 @@ def flex_of_other_rows() -> Callable[..., Any]:
     def other_rows(*given: Any, **options: Any) -> Any:
         return flex_attention(*given, **options)
 
-    return torch.compile(other_rows, dynamic=True)
+    return compile_deterministic(other_rows, dynamic=True)
