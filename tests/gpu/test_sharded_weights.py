@@ -53,7 +53,6 @@ def test_steps_beside_nccl_are_those_of_whole_weights(family, rows, compiled, re
             logits = decoder.logits(layout)
             assert torch.equal(logits, expected)
             for name, gradient in gradients_of(network, logits).items():
-                # Atomic sums of attention's backward come in any order.
                 assert (gradient - gradients[name]).norm() <= 0.02 * gradients[name].norm(), name
         assert not any(each.untyped_storage().nbytes() for each in weights)
     with torch.no_grad(), decoder.weights.passes(1, backward=False):

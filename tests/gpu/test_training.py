@@ -115,8 +115,11 @@ def test_gradients_of_the_decoder_are_those_of_float32(family, kind, rows, compi
     again = gradients_of(network, decoder.logits(layout_of(kind)))
     errors = {name: float((found[name] - each).norm() / each.norm()) for name, each in expected.items()}
     assert max(errors.values()) < limit, max(errors.items(), key=lambda item: item[1])
-    for name, each in found.items():  # atomic sums of attention's backward come in any order
-        assert (again[name] - each).norm() <= 0.02 * each.norm(), name
+    for name, each in found.items():
+        if (family, kind) == ("llama", "packed"):  # atomic sums of its attention's backward come in any order
+            assert (again[name] - each).norm() <= 0.02 * each.norm(), name
+        else:
+            assert torch.equal(again[name], each), name
     with torch.no_grad():  # as validation runs it
         unrecorded = decoder.logits(layout_of(kind))
     for name, each in (("recorded", logits), ("unrecorded", unrecorded)):

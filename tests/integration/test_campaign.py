@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 import ray
 
 from tests.integration.campaign import Campaign, run_once
@@ -15,6 +16,7 @@ from wsdm_ray.scoring.pipeline import check
 UNITS, UNIT_ROWS = 8, 25
 
 
+@pytest.mark.long
 def test_a_run_that_was_struck_is_as_a_calm_one(
     ray_session: None, s3_proxy: FaultProxy, s3_bucket: str, tmp_path: Path
 ):

@@ -92,9 +92,7 @@ def check_train(nodes: Nodes, classifier: Path, base: Any, prepared: Any, folder
     assert "workers were asked to end; the checkpoint of step 3 is written" in log.read_text()
     found, calm = (load_file(path / "adapter_model.safetensors") for path in (output, classifier))
     for name, value in calm.items():
-        # The other run has one worker, which sums gradients in another order, and Adam divides by them. Each
-        # step moves a weight by up to 4e-4. Bits are compared by tests/benchmarks/preemptions.py.
-        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-4)
+        assert np.array_equal(found[name], value), f"{name}: the other run has one worker"
 
 
 def is_pending(pid: int, number: int) -> bool:

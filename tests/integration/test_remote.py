@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from safetensors.torch import load_file
 
 from tests.integration.conftest import metrics_of, train_config
 from wsdm_ray.config import Columns, PseudolabelConfig, ScoreConfig
@@ -73,24 +72,18 @@ def in_s3(s3_server: str, int8_base: Path, prepared: Path, ray_session: None) ->
     return folder, run
 
 
-def test_two_workers_in_s3_agree_with_one_on_a_disk(in_s3, classifier):
-    """Steps of the same pairs: only the order in which gradients are added up differs."""
+def test_two_workers_in_s3_train_what_one_does_on_a_disk(in_s3, classifier):
+    """To the bit, the valid set's figures too."""
     folder, run = in_s3
     model = f"{folder}/model"
     check_folder(model, "step-000008")
     two = Path(local_copy(model))
-    one, other = (load_file(folder / "adapter_model.safetensors") for folder in (classifier, two))
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():  # a step moves them by up to 3e-3
-        apart = (other[name] - tensor).abs()
-        assert float(apart.max()) <= 1e-4, name
-        assert float(apart.mean()) <= 1e-6, name
+    one, other = ((folder / "adapter_model.safetensors").read_bytes() for folder in (classifier, two))
+    assert one == other
     of = [metrics_of(folder) for folder in (classifier, two)]
-    assert [row["pairs"] for row in of[0]] == [row["pairs"] for row in of[1]]
-    assert [row["loss"] for row in of[0]] == pytest.approx([row["loss"] for row in of[1]], abs=1e-6)
-    assert json.loads((classifier / "run.json").read_text())["metrics"]["valid_log_loss"] == pytest.approx(
-        run["metrics"]["valid_log_loss"], abs=1e-4
-    )
+    for name in ("pairs", "loss", "grad_norm", "valid_log_loss"):
+        assert [row.get(name) for row in of[0]] == [row.get(name) for row in of[1]], name
+    assert json.loads((classifier / "run.json").read_text())["metrics"] == run["metrics"]
 
 
 def test_soft_and_hard_pseudolabels_of_one_scoring_in_s3(in_s3, prepared, tmp_path):
