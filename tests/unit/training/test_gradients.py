@@ -121,6 +121,33 @@ def test_sums_are_exact_in_any_order(gradients, shuffler):
         shuffler.shuffle(gradients)
 
 
+def test_what_float64_would_add_up_in_an_order_of_its_own():
+    """1 and half of what float32 can add to it; what is nothing beside 1 makes it more, if added first."""
+    gradients = [1.0, 2**-24, *[2**-54] * 4]
+    assert np.float32(sum(gradients)) < np.float32(sum(gradients[::-1]))
+    for order in (gradients, gradients[::-1]):
+        parameter = nn.Parameter(torch.zeros(1))
+        reducer = GradientReducer(WorkerGroup(), [parameter])
+        for gradient in order:
+            with reducer.backward_pass(last=False):
+                (gradient * parameter).sum().backward()
+        reducer.finish()
+        assert float(gradients_of([parameter])[0]) == 1
+
+
+def test_a_pass_that_reaches_some_parameters_of_a_bucket():
+    parameters, expected = layers(), layers()
+    reducer = GradientReducer(WorkerGroup(), parameters)
+    for reached in (slice(0, 5), slice(1, 3), slice(2, 5)):
+        with reducer.backward_pass(last=False):
+            run(parameters[reached], 0).backward()
+        assert all(parameter.grad is None for parameter in parameters)
+        run(expected[reached], 0).backward()
+    reducer.finish()
+    for found, one in zip(gradients_of(parameters), gradients_of(expected), strict=True):
+        torch.testing.assert_close(found, one)
+
+
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_what_is_not_finite_stays_so(value):
     parameter = nn.Parameter(torch.zeros(1))

@@ -4,6 +4,7 @@ import dataclasses
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from wsdm_ray.config import HeadConfig, LoraConfig, OptimizerConfig
 from wsdm_ray.training import loop
 from wsdm_ray.training.batches import dropout_seed, step_rows
 from wsdm_ray.training.distributed import WorkerGroup
+from wsdm_ray.training.gradients import GradientReducer
 from wsdm_ray.training.loop import Trainer
 from wsdm_ray.training.metrics import StepMetrics
 
@@ -227,6 +229,25 @@ def test_any_number_of_workers_takes_the_same_steps_to_the_bit(trainer_of, tmp_p
         runs.append((steps[0], valids[0], saved(workers[0], tmp_path / str(size))))
     assert len(runs[0][0]) == 3
     assert runs == [runs[0]] * 3
+
+
+@pytest.mark.parametrize("shard_base", [False, True])
+def test_sums_begin_in_the_last_pass_but_not_beside_weights_that_are_gathered(
+    trainer_of, monkeypatch, shard_base
+):
+    passes: dict[int, list[bool]] = {0: [], 1: []}
+    backward_pass = GradientReducer.backward_pass
+
+    def noted(self: GradientReducer, *, last: bool) -> Any:
+        passes[self.group.rank].append(last)
+        return backward_pass(self, last=last)
+
+    monkeypatch.setattr(GradientReducer, "backward_pass", noted)
+    options = {"max_steps": 1, "micro_batches": 6, "quantization": "w8a8-int8", "shard_base": shard_base}
+    workers = [trainer_of(**options, group=group) for group in groups_of_threads(2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda worker: list(worker.steps()), workers))
+    assert passes == {rank: [False, False, not shard_base] for rank in (0, 1)}
 
 
 def test_a_plan_says_which_budget_it_was_cut_by(trainer_of, monkeypatch):
