@@ -8,6 +8,7 @@ a bucket is sent when all of its gradients are there and all buckets before it w
 sends them in the same order.
 """
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 
 from wsdm_ray.training.distributed import WorkerGroup
 
-__all__ = ["GradientReducer"]
+__all__ = ["GradientReducer", "round_to"]
 
 UNIT = 2.0**-42
 """What gradients are multiples of: 2.3e-13, next to AdamW's epsilon of 1e-8. Sums below 2,048 are exact, and
-so are gradients over 4e-6 themselves, where float32 is as coarse; larger sums are rounded like any other."""
+so are gradients over 2e-6 themselves, where float32 is as coarse; larger sums are rounded like any other."""
 
 BUCKET_BYTES = 32 * 2**20
 """Small messages are slow, and a single one would wait for the end of the backward pass."""
@@ -41,6 +42,7 @@ class Bucket:
 
     def collect(self) -> Tensor:
         """Add the gradients to the total, which is returned; the parameters have none then."""
+        assert self.wait is None, "a total that was sent"
         gradients = torch.cat([gradient_of(parameter).flatten() for parameter in self.parameters]).float()
         units = gradients.div_(UNIT).round_()  # of a bfloat16 head beside float32 adapters, too
         self.total = units.double() if self.total is None else self.total.add_(units)
@@ -72,13 +74,14 @@ class GradientReducer:
         self.running = self.sending = False
         self.sent = 0
         """Buckets of this step that were sent."""
-        for bucket in self.buckets:
+        own = weakref.ref(self)  # Python frees no parameter that its own hook holds
+        for number, bucket in enumerate(self.buckets):
             for parameter in bucket.parameters:
-                parameter.register_post_accumulate_grad_hook(self.reached(bucket))
+                parameter.register_post_accumulate_grad_hook(hook_of(own, number))
 
     @contextmanager
     def backward_pass(self, *, last: bool) -> Iterator[None]:
-        """A context of the backward pass of a micro-batch.
+        """A context of the backward pass of a micro-batch, which reaches each parameter once at most.
 
         Args:
             last: no other of this worker follows, so each bucket is sent as soon as it is complete.
@@ -89,25 +92,22 @@ class GradientReducer:
         try:
             yield
         finally:
-            self.running = self.sending = False
+            self.running = False
         for bucket in self.buckets:
             if bucket.missing:  # what the loss does not depend on
                 bucket.collect()
 
-    def reached(self, bucket: Bucket) -> Callable[[Tensor], None]:
-        """What autograd calls once a gradient of `bucket` is complete."""
-
-        def hook(parameter: Tensor) -> None:
-            if not self.running:
-                return
-            bucket.missing.discard(id(parameter))
-            if bucket.missing:
-                return
-            bucket.collect()
-            while self.sending and self.sent < len(self.buckets) and not self.buckets[self.sent].missing:
-                self.send(self.buckets[self.sent])
-
-        return hook
+    def reached(self, number: int, parameter: Tensor) -> None:
+        """A gradient of the bucket `number` is complete."""
+        if not self.running:
+            return
+        bucket = self.buckets[number]
+        bucket.missing.discard(id(parameter))
+        if bucket.missing:
+            return
+        bucket.collect()
+        while self.sending and self.sent < len(self.buckets) and not self.buckets[self.sent].missing:
+            self.send(self.buckets[self.sent])
 
     def send(self, bucket: Bucket) -> None:
         """Begin to add up a bucket's totals. Where this worker had no micro-batch, they are zeros."""
@@ -125,6 +125,21 @@ class GradientReducer:
             if bucket.wait is not None:
                 bucket.wait()
             bucket.spread()
+
+
+def hook_of(reducer: Callable[[], GradientReducer | None], number: int) -> Callable[[Tensor], None]:
+    """What autograd calls once a gradient of the bucket `number` is complete."""
+
+    def hook(parameter: Tensor) -> None:
+        if (found := reducer()) is not None:
+            found.reached(number, parameter)
+
+    return hook
+
+
+def round_to(values: Tensor, unit: float) -> Tensor:
+    """The multiples of `unit`, a power of two, that are nearest to `values`; not finite ones stay."""
+    return values.div(unit).round_().mul_(unit)
 
 
 def gradient_of(parameter: nn.Parameter) -> Tensor:

@@ -40,7 +40,7 @@ from wsdm_ray.text.encoding import EncodedPairs, PairEncoder
 from wsdm_ray.training.batches import Batches, dropout_seed, num_steps, step_rows
 from wsdm_ray.training.distributed import WorkerGroup, clip_gradients, current_group
 from wsdm_ray.training.encode import encode_rows, encode_together, valid_shares
-from wsdm_ray.training.gradients import GradientReducer
+from wsdm_ray.training.gradients import GradientReducer, round_to
 from wsdm_ray.training.health import evaluation_error, is_spike, step_error, usual_loss, worst_rows
 from wsdm_ray.training.metrics import METRICS_FILE, StepMetrics, ValidMetrics
 from wsdm_ray.training.model import prepare_model
@@ -53,6 +53,9 @@ from wsdm_ray.training.snapshot import Snapshot, take_snapshot
 from wsdm_ray.training.warm_up import warm_up
 
 __all__ = ["BatchSums", "Trainer"]
+
+LOSS_UNIT = 2.0**-32
+"""What the losses of micro-batches are multiples of, so that float64 adds them up exactly in any order."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Trainer:
         """Steps taken."""
         self.metrics: list[StepMetrics] = []
         self.shares = config.micro_batches or max(config.num_workers, self.group.size)
-        """How many workers can share a step, and the valid set, evenly; no number depends on how many do."""
+        """For how many workers a step and the valid set are cut, whoever runs them."""
         self.valid_pairs: list[tuple[np.ndarray, EncodedPairs]] | None = None
         """Of `encode_valid`, once it was asked."""
 
@@ -245,9 +248,8 @@ class Trainer:
                 last = number == own[-1] and not self.config.shard_base
                 with self.reducer.backward_pass(last=last):
                     loss_S, right, tokens = self.run_micro_batch(rows, batches, number)
-                totals[0] += loss_S.sum()  # no wait for the GPU
-                totals[1] += right
-                totals[2] += tokens
+                totals[:2] += round_to(torch.stack([loss_S.sum(), right]).double(), LOSS_UNIT)
+                totals[2] += tokens  # no wait for the GPU
                 losses = loss_S.view(-1, len(self.orderings)).sum(-1)
                 row_losses.append((batches.micro_batches[number], losses))
         return BatchSums(totals, row_losses)
@@ -362,7 +364,7 @@ class Trainer:
         """This worker's shares of `valid`: rows, int64 [n], and their pairs; those of the run's are kept."""
         if valid is not self.valid or self.valid_pairs is None:
             own = valid_shares(valid, self.shares)[self.group.rank :: self.group.size]
-            encoded = [(rows, encode_rows(self.encoder, valid, rows)) for rows in own if len(rows)]
+            encoded = [(rows, encode_rows(self.encoder, valid, rows)) for rows in own]
             if valid is not self.valid:
                 return encoded
             self.valid_pairs = encoded

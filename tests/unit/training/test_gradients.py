@@ -1,6 +1,8 @@
 """Gradients in buckets: sent during the backward pass, in one order on every worker, summed exactly."""
 
+import gc
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -148,6 +150,34 @@ def test_a_pass_that_reaches_some_parameters_of_a_bucket():
         torch.testing.assert_close(found, one)
 
 
+@pytest.mark.parametrize(
+    ("gradients", "total"),
+    [
+        ([2.1e-6], float(np.float32(2.1e-6))),  # all that float32 has of it
+        ([2047.0, 2**-42, -2047.0], 2**-42),
+        ([2**-44, 2**-44, 2**-44, 2**-44], 0.0),
+    ],
+)
+def test_how_small_a_gradient_counts(gradients, total):
+    parameter = nn.Parameter(torch.zeros(1))
+    reducer = GradientReducer(WorkerGroup(), [parameter])
+    for gradient in gradients:
+        with reducer.backward_pass(last=False):
+            (gradient * parameter).sum().backward()
+    reducer.finish()
+    assert float(gradients_of([parameter])[0]) == total
+
+
+def test_parameters_are_freed_with_the_network():
+    parameters = layers()
+    reducer = GradientReducer(WorkerGroup(), parameters)
+    step(reducer, parameters, [0])
+    last = weakref.ref(parameters[-1])
+    del reducer, parameters
+    gc.collect()
+    assert last() is None
+
+
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_what_is_not_finite_stays_so(value):
     parameter = nn.Parameter(torch.zeros(1))
@@ -217,6 +247,8 @@ def test_a_pass_that_ends_in_an_error_spoils_no_later_step():
 
     with pytest.raises(RuntimeError, match="memory"):
         fail()
+    run(parameters[:2], 1).backward()
+    assert parameters[0].grad is not None, "of no step"
     reducer.finish()
     for parameter in parameters:
         parameter.grad = None

@@ -199,6 +199,22 @@ def test_the_loss_of_each_row(trainer_of):
     assert float(losses[3]) == pytest.approx(float(alone), abs=1e-5)
 
 
+def test_losses_are_added_up_exactly(trainer_of, monkeypatch):
+    """As multiples of 2**-32, which float32 sums of small losses are not."""
+    loss = Trainer.loss
+
+    def small(*given: Any) -> Any:
+        loss_S, right = loss(*given)
+        return loss_S * 2**-20, right
+
+    monkeypatch.setattr(Trainer, "loss", small)
+    trainer = trainer_of(max_steps=1, token_budget=300)
+    _, sums, _ = trainer.forward_backward(*trainer.prepare_step(0))
+    total = float(sums.totals[0])
+    assert total > 0
+    assert total * 2**32 == int(total * 2**32)
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_micro_batches_are_as_many_as_asked_for_on_any_number_of_workers(trainer_of, num_workers):
     groups = [WorkerGroup(rank, num_workers) for rank in range(num_workers)]
