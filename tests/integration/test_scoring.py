@@ -150,6 +150,7 @@ def test_fewer_tokens_than_in_training(classifier, source, tmp_path):
     assert max(table["cut_0"].to_pylist()) > 0
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_the_parts_that_are_missing_and_a_killed_replica_is_replaced(
     scored, classifier, source, pairs, tmp_path, caplog
 ):

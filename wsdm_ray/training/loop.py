@@ -237,7 +237,7 @@ class Trainer:
         return BatchSums(torch.tensor([0, 0, 0, 1], dtype=torch.float64, device=self.device), [])
 
     def accumulate_all(self, rows: np.ndarray, batches: Batches) -> BatchSums:
-        """Run this worker's micro-batches of a step; their gradients add up in the parameters."""
+        """Run this worker's micro-batches of a step; their gradients add up in `reducer`."""
         self.network.train()
         row_losses: list[tuple[np.ndarray, torch.Tensor]] = []
         own = self.group.own_batches(batches.costs)
