@@ -214,6 +214,19 @@ def test_the_order_is_that_of_the_buckets_whatever_comes_first():
     reducer.finish()
 
 
+def test_a_gradient_that_comes_after_its_sum_was_sent_is_an_error():
+    parameters = layers()
+    reducer = GradientReducer(GroupWithPost(), parameters)
+
+    def twice() -> None:
+        with reducer.backward_pass(last=True):
+            run(parameters, 0).backward()
+            run(parameters, 1).backward()
+
+    with pytest.raises(AssertionError, match="sent"):
+        twice()
+
+
 def test_one_worker_alone_sends_nothing(monkeypatch):
     monkeypatch.delattr(WorkerGroup, "start_all_reduce")
     parameters = layers()
