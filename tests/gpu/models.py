@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "DEVICE",
     "FAMILIES",
     "LENGTHS",
+    "free_port",
     "make_config",
     "make_scorer",
     "network_of",
@@ -97,6 +99,13 @@ def random_pairs(lengths: list[tuple[int, int, int]]) -> tuple[Ragged, Ragged, R
         first.append(np.concatenate(responses))
         second.append(np.concatenate(responses[::-1]))
     return Ragged.from_lists(prompts), Ragged.from_lists(first), Ragged.from_lists(second)
+
+
+def free_port() -> int:
+    """A port of this machine at which processes may meet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def random_scorer(config: Any, precision: str) -> FusedClassifier:

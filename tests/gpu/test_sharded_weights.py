@@ -5,7 +5,6 @@ GPUs, two processes do the same.
 """
 
 import functools
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.gpu.models import free_port
 from tests.gpu.test_training import adapted, gradients_of, layout_of
 from wsdm_ray.config import OptimizerConfig
 from wsdm_ray.modeling.training_decoder import TrainingDecoder
@@ -128,8 +128,5 @@ def test_an_optimizer_that_is_sharded_updates_as_a_whole_one(kind, group):
 
 def test_two_gpus_share_a_base_and_an_optimizer():
     """Or one, which is all that some machines have, shares them with nobody."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     size = min(torch.cuda.device_count(), 2)
-    torch.multiprocessing.spawn(on_each_gpu, (size, port), nprocs=size)
+    torch.multiprocessing.spawn(on_each_gpu, (size, free_port()), nprocs=size)

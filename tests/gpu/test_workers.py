@@ -1,13 +1,13 @@
 """Several workers train what one does, to the bit: over NCCL where each has a GPU, else over gloo on one."""
 
 import json
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from tests.gpu.models import free_port
 from wsdm_ray.config import HeadConfig, LoraConfig, OptimizerConfig, TextConfig, TrainConfig
 from wsdm_ray.modeling.manifest import Manifest, folder_digest
 from wsdm_ray.modeling.tiny import make_tiny_model
@@ -61,12 +61,9 @@ def test_two_workers_train_what_one_does(family, tmp_path):
     make_tiny_model(base, ["What? 42 Wind sum answer"], family=family, vocabulary=400, width=512, layers=4)
     runs = []
     for size, shard_base in ((1, False), (2, False), (2, True)):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         folder = tmp_path / f"{size} {shard_base}"
         folder.mkdir()
-        torch.multiprocessing.spawn(train_one, (size, port, base, folder, shard_base), nprocs=size)
+        torch.multiprocessing.spawn(train_one, (size, free_port(), base, folder, shard_base), nprocs=size)
         names = ("numbers.json", "adapter_model.safetensors", "optimizer.safetensors")
         runs.append([(folder / name).read_bytes() for name in names])
     assert runs == [runs[0]] * len(runs)

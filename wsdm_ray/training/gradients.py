@@ -34,7 +34,7 @@ class Bucket:
 
     parameters: list[nn.Parameter]
     total: Tensor | None = None
-    """The message: float64 [gradients of the bucket], in units; None before the first pass of a step."""
+    """The message: float64 [gradients of the bucket]; None before the first pass of a step."""
     missing: set[int] = field(default_factory=set)
     """Of the parameters that this backward pass has not reached yet: their `id`."""
     wait: Callable[[], object] | None = None
@@ -43,9 +43,10 @@ class Bucket:
     def collect(self) -> Tensor:
         """Add the gradients to the total, which is returned; the parameters have none then."""
         assert self.wait is None, "a total that was sent"
+        # A head may be bfloat16 beside float32 adapters.
         gradients = torch.cat([gradient_of(parameter).flatten() for parameter in self.parameters]).float()
-        units = gradients.div_(UNIT).round_()  # of a bfloat16 head beside float32 adapters, too
-        self.total = units.double() if self.total is None else self.total.add_(units)
+        rounded = round_to(gradients, UNIT)
+        self.total = rounded.double() if self.total is None else self.total.add_(rounded)
         for parameter in self.parameters:
             parameter.grad = None
         return self.total
@@ -54,7 +55,7 @@ class Bucket:
         """Give each parameter its gradient of the total, which is forgotten."""
         total = self.collect() if self.total is None else self.total
         sizes = [parameter.numel() for parameter in self.parameters]
-        gradients = total.mul_(UNIT).float().split(sizes)
+        gradients = total.float().split(sizes)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
         self.total = self.wait = None

@@ -102,6 +102,17 @@ def test_two_workers_get_the_bits_of_one(bucket_bytes, shares):
         assert all(map(torch.equal, gradients_of(parameters), gradients_of(alone)))
 
 
+def sum_of(gradients: Sequence[float]) -> float:
+    """The gradient that a parameter has after a pass of each of these."""
+    parameter = nn.Parameter(torch.zeros(1))
+    reducer = GradientReducer(WorkerGroup(), [parameter])
+    for gradient in gradients:
+        with reducer.backward_pass(last=False):
+            (gradient * parameter).sum().backward()
+    reducer.finish()
+    return float(gradients_of([parameter])[0])
+
+
 def exact_sum(gradients: Sequence[float]) -> float:
     """In integers, rounded to float32 once."""
     units = sum(round(Fraction(gradient) / Fraction(UNIT)) for gradient in gradients)
@@ -113,13 +124,7 @@ def test_sums_are_exact_in_any_order(gradients, shuffler):
     expected = exact_sum(gradients)
     assert expected == pytest.approx(sum(gradients), rel=1e-6, abs=len(gradients) * UNIT)
     for _ in range(2):
-        parameter = nn.Parameter(torch.zeros(1))
-        reducer = GradientReducer(WorkerGroup(), [parameter])
-        for gradient in gradients:
-            with reducer.backward_pass(last=False):
-                (gradient * parameter).sum().backward()
-        reducer.finish()
-        assert float(gradients_of([parameter])[0]) == expected
+        assert sum_of(gradients) == expected
         shuffler.shuffle(gradients)
 
 
@@ -128,13 +133,7 @@ def test_what_float64_would_add_up_in_an_order_of_its_own():
     gradients = [1.0, 2**-24, *[2**-54] * 4]
     assert np.float32(sum(gradients)) < np.float32(sum(gradients[::-1]))
     for order in (gradients, gradients[::-1]):
-        parameter = nn.Parameter(torch.zeros(1))
-        reducer = GradientReducer(WorkerGroup(), [parameter])
-        for gradient in order:
-            with reducer.backward_pass(last=False):
-                (gradient * parameter).sum().backward()
-        reducer.finish()
-        assert float(gradients_of([parameter])[0]) == 1
+        assert sum_of(order) == 1
 
 
 def test_a_pass_that_reaches_some_parameters_of_a_bucket():
@@ -159,13 +158,7 @@ def test_a_pass_that_reaches_some_parameters_of_a_bucket():
     ],
 )
 def test_how_small_a_gradient_counts(gradients, total):
-    parameter = nn.Parameter(torch.zeros(1))
-    reducer = GradientReducer(WorkerGroup(), [parameter])
-    for gradient in gradients:
-        with reducer.backward_pass(last=False):
-            (gradient * parameter).sum().backward()
-    reducer.finish()
-    assert float(gradients_of([parameter])[0]) == total
+    assert sum_of(gradients) == total
 
 
 def test_parameters_are_freed_with_the_network():
@@ -180,13 +173,7 @@ def test_parameters_are_freed_with_the_network():
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_what_is_not_finite_stays_so(value):
-    parameter = nn.Parameter(torch.zeros(1))
-    reducer = GradientReducer(WorkerGroup(), [parameter])
-    for gradient in (1.0, value, 1.0):
-        with reducer.backward_pass(last=False):
-            (gradient * parameter).sum().backward()
-    reducer.finish()
-    assert not gradients_of([parameter])[0].isfinite()
+    assert not math.isfinite(sum_of([1.0, value, 1.0]))
 
 
 def test_each_gradient_has_the_type_of_its_parameter():
@@ -210,7 +197,7 @@ def test_the_order_is_that_of_the_buckets_whatever_comes_first():
         parameters[2].sum().backward()
         assert [len(group.sent), reducer.sent] == [1, 1]
         (3 * parameters[1]).sum().backward()
-    assert [float(message) * UNIT for message in group.sent] == [1, 3, 1]
+    assert [float(message) for message in group.sent] == [1, 3, 1]
     reducer.finish()
 
 
