@@ -17,16 +17,18 @@ pytest.importorskip("peft", reason="needs PEFT for adapters")
 pytest.importorskip("pyarrow", reason="needs PyArrow for votes")
 
 
-def config_of(base: str, folder: Path, shard_base: bool) -> TrainConfig:
+def config_of(base: str, folder: Path, layout: str, shard_base: bool) -> TrainConfig:
     return TrainConfig(
         base=base, train=("unused",), output=str(folder), pairs_per_step=16, token_budget=512, max_steps=3,
-        micro_batches=4, compile="yes", layout="shared", quantization="w8a8-int8", shard_base=shard_base,
+        micro_batches=4, compile="yes", layout=layout, quantization="w8a8-int8", shard_base=shard_base,
         text=TextConfig(max_tokens=96), lora=LoraConfig(r=8, alpha=16, dropout=0.1),
         head=HeadConfig(dropout=0.1), optimizer=OptimizerConfig(learning_rate=5e-3),
     )  # fmt: skip
 
 
-def train_one(rank: int, size: int, port: int, base: str, folder: Path, shard_base: bool) -> None:
+def train_one(
+    rank: int, size: int, port: int, base: str, folder: Path, layout: str, shard_base: bool
+) -> None:
     """What a worker does."""
     from tests.unit.training.conftest import learnable_votes
     from wsdm_ray.modeling import sharded_weights
@@ -38,7 +40,7 @@ def train_one(rank: int, size: int, port: int, base: str, folder: Path, shard_ba
     backend = "nccl" if size <= gpus else "gloo"
     dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     try:
-        config = config_of(base, folder, shard_base)
+        config = config_of(base, folder, layout, shard_base)
         manifest = Manifest(
             kind="adapter", base=base, base_digest=folder_digest(base), quantization="w8a8-int8",
             head=config.head, text=config.text, orders=config.orders,
@@ -55,15 +57,19 @@ def train_one(rank: int, size: int, port: int, base: str, folder: Path, shard_ba
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("family", ["gemma2", "llama"])
-def test_two_workers_train_what_one_does(family, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "layout"), [("gemma2", "shared"), ("llama", "shared"), ("llama", "packed")]
+)
+def test_two_workers_train_what_one_does(family, layout, tmp_path):
     base = str(tmp_path / "base")
     make_tiny_model(base, ["What? 42 Wind sum answer"], family=family, vocabulary=400, width=512, layers=4)
     runs = []
     for size, shard_base in ((1, False), (2, False), (2, True)):
         folder = tmp_path / f"{size} {shard_base}"
         folder.mkdir()
-        torch.multiprocessing.spawn(train_one, (size, free_port(), base, folder, shard_base), nprocs=size)
+        torch.multiprocessing.spawn(
+            train_one, (size, free_port(), base, folder, layout, shard_base), nprocs=size
+        )
         names = ("numbers.json", "adapter_model.safetensors", "optimizer.safetensors")
         runs.append([(folder / name).read_bytes() for name in names])
     assert runs == [runs[0]] * len(runs)

@@ -1,6 +1,6 @@
 """Attention of the training decoder, with gradients, for one micro-batch of one row.
 
-    by `cu_seqlens`    GPUs: whole sequences without soft-capped scores (layout `packed`)
+    `varlen`           GPUs: whole sequences without soft-capped scores (layout `packed`)
     FlexAttention      GPUs: anything else
     dense masks        CPUs
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from wsdm_ray.modeling.attention.dense import DenseAttention
 from wsdm_ray.modeling.attention.mask_rule import layer_window, to_device
 from wsdm_ray.modeling.attention.protocol import Heads
-from wsdm_ray.modeling.attention.training import varlen_on_gpu
+from wsdm_ray.modeling.attention.varlen import varlen_on_gpu
 from wsdm_ray.modeling.families import Shape
 from wsdm_ray.packing.layouts import Layout
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from wsdm_ray.modeling.attention.mask_rule import dense_masks, to_device
 from wsdm_ray.modeling.attention.protocol import TrainingBackend
+from wsdm_ray.modeling.attention.varlen import varlen_on_gpu
 from wsdm_ray.modeling.families import softcap_of
 from wsdm_ray.packing.layouts import Layout
 
@@ -140,28 +141,6 @@ def varlen_attention(
         for a, b in itertools.pairwise(cu_seq_lens_q.tolist())
     ]
     return torch.cat(sequences, 1).transpose(0, 1)[None], None
-
-
-def varlen_on_gpu(
-    q_HTW: Tensor,
-    k_HTW: Tensor,
-    v_HTW: Tensor,
-    cu_seqlens: Tensor,
-    max_length: int,
-    scale: float | None,
-    sliding_window: int | None,
-) -> Tensor:
-    """Causal attention of all sequences of a row by PyTorch's operation for 16 bits: [1, T, H, W]."""
-    from torch.nn.attention.varlen import varlen_attn  # its import takes seconds
-
-    q_THW, k_THW, v_THW = (x.transpose(0, 1).contiguous() for x in (q_HTW, k_HTW, v_HTW))
-    window_size = (-1 if sliding_window is None else sliding_window - 1, 0)
-    out = varlen_attn(
-        q_THW, k_THW, v_THW, cu_seqlens, cu_seqlens, max_length, max_length,
-        scale=scale, window_size=window_size,
-    )  # fmt: skip
-    assert isinstance(out, Tensor)
-    return out[None]
 
 
 def causal_attention(
